@@ -1,0 +1,30 @@
+"""Sampler kernels for diffusion and autoregressive diffusion: the sampler over ``ardiff_kernels``."""
+
+from __future__ import annotations
+
+import importlib
+
+_EXPORTS = {
+    "sample": ("ardiff.sample", "sample"),
+    "solver": ("ardiff.solvers", "solver"),
+    "load": ("ardiff.sampler", "load"),
+    "ARSampler": ("ardiff.sampler", "ARSampler"),
+    "get_path": ("ardiff.paths", "get_path"),
+    "StepTable": ("ardiff.table", "StepTable"),
+    "paths": ("ardiff.paths", None),
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'ardiff' has no attribute {name!r}")
+    module_name, attribute = _EXPORTS[name]
+    module = importlib.import_module(module_name)
+    value = module if attribute is None else getattr(module, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

@@ -1,0 +1,1 @@
+"""Data sets and synthetic targets with exact scores."""

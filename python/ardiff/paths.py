@@ -1,0 +1,311 @@
+"""Gaussian paths x_t = alpha x0 + sigma eps, prediction types and time grids, all in float64.
+
+A *level* is the path's own time (the number a model is given): t for ``ou``, sigma for ``edm``, t in
+[0, 1] for ``flow``, the possibly fractional training timestep for ``vp-*``. The *ratio* sigma / alpha
+grows with the level, and every path is exactly invertible between the two.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+PREDICTIONS = ("score", "epsilon", "sample", "v_prediction", "flow")
+GRIDS = ("log-snr", "uniform", "karras")
+
+
+class Path:
+    """A Gaussian path given by ``ratio(level)`` and its inverse ``level(ratio)``.
+
+    Every method takes a number or an array and returns float64 of the same shape. The base class is
+    variance preserving (alpha^2 + sigma^2 = 1); other paths override ``alpha`` and ``sigma``.
+
+    Attributes:
+        name: the name that :func:`get_path` knows.
+        ratio_min, ratio_max: the range of sigma / alpha that the path covers.
+    """
+
+    name = ""
+    ratio_min = 0.0
+    ratio_max = np.inf
+
+    def ratio(self, level):
+        """sigma / alpha at `level`."""
+        raise NotImplementedError
+
+    def level(self, ratio):
+        """The level at which sigma / alpha is `ratio`: the inverse of :meth:`ratio`."""
+        raise NotImplementedError
+
+    def alpha(self, level):
+        """The coefficient of the data at `level`."""
+        return 1 / np.sqrt(1 + self.ratio(level) ** 2)
+
+    def sigma(self, level):
+        """The standard deviation of the noise at `level`."""
+        ratio = self.ratio(level)
+        return ratio / np.sqrt(1 + ratio**2)
+
+    def init_scale(self, level: float) -> float:
+        """Standard deviation of x at `level` for data of unit variance (1 on ``ou`` and ``vp-*``)."""
+        return float(np.hypot(self.alpha(level), self.sigma(level)))
+
+    def _checked(self, values, low: float, high: float, what: str) -> np.ndarray:
+        values = np.asarray(values, dtype=np.float64)
+        # negated, so that NaN is refused too
+        if not np.all((values >= low) & (values <= high)):
+            bad = values[~((values >= low) & (values <= high))].flat[0]
+            raise ValueError(
+                f"path {self.name}: {what} must be in [{low:g}, {high:g}], got {bad:g}"
+            )
+        return values
+
+    def __repr__(self) -> str:
+        return f"<ardiff path {self.name}>"
+
+
+class OUPath(Path):
+    """Ornstein-Uhlenbeck, dx = -x dt + sqrt(2) dB: alpha = e^-t, sigma^2 = 1 - e^-2t, level t."""
+
+    name = "ou"
+
+    def ratio(self, level):
+        return np.sqrt(np.expm1(2 * self._checked(level, 0.0, 300.0, "level (t)")))
+
+    def level(self, ratio):
+        return 0.5 * np.log1p(self._checked(ratio, 0.0, 1e100, "ratio") ** 2)
+
+    def alpha(self, level):
+        return np.exp(-self._checked(level, 0.0, 300.0, "level (t)"))
+
+    def sigma(self, level):
+        return np.sqrt(-np.expm1(-2 * self._checked(level, 0.0, 300.0, "level (t)")))
+
+
+class VPPath(Path):
+    """Discrete-time variance-preserving path of a beta schedule (DDPM), at fractional timesteps.
+
+    At integer t in [0, len(betas) - 1], alpha^2 is the cumulative product of 1 - beta; between
+    integers log(sigma / alpha) is linear in t.
+    """
+
+    def __init__(self, name: str, betas: np.ndarray) -> None:
+        betas = np.asarray(betas, dtype=np.float64)
+        if betas.ndim != 1 or len(betas) < 2 or not np.all((betas > 0) & (betas < 1)):
+            raise ValueError("betas must be a vector of two or more numbers strictly in (0, 1)")
+        self.name = name
+        log_alpha_sq = np.cumsum(np.log1p(-betas))
+        self._log_ratio = 0.5 * (np.log(-np.expm1(log_alpha_sq)) - log_alpha_sq)
+        self._step = np.arange(len(betas), dtype=np.float64)
+        self.ratio_min = float(np.exp(self._log_ratio[0]))
+        self.ratio_max = float(np.exp(self._log_ratio[-1]))
+
+    def ratio(self, level):
+        level = self._checked(level, 0.0, self._step[-1], "level (timestep)")
+        return np.exp(np.interp(level, self._step, self._log_ratio))
+
+    def level(self, ratio):
+        ratio = self._checked(
+            ratio, self.ratio_min * (1 - 1e-12), self.ratio_max * (1 + 1e-12), "ratio"
+        )
+        return np.interp(np.log(ratio), self._log_ratio, self._step)
+
+
+class EDMPath(Path):
+    """Variance exploding in the form of Karras et al. 2022: alpha = 1, level sigma."""
+
+    name = "edm"
+
+    def ratio(self, level):
+        return self._checked(level, 0.0, np.finfo(np.float64).max, "level (sigma)") + 0.0
+
+    def level(self, ratio):
+        return self._checked(ratio, 0.0, np.finfo(np.float64).max, "ratio") + 0.0
+
+    def alpha(self, level):
+        return np.ones_like(self.ratio(level))
+
+    def sigma(self, level):
+        return self.ratio(level)
+
+    def init_scale(self, level: float) -> float:
+        """sigma: EDM starts from N(0, sigma^2 I)."""
+        return float(self.sigma(level))
+
+
+class FlowPath(Path):
+    """Rectified flow: alpha = 1 - t, sigma = t, level t in [0, 1]."""
+
+    name = "flow"
+
+    def ratio(self, level):
+        level = self._checked(level, 0.0, 1.0, "level (t)")
+        with np.errstate(divide="ignore"):
+            return level / (1 - level)
+
+    def level(self, ratio):
+        ratio = self._checked(ratio, 0.0, np.inf, "ratio")
+        with np.errstate(divide="ignore"):
+            return 1 / (1 + 1 / ratio)
+
+    def alpha(self, level):
+        return 1 - self._checked(level, 0.0, 1.0, "level (t)")
+
+    def sigma(self, level):
+        return self._checked(level, 0.0, 1.0, "level (t)") + 0.0
+
+
+def _linear_betas() -> np.ndarray:
+    return np.linspace(1e-4, 0.02, 1000)
+
+
+def _cosine_betas() -> np.ndarray:
+    """Nichol & Dhariwal's schedule, diffusers' ``squaredcos_cap_v2``: 1000 betas, capped at .999."""
+    bar = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
+
+
+_MAKERS = {
+    "ou": OUPath,
+    "vp-linear": lambda: VPPath("vp-linear", _linear_betas()),
+    "vp-cosine": lambda: VPPath("vp-cosine", _cosine_betas()),
+    "edm": EDMPath,
+    "flow": FlowPath,
+}
+PATHS = tuple(_MAKERS)
+
+
+@functools.lru_cache(maxsize=None)
+def _named_path(name: str) -> Path:
+    return _MAKERS[name]()
+
+
+def get_path(path: str | Path) -> Path:
+    """The path of that name, or `path` itself when it is a :class:`Path` already.
+
+    Raises:
+        ValueError: for an unknown name, listing the known ones.
+        TypeError: for anything else.
+    """
+    if isinstance(path, Path):
+        return path
+    if not isinstance(path, str):
+        raise TypeError(f"path must be a name or an ardiff.paths.Path, got {type(path).__name__}")
+    if path not in _MAKERS:
+        raise ValueError(f"unknown path {path!r}; known paths: {', '.join(PATHS)}")
+    return _named_path(path)
+
+
+def check_prediction(prediction: str) -> str:
+    """`prediction` itself, or ValueError listing the known types."""
+    if prediction not in PREDICTIONS:
+        raise ValueError(
+            f"unknown prediction {prediction!r}; known predictions: {', '.join(PREDICTIONS)}"
+        )
+    return prediction
+
+
+def data_coefficients(prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """(p_x, p_o) such that the data prediction is x0 = p_x x + p_o out.
+
+    `v_prediction` is alpha eps - sigma x0 and `flow` is eps - x0, both on any path.
+
+    Raises:
+        ValueError: for `epsilon` or `score` at alpha = 0, where the output does not determine x0.
+    """
+    check_prediction(prediction)
+    if prediction == "sample":
+        return 0.0, 1.0
+    if prediction == "v_prediction":
+        return alpha / (alpha**2 + sigma**2), -sigma / (alpha**2 + sigma**2)
+    if prediction == "flow":
+        return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+    if alpha == 0:
+        raise ValueError(
+            f"{prediction} prediction says nothing about the data at alpha = 0; start below that "
+            "level or use a sample, v_prediction or flow model"
+        )
+    return 1 / alpha, (-sigma if prediction == "epsilon" else sigma**2) / alpha
+
+
+def score_coefficients(prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """(s_z, s_o) such that the score at z is s_z z + s_o out.
+
+    Raises:
+        ValueError: at sigma = 0, where the score of noised data is not defined.
+    """
+    check_prediction(prediction)
+    if prediction == "score":
+        return 0.0, 1.0
+    if sigma == 0:
+        raise ValueError(f"the score of a {prediction} model is not defined at sigma = 0")
+    if prediction == "epsilon":
+        return 0.0, -1 / sigma
+    if prediction == "sample":
+        return -1 / sigma**2, alpha / sigma**2
+    if prediction == "v_prediction":
+        norm = alpha**2 + sigma**2
+        return -1 / norm, -alpha / (sigma * norm)
+    return -1 / (sigma * (alpha + sigma)), -alpha / (sigma * (alpha + sigma))
+
+
+def output_from_data(prediction: str, alpha, sigma, x, x0):
+    """What a model of this prediction type returns at x if it believes the data to be x0.
+
+    The inverse of :func:`data_coefficients`, for oracles and training targets; arrays or tensors
+    (alpha and sigma broadcast against x), sigma > 0 but for `sample`.
+    """
+    check_prediction(prediction)
+    if prediction == "sample":
+        return x0
+    if prediction == "v_prediction":
+        return (alpha * x - (alpha * alpha + sigma * sigma) * x0) / sigma
+    if prediction == "flow":
+        return (x - (alpha + sigma) * x0) / sigma
+    epsilon = (x - alpha * x0) / sigma
+    return epsilon if prediction == "epsilon" else -epsilon / sigma
+
+
+def time_grid(
+    path: str | Path,
+    n: int,
+    kind: str = "log-snr",
+    *,
+    ratio_max: float = 40.0,
+    ratio_min: float = 0.002,
+    rho: float = 7.0,
+) -> np.ndarray:
+    """`n` levels of `path`, float64, noisiest first.
+
+    Args:
+        kind: ``log-snr`` (uniform in log(sigma / alpha)), ``uniform`` (uniform in the level) or
+            ``karras`` (uniform in (sigma / alpha)^(1 / rho), Karras et al. 2022, eq. 5).
+        ratio_max, ratio_min: sigma / alpha at the two ends, for data of unit scale; clipped to the
+            range that the path covers. With n = 1 only the noisy end is there.
+
+    Raises:
+        ValueError: for an unknown kind, n < 1, or ends that are not 0 < ratio_min < ratio_max.
+    """
+    path = get_path(path)
+    if kind not in GRIDS:
+        raise ValueError(f"unknown time grid {kind!r}; known grids: {', '.join(GRIDS)}")
+    if n < 1:
+        raise ValueError(f"a time grid needs one level or more, got n = {n}")
+    high, low = min(ratio_max, path.ratio_max), max(ratio_min, path.ratio_min)
+    if not 0 < low < high:
+        raise ValueError(
+            "a time grid needs 0 < ratio_min < ratio_max within the path's range "
+            f"[{path.ratio_min:g}, {path.ratio_max:g}], got {ratio_min:g} and {ratio_max:g}"
+        )
+    u = np.linspace(0.0, 1.0, n)
+    if kind == "uniform":
+        first, last = path.level(high), path.level(low)
+        return first + u * (last - first)
+    if not np.isfinite(high):
+        raise ValueError(f"a {kind} time grid needs a finite ratio_max, got {ratio_max}")
+    if kind == "karras":
+        first, last = high ** (1 / rho), low ** (1 / rho)
+        return path.level(np.clip((first + u * (last - first)) ** rho, low, high))
+    ratio = np.exp(np.log(high) + u * (np.log(low) - np.log(high)))
+    return path.level(np.clip(ratio, low, high))
