@@ -1,0 +1,181 @@
+"""Which implementation serves an op on a device, chosen at import and forcible by name.
+
+The dispatcher is the only source of truth: forcing a backend overrides its registrations, so
+eager calls, `torch.compile` and `opcheck` all meet the same implementation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+
+from . import _library, _load
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+
+
+def unusable(op: str, name: str, device: str) -> str:
+    """Why backend `name` cannot serve `op` on `device` ("cpu" or "cuda"); empty if it can."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no CUDA or ROCm device"
+    if name == "reference":
+        return ""
+    if name == "cpu":
+        return _compiled(op, _load.CPU, "cpu", device)
+    if name == "cuda":
+        return _compiled(op, _load.CUDA, "cuda", device)
+    if name == "triton":
+        return _triton_unusable(op, device)
+    raise ValueError(f"unknown backend {name!r}: expected one of {', '.join(BACKENDS)}")
+
+
+def _compiled(op: str, library: _load.Library, serves: str, device: str) -> str:
+    if device != serves:
+        return f"it serves {serves} tensors only"
+    if not library.loaded:
+        return library.reason
+    qualified = f"{_library.NAMESPACE}::{op}"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, _KEYS[serves]):
+        return f"{library.path.name} has no kernel for {op}"
+    return ""
+
+
+def _triton_unusable(op: str, device: str) -> str:
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"triton cannot be imported: {error}"
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "triton serves cpu tensors only under TRITON_INTERPRET=1, set before import"
+    return "" if _implementation(op, "triton") else f"{op} has no Triton kernel"
+
+
+@functools.cache
+def _implementation(op: str, name: str) -> Callable | None:
+    """The Python function of a backend for an op, behind the op's argument check."""
+    folder = op.removesuffix("_")
+    module_name = f"{__package__}.ops.{folder}.{name}"
+    if importlib.util.find_spec(module_name) is None:
+        return None
+    function = getattr(importlib.import_module(module_name), op)
+    check = _library.CHECKS[op]
+
+    def checked(*args, **kwargs):
+        check(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _refusal(op: str, name: str, device: str, reason: str) -> Callable:
+    def refuse(*args, **kwargs):
+        raise RuntimeError(
+            f"{op}: backend {name!r} was forced and cannot serve {device} tensors: {reason}"
+        )
+
+    return refuse
+
+
+def _register_defaults() -> torch.library.Library:
+    library = torch.library.Library(_library.NAMESPACE, "IMPL")
+    for op in _library.CHECKS:
+        for device in _KEYS:
+            name = default_backend(op, device)
+            if name in ("reference", "triton"):
+                library.impl(op, _implementation(op, name), _KEYS[device])
+    return library
+
+
+def default_backend(op: str, device: str) -> str | None:
+    """The backend that serves `op` on `device` when none is forced; None if none can."""
+    return next((n for n in _PREFERENCE[device] if not unusable(op, n, device)), None)
+
+
+_overrides: torch.library.Library | None = None
+_forced: str | None = None
+
+
+def _force(name: str | None) -> None:
+    global _overrides, _forced
+    if _overrides is not None:
+        _overrides._destroy()
+    _overrides, _forced = None, name
+    if name is None:
+        return
+    library = torch.library.Library(_library.NAMESPACE, "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Warning only once for all operators")
+        for op in _library.CHECKS:
+            for device, key in _KEYS.items():
+                reason = unusable(op, name, device)
+                if reason:
+                    function = _refusal(op, name, device, reason)
+                elif name in ("reference", "triton"):
+                    function = _implementation(op, name)
+                else:
+                    continue
+                library.impl(op, function, key, allow_override=True)
+    _overrides = library
+
+
+def _require_usable(name: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}: expected one of {', '.join(BACKENDS)}")
+    reasons = {d: [r for op in _library.CHECKS if (r := unusable(op, name, d))] for d in _KEYS}
+    if all(reasons.values()):
+        why = "; ".join(f"{device}: {found[0]}" for device, found in reasons.items())
+        raise RuntimeError(f"backend {name!r} cannot serve here ({why})")
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force every op onto one backend: `with ardiff_kernels.backend("reference"): ...`.
+
+    Args:
+        name: reference, cpu, triton or cuda.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: the backend can serve no device here; the message says why. An op called on a
+            device that the forced backend cannot serve raises as well.
+    """
+    _require_usable(name)
+    before = _forced
+    _force(name)
+    try:
+        yield
+    finally:
+        _force(before)
+
+
+def status() -> list[dict[str, str]]:
+    """A row for each op, device and backend: op, device, backend, chosen ("yes"/""), reason."""
+    rows = []
+    for op in _library.CHECKS:
+        for device, names in _PREFERENCE.items():
+            chosen = _forced or default_backend(op, device)
+            for name in dict.fromkeys((*names, *BACKENDS)):
+                reason = unusable(op, name, device)
+                mark = "yes" if name == chosen and not reason else ""
+                row = {"op": op, "device": device, "backend": name, "chosen": mark}
+                rows.append({**row, "reason": reason})
+    return rows
+
+
+def initialise() -> None:
+    """Register the defaults, and the backend that ARDIFF_BACKEND names, if any."""
+    global _defaults
+    _defaults = _register_defaults()
+    name = os.environ.get("ARDIFF_BACKEND")
+    if name:
+        _require_usable(name)
+        _force(name)

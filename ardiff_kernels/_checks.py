@@ -1,0 +1,216 @@
+"""Argument checks of the ops, shared by every Python backend and by the fakes.
+
+The C++ kernels repeat these checks in the same order and with the same words
+(``csrc/common/checks.h``), so that a mistake reads the same on every backend. All raise
+RuntimeError, as PyTorch's own operators do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+COLUMNS = 16
+MODEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+QUADS = 2**32
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "[" + ", ".join(str(int(n)) for n in shape) + "]"
+
+
+def _got(t: Tensor) -> str:
+    return f"got {_name(t.dtype)} {_shape(t.shape)}"
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise RuntimeError(message)
+
+
+def _vector(op: str, name: str, t: Tensor | None, dtype: torch.dtype, rows: Sequence[int]) -> None:
+    """A contiguous 1-D tensor of `dtype` whose length is one of `rows`."""
+    if t is None:
+        return
+    lengths = " or ".join(f"[{n}]" for n in dict.fromkeys(rows))
+    ok = t.dim() == 1 and t.dtype == dtype and t.shape[0] in rows and t.is_contiguous()
+    _require(ok, f"{op}: {name} must be a contiguous {_name(dtype)} {lengths}, {_got(t)}")
+
+
+def _matrix(op: str, name: str, t: Tensor | None, dtype: torch.dtype, shape: Sequence[int]) -> None:
+    if t is None:
+        return
+    ok = t.dtype == dtype and tuple(t.shape) == tuple(shape)
+    _require(ok, f"{op}: {name} must be {_name(dtype)} {_shape(shape)}, {_got(t)}")
+
+
+def _placement(op: str, tensors: Mapping[str, Tensor | None], written: Sequence[str]) -> None:
+    """One device, unit stride inside a row, and no overlapping rows where we write."""
+    present = {name: t for name, t in tensors.items() if t is not None}
+    first, device = next((name, t.device) for name, t in present.items())
+    for name, t in present.items():
+        _require(
+            t.device == device,
+            f"{op}: all tensors must be on one device, but {first} is on {device} and "
+            f"{name} on {t.device}",
+        )
+    for name, t in present.items():
+        if t.dim() != 2:
+            continue
+        rows, d = t.shape
+        _require(
+            d <= 1 or rows == 0 or t.stride(1) == 1,
+            f"{op}: {name} must have unit stride in its last dimension, got strides "
+            f"{_shape(t.stride())}; call .contiguous() first",
+        )
+        if name in written:
+            _require(
+                rows <= 1 or t.stride(0) >= d,
+                f"{op}: {name} is written in place but its rows overlap (row stride "
+                f"{t.stride(0)}, {d} elements a row); clone it first",
+            )
+
+
+def check_philox_normal(key: Tensor, counter: int, stream: Tensor, n: int) -> None:
+    op = "philox_normal"
+    _vector(op, "key", key, torch.int64, [1])
+    _require(
+        stream.dim() == 1 and stream.dtype == torch.int64 and stream.is_contiguous(),
+        f"{op}: stream must be a contiguous int64 [B], {_got(stream)}",
+    )
+    _require(0 <= counter < 2**32, f"{op}: counter must lie in [0, 4294967295], got {counter}")
+    _require(0 <= n <= 4 * QUADS, f"{op}: n must lie in [0, {4 * QUADS}], got {n}")
+    _placement(op, {"key": key, "stream": stream}, ())
+
+
+def check_philox_normal_(out: Tensor, key: Tensor, counter: int, stream: Tensor) -> None:
+    op = "philox_normal_"
+    _require(out.dim() == 2, f"{op}: out must be [B, n], got {out.dim()} dimensions")
+    _require(out.dtype == torch.float32, f"{op}: out must be float32, got {_name(out.dtype)}")
+    _vector(op, "key", key, torch.int64, [1])
+    _vector(op, "stream", stream, torch.int64, [out.shape[0]])
+    _require(0 <= counter < 2**32, f"{op}: counter must lie in [0, 4294967295], got {counter}")
+    _placement(op, {"out": out, "key": key, "stream": stream}, ("out",))
+
+
+def check_step(
+    op: str,
+    state: Mapping[str, Tensor],
+    dtypes: Sequence[torch.dtype],
+    elements_a_quad: int,
+    learned_range: bool,
+    written: Sequence[str],
+    model_out: Tensor,
+    coef: Tensor,
+    row: Tensor,
+    draw: Tensor,
+    key: Tensor,
+    stream: Tensor,
+    options: Mapping[str, Tensor | None],
+) -> None:
+    """Checks common to the step ops; `state` lists the state tensors, the leading one first.
+
+    `options` may hold uncond_out, uncond_out2, guidance, guidance2, noise_scale, noise, noise2,
+    x0 and z_model.
+    """
+    lead, x = next(iter(state.items()))
+    _require(x.dim() == 2, f"{op}: {lead} must be [B, d], got {x.dim()} dimensions")
+    kinds = " or ".join(_name(t) for t in dtypes)
+    _require(x.dtype in dtypes, f"{op}: {lead} must be {kinds}, got {_name(x.dtype)}")
+    rows, d = x.shape
+    limit = elements_a_quad * QUADS
+    _require(
+        1 <= d <= limit, f"{op}: {lead} must have between 1 and {limit} elements a row, got {d}"
+    )
+    for name, t in state.items():
+        _require(
+            t.shape == x.shape,
+            f"{op}: {name} must have the shape of {lead} {_shape(x.shape)}, got {_shape(t.shape)}",
+        )
+        _require(
+            t.dtype == x.dtype,
+            f"{op}: {name} must have the dtype of {lead} ({_name(x.dtype)}), got {_name(t.dtype)}",
+        )
+    _require(
+        model_out.dtype in MODEL_DTYPES,
+        f"{op}: model_out must be float32, float16 or bfloat16, got {_name(model_out.dtype)}",
+    )
+    widths = (d, 2 * d) if learned_range else (d,)
+    wide = f" (or {_shape((rows, 2 * d))} with learned-range variance)" if learned_range else ""
+    _require(
+        model_out.dim() == 2 and model_out.shape[0] == rows and model_out.shape[1] in widths,
+        f"{op}: model_out must have the shape of {lead} {_shape((rows, d))}{wide}, got "
+        f"{_shape(model_out.shape)}",
+    )
+    _require(
+        coef.dtype == torch.float32
+        and coef.dim() == 2
+        and coef.shape[1] == COLUMNS
+        and coef.shape[0] >= 1
+        and coef.is_contiguous(),
+        f"{op}: coef must be a contiguous float32 [T, {COLUMNS}] table with T >= 1, {_got(coef)}",
+    )
+    _vector(op, "row", row, torch.int32, [rows, 1])
+    _vector(op, "draw", draw, torch.int32, [rows, 1])
+    _vector(op, "key", key, torch.int64, [1])
+    _vector(op, "stream", stream, torch.int64, [rows])
+    _check_options(op, rows, d, x.dtype, model_out, options)
+    tensors = {
+        **state,
+        "model_out": model_out,
+        "coef": coef,
+        "row": row,
+        "draw": draw,
+        "key": key,
+        "stream": stream,
+        **options,
+    }
+    _placement(op, tensors, written)
+
+
+def _check_options(
+    op: str,
+    rows: int,
+    d: int,
+    state_dtype: torch.dtype,
+    model_out: Tensor,
+    options: Mapping[str, Tensor | None],
+) -> None:
+    def given(name: str) -> bool:
+        return options.get(name) is not None
+
+    _require(
+        given("uncond_out") == given("guidance"),
+        f"{op}: uncond_out and guidance go together: pass both or neither",
+    )
+    _require(
+        given("uncond_out2") == given("guidance2")
+        and (given("uncond_out") or not given("uncond_out2")),
+        f"{op}: uncond_out2 and guidance2 go together, and only beside uncond_out and guidance",
+    )
+    if "noise2" in options:
+        _require(
+            given("noise") == given("noise2"),
+            f"{op}: noise and noise2 go together: pass both or neither",
+        )
+    for name in ("uncond_out", "uncond_out2"):
+        _matrix(op, name, options.get(name), model_out.dtype, model_out.shape)
+    for name in ("guidance", "guidance2", "noise_scale"):
+        _vector(op, name, options.get(name), torch.float32, [rows, 1])
+    for name in ("noise", "noise2"):
+        _matrix(op, name, options.get(name), torch.float32, (rows, d))
+    _matrix(op, "x0", options.get("x0"), state_dtype, (rows, d))
+    _matrix(op, "z_model", options.get("z_model"), torch.bfloat16, (rows, d))
+
+
+def check_x0_clamp(op: str, x0_clamp: float | None) -> None:
+    _require(
+        x0_clamp is None or x0_clamp > 0,
+        f"{op}: x0_clamp must be positive, got {x0_clamp}",
+    )

@@ -1,0 +1,28 @@
+"""Schemas and fakes of the ops, in the torch library namespace `ardiff`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+NAMESPACE = "ardiff"
+_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+
+CHECKS: dict[str, Callable[..., None]] = {}
+
+
+def define(schema: str, check: Callable[..., None], fake: Callable | None = None) -> None:
+    """Define an op, its argument check and its fake (None for an in-place op: no results).
+
+    The check also guards the fake, so that a mistake is reported while tracing.
+    """
+    name = schema.split("(", 1)[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    CHECKS[name] = check
+
+    def checked_fake(*args, **kwargs):
+        check(*args, **kwargs)
+        return None if fake is None else fake(*args, **kwargs)
+
+    torch.library.register_fake(f"{NAMESPACE}::{name}", checked_fake, lib=_LIBRARY)

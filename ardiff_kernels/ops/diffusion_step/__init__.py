@@ -1,0 +1,150 @@
+"""`diffusion_step`: one row of a diffusion sampler."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import _checks
+from ..._library import define
+
+COLUMNS = (
+    *("p_x", "p_o"),
+    *("x_x", "x_x_lo", "x_0", "x_m", "x_d", "x_n"),
+    *("m_x", "m_x_lo", "m_0"),
+    *("lv_min", "lv_max"),
+)
+
+_INPUTS = "Tensor coef, Tensor row, Tensor draw, Tensor key, Tensor stream"
+_OPTIONS = (
+    "Tensor? uncond_out=None, Tensor? uncond_out2=None, Tensor? guidance=None, "
+    "Tensor? guidance2=None, Tensor? noise_scale=None, Tensor? noise=None, float? x0_clamp=None"
+)
+
+
+def _check(op, written, x, model_out, memory, *tensors, x0_clamp=None, **options) -> None:
+    dtypes = (torch.float32, torch.bfloat16)
+    state = {"x": x, "memory": memory}
+    _checks.check_step(op, state, dtypes, 4, True, written, model_out, *tensors, options)
+    _checks.check_x0_clamp(op, x0_clamp)
+
+
+def _check_functional(*args, **options) -> None:
+    _check("diffusion_step", (), *args, **options)
+
+
+def _check_in_place(*args, **options) -> None:
+    _check("diffusion_step_", ("x", "memory", "x0", "z_model"), *args, **options)
+
+
+def _fake(x, *args, **options) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(x.new_empty(x.shape) for _ in range(3))
+
+
+define(
+    f"diffusion_step(Tensor x, Tensor model_out, Tensor memory, {_INPUTS}, *, {_OPTIONS})"
+    " -> (Tensor, Tensor, Tensor)",
+    check=_check_functional,
+    fake=_fake,
+)
+define(
+    f"diffusion_step_(Tensor(a!) x, Tensor model_out, Tensor(b!) memory, {_INPUTS}, *, "
+    f"{_OPTIONS}, Tensor(c!)? x0=None, Tensor(d!)? z_model=None) -> ()",
+    check=_check_in_place,
+)
+
+
+def diffusion_step(
+    x: Tensor,
+    model_out: Tensor,
+    memory: Tensor,
+    coef: Tensor,
+    row: Tensor,
+    draw: Tensor,
+    key: Tensor,
+    stream: Tensor,
+    *,
+    uncond_out: Tensor | None = None,
+    uncond_out2: Tensor | None = None,
+    guidance: Tensor | None = None,
+    guidance2: Tensor | None = None,
+    noise_scale: Tensor | None = None,
+    noise: Tensor | None = None,
+    x0_clamp: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Execute one row of coefficients on a state, with one normal an element.
+
+    With D = x - memory and a normal n::
+
+        x0      = p_x x + p_o out                      (clamped to +-x0_clamp if given)
+        x'      = x_x x + x_0 x0 + x_m memory + x_d D + x_n n
+        memory' = m_x x + m_0 x0, or memory where these columns are all zero
+
+    One row is a step of DDPM, DDIM, DPM-Solver++(2M), an Euler or flow step, or of unadjusted
+    Langevin with `memory` as the anchor. x_x and m_x are float32 pairs (hi, lo). A zero
+    coefficient drops its term whatever the tensor holds, NaN included.
+
+    Args:
+        x, memory: `[B, d]`, float32 or bfloat16 (computed in float32, rounded to nearest even);
+            unit inner stride, any row stride.
+        model_out: `[B, d]` float32, float16 or bfloat16; or `[B, 2d]`, whose second half r in
+            [-1, 1] interpolates the log-variance of the noise between lv_min and lv_max (Nichol &
+            Dhariwal 2021) on rows with x_n != 0. Guidance acts on the first half only.
+        coef: float32 `[T, 16]`, columns `COLUMNS`.
+        row: int32 `[B]` or `[1]`, the row of each sample; outside [0, T) a sample is finished, its
+            state is copied unchanged and its x0 is its state.
+        draw: int32 `[B]` or `[1]`, each sample's step count, which addresses the noise.
+        key: int64 `[1]`.
+        stream: int64 `[B]`, sample_id * 2^20 + patch.
+        uncond_out, guidance: classifier-free guidance u + w (c - u); like `model_out`, and
+            float32 `[B]` or `[1]`.
+        uncond_out2, guidance2: three-way guidance u2 + w2 (u1 - u2) + w (c - u1).
+        noise_scale: float32 `[B]` or `[1]`, multiplies the step noise (temperature).
+        noise: float32 `[B, d]` normals used in place of the addressed ones.
+        x0_clamp: positive bound on the data prediction.
+
+    Returns:
+        New x, new memory and x0, contiguous `[B, d]` of x's dtype.
+
+    Raises:
+        RuntimeError: a wrong shape, dtype, device, stride or combination of options.
+    """
+    return torch.ops.ardiff.diffusion_step.default(
+        x,
+        model_out,
+        memory,
+        coef,
+        row,
+        draw,
+        key,
+        stream,
+        uncond_out=uncond_out,
+        uncond_out2=uncond_out2,
+        guidance=guidance,
+        guidance2=guidance2,
+        noise_scale=noise_scale,
+        noise=noise,
+        x0_clamp=x0_clamp,
+    )
+
+
+def diffusion_step_(
+    x: Tensor,
+    model_out: Tensor,
+    memory: Tensor,
+    coef: Tensor,
+    row: Tensor,
+    draw: Tensor,
+    key: Tensor,
+    stream: Tensor,
+    **options: Tensor | float | None,
+) -> None:
+    """In-place twin of `diffusion_step` for eager loops and CUDA graphs; writes x and memory.
+
+    Takes the options of `diffusion_step`, and `x0` (`[B, d]` of x's dtype) and `z_model`
+    (bfloat16 `[B, d]`), filled with the data prediction and a copy of the new x for the model.
+    Inside `torch.compile` use the functional form.
+    """
+    torch.ops.ardiff.diffusion_step_.default(
+        x, model_out, memory, coef, row, draw, key, stream, **options
+    )

@@ -1,0 +1,147 @@
+"""`uld_step`: one row of a kinetic (position and velocity) sampler."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import _checks
+from ..._library import define
+
+COLUMNS = (
+    *("z_z", "z_z_lo", "z_d", "z_v", "z_o", "z_1", "z_2"),
+    *("v_z", "v_d", "v_v", "v_o", "v_1"),
+    *("a_z", "a_z_lo"),
+)
+
+_INPUTS = "Tensor coef, Tensor row, Tensor draw, Tensor key, Tensor stream"
+_OPTIONS = (
+    "Tensor? uncond_out=None, Tensor? uncond_out2=None, Tensor? guidance=None, "
+    "Tensor? guidance2=None, Tensor? noise_scale=None, Tensor? noise=None, Tensor? noise2=None"
+)
+
+
+def _check(op, written, z, v, model_out, anchor, coef, row, draw, key, stream, **options) -> None:
+    options.setdefault("noise2", None)
+    state = {"z": z, "v": v, "anchor": anchor}
+    tensors = (model_out, coef, row, draw, key, stream)
+    _checks.check_step(op, state, (torch.float32,), 2, False, written, *tensors, options)
+
+
+def _check_functional(*args, **options) -> None:
+    _check("uld_step", (), *args, **options)
+
+
+def _check_in_place(*args, **options) -> None:
+    _check("uld_step_", ("z", "v", "anchor", "z_model"), *args, **options)
+
+
+def _fake(z, v, model_out, anchor, *args, **options) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(z.new_empty(z.shape) for _ in range(3))
+
+
+define(
+    f"uld_step(Tensor z, Tensor v, Tensor model_out, Tensor anchor, {_INPUTS}, *, {_OPTIONS})"
+    " -> (Tensor, Tensor, Tensor)",
+    check=_check_functional,
+    fake=_fake,
+)
+define(
+    f"uld_step_(Tensor(a!) z, Tensor(b!) v, Tensor model_out, Tensor(c!) anchor, {_INPUTS}, *, "
+    f"{_OPTIONS}, Tensor(d!)? z_model=None) -> ()",
+    check=_check_in_place,
+)
+
+
+def uld_step(
+    z: Tensor,
+    v: Tensor,
+    model_out: Tensor,
+    anchor: Tensor,
+    coef: Tensor,
+    row: Tensor,
+    draw: Tensor,
+    key: Tensor,
+    stream: Tensor,
+    *,
+    uncond_out: Tensor | None = None,
+    uncond_out2: Tensor | None = None,
+    guidance: Tensor | None = None,
+    guidance2: Tensor | None = None,
+    noise_scale: Tensor | None = None,
+    noise: Tensor | None = None,
+    noise2: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Execute one row of coefficients on position and velocity, with two normals an element.
+
+    With D = z - anchor (0 on a row with a_z != 0) and normals n1, n2::
+
+        z'      = z_z z + z_d D + z_v v + z_o out + z_1 n1 + z_2 n2
+        v'      = v_z z + v_d D + v_v v + v_o out + v_1 n1
+        anchor' = a_z z  where a_z != 0, else anchor
+
+    It serves underdamped Langevin (Cheng et al. 2018's exponential integrator), BAOAB and their
+    kin on the centred reverse transition kernel. z_z and a_z are float32 pairs (hi, lo). A zero
+    coefficient drops its term whatever the tensor holds, NaN included.
+
+    Args:
+        z, v, anchor: float32 `[B, d]`; unit inner stride, any row stride.
+        model_out: `[B, d]` float32, float16 or bfloat16.
+        coef: float32 `[T, 16]`, columns `COLUMNS`.
+        row: int32 `[B]` or `[1]`, the row of each sample; outside [0, T) a sample is finished and
+            its state is copied unchanged.
+        draw: int32 `[B]` or `[1]`, each sample's step count, which addresses the noise.
+        key: int64 `[1]`.
+        stream: int64 `[B]`, sample_id * 2^20 + patch.
+        uncond_out, guidance: classifier-free guidance u + w (c - u); like `model_out`, and
+            float32 `[B]` or `[1]`.
+        uncond_out2, guidance2: three-way guidance u2 + w2 (u1 - u2) + w (c - u1).
+        noise_scale: float32 `[B]` or `[1]`, multiplies the step noise (temperature).
+        noise, noise2: float32 `[B, d]` normals used in place of the addressed ones.
+
+    Returns:
+        New z, v and anchor, contiguous float32 `[B, d]`.
+
+    Raises:
+        RuntimeError: a wrong shape, dtype, device, stride or combination of options.
+    """
+    return torch.ops.ardiff.uld_step.default(
+        z,
+        v,
+        model_out,
+        anchor,
+        coef,
+        row,
+        draw,
+        key,
+        stream,
+        uncond_out=uncond_out,
+        uncond_out2=uncond_out2,
+        guidance=guidance,
+        guidance2=guidance2,
+        noise_scale=noise_scale,
+        noise=noise,
+        noise2=noise2,
+    )
+
+
+def uld_step_(
+    z: Tensor,
+    v: Tensor,
+    model_out: Tensor,
+    anchor: Tensor,
+    coef: Tensor,
+    row: Tensor,
+    draw: Tensor,
+    key: Tensor,
+    stream: Tensor,
+    **options: Tensor | None,
+) -> None:
+    """In-place twin of `uld_step` for eager loops and CUDA graphs; writes z, v and anchor.
+
+    Takes the options of `uld_step`, and `z_model`: bfloat16 `[B, d]`, filled with a copy of the
+    new z for the model. Inside `torch.compile` use the functional form.
+    """
+    torch.ops.ardiff.uld_step_.default(
+        z, v, model_out, anchor, coef, row, draw, key, stream, **options
+    )
