@@ -1,0 +1,60 @@
+# `make demo` and `make test` are all a newcomer needs; both make .venv, install and build first.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out/gpu
+SUITE ?= ops
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+# Without an NVIDIA driver the CPU build of torch is asked for (a tenth of the download); an index that
+# cannot be reached only warns.
+TORCH_INDEX ?=
+NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
+CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+
+.PHONY: demo test lint format build bench gpu-check clean
+
+demo: build
+	$(PY) examples/demo.py
+
+test: lint build
+	$(PY) -m pytest -m "not gpu" -q --durations=10
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(VENV)/.installed
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+build: $(VENV)/.built
+
+bench: build
+	$(PY) -m ardiff bench $(SUITE) --json out/bench-$(SUITE).json
+
+# Uses python3's own torch, needs no network and no .venv.
+gpu-check:
+	PYTHON=$(PYTHON) $(PYTHON) benchmarks/gpu_check.py --out $(OUT)
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is too old or missing: Python 3.10 or newer is needed (make PYTHON=/path/to/python3 ...)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created $(wildcard requirements/*.txt)
+	$(PIP) install -q --no-deps $(TORCH_INDEX) -r requirements/torch.txt
+	$(PIP) install -q $(addprefix -r ,$(wildcard requirements/*.txt))
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(NATIVE)
+	$(PIP) install -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+clean:
+	rm -rf build out *.egg-info .pytest_cache .ruff_cache
+	find ardiff_kernels -name '*.so' -delete
+	rm -f $(VENV)/.built
