@@ -76,6 +76,11 @@ def _implementation(op: str, name: str) -> Callable | None:
     return checked
 
 
+def reference_function(op: str) -> Callable:
+    """The reference of an op without its argument check: it takes float64 state too."""
+    return getattr(importlib.import_module(f"{__package__}.ops.{op}.reference"), op)
+
+
 def _refusal(op: str, name: str, device: str, reason: str) -> Callable:
     def refuse(*args, **kwargs):
         raise RuntimeError(

@@ -49,8 +49,8 @@ def diffusion_step(
         scale = column(noise_scale, dtype) * scale
     n = normals(key, step_counter(draw), stream, d) if noise is None else noise
 
-    x_new = term(x_x, old) + term(x_x_lo, old) + term(x_0, x0) + term(x_m, kept)
-    x_new = x_new + term(x_d, old - kept) + term(scale, n.to(dtype))
+    move = term(x_x_lo, old) + term(x_0, x0) + term(x_m, kept) + term(x_d, old - kept)
+    x_new = term(x_x, old) + (move + term(scale, n.to(dtype)))
     keeps = (m_x == 0) & (m_x_lo == 0) & (m_0 == 0)
     memory_new = torch.where(keeps, kept, term(m_x, old) + term(m_x_lo, old) + term(m_0, x0))
     return (

@@ -46,8 +46,8 @@ def uld_step(
 
     start = a_z != 0
     diff = torch.where(start, torch.zeros_like(z), z - anchor)
-    z_new = term(z_z, z) + term(z_z_lo, z) + term(z_d, diff) + term(z_v, v)
-    z_new = z_new + term(z_o, out) + term(z_1, n1) + term(z_2, n2)
+    move = term(z_z_lo, z) + term(z_d, diff) + term(z_v, v) + term(z_o, out)
+    z_new = term(z_z, z) + (move + term(z_1, n1) + term(z_2, n2))
     v_new = term(v_z, z) + term(v_d, diff) + term(v_v, v) + term(v_o, out) + term(v_1, n1)
     anchor_new = torch.where(start, term(a_z, z) + term(a_z_lo, z), anchor)
     return (

@@ -1,0 +1,261 @@
+"""Inputs, oracles and tolerances for testing the ops, here and in projects that embed them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import _backends, _load
+from .ops.diffusion_step import COLUMNS as DIFFUSION_COLUMNS
+from .ops.uld_step import COLUMNS as ULD_COLUMNS
+
+NORMAL_TOLERANCE = 2e-6
+ULPS = 2.0
+
+
+def usable_backends(op: str, device: str = "cpu") -> list[str]:
+    """Names of the backends that can serve `op` on `device` here."""
+    return [name for name in _backends.BACKENDS if not _backends.unusable(op, name, device)]
+
+
+def cpu_isas() -> list[str]:
+    """Instruction sets of the C++ CPU backend that this CPU can run; empty if it is not built."""
+    if not _load.CPU.loaded:
+        return []
+    with contextlib.ExitStack() as stack:
+        before = current_cpu_isa()
+        stack.callback(_set_cpu_isa, before)
+        return [name for name in ("scalar", "avx2", "avx512") if _set_cpu_isa(name)]
+
+
+def current_cpu_isa() -> str:
+    library = ctypes.CDLL(str(_load.CPU.path))
+    library.ardiff_cpu_isa.restype = ctypes.c_char_p
+    return library.ardiff_cpu_isa().decode()
+
+
+def _set_cpu_isa(name: str) -> bool:
+    return ctypes.CDLL(str(_load.CPU.path)).ardiff_set_cpu_isa(name.encode()) == 0
+
+
+@contextlib.contextmanager
+def cpu_isa(name: str) -> Iterator[None]:
+    """Run the C++ CPU backend on one instruction set: scalar, avx2 or avx512."""
+    before = current_cpu_isa()
+    if not _set_cpu_isa(name):
+        raise RuntimeError(f"this CPU cannot run {name!r}: expected one of {cpu_isas()}")
+    try:
+        yield
+    finally:
+        _set_cpu_isa(before)
+
+
+@dataclass
+class Call:
+    """Arguments of a step op: `args` positional (state first), `options` keyword-only."""
+
+    op: str
+    args: dict[str, Tensor]
+    options: dict[str, Tensor | float] = field(default_factory=dict)
+
+    STATE = {"diffusion_step": ("x", "memory"), "uld_step": ("z", "v", "anchor")}
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        return self.STATE[self.op]
+
+    def functional(self) -> tuple[Tensor, ...]:
+        function = getattr(torch.ops.ardiff, self.op).default
+        return function(*self.args.values(), **self.options)
+
+    def in_place(self, **extra: Tensor) -> tuple[Tensor, ...]:
+        """Results of the in-place twin, run on clones of the state; x0 included where asked."""
+        args = {k: v.clone() if k in self.state else v for k, v in self.args.items()}
+        function = getattr(torch.ops.ardiff, f"{self.op}_").default
+        function(*args.values(), **self.options, **extra)
+        return tuple(args[name] for name in self.state)
+
+    def oracle(self) -> tuple[Tensor, ...]:
+        """The float64 reference on the identical inputs and the same noise words."""
+        reference = _backends.reference_function(self.op)
+        args = {k: v.double() if k in self.state else v for k, v in self.args.items()}
+        return reference(*args.values(), **self.options)
+
+
+def _random(seed: int, rows: int, d: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normals in a NaN-padded buffer, so that a read outside the row shows."""
+    generator = torch.Generator().manual_seed(seed)
+    buffer = torch.full((rows, d + 3), math.nan, dtype=dtype)
+    buffer[:, :d] = torch.randn(rows, d, generator=generator).to(dtype)
+    return buffer[:, :d]
+
+
+def table(columns: tuple[str, ...], rows: list[dict[str, float]]) -> Tensor:
+    """float32 `[T, 16]` from rows of named coefficients; a `*_lo` column takes its pair's rest."""
+    packed = torch.zeros(len(rows), 16)
+    for i, row in enumerate(rows):
+        for name, value in row.items():
+            packed[i, columns.index(name)] = value
+            if f"{name}_lo" in columns:
+                rest = value - packed[i, columns.index(name)].item()
+                packed[i, columns.index(f"{name}_lo")] = rest
+    return packed
+
+
+def _address(rows: int, length: int, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "row": torch.randint(0, length, (rows,), generator=generator, dtype=torch.int32),
+        "draw": torch.randint(0, 1000, (rows,), generator=generator, dtype=torch.int32),
+        "key": torch.tensor([0x29A3_1F5C_D00D_BEE1 + seed]),
+        "stream": torch.randint(0, 2**43, (rows,), generator=generator) * 2**20 + 3,
+    }
+
+
+ULD_ROWS = [
+    dict(z_z=1.0123456789, z_d=-0.11, z_v=0.09, z_o=0.07, z_1=0.05, z_2=0.04)
+    | dict(v_z=0.08, v_d=-0.4, v_v=0.7, v_o=-0.2, v_1=0.6),
+    dict(z_z=0.9, z_o=0.1, z_2=0.12, v_1=1.0, a_z=1.234567891),
+    dict(z_z=0.99, z_v=0.1, v_v=0.8, v_o=-0.1),
+]
+DIFFUSION_ROWS = [
+    dict(p_x=0.3, p_o=-0.6, x_x=0.987654321, x_0=0.08, x_m=-0.05, x_d=-0.07, x_n=0.11, m_0=1.0),
+    dict(p_x=1.1, p_o=-0.2, x_x=0.9, x_d=-0.1, x_n=0.2),
+    dict(p_o=1.0, x_x=0.95, x_0=0.1, x_n=0.05, m_x=1.234567891, lv_min=-4.0, lv_max=-2.0),
+]
+
+
+def uld_call(rows: int, d: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Call:
+    """A random `uld_step` call with a start row, a kinetic row and a noiseless row."""
+    address = _address(rows, len(ULD_ROWS), seed)
+    state = {name: _random(seed + i, rows, d) for i, name in enumerate(("z", "v"))}
+    model = {"model_out": _random(seed + 2, rows, d, dtype), "anchor": _random(seed + 3, rows, d)}
+    coef = table(ULD_COLUMNS, ULD_ROWS)
+    return Call("uld_step", {**state, **model, "coef": coef, **address})
+
+
+def diffusion_call(
+    rows: int,
+    d: int,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    state_dtype: torch.dtype = torch.float32,
+    learned_range: bool = False,
+) -> Call:
+    """A random `diffusion_step` call with multistep, anchored and learned-range rows."""
+    address = _address(rows, len(DIFFUSION_ROWS), seed)
+    width = 2 * d if learned_range else d
+    state = {
+        "x": _random(seed, rows, d, state_dtype),
+        "model_out": _random(seed + 1, rows, width, dtype),
+        "memory": _random(seed + 2, rows, d, state_dtype),
+    }
+    coef = table(DIFFUSION_COLUMNS, DIFFUSION_ROWS)
+    return Call("diffusion_step", {**state, "coef": coef, **address})
+
+
+def guidance_options(call: Call, three_way: bool, seed: int = 50) -> dict[str, Tensor]:
+    """Unconditional outputs and per-sample guidance scales for a call."""
+    out = call.args["model_out"]
+    rows, width = out.shape
+    options = {
+        "uncond_out": _random(seed, rows, width, out.dtype),
+        "guidance": torch.linspace(0.0, 3.0, rows),
+    }
+    if three_way:
+        options["uncond_out2"] = _random(seed + 1, rows, width, out.dtype)
+        options["guidance2"] = torch.linspace(1.5, 0.5, rows)
+    return options
+
+
+def ulp(largest: Tensor) -> Tensor:
+    """Spacing of float32 numbers at the magnitude of `largest`, as float64."""
+    _, exponent = torch.frexp(largest.double().clamp(min=2.0**-126))
+    return torch.ldexp(torch.ones_like(largest, dtype=torch.float64), exponent - 24)
+
+
+def _output_magnitude(call: Call, d: int) -> Tensor:
+    """The largest term of the guided model output, float64 `[B, d]`."""
+    options = call.options
+    out = call.args["model_out"][:, :d].double().abs()
+    if "uncond_out" not in options:
+        return out
+    w = options["guidance"].double().abs().unsqueeze(-1)
+    u1 = options["uncond_out"][:, :d].double().abs()
+    terms = [out, w * out, u1, w * u1]
+    if "uncond_out2" in options:
+        w2 = options["guidance2"].double().abs().unsqueeze(-1)
+        u2 = options["uncond_out2"][:, :d].double().abs()
+        terms += [w2 * u1, w2 * u2, u2]
+    return torch.stack(torch.broadcast_tensors(*terms)).amax(0)
+
+
+def _columns(call: Call) -> dict[str, Tensor]:
+    """Coefficients of each sample's row, float64 `[B, 1]` by name."""
+    columns = ULD_COLUMNS if call.op == "uld_step" else DIFFUSION_COLUMNS
+    coef = call.args["coef"]
+    rows = coef.double()[call.args["row"].long().clamp(0, len(coef) - 1)]
+    return {name: rows[:, i : i + 1] for i, name in enumerate(columns)}
+
+
+def _ulps_of_largest(terms: list[Tensor]) -> Tensor:
+    return ULPS * ulp(torch.stack(torch.broadcast_tensors(*terms)).abs().amax(0))
+
+
+def _noise_scale(call: Call) -> Tensor | float:
+    scale = call.options.get("noise_scale")
+    return 1.0 if scale is None else scale.double().abs().unsqueeze(-1)
+
+
+def uld_bounds(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """Tolerances on z, v and anchor of `uld_step`, float64 `[B, d]`.
+
+    z: 2 ulp of its largest term and 2e-6 times its noise coefficients. v: 1e-6 and the same for
+    its noise. anchor: 2 ulp.
+    """
+    c, args = _columns(call), call.args
+    z, v, anchor = (args[name].double().abs() for name in call.state)
+    out = _output_magnitude(call, z.shape[1])
+    terms = [c["z_z"] * z, c["z_d"] * z, c["z_d"] * anchor, c["z_v"] * v, c["z_o"] * out]
+    noise = NORMAL_TOLERANCE * _noise_scale(call)
+    z_bound = _ulps_of_largest(terms) + noise * (c["z_1"].abs() + c["z_2"].abs())
+    v_bound = (1e-6 + noise * c["v_1"].abs()).expand_as(z)
+    return z_bound, v_bound, _ulps_of_largest([anchor, c["a_z"] * z])
+
+
+def diffusion_bounds(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """Tolerances on x, memory and x0 of `diffusion_step`, float64 `[B, d]`.
+
+    2 ulp of the largest term, the terms of x0 included where x0 enters, and 2e-6 times the noise
+    coefficient.
+    """
+    c = _columns(call)
+    x, memory = (call.args[name].double().abs() for name in call.state)
+    d = x.shape[1]
+    data = [c["p_x"] * x, c["p_o"] * _output_magnitude(call, d)]
+    scale = c["x_n"].abs()
+    model_out = call.args["model_out"]
+    if model_out.shape[1] == 2 * d:
+        share = 0.5 * (model_out[:, d:].double() + 1)
+        scale = torch.exp(0.5 * (c["lv_min"] + share * (c["lv_max"] - c["lv_min"])))
+    terms = [c["x_x"] * x, c["x_m"] * memory, c["x_d"] * x, c["x_d"] * memory]
+    x_bound = _ulps_of_largest(terms + [c["x_0"] * t for t in data])
+    x_bound = x_bound + NORMAL_TOLERANCE * _noise_scale(call) * scale
+    memory_terms = [memory, c["m_x"] * x, *(c["m_0"] * t for t in data)]
+    return x_bound, _ulps_of_largest(memory_terms), _ulps_of_largest(data)
+
+
+def assert_within(got: Tensor, expected: Tensor, bound: Tensor | float) -> None:
+    """Raise AssertionError unless `got` is finite and within `bound` of `expected` everywhere."""
+    if not torch.isfinite(got).all():
+        raise AssertionError("the result holds NaN or inf")
+    error = (got.double() - expected.double()).abs()
+    worst = (error / bound).max().item() if error.numel() else 0.0
+    if worst > 1.0:
+        raise AssertionError(f"the error is {worst:.2f} times the bound")
