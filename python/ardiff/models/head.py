@@ -1,0 +1,193 @@
+"""The diffusion head: an adaLN-MLP of the form of MAR (Li et al. 2024), with its state-dict names.
+
+A head maps a noised patch x, a level and a context c to the model output. Everything that depends
+on level and context only (time embedding, context projection, all modulations) can be hoisted out
+of the sampling loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_EPS = 1e-6
+_HOIST_BYTES = 128 << 20
+
+
+def sinusoidal_embedding(level: Tensor, size: int = 256, max_period: float = 10000.0) -> Tensor:
+    """`[B]` -> `[B, size]`: cosines, then sines, at size/2 frequencies from 1 to 1/max_period."""
+    half = size // 2
+    index = torch.arange(half, dtype=torch.float32, device=level.device)
+    angles = level.float()[:, None] * torch.exp(-math.log(max_period) / half * index)
+    return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+class TimestepEmbedder(nn.Module):
+    def __init__(self, width: int, features: int = 256) -> None:
+        super().__init__()
+        self.features = features
+        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, level: Tensor) -> Tensor:
+        return self.mlp(sinusoidal_embedding(level, self.features).to(self.mlp[0].weight.dtype))
+
+
+class ResBlock(nn.Module):
+    """x + gate * MLP(LN(x) (1 + scale) + shift), the three modulations a linear map of SiLU(y)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_ln = nn.LayerNorm(width, eps=_EPS)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        shift, scale, gate = self.adaLN_modulation(y).chunk(3, -1)
+        return x + gate * self.mlp(self.in_ln(x) * (1 + scale) + shift)
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, eps=_EPS, elementwise_affine=False)
+        self.linear = nn.Linear(width, out)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(y).chunk(2, -1)
+        return self.linear(self.norm_final(x) * (1 + scale) + shift)
+
+
+class DiffusionHead(nn.Module):
+    """MAR's SimpleMLPAdaLN: `head(x, level, c)` or, in a loop, `f = head.hoist(levels, c)` and
+    `f(row, x)`.
+
+    Args:
+        dim: elements of a patch, d.
+        context: channels of the context.
+        width, depth: of the MLP.
+        out: output channels, d or 2 d (learned-range variance).
+    """
+
+    def __init__(
+        self, dim: int, context: int, width: int, depth: int, out: int | None = None
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.time_embed = TimestepEmbedder(width)
+        self.cond_embed = nn.Linear(context, width)
+        self.input_proj = nn.Linear(dim, width)
+        self.res_blocks = nn.ModuleList([ResBlock(width) for _ in range(depth)])
+        self.final_layer = FinalLayer(width, dim if out is None else out)
+        for layer in [*self.res_blocks, self.final_layer]:
+            nn.init.zeros_(layer.adaLN_modulation[1].weight)
+            nn.init.zeros_(layer.adaLN_modulation[1].bias)
+        nn.init.zeros_(self.final_layer.linear.weight)
+        nn.init.zeros_(self.final_layer.linear.bias)
+
+    def forward(self, x: Tensor, level: Tensor, c: Tensor) -> Tensor:
+        """x `[B, d]`, level `[B]` or `[1]`, c `[B, context]` -> `[B, out]`."""
+        y = self.time_embed(level) + self.cond_embed(c)
+        h = self.input_proj(x)
+        for block in self.res_blocks:
+            h = block(h, y)
+        return self.final_layer(h, y)
+
+    def _fused_modulation(self) -> tuple[Tensor, Tensor]:
+        """One linear map SiLU(y) -> (shift, 1 + scale, gate) of each block, then (shift, 1 +
+        scale).
+
+        The affine part of each in_ln is folded in: (n g + b) m + shift = n (g m) + (b m + shift), m
+            = 1 + scale.
+        """
+        weights, biases = [], []
+        for block in self.res_blocks:
+            weight, bias = block.adaLN_modulation[1].weight, block.adaLN_modulation[1].bias
+            (w_shift, w_scale, w_gate), (b_shift, b_scale, b_gate) = weight.chunk(3), bias.chunk(3)
+            gain, offset = block.in_ln.weight, block.in_ln.bias
+            weights += [w_shift + offset[:, None] * w_scale, gain[:, None] * w_scale, w_gate]
+            biases += [b_shift + offset * (1 + b_scale), gain * (1 + b_scale), b_gate]
+        last = self.final_layer.adaLN_modulation[1]
+        shift, scale = last.bias.chunk(2)
+        return torch.cat([*weights, last.weight]), torch.cat([*biases, shift, 1 + scale])
+
+    def hoist(self, levels: Tensor, c: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """Computes once what depends on level and context; the function returned does the rest.
+
+        Args:
+            levels: `[T]`, the level of each row of the loop.
+            c: `[B, context]`.
+
+        Returns:
+            `f(row, x)`: equal to `head(x, levels[row], c)` to rounding. The modulations take T B (3
+            depth + 2) width elements; past 128 MiB they are computed in runs of rows, each when the
+            loop first enters it.
+        """
+        time, context = self.time_embed(levels), self.cond_embed(c)
+        weight, bias = self._fused_modulation()
+        row_bytes = len(c) * len(bias) * bias.element_size()
+        run = max(1, min(len(levels), _HOIST_BYTES // max(1, row_bytes)))
+        held: dict[int, list[list[Tensor]]] = {}
+
+        def modulations(row: int) -> list[Tensor]:
+            first = row - row % run
+            if first not in held:
+                held.clear()
+                y = F.silu(time[first : first + run, None] + context)
+                chunks = F.linear(y, weight, bias).split(self.width, -1)
+                held[first] = [
+                    list(parts) for parts in zip(*map(torch.unbind, chunks), strict=True)
+                ]
+            return held[first][row - first]
+
+        def step(row: int, x: Tensor) -> Tensor:
+            m = modulations(row)
+            h = self.input_proj(x)
+            for i, block in enumerate(self.res_blocks):
+                n = F.layer_norm(h, (self.width,), eps=_EPS)
+                n = block.mlp(torch.addcmul(m[3 * i], n, m[3 * i + 1]))
+                h = torch.addcmul(h, n, m[3 * i + 2])
+            n = F.layer_norm(h, (self.width,), eps=_EPS)
+            return self.final_layer.linear(torch.addcmul(m[-2], n, m[-1]))
+
+        if len(levels):
+            modulations(0)
+        return step
+
+
+class EDMHead:
+    """A head in the preconditioning of Karras et al. 2022 for data of unit variance: predicts the
+    data.
+
+    D(x, sigma) = c_skip x + c_out F(c_in x, c_noise), on the path `edm`, where level is sigma.
+    c_noise is log(sigma)/4 times 1000, as the sinusoidal embedding is made for training timesteps.
+    """
+
+    def __init__(self, head: DiffusionHead) -> None:
+        self.head = head
+
+    @staticmethod
+    def _noise_level(sigma: Tensor) -> Tensor:
+        return 250 * sigma.log()
+
+    def __call__(self, x: Tensor, level: Tensor, c: Tensor) -> Tensor:
+        """x `[B, d]`, level (sigma) `[B]` or `[1]`, c `[B, context]` -> prediction `[B, d]`."""
+        sigma = level.to(x.dtype)[:, None]
+        norm = 1 + sigma**2
+        inner = self.head(x * norm.rsqrt(), self._noise_level(level), c)
+        return x / norm + inner * sigma * norm.rsqrt()
+
+    def hoist(self, levels: Tensor, c: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """As `DiffusionHead.hoist`, with the preconditioning around it."""
+        inner = self.head.hoist(self._noise_level(levels), c)
+        sigmas = levels.double().tolist()
+
+        def step(row: int, x: Tensor) -> Tensor:
+            norm = 1 + sigmas[row] ** 2
+            return x / norm + inner(row, x * norm**-0.5) * (sigmas[row] * norm**-0.5)
+
+        return step

@@ -1,0 +1,311 @@
+"""Trains an `ARModel` on Sun/Shadow: AdamW, EMA, cosine or EDM preconditioning, exact resume."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ardiff.data.sun_shadow import VARIANTS, sun_shadow
+from ardiff.models.ar_model import ARModel, ModelConfig
+from ardiff.models.checkpoint import (
+    CheckpointError,
+    load_tensors,
+    read_tensors,
+    save_model,
+    write_tensors,
+)
+from ardiff.models.patchify import patchify
+from ardiff.paths import get_path
+
+CHECKPOINT = "checkpoint.safetensors"
+PRECONDITIONINGS = ("cosine", "edm")
+WARMUP = 60
+DECAY_FROM = 0.4
+MAX_WEIGHT = 25.0
+MAX_RATIO = 100.0
+LOG_SIGMA_MEAN, LOG_SIGMA_STD = -0.5, 1.4
+
+
+class TrainingDiverged(ValueError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    variant, images: the training set, drawn with `seed`. batch: images a step, all their patches.
+    lr: peak rate; linear warm-up over 60 steps, cosine decay to 0 over the last 60%. ema: decay of
+    the averaged weights, which are the model. preconditioning: `cosine` (path vp-cosine, data
+    prediction, loss weight min(1/sigma^2, 25)) or `edm` (Karras et al. 2022). width, depth: of the
+    head. context_dropout: share of contexts replaced by a learned null one, for guidance.
+    context_noise: largest standard deviation of noise on the patches that make the context. out:
+    folder for the model and the checkpoint. resume: go on from the checkpoint in `out`. threads: 0
+    leaves torch's own number.
+    """
+
+    variant: str = "free"
+    images: int = 40_000
+    batch: int = 128
+    steps: int = 2_500
+    lr: float = 1e-3
+    ema: float = 0.999
+    preconditioning: str = "cosine"
+    width: int = 288
+    depth: int = 3
+    context_width: int = 256
+    context_depth: int = 2
+    context_dropout: float = 0.0
+    context_noise: float = 0.0
+    seed: int = 0
+    out: str = field(default="runs/sun-shadow", metadata={"free": True})
+    resume: bool = field(default=False, metadata={"free": True})
+    checkpoint_every: int = field(default=500, metadata={"free": True})
+    threads: int = field(default=0, metadata={"free": True})
+
+    def __post_init__(self) -> None:
+        for name, known in (("variant", VARIANTS), ("preconditioning", PRECONDITIONINGS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
+        for name in ("images", "batch", "steps", "width", "depth", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("ema", "context_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not self.context_noise >= 0:
+            raise ValueError(f"context_noise must not be negative, got {self.context_noise}")
+        if self.seed < 0 or self.threads < 0:
+            raise ValueError("seed and threads must not be negative")
+
+    def identity(self) -> dict:
+        """The fields that decide the weights: those that a resumed run must share."""
+        free = {f.name for f in fields(self) if f.metadata.get("free")}
+        return {k: v for k, v in asdict(self).items() if k not in free}
+
+    def model_config(self) -> ModelConfig:
+        edm = self.preconditioning == "edm"
+        return ModelConfig(
+            context_width=self.context_width,
+            context_depth=self.context_depth,
+            head_width=self.width,
+            head_depth=self.depth,
+            path="edm" if edm else "vp-cosine",
+            preconditioning="edm" if edm else "none",
+            null_context=self.context_dropout > 0,
+        )
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """folder of the model, steps done in all, mean loss of the last 100, seconds of this call."""
+
+    folder: Path
+    steps: int
+    loss: float
+    seconds: float
+
+
+class Trainer:
+    """The state of a run: weights, their average, the optimizer, the random generator."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.path = get_path("edm" if config.preconditioning == "edm" else "vp-cosine")
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            self.model = ARModel(config.model_config())
+        pixels, _ = sun_shadow(config.images, config.variant, config.seed, np.uint8)
+        self.pixels = torch.from_numpy(pixels)
+        self._set_normalisation()
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+        )
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.step = 0
+
+    def _set_normalisation(self) -> None:
+        sample = self.pixels[:8000].float() / 127.5 - 1
+        patches = patchify(sample, self.model.config.patch_size)
+        self.model.mean.copy_(patches.mean(0))
+        self.model.std.copy_((patches - self.model.mean).square().mean().sqrt())
+
+    def _rand(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator)
+
+    def _randn(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator)
+
+    def _levels(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """n training levels and their loss weights, float64."""
+        if self.config.preconditioning == "edm":
+            log_sigma = LOG_SIGMA_MEAN + LOG_SIGMA_STD * self._randn(n).double().numpy()
+            sigma = np.exp(log_sigma)
+            return sigma, 1 + 1 / sigma**2
+        stratum = torch.randperm(n, generator=self.generator)
+        u = ((stratum + self._rand(n)) / n).double().numpy()
+        level = u * float(self.path.level(min(MAX_RATIO, self.path.ratio_max)))
+        return level, np.minimum(self.path.sigma(level) ** -2.0, MAX_WEIGHT)
+
+    def _contexts(self, patches: Tensor) -> Tensor:
+        """`[B, K, d]` -> `[B K, context width]`, with this run's augmentations."""
+        batch, config = len(patches), self.config
+        if config.context_noise > 0:
+            scale = config.context_noise * self._rand(batch, 1, 1)
+            patches = patches + scale * self._randn(*patches.shape)
+        contexts = self.model.context.encode(patches).flatten(0, 1)
+        if config.context_dropout > 0:
+            dropped = self._rand(len(contexts), 1) < config.context_dropout
+            contexts = torch.where(dropped, self.model.null, contexts)
+        return contexts
+
+    def loss(self) -> Tensor:
+        """The loss of one fresh batch."""
+        index = torch.randint(len(self.pixels), (self.config.batch,), generator=self.generator)
+        patches = self.model.to_patches(self.pixels[index].float() / 127.5 - 1)
+        contexts = self._contexts(patches)
+        x0 = patches.flatten(0, 1)
+        level, weight = self._levels(len(x0))
+        alpha, sigma = (
+            torch.from_numpy(v(level)).float()[:, None] for v in (self.path.alpha, self.path.sigma)
+        )
+        x = alpha * x0 + sigma * self._randn(*x0.shape)
+        out = self.model.denoiser(x, torch.from_numpy(level).float(), contexts)
+        return ((out - x0).square().mean(1) * torch.from_numpy(weight).float()).mean()
+
+    def _rate(self) -> float:
+        done = self.step / self.config.steps
+        decay = max(0.0, (done - DECAY_FROM) / (1 - DECAY_FROM))
+        return (
+            self.config.lr
+            * min(1.0, (self.step + 1) / WARMUP)
+            * (1 + math.cos(math.pi * decay))
+            / 2
+        )
+
+    def advance(self) -> float:
+        """One optimizer step; returns its loss. TrainingDiverged when that is not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        loss = self.loss()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"the loss is {value} at step {self.step}: lower the rate (lr {self.config.lr})"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
+        averaged, current = list(self.average.parameters()), list(self.model.parameters())
+        with torch.no_grad():
+            torch._foreach_lerp_(averaged, current, 1 - decay)
+        return value
+
+    def save(self, path: Path) -> None:
+        """Everything a resumed run needs, in one file."""
+        tensors = {"generator": self.generator.get_state()}
+        for prefix, module in (("model", self.model), ("average", self.average)):
+            tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        identity = json.dumps(self.config.identity())
+        write_tensors(path, tensors, {"step": str(self.step), "config": identity})
+
+    def restore(self, path: Path) -> None:
+        """Takes up the state that `save` wrote.
+
+        Raises CheckpointError for a file that is missing, damaged, no training checkpoint, or of
+        another config.
+        """
+        tensors, metadata = read_tensors(path)
+        if not {"step", "config"} <= metadata.keys() or "generator" not in tensors:
+            raise CheckpointError(
+                f"{path} is no training checkpoint: it has no step, config or generator"
+            )
+        saved, own = json.loads(metadata["config"]), self.config.identity()
+        differing = sorted(k for k in own.keys() | saved.keys() if own.get(k) != saved.get(k))
+        if differing:
+            said = "; ".join(f"{k} was {saved.get(k)!r}, now {own.get(k)!r}" for k in differing)
+            raise CheckpointError(
+                f"{path} is of another run: {said}. Resume with the same settings"
+            )
+        for prefix, module in (("model", self.model), ("average", self.average)):
+            part = {
+                name.removeprefix(f"{prefix}."): value
+                for name, value in tensors.items()
+                if name.startswith(f"{prefix}.")
+            }
+            load_tensors(module, part, f"{path} ({prefix})")
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                state.setdefault(int(index), {})[key] = value
+        whole = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**whole, "state": state})
+        self.generator.set_state(tensors["generator"])
+        self.step = int(metadata["step"])
+
+
+def train(config: TrainConfig, *, progress: bool = True) -> TrainReport:
+    """Trains, or goes on training, and leaves the averaged model in `config.out`.
+
+    The run is a function of the config alone (on one machine and number of threads): interrupted
+    and resumed it ends in the same bits. A checkpoint is written every `checkpoint_every` steps and
+    at the end.
+
+    Raises:
+        CheckpointError: `resume` with a checkpoint that is missing, damaged or of another config;
+            or a checkpoint already in `out` without `resume`.
+        TrainingDiverged: when the loss is not finite.
+    """
+    folder = Path(config.out)
+    checkpoint = folder / CHECKPOINT
+    if checkpoint.exists() and not config.resume:
+        raise CheckpointError(f"{checkpoint} exists: resume that run, or give another folder")
+    threads = torch.get_num_threads()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        trainer = Trainer(config)
+        if config.resume:
+            trainer.restore(checkpoint)
+        return _run(trainer, folder, checkpoint, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(trainer: Trainer, folder: Path, checkpoint: Path, progress: bool) -> TrainReport:
+    config, start = trainer.config, time.perf_counter()
+    recent: list[float] = []
+    with tqdm(
+        total=config.steps, initial=trainer.step, desc="train", unit="step", disable=not progress
+    ) as bar:
+        while trainer.step < config.steps:
+            recent = [*recent[-99:], trainer.advance()]
+            bar.update()
+            if trainer.step % 20 == 0:
+                bar.set_postfix(loss=f"{np.mean(recent):.4f}", refresh=False)
+            if trainer.step % config.checkpoint_every == 0 and trainer.step < config.steps:
+                trainer.save(checkpoint)
+    trainer.save(checkpoint)
+    save_model(trainer.average, folder, training=config.identity() | {"threads": config.threads})
+    loss = float(np.mean(recent)) if recent else math.nan
+    return TrainReport(folder, trainer.step, loss, time.perf_counter() - start)
