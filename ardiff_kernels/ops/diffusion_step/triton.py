@@ -1,0 +1,152 @@
+"""Triton kernel of `diffusion_step`: one launch a step, functional or in place.
+
+A lane owns four neighbouring elements and one Philox quad, which gives exactly their four normals.
+The state may be bfloat16: it is widened at the load, and rounded once, at the store. Absent optional
+tensors are compiled away.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .._triton_common import (
+    at_sample,
+    guided_output,
+    load_tile,
+    one_normal,
+    store_tile,
+    term,
+    tile,
+)
+from .._triton_launch import launch, row_stride, shared
+
+
+@triton.jit
+def diffusion_step_kernel(
+    x_ptr, out_ptr, memory_ptr, x_new_ptr, memory_new_ptr, x0_ptr, z_model_ptr,
+    uncond_ptr, uncond2_ptr, noise_ptr,
+    coef_ptr, row_ptr, draw_ptr, key_ptr, stream_ptr, guidance_ptr, guidance2_ptr, scale_ptr,
+    x_stride, out_stride, memory_stride, x_new_stride, memory_new_stride, x0_stride,
+    z_model_stride, uncond_stride, uncond2_stride, noise_stride,
+    x0_clamp, T, B, d, nd,
+    LEARNED: tl.constexpr,
+    ROW_SHARED: tl.constexpr, DRAW_SHARED: tl.constexpr, GUIDANCE_SHARED: tl.constexpr,
+    GUIDANCE2_SHARED: tl.constexpr, SCALE_SHARED: tl.constexpr,
+    BR: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    sample, col, lane, mask = tile(B, d, nd, BR, BD)
+    x = load_tile(x_ptr, sample, x_stride, col, lane, mask)
+    memory = load_tile(memory_ptr, sample, memory_stride, col, lane, mask)
+    out = guided_output(
+        out_ptr, uncond_ptr, uncond2_ptr, guidance_ptr, guidance2_ptr,
+        out_stride, uncond_stride, uncond2_stride, sample, col, lane, mask,
+        GUIDANCE_SHARED, GUIDANCE2_SHARED,
+    )  # fmt: skip
+
+    row = at_sample(row_ptr, sample, ROW_SHARED)
+    live = (row >= 0) & (row < T)
+    c = coef_ptr + tl.where(live, row, 0).to(tl.int64) * 16
+    x_n = tl.load(c + 7)
+    sd = x_n
+    if LEARNED:
+        lv_min = tl.load(c + 11)
+        lv_max = tl.load(c + 12)
+        r = load_tile(out_ptr, sample, out_stride, col + d, lane, mask)
+        log_variance = tl.fma(0.5 * (r + 1.0), lv_max - lv_min, lv_min)
+        sd = tl.where(x_n != 0.0, tl.exp(0.5 * log_variance), 0.0)
+    if scale_ptr is not None:
+        sd = sd * at_sample(scale_ptr, sample, SCALE_SHARED)
+    if noise_ptr is not None:
+        n = load_tile(noise_ptr, sample, noise_stride, col, lane, mask)
+        n = tl.where(sd != 0.0, n, 0.0)
+    else:
+        c1 = at_sample(draw_ptr, sample, DRAW_SHARED).to(tl.uint32) << 2
+        n = one_normal(col, c1, key_ptr, tl.load(stream_ptr + sample), BR, BD)
+
+    x0 = term(tl.load(c + 1), out, term(tl.load(c + 0), x, 0.0))
+    if x0_clamp is not None:
+        # Eager Triton passes a Python float as float32, Inductor as float64.
+        bound = tl.full([], x0_clamp, tl.float32)
+        x0 = tl.where(x0 > bound, bound, tl.where(x0 < -bound, -bound, x0))
+    x_new = term(tl.load(c + 3), x, 0.0)
+    x_new = term(tl.load(c + 4), x0, x_new)
+    x_new = term(tl.load(c + 5), memory, x_new)
+    x_new = term(tl.load(c + 6), x - memory, x_new)
+    x_new = tl.fma(n, sd, x_new)
+    x_new = term(tl.load(c + 2), x, x_new)
+    m_x = tl.load(c + 8)
+    m_x_lo = tl.load(c + 9)
+    m_0 = tl.load(c + 10)
+    keep = (m_x == 0.0) & (m_x_lo == 0.0) & (m_0 == 0.0)
+    memory_new = term(m_x, x, term(m_0, x0, term(m_x_lo, x, 0.0)))
+
+    x_new = tl.where(live, x_new, x)
+    memory_new = tl.where(live & (keep == 0), memory_new, memory)
+    store_tile(x_new_ptr, x_new, sample, x_new_stride, col, lane, mask)
+    store_tile(memory_new_ptr, memory_new, sample, memory_new_stride, col, lane, mask)
+    if x0_ptr is not None:
+        store_tile(x0_ptr, tl.where(live, x0, x), sample, x0_stride, col, lane, mask)
+    if z_model_ptr is not None:
+        store_tile(z_model_ptr, x_new, sample, z_model_stride, col, lane, mask)
+
+
+def _step(
+    state: tuple[torch.Tensor, torch.Tensor],
+    new: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+    model_out: torch.Tensor,
+    address: tuple[torch.Tensor, ...],
+    *,
+    uncond_out: torch.Tensor | None = None,
+    uncond_out2: torch.Tensor | None = None,
+    guidance: torch.Tensor | None = None,
+    guidance2: torch.Tensor | None = None,
+    noise_scale: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    x0_clamp: float | None = None,
+    z_model: torch.Tensor | None = None,
+) -> None:
+    x, memory = state
+    coef, row, draw, _, _ = address
+    tensors = (x, model_out, memory, *new, z_model, uncond_out, uncond_out2, noise)
+    launch(
+        diffusion_step_kernel, x,
+        *tensors, *address, guidance, guidance2, noise_scale,
+        *map(row_stride, tensors), x0_clamp, coef.shape[0],
+        narrow=z_model is not None or min(x.element_size(), model_out.element_size()) < 4,
+        LEARNED=model_out.shape[1] != x.shape[1],
+        ROW_SHARED=shared(row), DRAW_SHARED=shared(draw), GUIDANCE_SHARED=shared(guidance),
+        GUIDANCE2_SHARED=shared(guidance2), SCALE_SHARED=shared(noise_scale),
+    )  # fmt: skip
+
+
+def diffusion_step_(
+    x: torch.Tensor,
+    model_out: torch.Tensor,
+    memory: torch.Tensor,
+    coef: torch.Tensor,
+    row: torch.Tensor,
+    draw: torch.Tensor,
+    key: torch.Tensor,
+    stream: torch.Tensor,
+    *,
+    x0: torch.Tensor | None = None,
+    **options: torch.Tensor | float | None,
+) -> None:
+    state = (x, memory)
+    _step(state, (*state, x0), model_out, (coef, row, draw, key, stream), **options)
+
+
+def diffusion_step(
+    x: torch.Tensor,
+    model_out: torch.Tensor,
+    memory: torch.Tensor,
+    coef: torch.Tensor,
+    row: torch.Tensor,
+    draw: torch.Tensor,
+    key: torch.Tensor,
+    stream: torch.Tensor,
+    **options: torch.Tensor | float | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    new = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(3))
+    _step((x, memory), new, model_out, (coef, row, draw, key, stream), **options)
+    return new

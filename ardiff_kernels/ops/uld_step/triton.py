@@ -1,0 +1,155 @@
+"""Triton kernel of `uld_step`: one launch a step, functional or in place.
+
+A lane owns four neighbouring elements of every tensor and makes their eight normals from two Philox
+quads, so float32 tensors move in 128-bit loads and stores and nothing passes between lanes. Absent
+optional tensors are compiled away.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .._triton_common import (
+    at_sample,
+    guided_output,
+    load_tile,
+    store_tile,
+    term,
+    tile,
+    two_normals,
+)
+from .._triton_launch import launch, row_stride, shared
+
+
+@triton.jit
+def uld_step_kernel(
+    z_ptr, v_ptr, out_ptr, anchor_ptr, z_new_ptr, v_new_ptr, anchor_new_ptr, z_model_ptr,
+    uncond_ptr, uncond2_ptr, noise_ptr, noise2_ptr,
+    coef_ptr, row_ptr, draw_ptr, key_ptr, stream_ptr, guidance_ptr, guidance2_ptr, scale_ptr,
+    z_stride, v_stride, out_stride, anchor_stride, z_new_stride, v_new_stride, anchor_new_stride,
+    z_model_stride, uncond_stride, uncond2_stride, noise_stride, noise2_stride,
+    T, B, d, nd,
+    ROW_SHARED: tl.constexpr, DRAW_SHARED: tl.constexpr, GUIDANCE_SHARED: tl.constexpr,
+    GUIDANCE2_SHARED: tl.constexpr, SCALE_SHARED: tl.constexpr,
+    BR: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    sample, col, lane, mask = tile(B, d, nd, BR, BD)
+    z = load_tile(z_ptr, sample, z_stride, col, lane, mask)
+    v = load_tile(v_ptr, sample, v_stride, col, lane, mask)
+    anchor = load_tile(anchor_ptr, sample, anchor_stride, col, lane, mask)
+    out = guided_output(
+        out_ptr, uncond_ptr, uncond2_ptr, guidance_ptr, guidance2_ptr,
+        out_stride, uncond_stride, uncond2_stride, sample, col, lane, mask,
+        GUIDANCE_SHARED, GUIDANCE2_SHARED,
+    )  # fmt: skip
+
+    row = at_sample(row_ptr, sample, ROW_SHARED)
+    live = (row >= 0) & (row < T)
+    c = coef_ptr + tl.where(live, row, 0).to(tl.int64) * 16
+    z_1 = tl.load(c + 5)
+    z_2 = tl.load(c + 6)
+    v_1 = tl.load(c + 11)
+    if scale_ptr is not None:
+        scale = at_sample(scale_ptr, sample, SCALE_SHARED)
+        z_1 *= scale
+        z_2 *= scale
+        v_1 *= scale
+    if noise_ptr is not None:
+        n1 = load_tile(noise_ptr, sample, noise_stride, col, lane, mask)
+        n2 = load_tile(noise2_ptr, sample, noise2_stride, col, lane, mask)
+        n1_v = tl.where(v_1 != 0.0, n1, 0.0)
+        n1 = tl.where(z_1 != 0.0, n1, 0.0)
+        n2 = tl.where(z_2 != 0.0, n2, 0.0)
+    else:
+        c1 = at_sample(draw_ptr, sample, DRAW_SHARED).to(tl.uint32) << 2
+        n1, n2 = two_normals(col, c1, key_ptr, tl.load(stream_ptr + sample), BR, BD)
+        n1_v = n1
+
+    a_z = tl.load(c + 12)
+    start = a_z != 0.0
+    delta = tl.where(start, 0.0, z - anchor)
+    # fma(0, 0, 0) + ... : a term from zero is the plain product, with the same rule for zeros.
+    z_new = term(tl.load(c + 1), z, 0.0)
+    z_new = term(tl.load(c + 2), delta, z_new)
+    z_new = term(tl.load(c + 3), v, z_new)
+    z_new = term(tl.load(c + 4), out, z_new)
+    z_new = tl.fma(n1, z_1, z_new)
+    z_new = tl.fma(n2, z_2, z_new)
+    z_new = term(tl.load(c + 0), z, z_new)
+    v_new = term(tl.load(c + 7), z, 0.0)
+    v_new = term(tl.load(c + 8), delta, v_new)
+    v_new = term(tl.load(c + 9), v, v_new)
+    v_new = term(tl.load(c + 10), out, v_new)
+    v_new = tl.fma(n1_v, v_1, v_new)
+    anchor_new = tl.where(start, term(a_z, z, term(tl.load(c + 13), z, 0.0)), anchor)
+
+    z_new = tl.where(live, z_new, z)
+    store_tile(z_new_ptr, z_new, sample, z_new_stride, col, lane, mask)
+    store_tile(v_new_ptr, tl.where(live, v_new, v), sample, v_new_stride, col, lane, mask)
+    store_tile(
+        anchor_new_ptr, tl.where(live, anchor_new, anchor), sample, anchor_new_stride, col, lane,
+        mask,
+    )  # fmt: skip
+    if z_model_ptr is not None:
+        store_tile(z_model_ptr, z_new, sample, z_model_stride, col, lane, mask)
+
+
+def _step(
+    state: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    new: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    model_out: torch.Tensor,
+    address: tuple[torch.Tensor, ...],
+    *,
+    uncond_out: torch.Tensor | None = None,
+    uncond_out2: torch.Tensor | None = None,
+    guidance: torch.Tensor | None = None,
+    guidance2: torch.Tensor | None = None,
+    noise_scale: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    noise2: torch.Tensor | None = None,
+    z_model: torch.Tensor | None = None,
+) -> None:
+    z, v, anchor = state
+    coef, row, draw, _, _ = address
+    tensors = (z, v, model_out, anchor, *new, z_model, uncond_out, uncond_out2, noise, noise2)
+    launch(
+        uld_step_kernel, z,
+        *tensors, *address, guidance, guidance2, noise_scale,
+        *map(row_stride, tensors), coef.shape[0],
+        narrow=z_model is not None or model_out.element_size() < 4,
+        ROW_SHARED=shared(row), DRAW_SHARED=shared(draw), GUIDANCE_SHARED=shared(guidance),
+        GUIDANCE2_SHARED=shared(guidance2), SCALE_SHARED=shared(noise_scale),
+    )  # fmt: skip
+
+
+def uld_step_(
+    z: torch.Tensor,
+    v: torch.Tensor,
+    model_out: torch.Tensor,
+    anchor: torch.Tensor,
+    coef: torch.Tensor,
+    row: torch.Tensor,
+    draw: torch.Tensor,
+    key: torch.Tensor,
+    stream: torch.Tensor,
+    **options: torch.Tensor | None,
+) -> None:
+    state = (z, v, anchor)
+    _step(state, state, model_out, (coef, row, draw, key, stream), **options)
+
+
+def uld_step(
+    z: torch.Tensor,
+    v: torch.Tensor,
+    model_out: torch.Tensor,
+    anchor: torch.Tensor,
+    coef: torch.Tensor,
+    row: torch.Tensor,
+    draw: torch.Tensor,
+    key: torch.Tensor,
+    stream: torch.Tensor,
+    **options: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    new = tuple(torch.empty(z.shape, dtype=x.dtype, device=z.device) for x in (z, v, anchor))
+    _step((z, v, anchor), new, model_out, (coef, row, draw, key, stream), **options)
+    return new
