@@ -1,0 +1,120 @@
+"""What this installation is and can do: the data behind `ardiff doctor` and every benchmark."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+
+from . import __version__, _backends, _load, host
+
+_ROOT = Path(__file__).resolve().parents[1]
+_PACKAGES = ("torch", "triton", "numpy", "safetensors")
+
+
+def collect() -> dict:
+    """Versions, CPU, GPUs, compiled libraries and backends, as values that JSON can hold."""
+    return {
+        "ardiff": __version__,
+        "commit": _run("git", "-C", str(_ROOT), "rev-parse", "HEAD"),
+        "dirty": bool(_run("git", "-C", str(_ROOT), "status", "--porcelain")),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "cpu": {
+            "model": _cpu_model(),
+            "cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            **host.cpu_features(),
+        },
+        "cuda": {
+            "torch_built_for": torch.version.cuda or torch.version.hip or "",
+            "nvcc": _nvcc(),
+            "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "devices": _gpus(),
+        },
+        "build": host.build_info(),
+        "libraries": {
+            library.path.name: library.reason or "loaded" for library in (_load.CPU, _load.CUDA)
+        },
+        "environment": {n: v for n, v in sorted(os.environ.items()) if n.startswith("ARDIFF_")},
+        "backends": _backends.status(),
+    }
+
+
+def describe(found: dict) -> str:
+    """The findings of `collect` as text; each backend that is not usable is followed by why."""
+    cpu, cuda = found["cpu"], found["cuda"]
+    lines = [
+        f"ardiff       {found['ardiff']}" + (f", commit {found['commit']}" * bool(found["commit"])),
+        f"python       {found['python']} on {found['platform']}",
+        "packages     " + ", ".join(f"{n} {v or 'missing'}" for n, v in found["packages"].items()),
+        f"cpu          {cpu['model']}, {cpu['cores']} cores, {cpu['torch_threads']} torch threads",
+        "cpu features " + ", ".join(f"{n} {v}" for n, v in cpu.items() if n not in _SHOWN),
+        f"nvcc         {cuda['nvcc'] or 'not found'}",
+        f"gpus         {'; '.join(g['name'] for g in cuda['devices']) or 'none that torch sees'}",
+        "build        " + ", ".join(f"{n} {v}" for n, v in found["build"].items()),
+        *(f"library      {name}: {state}" for name, state in found["libraries"].items()),
+        *(f"environment  {name}={value}" for name, value in found["environment"].items()),
+    ]
+    return "\n".join([*lines, "backends (* serves the op)", *_describe_backends(found["backends"])])
+
+
+_SHOWN = ("model", "cores", "torch_threads")
+
+
+def _describe_backends(rows: list[dict[str, str]]) -> list[str]:
+    lines = []
+    for row in rows:
+        mark = "*" if row["chosen"] else " "
+        state = f"not usable: {row['reason']}" if row["reason"] else "usable"
+        lines.append(f"{mark} {row['op']:<16} {row['device']:<5} {row['backend']:<10} {state}")
+    return lines
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _run(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
+
+
+def _nvcc() -> str:
+    path = shutil.which("nvcc")
+    return f"{_run(path, '--version').splitlines()[-1]} ({path})" if path else ""
+
+
+def _gpus() -> list[dict]:
+    if not torch.cuda.is_available():
+        return []
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [
+        {
+            "name": p.name,
+            "capability": f"{p.major}.{p.minor}",
+            "memory_gib": round(p.total_memory / 2**30, 1),
+            "multiprocessors": p.multi_processor_count,
+        }
+        for p in found
+    ]

@@ -1,0 +1,204 @@
+"""Fair timing and one result format for every benchmark.
+
+A `bench_*.py` module has SUITE, CASES (names) and `run(case, settings) -> Iterable[Row]`. It yields
+its correctness rows first; when one fails the rest of the case is withheld. Competitors are timed
+interleaved, in rotating order, and a speedup is the median of the ratios within the rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from types import ModuleType
+
+import torch
+from tqdm import tqdm
+
+from ardiff_kernels import collect_env
+
+OURS = "ardiff"
+CORRECTNESS = "error_over_tolerance"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure: `rounds` interleaved rounds of at least `seconds` a competitor."""
+
+    device: str = "cpu"
+    rounds: int = 9
+    rivals: Sequence[str] | None = None
+    seed: int = 0
+    seconds: float = 0.03
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds: expected at least 1, got {self.rounds}")
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device: expected cpu or cuda, got {self.device!r}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device cuda: torch {torch.__version__} sees no CUDA or ROCm device")
+
+    def pick(self, rivals: dict[str, Callable]) -> dict[str, Callable]:
+        """The rivals that were asked for.
+
+        Raises:
+            ValueError: one that this benchmark does not have.
+        """
+        if self.rivals is None:
+            return rivals
+        unknown = sorted(set(self.rivals) - set(rivals))
+        if unknown:
+            raise ValueError(f"unknown rival {unknown[0]!r}: expected one of {', '.join(rivals)}")
+        return {name: rivals[name] for name in self.rivals}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. `low` and `high` are quartiles; both equal `value` where nothing was repeated."""
+
+    suite: str
+    case: str
+    rival: str
+    metric: str
+    value: float
+    unit: str = ""
+    low: float = field(default=float("nan"))
+    high: float = field(default=float("nan"))
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            if getattr(self, name) != getattr(self, name):
+                object.__setattr__(self, name, self.value)
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, lower and upper quartile."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return middle, low, high
+
+
+def spread_row(
+    suite: str, case: str, rival: str, metric: str, values: Sequence[float], unit: str
+) -> Row:
+    """A row of the median and quartiles of repeated measurements."""
+    middle, low, high = quartiles(values)
+    return Row(suite, case, rival, metric, middle, unit, low, high)
+
+
+def error_row(suite: str, case: str, rival: str, found, expected, tolerance) -> Row:
+    """A correctness row: the largest error over its tolerance (at most 1 passes; NaN fails)."""
+    excess = ((found.double() - expected.double()).abs() / tolerance).nan_to_num(nan=float("inf"))
+    worst = float(excess.max()) if excess.numel() else 0.0
+    return Row(suite, case, rival, CORRECTNESS, worst)
+
+
+def failures(rows: Iterable[dict]) -> list[dict]:
+    """The correctness rows that failed."""
+    return [row for row in rows if row["metric"] == CORRECTNESS and not row["value"] <= 1]
+
+
+def interleave(
+    competitors: dict[str, Callable[[], object]], settings: Settings
+) -> dict[str, list[float]]:
+    """Seconds a call of each competitor, one value a round; the order rotates between rounds."""
+    calls = {name: _calibrate(run, settings) for name, run in competitors.items()}
+    names = list(competitors)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(settings.rounds):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            seconds[name].append(_time(competitors[name], calls[name], settings.device))
+    return seconds
+
+
+def _calibrate(run: Callable[[], object], settings: Settings) -> int:
+    run()
+    once = _time(run, 1, settings.device)
+    calls = max(1, min(20, int(settings.seconds / max(once, 1e-9))))
+    once = _time(run, calls, settings.device)
+    return max(1, int(settings.seconds / max(once, 1e-9)))
+
+
+def _time(run: Callable[[], object], calls: int, device: str) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    synchronize(device)
+    return (time.perf_counter() - start) / calls
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device's queued work (nothing to wait for on a CPU)."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def comparison(
+    suite: str, case: str, seconds: dict[str, list[float]], elements: int, ours: str = OURS
+) -> list[Row]:
+    """Time rows (nanoseconds an element) and a `speedup` row for each rival."""
+    rows = []
+    for name, values in seconds.items():
+        scaled = [value / elements * 1e9 for value in values]
+        rows.append(spread_row(suite, case, name, "time", scaled, "ns/element"))
+    for name, values in seconds.items():
+        if name != ours:
+            ratios = [a / b for a, b in zip(values, seconds[ours], strict=True)]
+            rows.append(spread_row(suite, case, name, "speedup", ratios, "x"))
+    return rows
+
+
+def run_suite(modules: Sequence[ModuleType], case: str | None, settings: Settings) -> dict:
+    """Run the cases of a suite's modules (all, or one) and return the report.
+
+    Raises:
+        ValueError: a case that no module of the suite knows.
+    """
+    work = [(module, name) for module in modules for name in module.CASES]
+    if case is not None:
+        subject = case.split("/", 1)[0]
+        work = [
+            (module, case)
+            for module in modules
+            if subject in {name.split("/", 1)[0] for name in module.CASES}
+        ]
+        if not work:
+            known = ", ".join(name for module in modules for name in module.CASES)
+            raise ValueError(f"unknown case {case!r}: expected one like {known}")
+    rows: list[Row] = []
+    progress = tqdm(work, unit="case", disable=None)
+    for module, name in progress:
+        progress.set_postfix_str(name)
+        rows += gated(module.run(name, settings))
+    return {"environment": collect_env.collect(), "rows": [asdict(row) for row in rows]}
+
+
+def gated(rows: Iterable[Row]) -> list[Row]:
+    """The rows of one case, cut after a failed correctness row."""
+    kept = []
+    for row in rows:
+        kept.append(row)
+        if row.metric == CORRECTNESS and not row.value <= 1:
+            break
+    return kept
+
+
+def table(rows: Sequence[dict]) -> str:
+    """The rows as aligned text; a failed correctness row is marked."""
+    head = ("case", "rival", "metric", "value", "low", "high", "unit")
+    body = []
+    for row in rows:
+        mark = " FAILED" if failures([row]) else ""
+        figures = (f"{row[k]:.4g}" for k in ("value", "low", "high"))
+        body.append((row["case"], row["rival"], row["metric"], *figures, row["unit"] + mark))
+    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+    lines = [
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+        for line in [head, *body]
+    ]
+    return "\n".join(lines)

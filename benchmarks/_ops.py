@@ -1,0 +1,112 @@
+"""What the benchmarks of the ops share: case names, inputs, and the comparison itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import ardiff_kernels
+
+from . import _harness
+from ._harness import Row, Settings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SUITE = "ops"
+_CHECKED_ROWS = 65536
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A case `<op>/<elements>/<dtype>`; elements may be written `<B>x<d>`, else d is 1024."""
+
+    case: str
+    batch: int
+    width: int
+    dtype: torch.dtype
+
+    @property
+    def elements(self) -> int:
+        return self.batch * self.width
+
+
+def parse(case: str) -> Shape:
+    """Read a case name.
+
+    Raises:
+        ValueError: a name of another form.
+    """
+    parts = case.split("/")
+    try:
+        _, size, dtype = parts
+        batch, width = (int(n) for n in size.split("x")) if "x" in size else _fold(int(size))
+        if batch < 1 or width < 1:
+            raise ValueError
+        return Shape(case, batch, width, DTYPES[dtype])
+    except (ValueError, KeyError):
+        raise ValueError(
+            f"case {case!r}: expected <op>/<elements>/<dtype>, such as uld_step/1024/float32 or "
+            f"uld_step/64x16/float32, with dtype one of {', '.join(DTYPES)}"
+        ) from None
+
+
+def _fold(elements: int) -> tuple[int, int]:
+    width = 1024 if elements % 1024 == 0 else elements
+    return elements // width, width
+
+
+def coefficients(columns: tuple[str, ...], values: dict[str, float], device: str) -> Tensor:
+    """A float32 `[1, 16]` table of one row; columns that are not named hold zero."""
+    row = [values.get(name, 0.0) for name in columns]
+    return torch.tensor([row + [0.0] * (16 - len(row))], device=device)
+
+
+def addresses(shape: Shape, settings: Settings) -> dict[str, Tensor]:
+    """row, draw, key and stream of a batch that shares its row."""
+    device = settings.device
+    return {
+        "row": torch.zeros(1, dtype=torch.int32, device=device),
+        "draw": torch.full((1,), 3, dtype=torch.int32, device=device),
+        "key": torch.tensor([settings.seed], device=device),
+        "stream": torch.arange(shape.batch, device=device) * 2**20,
+    }
+
+
+def head(shape: Shape) -> int:
+    """How many samples the correctness rows look at (samples are independent)."""
+    return max(1, min(shape.batch, _CHECKED_ROWS // shape.width))
+
+
+def against_reference(
+    shape: Shape, run: Callable[[], tuple[Tensor, ...]], tolerance: float, suite: str = SUITE
+) -> Iterator[Row]:
+    """A correctness row: `run` by the chosen backend against the reference backend."""
+    found = run()
+    with ardiff_kernels.backend("reference"):
+        expected = run()
+    flat = [torch.cat([t.float().flatten() for t in tensors]) for tensors in (found, expected)]
+    scale = flat[1].abs().clamp(min=1.0)
+    yield _harness.error_row(suite, shape.case, "reference", *flat, tolerance * scale)
+
+
+def compare(
+    shape: Shape,
+    ours: dict[str, Callable[[], object]],
+    eager: Callable[[], object],
+    settings: Settings,
+) -> Iterator[Row]:
+    """Time the op's forms against the eager expression and the same under `torch.compile`."""
+    compiled = torch.compile(eager, fullgraph=True, dynamic=False)
+    rivals = settings.pick({"eager": eager, "compile": compiled})
+    with torch.inference_mode():
+        seconds = _harness.interleave({**ours, **rivals}, settings)
+    yield from _harness.comparison(SUITE, shape.case, seconds, shape.elements)
+    torch.compiler.reset()
+
+
+def tolerance(noise: float) -> float:
+    """Error allowed relative to max(1, |value|): float32 rounding, and 2e-6 of the normals."""
+    return 4 * 2.0**-23 + 2e-6 * max(1.0, math.fabs(noise))

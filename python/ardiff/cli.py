@@ -1,0 +1,79 @@
+"""The command line `ardiff`: one module of `ardiff.commands` a command, discovered by name."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import pkgutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from . import commands
+
+BAD_INPUT = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command; each command module adds its own options."""
+    parser = _Parser(prog="ardiff", description="Samplers for autoregressive diffusion models.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in sorted(module.name for module in pkgutil.iter_modules(commands.__path__)):
+        module = importlib.import_module(f"{commands.__name__}.{name}")
+        summary = module.__doc__.splitlines()[0]
+        command = subparsers.add_parser(name, help=summary, description=summary)
+        module.add_arguments(command)
+        command.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
+        command.add_argument("--seed", type=int, default=0, help="default 0")
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def writable(path: Path | None, option: str, suffix: str = "") -> None:
+    """Refuse an output path that could not be written, before any work is done.
+
+    Missing parent folders are made. `suffix` is the file ending that is required, if any.
+
+    Raises:
+        ValueError: the path is a folder, lies below a file, or has another ending.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{option}: {path} is a folder, expected a file name")
+    if suffix and path.suffix.lower() != suffix:
+        raise ValueError(f"{option}: expected a name ending in {suffix}, got {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise ValueError(f"{option}: cannot write {path}: {error.strerror}") from error
+    if path.stat().st_size == 0:
+        path.unlink()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0, 1 where a check failed, 2 on bad input (one line on stderr)."""
+    args = build_parser().parse_args(argv)
+    try:
+        if args.seed < 0:
+            raise ValueError(f"--seed: expected a non-negative integer, got {args.seed}")
+        writable(args.json, "--json")
+        result, code = args.run(args)
+    except BAD_INPUT as error:
+        print(f"ardiff {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"ardiff {args.command}: interrupted", file=sys.stderr)
+        return 130
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    return code

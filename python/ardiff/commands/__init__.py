@@ -1,0 +1,5 @@
+"""The commands of the command line, a module each.
+
+A module's docstring begins with the command's help line. It has `add_arguments(parser)` and
+`run(args) -> (results, exit status)`; results are what `--json` writes.
+"""

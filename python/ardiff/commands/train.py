@@ -1,0 +1,38 @@
+"""Train a Sun/Shadow model; an interrupted run goes on with --resume to the same bits."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, fields
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ..train import TrainConfig
+
+    for entry in fields(TrainConfig):
+        option = f"--{entry.name.replace('_', '-')}"
+        if entry.name == "seed":
+            continue
+        if isinstance(entry.default, bool):
+            parser.add_argument(option, action="store_true")
+        else:
+            help_text = f"default {entry.default}"
+            parser.add_argument(
+                option, type=type(entry.default), default=entry.default, help=help_text
+            )
+
+
+def run(args: argparse.Namespace) -> tuple[dict, int]:
+    from ..train import TrainConfig, train
+
+    config = TrainConfig(**{entry.name: getattr(args, entry.name) for entry in fields(TrainConfig)})
+    if Path(config.out).is_file():
+        raise ValueError(f"--out: {config.out} is a file, expected a folder")
+    try:
+        report = train(config)
+    except FloatingPointError as error:
+        print(f"ardiff train: {error}")
+        return {"error": str(error)}, 1
+    print(f"{report.steps} steps, loss {report.loss:.4f}, {report.seconds:.0f} s: {report.folder}")
+    return {**asdict(report), "folder": str(report.folder), "config": asdict(config)}, 0

@@ -1,0 +1,98 @@
+"""CUDA graphs replay with noise that follows key and draw; `torch.compile(fullgraph=True)` works."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ardiff_kernels
+from ardiff_kernels.testing import Call
+
+from . import calls
+
+OPS = tuple(calls.BOUNDS)
+
+
+class Captured:
+    """One in-place step of a call, captured in a CUDA graph; `replay` starts from the same state."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.start = {name: call.args[name].clone() for name in call.state}
+        self.function = getattr(torch.ops.ardiff, f"{call.op}_").default
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._step()
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self._step()
+
+    def _step(self) -> None:
+        self.function(*self.call.args.values(), **self.call.options)
+
+    def replay(self) -> list[torch.Tensor]:
+        for name, value in self.start.items():
+            self.call.args[name].copy_(value)
+        self.graph.replay()
+        torch.cuda.synchronize()
+        return [self.call.args[name].clone() for name in self.call.state]
+
+
+@pytest.mark.parametrize("backend", calls.BACKENDS)
+@pytest.mark.parametrize("op", OPS)
+def test_replay_follows_key_and_draw(op: str, backend: str) -> None:
+    calls.require(op, backend)
+    call = calls.on_gpu(calls.make(op, 4, 129))
+    call.args["row"].zero_()
+    with torch.inference_mode(), ardiff_kernels.backend(backend):
+        captured = Captured(call)
+        key, draw = call.args["key"].clone(), call.args["draw"].clone()
+        first = captured.replay()
+        call.args["key"].add_(1)
+        other_key = captured.replay()
+        call.args["key"].copy_(key)
+        call.args["draw"].add_(1)
+        other_draw = captured.replay()
+        call.args["draw"].copy_(draw)
+        again = captured.replay()
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other_key[0])
+    assert not torch.equal(first[0], other_draw[0])
+    assert not torch.equal(other_key[0], other_draw[0])
+
+
+@pytest.mark.parametrize("backend", calls.BACKENDS)
+@pytest.mark.parametrize("op", OPS)
+def test_replay_equals_the_eager_call(op: str, backend: str) -> None:
+    calls.require(op, backend)
+    call = calls.on_gpu(calls.make(op, 4, 129))
+    with torch.inference_mode(), ardiff_kernels.backend(backend):
+        expected = call.functional()
+        replayed = Captured(call).replay()
+    for got, wanted in zip(replayed, expected, strict=False):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("backend", calls.BACKENDS)
+@pytest.mark.parametrize("op", OPS)
+def test_compiles_as_one_graph(op: str, backend: str) -> None:
+    calls.require(op, backend)
+    call = calls.on_gpu(calls.make(op, 4, 129))
+    function = getattr(torch.ops.ardiff, op).default
+    order = list(call.args)
+
+    def three_steps(*args: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        now = dict(zip(order, args, strict=True))
+        for _ in range(3):
+            results = function(*now.values())
+            now.update(zip(call.state, results, strict=False))
+            now["draw"] = now["draw"] + 1
+        return tuple(now[name] for name in call.state)
+
+    with torch.inference_mode(), ardiff_kernels.backend(backend):
+        expected = three_steps(*call.args.values())
+        got = torch.compile(three_steps, fullgraph=True)(*call.args.values())
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
