@@ -1,11 +1,11 @@
-"""Sampler kernels for diffusion and autoregressive diffusion: the sampler over ``ardiff_kernels``."""
+"""Samplers for diffusion and autoregressive diffusion, over the kernels of `ardiff_kernels`."""
 
 from __future__ import annotations
 
 import importlib
 
 _EXPORTS = {
-    "sample": ("ardiff.sample", "sample"),
+    "sample": ("ardiff.sampling", "sample"),
     "solver": ("ardiff.solvers", "solver"),
     "load": ("ardiff.sampler", "load"),
     "ARSampler": ("ardiff.sampler", "ARSampler"),
@@ -13,7 +13,7 @@ _EXPORTS = {
     "StepTable": ("ardiff.table", "StepTable"),
     "paths": ("ardiff.paths", None),
 }
-__all__ = sorted(_EXPORTS)
+__all__ = ["ARSampler", "StepTable", "get_path", "load", "paths", "sample", "solver"]
 
 
 def __getattr__(name: str):

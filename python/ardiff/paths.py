@@ -1,13 +1,14 @@
 """Gaussian paths x_t = alpha x0 + sigma eps, prediction types and time grids, all in float64.
 
-A *level* is the path's own time (the number a model is given): t for ``ou``, sigma for ``edm``, t in
-[0, 1] for ``flow``, the possibly fractional training timestep for ``vp-*``. The *ratio* sigma / alpha
-grows with the level, and every path is exactly invertible between the two.
+A *level* is the path's own time (the number a model is given): t for ``ou``, sigma for ``edm``,
+t in [0, 1] for ``flow``, the possibly fractional training timestep for ``vp-*``. The *ratio*
+sigma / alpha grows with the level, and every path is exactly invertible between the two.
 """
 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Path:
         return ratio / np.sqrt(1 + ratio**2)
 
     def init_scale(self, level: float) -> float:
-        """Standard deviation of x at `level` for data of unit variance (1 on ``ou`` and ``vp-*``)."""
+        """Standard deviation of x for data of unit variance; 1 on ``ou`` and ``vp-*``."""
         return float(np.hypot(self.alpha(level), self.sigma(level)))
 
     def _checked(self, values, low: float, high: float, what: str) -> np.ndarray:
@@ -161,7 +162,7 @@ def _linear_betas() -> np.ndarray:
 
 
 def _cosine_betas() -> np.ndarray:
-    """Nichol & Dhariwal's schedule, diffusers' ``squaredcos_cap_v2``: 1000 betas, capped at .999."""
+    """Nichol & Dhariwal's schedule, diffusers' ``squaredcos_cap_v2``, 1000 betas up to .999."""
     bar = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
 
@@ -176,7 +177,7 @@ _MAKERS = {
 PATHS = tuple(_MAKERS)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _named_path(name: str) -> Path:
     return _MAKERS[name]()
 
@@ -265,6 +266,45 @@ def output_from_data(prediction: str, alpha, sigma, x, x0):
         return (x - (alpha + sigma) * x0) / sigma
     epsilon = (x - alpha * x0) / sigma
     return epsilon if prediction == "epsilon" else -epsilon / sigma
+
+
+@dataclass(frozen=True)
+class Transition:
+    """Between a noisier level a and a cleaner level b: x_a = r x_b + s eps, and its envelope.
+
+    Attributes:
+        h: log(ratio_a / ratio_b), infinite where alpha_a or sigma_b is zero.
+        r, s2: alpha_a / alpha_b and s^2 = sigma_a^2 - r^2 sigma_b^2.
+        width: w = sigma_b s / sigma_a, the standard deviation of x_b given x_a and the data, whose
+            mean is r sigma_b^2 / sigma_a^2 x_a + alpha_b s^2 / sigma_a^2 x0.
+    """
+
+    alpha_a: float
+    sigma_a: float
+    alpha_b: float
+    sigma_b: float
+    h: float
+    r: float
+    s2: float
+    width: float
+
+
+def transition(path: str | Path, a: float, b: float) -> Transition:
+    """The :class:`Transition` of `path` from level `a` down to level `b`.
+
+    Raises:
+        ValueError: where b is not the cleaner level.
+    """
+    path = get_path(path)
+    alpha_a, sigma_a, ratio_a = (float(f(a)) for f in (path.alpha, path.sigma, path.ratio))
+    alpha_b, sigma_b, ratio_b = (float(f(b)) for f in (path.alpha, path.sigma, path.ratio))
+    if not ratio_b < ratio_a:
+        raise ValueError(f"a step must go to a cleaner level, got from level {a:g} to {b:g}")
+    h = float(np.log(ratio_a) - np.log(ratio_b)) if ratio_b > 0 else np.inf
+    s2 = -(sigma_a**2) * np.expm1(-2 * h)
+    width = sigma_b * np.sqrt(-np.expm1(-2 * h))
+    r = alpha_a / alpha_b
+    return Transition(alpha_a, sigma_a, alpha_b, sigma_b, h, r, float(s2), float(width))
 
 
 def time_grid(

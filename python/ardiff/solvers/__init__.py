@@ -1,0 +1,110 @@
+"""Solvers: each module of this package makes a StepTable and reads like the paper it cites.
+
+A solver is a file: ``dpmpp_2m.py`` is found as ``dpmpp-2m``. It defines
+``table(path, prediction, levels, steps, *, denoise_last, <its own options>) -> StepTable``, where
+``levels(n)`` returns the time grid of n levels, noisiest first.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..paths import Path, check_prediction, get_path, time_grid
+from ..table import StepTable
+
+_MODULES = {
+    module.name.replace("_", "-"): module.name
+    for module in pkgutil.iter_modules(__path__)
+    if not module.name.startswith("_")
+}
+SOLVERS = tuple(sorted(_MODULES))
+
+
+def _table_function(name: str) -> Callable[..., StepTable]:
+    if name not in _MODULES:
+        raise ValueError(f"unknown solver {name!r}; known solvers: {', '.join(SOLVERS)}")
+    return importlib.import_module(f"{__name__}.{_MODULES[name]}").table
+
+
+def solver_options(name: str) -> tuple[str, ...]:
+    """The options of solver `name` beyond those that all solvers take.
+
+    Raises:
+        ValueError: for an unknown name, listing the known ones.
+    """
+    parameters = inspect.signature(_table_function(name)).parameters.values()
+    own = (p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    return tuple(option for option in own if option != "denoise_last")
+
+
+def solver(
+    name: str,
+    *,
+    path: str | Path,
+    prediction: str,
+    steps: int,
+    grid: str | Sequence[float] | np.ndarray = "log-snr",
+    ratio_max: float = 40.0,
+    ratio_min: float = 0.002,
+    rho: float = 7.0,
+    denoise_last: bool = True,
+    **options,
+) -> StepTable:
+    """The coefficient table of a solver.
+
+    Args:
+        name: one of :data:`SOLVERS`.
+        path: a name from :data:`ardiff.paths.PATHS`, or a Path.
+        prediction: what the model returns, one of :data:`ardiff.paths.PREDICTIONS`.
+        steps: upper bound on the model calls; ``table.calls`` says how many there are.
+        grid: ``log-snr``, ``uniform`` or ``karras`` (see :func:`ardiff.paths.time_grid`), or the
+            levels themselves, decreasing.
+        ratio_max, ratio_min, rho: the ends and the exponent of the grid.
+        denoise_last: end with a data prediction, a step to level 0.
+        options: the solver's own. The ``rtk-*`` solvers take `stages`, `inner` (Langevin steps a
+            stage, default 2), `tau` and `gamma` (in units of the stage's Gaussian envelope of width
+            w: step tau w and friction gamma / w for kinetic solvers, step tau w^2 for ``rtk-ula``)
+            and `warm_start` (``ancestral`` or ``gaussian-factor``). None means the default.
+
+    Raises:
+        ValueError: an unknown name, an option that the solver does not take (it is named), too few
+            steps, or a score or epsilon model at alpha = 0.
+    """
+    own = solver_options(name)
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in given:
+        if key not in own:
+            known = ", ".join(own) or "none of its own"
+            raise ValueError(f"solver {name} does not take the option {key!r}; it takes: {known}")
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
+        raise ValueError(f"steps must be an integer of 1 or more, got {steps!r}")
+    levels_key = grid if isinstance(grid, str) else tuple(float(level) for level in grid)
+    grid_key = (levels_key, float(ratio_max), float(ratio_min), float(rho))
+    options_key = tuple(sorted(given.items()))
+    return _build(
+        name, get_path(path), check_prediction(prediction), int(steps), grid_key,
+        bool(denoise_last), options_key,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _build(name, path, prediction, steps, grid_key, denoise_last, options) -> StepTable:
+    grid, ratio_max, ratio_min, rho = grid_key
+
+    def levels(n: int) -> np.ndarray:
+        if isinstance(grid, str):
+            return time_grid(path, n, grid, ratio_max=ratio_max, ratio_min=ratio_min, rho=rho)
+        if len(grid) != n:
+            raise ValueError(
+                f"{name} with steps={steps} needs {n} levels, the grid has {len(grid)}"
+            )
+        return np.array(grid)
+
+    make = _table_function(name)
+    return make(path, prediction, levels, steps, denoise_last=denoise_last, **dict(options))

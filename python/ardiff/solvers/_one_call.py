@@ -1,0 +1,41 @@
+"""Rows that solvers with one model call a step have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..paths import Path, Transition, data_coefficients, transition
+from ..table import StepTable, TableBuilder
+
+Step = Callable[[Transition, "Transition | None"], dict[str, float]]
+
+
+def one_call_table(
+    name: str,
+    path: Path,
+    prediction: str,
+    levels: Callable[[int], np.ndarray],
+    steps: int,
+    denoise_last: bool,
+    step: Step,
+) -> StepTable:
+    """A `diffusion_step` row for each pair of neighbouring levels, then a data prediction.
+
+    `step(transition, previous)` gives the columns besides p_x and p_o; `previous` is the transition
+    before, None at the first.
+    """
+    grid = levels(steps if denoise_last else steps + 1)
+    builder, previous = TableBuilder(), None
+    for a, b in zip(grid[:-1], grid[1:], strict=True):
+        here = transition(path, a, b)
+        p_x, p_o = data_coefficients(prediction, here.alpha_a, here.sigma_a)
+        builder.add("diffusion", a, p_x=p_x, p_o=p_o, **step(here, previous))
+        previous = here
+    if denoise_last:
+        level = grid[-1]
+        p_x, p_o = data_coefficients(prediction, float(path.alpha(level)), float(path.sigma(level)))
+        builder.add("diffusion", level, p_x=p_x, p_o=p_o, x_0=1.0)
+    scale = path.init_scale(grid[0])
+    return builder.build(init_scale=scale, path=path.name, prediction=prediction, solver=name)

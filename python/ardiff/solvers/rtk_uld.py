@@ -1,0 +1,43 @@
+"""RTK with underdamped Langevin: an exponential integrator with the force frozen over a step.
+
+Cheng et al. 2018. With x = gamma tau, A = 1 - e^-x, B = x - A and G = grad g(z),
+
+    z' = z + (A / gamma) v - (B / gamma^2) G + xi_z
+    v' = e^-x v - (A / gamma) G + xi_v
+
+and (xi_z, xi_v) of the exact joint covariance, made velocity first from two normals. gamma and tau
+are given in units of the stage's envelope of width w: friction gamma / w, step tau w.
+"""
+
+from __future__ import annotations
+
+from ardiff_kernels import host
+
+from .. import rtk
+from ..table import StepTable
+
+
+def move(gamma: float, tau: float) -> dict[str, float]:
+    """One step with friction `gamma` and step `tau` in data units (see rtk.kinetic_columns)."""
+    c = host.uld_coefficients(gamma, tau)
+    return {
+        "z_v": c["z_from_v"],
+        "z_g": -c["z_from_grad"],
+        "z_1": c["z_from_n1"],
+        "z_2": c["z_from_n2"],
+        "v_v": c["v_from_v"],
+        "v_g": -c["v_from_grad"],
+        "v_1": c["v_from_n1"],
+    }
+
+
+def table(
+    path, prediction, levels, steps, *,
+    stages=None, inner=None, gamma=2.0, tau=0.4, warm_start="ancestral", denoise_last=True,
+) -> StepTable:  # fmt: skip
+    """Each stage a warm start and `inner` underdamped Langevin steps."""
+    rtk.check_positive("rtk-uld", gamma=gamma, tau=tau)
+    plan = rtk.plan("rtk-uld", steps, stages, inner, warm_start, denoise_last)
+    return rtk.kinetic_table(
+        "rtk-uld", path, prediction, levels, plan, lambda t, i: move(gamma / t.width, tau * t.width)
+    )

@@ -1,0 +1,182 @@
+"""StepTable: a sampler as a table of coefficients, one row a call of a step op."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ardiff_kernels.ops.diffusion_step import COLUMNS as DIFFUSION_COLUMNS
+from ardiff_kernels.ops.uld_step import COLUMNS as ULD_COLUMNS
+
+from .paths import check_prediction
+
+WIDTH = 16
+COLUMNS = {"diffusion": DIFFUSION_COLUMNS, "uld": ULD_COLUMNS}
+
+
+class DeviceTable(NamedTuple):
+    """A table's tensors on one device, as the run loop reads them (see :meth:`StepTable.to`).
+
+    Attributes:
+        coef: float32 `[T, 16]`, pair columns split into (hi, lo).
+        level: float32 `[T]`, the level at which the model is called.
+        row: int32 `[T]`, 0 to T - 1.
+        op, calls_model: each row's op and whether it calls the model.
+        init_scale: standard deviation of the initial state.
+    """
+
+    coef: torch.Tensor
+    level: torch.Tensor
+    row: torch.Tensor
+    op: tuple[str, ...]
+    calls_model: tuple[bool, ...]
+    init_scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class StepTable:
+    """The rows of a sampler, in float64.
+
+    Attributes:
+        coefficients: float64 `[T, 16]` in the columns of each row's op (:data:`COLUMNS`). A column
+            that has a `_lo` partner holds the full double, the partner 0.
+        level: float64 `[T]`, the level at which each row's model call is made.
+        calls_model: bool `[T]`; a row without a call has a zero coefficient on the output.
+        op: `T` names, each ``diffusion`` or ``uld``.
+        init_scale: standard deviation of the initial state.
+        path, prediction, solver: the names it was made from.
+
+    Raises:
+        ValueError: for NaN or inf, wrong shapes, an unknown op or a non-positive `init_scale`.
+    """
+
+    coefficients: np.ndarray
+    level: np.ndarray
+    calls_model: np.ndarray
+    op: tuple[str, ...]
+    init_scale: float
+    path: str
+    prediction: str
+    solver: str
+    _cache: dict = field(default_factory=dict, repr=False, init=False)
+
+    def __post_init__(self) -> None:
+        coefficients = np.array(self.coefficients, dtype=np.float64)
+        level = np.array(self.level, dtype=np.float64)
+        calls_model = np.array(self.calls_model, dtype=bool)
+        op = tuple(self.op)
+        if coefficients.ndim != 2 or coefficients.shape[1] != WIDTH or len(coefficients) < 1:
+            raise ValueError(
+                f"a StepTable needs coefficients [T, {WIDTH}] with T >= 1, got shape "
+                f"{list(coefficients.shape)}"
+            )
+        rows = len(coefficients)
+        if level.shape != (rows,) or calls_model.shape != (rows,) or len(op) != rows:
+            raise ValueError(
+                f"a StepTable of {rows} rows needs {rows} levels, calls_model and ops, got "
+                f"{list(level.shape)}, {list(calls_model.shape)} and {len(op)}"
+            )
+        unknown = sorted(set(op) - set(COLUMNS))
+        if unknown:
+            raise ValueError(f"unknown op {unknown[0]!r} in a StepTable; known: diffusion, uld")
+        with np.errstate(over="ignore"):
+            bad = np.argwhere(~np.isfinite(coefficients.astype(np.float32)))
+        if len(bad):
+            row, column = map(int, bad[0])
+            name = (*COLUMNS[op[row]], "spare", "spare", "spare", "spare", "spare")[column]
+            raise ValueError(
+                f"StepTable row {row}, column {name} is {coefficients[row, column]}: coefficients "
+                "must be finite in float32"
+            )
+        if not np.all(np.isfinite(level)):
+            raise ValueError(f"StepTable row {int(np.argmin(np.isfinite(level)))} has no level")
+        if not (np.isfinite(self.init_scale) and self.init_scale > 0):
+            raise ValueError(f"init_scale must be positive and finite, got {self.init_scale}")
+        check_prediction(self.prediction)
+        for array in (coefficients, level, calls_model):
+            array.setflags(write=False)
+        object.__setattr__(self, "coefficients", coefficients)
+        object.__setattr__(self, "level", level)
+        object.__setattr__(self, "calls_model", calls_model)
+        object.__setattr__(self, "op", op)
+
+    def __len__(self) -> int:
+        return len(self.op)
+
+    @property
+    def calls(self) -> int:
+        """Model calls of one run (twice as many with guidance)."""
+        return int(self.calls_model.sum())
+
+    def column(self, name: str) -> np.ndarray:
+        """One named column, float64 `[T]`; 0 in rows whose op has no such column."""
+        if not any(name in columns for columns in COLUMNS.values()):
+            raise ValueError(
+                f"unknown column {name!r}; known: {', '.join(sum(COLUMNS.values(), ()))}"
+            )
+        places = [COLUMNS[op].index(name) if name in COLUMNS[op] else -1 for op in self.op]
+        return np.array([c[i] if i >= 0 else 0.0 for c, i in zip(self.coefficients, places)])
+
+    def coef(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """The table as the ops read it: float32 `[T, 16]`, pair columns split into (hi, lo)."""
+        full = self.coefficients
+        packed = full.astype(np.float32)
+        for row, op in enumerate(self.op):
+            columns = COLUMNS[op]
+            for low, name in enumerate(columns):
+                if name.endswith("_lo"):
+                    high = columns.index(name.removesuffix("_lo"))
+                    value = full[row, high] + full[row, low]
+                    packed[row, high] = value
+                    packed[row, low] = value - np.float64(packed[row, high])
+        return torch.from_numpy(packed).to(device)
+
+    def to(self, device: torch.device | str) -> DeviceTable:
+        """The table's tensors on `device`; made once for each device."""
+        device = torch.device(device)
+        if device not in self._cache:
+            self._cache[device] = DeviceTable(
+                self.coef(device),
+                torch.tensor(self.level, dtype=torch.float32, device=device),
+                torch.arange(len(self), dtype=torch.int32, device=device),
+                self.op,
+                tuple(bool(c) for c in self.calls_model),
+                float(self.init_scale),
+            )
+        return self._cache[device]
+
+
+class TableBuilder:
+    """Collects named rows; columns not named are 0."""
+
+    def __init__(self) -> None:
+        self._coefficients: list[np.ndarray] = []
+        self._level: list[float] = []
+        self._calls: list[bool] = []
+        self._op: list[str] = []
+
+    def add(self, op: str, level: float, *, calls_model: bool = True, **columns: float) -> None:
+        """Append a row of `op` whose model call is at `level`."""
+        row = np.zeros(WIDTH)
+        for name, value in columns.items():
+            row[COLUMNS[op].index(name)] = value
+        self._coefficients.append(row)
+        self._level.append(float(level))
+        self._calls.append(calls_model)
+        self._op.append(op)
+
+    def build(self, *, init_scale: float, path: str, prediction: str, solver: str) -> StepTable:
+        """The finished table."""
+        return StepTable(
+            np.stack(self._coefficients),
+            np.array(self._level),
+            np.array(self._calls),
+            tuple(self._op),
+            init_scale,
+            path,
+            prediction,
+            solver,
+        )
