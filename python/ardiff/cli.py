@@ -60,6 +60,27 @@ def writable(path: Path | None, option: str, suffix: str = "") -> None:
         path.unlink()
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not have here (ValueError)."""
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"--device: expected cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device cuda: torch {torch.__version__} sees no CUDA or ROCm device")
+
+
+def check_backend(backend: str | None, device: str) -> None:
+    """Refuse a kernel backend that cannot serve the device (ValueError with the reason)."""
+    from ardiff_kernels import _backends, ops
+
+    if backend is None:
+        return
+    reasons = [_backends.unusable(f"{op}_", backend, device) for op in ops.NAMES]
+    if any(reasons):
+        raise ValueError(f"--backend {backend}: {next(filter(None, reasons))}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, 1 where a check failed, 2 on bad input (one line on stderr)."""
     args = build_parser().parse_args(argv)

@@ -1,4 +1,4 @@
-"""Every test below this folder needs a GPU: marked `gpu`, and skipped with the reason without one."""
+"""Tests below this folder need a GPU: marked `gpu`, skipped with the reason where there is none."""
 
 from __future__ import annotations
 

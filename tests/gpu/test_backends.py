@@ -1,4 +1,4 @@
-"""Every op on `triton` and `cuda` against the float64 reference, and `cuda` against `cpu` by bit."""
+"""Every op on `triton` and `cuda` against the float64 reference; `cuda` against `cpu` by bit."""
 
 from __future__ import annotations
 

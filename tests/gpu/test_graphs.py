@@ -1,4 +1,4 @@
-"""CUDA graphs replay with noise that follows key and draw; `torch.compile(fullgraph=True)` works."""
+"""CUDA graphs replay with noise that follows key and draw; the ops compile as one graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OPS = tuple(calls.BOUNDS)
 
 
 class Captured:
-    """One in-place step of a call, captured in a CUDA graph; `replay` starts from the same state."""
+    """One in-place step, captured in a CUDA graph; `replay` starts from the same state."""
 
     def __init__(self, call: Call) -> None:
         self.call = call

@@ -1,0 +1,103 @@
+"""`make demo`: 64 images from the shipped Sun/Shadow model by two solvers and a hand-written loop.
+
+Writes out/demo/samples.png and out/demo/stats.json, and prints the same figures as a table. Every
+competitor makes the same number of model calls; they are timed in turns, the medians are shown.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import ardiff  # noqa: E402
+from ardiff.data.sun_shadow_metrics import metrics  # noqa: E402
+from ardiff.image_grid import image_grid, side_by_side  # noqa: E402
+from benchmarks.reference_ddpm import reference_ddpm  # noqa: E402
+
+IMAGES, STEPS, SEED, ROUNDS = 64, 48, 0, 5
+SOLVERS = ("rtk-uld", "ddpm")
+REFERENCE = "reference-ddpm"
+
+
+def competitors() -> tuple[dict[str, Callable[[], Tensor]], dict[str, int]]:
+    """What is compared, by name, and the model calls an image of each."""
+    model = ardiff.load("sun-shadow")
+    calls = ardiff.ARSampler(model, solver=SOLVERS[0], steps=STEPS).table.calls
+    samplers = {name: ardiff.ARSampler(model, solver=name, steps=calls) for name in SOLVERS}
+    draw: dict[str, Callable[[], Tensor]] = {
+        name: lambda s=sampler: s.sample(IMAGES, seed=SEED).images
+        for name, sampler in samplers.items()
+    }
+    draw[REFERENCE] = lambda: reference_ddpm(model, IMAGES, calls, SEED)
+    counted = {name: sampler.calls for name, sampler in samplers.items()}
+    return draw, {**counted, REFERENCE: calls * model.config.patches}
+
+
+def measure(draw: dict[str, Callable[[], Tensor]]) -> tuple[dict[str, list[float]], dict]:
+    """Seconds of each round and the images of each competitor; the warm-up round is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in draw}
+    images = {}
+    with tqdm(total=(ROUNDS + 1) * len(draw), unit="batch", disable=None) as bar:
+        for turn in range(ROUNDS + 1):
+            for name, run in draw.items():
+                bar.set_postfix_str(name)
+                start = time.perf_counter()
+                images[name] = run()
+                if turn > 0:
+                    seconds[name].append(time.perf_counter() - start)
+                bar.update()
+    return seconds, images
+
+
+def main() -> int:
+    out = ROOT / "out" / "demo"
+    out.mkdir(parents=True, exist_ok=True)
+    draw, calls = competitors()
+    seconds, images = measure(draw)
+    rows, pictures = [], []
+    for name in draw:
+        paired = [a / b for a, b in zip(seconds[REFERENCE], seconds[name], strict=True)]
+        found = metrics(images[name].numpy())
+        middle = statistics.median(seconds[name])
+        row = {
+            "solver": name,
+            "calls": calls[name],
+            "seconds": middle,
+            "images_per_second": IMAGES / middle,
+            "detection_rate": found.detection,
+            "r2_constraint": found.r2,
+            "speed_against_reference": statistics.median(paired),
+        }
+        rows.append(row)
+        caption = f"{name}, {calls[name]} calls, {row['images_per_second']:.0f} images/s"
+        pictures.append(image_grid(images[name], caption=caption))
+    side_by_side(pictures).save(out / "samples.png")
+    (out / "stats.json").write_text(json.dumps(rows, indent=2) + "\n")
+    print(table(rows))
+    print(f"{out / 'samples.png'}\n{out / 'stats.json'}")
+    return 0
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as aligned text."""
+    head = list(rows[0])
+    body = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in [head, *body]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

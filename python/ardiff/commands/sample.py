@@ -1,0 +1,57 @@
+"""Draw images from a model and write them as one grid."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="sun-shadow", help="a shipped name, or a model folder")
+    parser.add_argument("--solver", default="rtk-uld")
+    parser.add_argument("--steps", type=int, default=48, help="bound on model calls a patch")
+    parser.add_argument("--stages", type=int, help="stages of an rtk-* solver")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance scale")
+    parser.add_argument("--temperature", type=float, default=1.0, help="scales the step noise")
+    parser.add_argument("--n", type=int, default=64, help="images, default 64")
+    parser.add_argument("--batch", type=int, default=128, help="images drawn together")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--backend", help="force a kernel backend: reference, cpu, triton, cuda")
+    parser.add_argument("--out", type=Path, default=Path("out/samples.png"), metavar="FILE.png")
+
+
+def run(args: argparse.Namespace) -> tuple[dict, int]:
+    from ..cli import check_backend, check_device, writable
+
+    writable(args.out, "--out", ".png")
+    if args.n < 1:
+        raise ValueError(f"--n: expected at least 1, got {args.n}")
+    check_device(args.device)
+    check_backend(args.backend, args.device)
+
+    from tqdm import tqdm
+
+    from ..image_grid import image_grid
+    from ..sampler import ARSampler, load
+
+    sampler = ARSampler(
+        load(args.model, args.device),
+        solver=args.solver,
+        steps=args.steps,
+        stages=args.stages,
+        guidance=args.guidance,
+        temperature=args.temperature,
+        batch=args.batch,
+        backend=args.backend,
+    )
+    with tqdm(total=args.n * sampler.model.config.patches, unit="patch", disable=None) as bar:
+        drawn = sampler.sample(
+            args.n, seed=args.seed, progress=lambda done, _: bar.update(done - bar.n)
+        )
+    image_grid(drawn.images).save(args.out)
+    stats = drawn.stats
+    rate = args.n / stats.seconds
+    print(f"{args.out}: {args.n} images, {stats.calls} model calls each, {rate:.1f} images/s")
+    settings = {n: getattr(args, n) for n in ("model", "solver", "steps", "n", "seed")}
+    result = {"calls": stats.calls, "seconds": stats.seconds, "images_per_second": rate}
+    return {**settings, **result, "out": str(args.out)}, 0
