@@ -22,32 +22,34 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _shape(shape: Sequence[int]) -> str:
-    return "[" + ", ".join(str(int(n)) for n in shape) + "]"
+    return "[" + ", ".join(str(n) for n in shape) + "]"
 
 
 def _got(t: Tensor) -> str:
     return f"got {_name(t.dtype)} {_shape(t.shape)}"
 
 
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise RuntimeError(message)
-
-
-def _vector(op: str, name: str, t: Tensor | None, dtype: torch.dtype, rows: Sequence[int]) -> None:
-    """A contiguous 1-D tensor of `dtype` whose length is one of `rows`."""
+def _vector(
+    op: str, name: str, t: Tensor | None, dtype: torch.dtype, rows: int, shared: bool = False
+) -> None:
+    """A contiguous 1-D tensor of `dtype` and length `rows` (or 1, where it may be `shared`)."""
     if t is None:
         return
-    lengths = " or ".join(f"[{n}]" for n in dict.fromkeys(rows))
-    ok = t.dim() == 1 and t.dtype == dtype and t.shape[0] in rows and t.is_contiguous()
-    _require(ok, f"{op}: {name} must be a contiguous {_name(dtype)} {lengths}, {_got(t)}")
+    lengths = [rows] if rows == 1 or not shared else [rows, 1]
+    ok = t.dim() == 1 and t.dtype == dtype and t.is_contiguous()
+    if not (ok and any(t.shape[0] == n for n in lengths)):
+        raise RuntimeError(
+            f"{op}: {name} must be a contiguous {_name(dtype)} "
+            f"{' or '.join(f'[{n}]' for n in lengths)}, {_got(t)}"
+        )
 
 
 def _matrix(op: str, name: str, t: Tensor | None, dtype: torch.dtype, shape: Sequence[int]) -> None:
     if t is None:
         return
     ok = t.dtype == dtype and tuple(t.shape) == tuple(shape)
-    _require(ok, f"{op}: {name} must be {_name(dtype)} {_shape(shape)}, {_got(t)}")
+    if not ok:
+        raise RuntimeError(f"{op}: {name} must be {_name(dtype)} {_shape(shape)}, {_got(t)}")
 
 
 def _placement(op: str, tensors: Mapping[str, Tensor | None], written: Sequence[str]) -> None:
@@ -55,47 +57,52 @@ def _placement(op: str, tensors: Mapping[str, Tensor | None], written: Sequence[
     present = {name: t for name, t in tensors.items() if t is not None}
     first, device = next((name, t.device) for name, t in present.items())
     for name, t in present.items():
-        _require(
-            t.device == device,
-            f"{op}: all tensors must be on one device, but {first} is on {device} and "
-            f"{name} on {t.device}",
-        )
+        if t.device != device:
+            raise RuntimeError(
+                f"{op}: all tensors must be on one device, but {first} is on {device} and "
+                f"{name} on {t.device}"
+            )
     for name, t in present.items():
         if t.dim() != 2:
             continue
         rows, d = t.shape
-        _require(
-            d <= 1 or rows == 0 or t.stride(1) == 1,
-            f"{op}: {name} must have unit stride in its last dimension, got strides "
-            f"{_shape(t.stride())}; call .contiguous() first",
-        )
-        if name in written:
-            _require(
-                rows <= 1 or t.stride(0) >= d,
-                f"{op}: {name} is written in place but its rows overlap (row stride "
-                f"{t.stride(0)}, {d} elements a row); clone it first",
+        if d > 1 and rows > 0 and t.stride(1) != 1:
+            raise RuntimeError(
+                f"{op}: {name} must have unit stride in its last dimension, got strides "
+                f"{_shape(t.stride())}; call .contiguous() first"
             )
+        if name in written and rows > 1 and t.stride(0) < d:
+            raise RuntimeError(
+                f"{op}: {name} is written in place but its rows overlap (row stride "
+                f"{t.stride(0)}, {d} elements a row); clone it first"
+            )
+
+
+def _counter(op: str, counter: int) -> None:
+    if not 0 <= counter < 2**32:
+        raise RuntimeError(f"{op}: counter must lie in [0, 4294967295], got {counter}")
 
 
 def check_philox_normal(key: Tensor, counter: int, stream: Tensor, n: int) -> None:
     op = "philox_normal"
-    _vector(op, "key", key, torch.int64, [1])
-    _require(
-        stream.dim() == 1 and stream.dtype == torch.int64 and stream.is_contiguous(),
-        f"{op}: stream must be a contiguous int64 [B], {_got(stream)}",
-    )
-    _require(0 <= counter < 2**32, f"{op}: counter must lie in [0, 4294967295], got {counter}")
-    _require(0 <= n <= 4 * QUADS, f"{op}: n must lie in [0, {4 * QUADS}], got {n}")
+    _vector(op, "key", key, torch.int64, 1)
+    if not (stream.dim() == 1 and stream.dtype == torch.int64 and stream.is_contiguous()):
+        raise RuntimeError(f"{op}: stream must be a contiguous int64 [B], {_got(stream)}")
+    _counter(op, counter)
+    if not 0 <= n <= 4 * QUADS:
+        raise RuntimeError(f"{op}: n must lie in [0, {4 * QUADS}], got {n}")
     _placement(op, {"key": key, "stream": stream}, ())
 
 
 def check_philox_normal_(out: Tensor, key: Tensor, counter: int, stream: Tensor) -> None:
     op = "philox_normal_"
-    _require(out.dim() == 2, f"{op}: out must be [B, n], got {out.dim()} dimensions")
-    _require(out.dtype == torch.float32, f"{op}: out must be float32, got {_name(out.dtype)}")
-    _vector(op, "key", key, torch.int64, [1])
-    _vector(op, "stream", stream, torch.int64, [out.shape[0]])
-    _require(0 <= counter < 2**32, f"{op}: counter must lie in [0, 4294967295], got {counter}")
+    if out.dim() != 2:
+        raise RuntimeError(f"{op}: out must be [B, n], got {out.dim()} dimensions")
+    if out.dtype != torch.float32:
+        raise RuntimeError(f"{op}: out must be float32, got {_name(out.dtype)}")
+    _vector(op, "key", key, torch.int64, 1)
+    _vector(op, "stream", stream, torch.int64, out.shape[0])
+    _counter(op, counter)
     _placement(op, {"out": out, "key": key, "stream": stream}, ("out",))
 
 
@@ -120,46 +127,52 @@ def check_step(
     x0 and z_model.
     """
     lead, x = next(iter(state.items()))
-    _require(x.dim() == 2, f"{op}: {lead} must be [B, d], got {x.dim()} dimensions")
+    if x.dim() != 2:
+        raise RuntimeError(f"{op}: {lead} must be [B, d], got {x.dim()} dimensions")
     kinds = " or ".join(_name(t) for t in dtypes)
-    _require(x.dtype in dtypes, f"{op}: {lead} must be {kinds}, got {_name(x.dtype)}")
+    if x.dtype not in dtypes:
+        raise RuntimeError(f"{op}: {lead} must be {kinds}, got {_name(x.dtype)}")
     rows, d = x.shape
     limit = elements_a_quad * QUADS
-    _require(
-        1 <= d <= limit, f"{op}: {lead} must have between 1 and {limit} elements a row, got {d}"
-    )
+    if not 1 <= d <= limit:
+        raise RuntimeError(f"{op}: {lead} must have between 1 and {limit} elements a row, got {d}")
     for name, t in state.items():
-        _require(
-            t.shape == x.shape,
-            f"{op}: {name} must have the shape of {lead} {_shape(x.shape)}, got {_shape(t.shape)}",
+        if t.shape != x.shape:
+            raise RuntimeError(
+                f"{op}: {name} must have the shape of {lead} {_shape(x.shape)}, "
+                f"got {_shape(t.shape)}"
+            )
+        if t.dtype != x.dtype:
+            raise RuntimeError(
+                f"{op}: {name} must have the dtype of {lead} ({_name(x.dtype)}), "
+                f"got {_name(t.dtype)}"
+            )
+    if model_out.dtype not in MODEL_DTYPES:
+        raise RuntimeError(
+            f"{op}: model_out must be float32, float16 or bfloat16, got {_name(model_out.dtype)}"
         )
-        _require(
-            t.dtype == x.dtype,
-            f"{op}: {name} must have the dtype of {lead} ({_name(x.dtype)}), got {_name(t.dtype)}",
-        )
-    _require(
-        model_out.dtype in MODEL_DTYPES,
-        f"{op}: model_out must be float32, float16 or bfloat16, got {_name(model_out.dtype)}",
-    )
     widths = (d, 2 * d) if learned_range else (d,)
     wide = f" (or {_shape((rows, 2 * d))} with learned-range variance)" if learned_range else ""
-    _require(
-        model_out.dim() == 2 and model_out.shape[0] == rows and model_out.shape[1] in widths,
-        f"{op}: model_out must have the shape of {lead} {_shape((rows, d))}{wide}, got "
-        f"{_shape(model_out.shape)}",
-    )
-    _require(
+    if not (model_out.dim() == 2 and model_out.shape[0] == rows and model_out.shape[1] in widths):
+        raise RuntimeError(
+            f"{op}: model_out must have the shape of {lead} {_shape((rows, d))}{wide}, got "
+            f"{_shape(model_out.shape)}"
+        )
+    if not (
         coef.dtype == torch.float32
         and coef.dim() == 2
         and coef.shape[1] == COLUMNS
         and coef.shape[0] >= 1
-        and coef.is_contiguous(),
-        f"{op}: coef must be a contiguous float32 [T, {COLUMNS}] table with T >= 1, {_got(coef)}",
-    )
-    _vector(op, "row", row, torch.int32, [rows, 1])
-    _vector(op, "draw", draw, torch.int32, [rows, 1])
-    _vector(op, "key", key, torch.int64, [1])
-    _vector(op, "stream", stream, torch.int64, [rows])
+        and coef.is_contiguous()
+    ):
+        raise RuntimeError(
+            f"{op}: coef must be a contiguous float32 [T, {COLUMNS}] table with T >= 1, "
+            f"{_got(coef)}"
+        )
+    _vector(op, "row", row, torch.int32, rows, shared=True)
+    _vector(op, "draw", draw, torch.int32, rows, shared=True)
+    _vector(op, "key", key, torch.int64, 1)
+    _vector(op, "stream", stream, torch.int64, rows)
     _check_options(op, rows, d, x.dtype, model_out, options)
     tensors = {
         **state,
@@ -185,24 +198,22 @@ def _check_options(
     def given(name: str) -> bool:
         return options.get(name) is not None
 
-    _require(
-        given("uncond_out") == given("guidance"),
-        f"{op}: uncond_out and guidance go together: pass both or neither",
-    )
-    _require(
+    if not (given("uncond_out") == given("guidance")):
+        raise RuntimeError(f"{op}: uncond_out and guidance go together: pass both or neither")
+    if not (
         given("uncond_out2") == given("guidance2")
-        and (given("uncond_out") or not given("uncond_out2")),
-        f"{op}: uncond_out2 and guidance2 go together, and only beside uncond_out and guidance",
-    )
-    if "noise2" in options:
-        _require(
-            given("noise") == given("noise2"),
-            f"{op}: noise and noise2 go together: pass both or neither",
+        and (given("uncond_out") or not given("uncond_out2"))
+    ):
+        raise RuntimeError(
+            f"{op}: uncond_out2 and guidance2 go together, and only beside uncond_out and guidance"
         )
+    if "noise2" in options:
+        if not (given("noise") == given("noise2")):
+            raise RuntimeError(f"{op}: noise and noise2 go together: pass both or neither")
     for name in ("uncond_out", "uncond_out2"):
         _matrix(op, name, options.get(name), model_out.dtype, model_out.shape)
     for name in ("guidance", "guidance2", "noise_scale"):
-        _vector(op, name, options.get(name), torch.float32, [rows, 1])
+        _vector(op, name, options.get(name), torch.float32, rows, shared=True)
     for name in ("noise", "noise2"):
         _matrix(op, name, options.get(name), torch.float32, (rows, d))
     _matrix(op, "x0", options.get("x0"), state_dtype, (rows, d))
@@ -210,7 +221,5 @@ def _check_options(
 
 
 def check_x0_clamp(op: str, x0_clamp: float | None) -> None:
-    _require(
-        x0_clamp is None or x0_clamp > 0,
-        f"{op}: x0_clamp must be positive, got {x0_clamp}",
-    )
+    if not (x0_clamp is None or x0_clamp > 0):
+        raise RuntimeError(f"{op}: x0_clamp must be positive, got {x0_clamp}")

@@ -1,0 +1,174 @@
+"""What every op promises: opcheck, in-place twins, compile, strides, any size, 64-bit offsets."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import ardiff_kernels
+from ardiff_kernels import ops, testing
+
+OPS = torch.ops.ardiff
+
+
+def calls() -> dict[str, testing.Call]:
+    guided = testing.uld_call(3, 10, torch.bfloat16)
+    guided.options |= testing.guidance_options(guided, three_way=True)
+    given = testing.uld_call(2, 5)
+    given.options |= {"noise": torch.randn(2, 5), "noise2": torch.randn(2, 5)}
+    clamped = testing.diffusion_call(3, 6, torch.float16, learned_range=True)
+    clamped.options |= {"x0_clamp": 1.0, "noise_scale": torch.tensor([0.9])}
+    return {
+        "uld": testing.uld_call(4, 9),
+        "uld-guided": guided,
+        "uld-given-noise": given,
+        "diffusion": testing.diffusion_call(4, 9),
+        "diffusion-bf16": testing.diffusion_call(2, 8, torch.bfloat16, state_dtype=torch.bfloat16),
+        "diffusion-learned-range": clamped,
+    }
+
+
+def contiguous(call: testing.Call) -> testing.Call:
+    """opcheck compares whole storages, so NaN padding between rows would never be equal."""
+    call.args = {k: v.contiguous() for k, v in call.args.items()}
+    call.options = {k: v.contiguous() if torch.is_tensor(v) else v for k, v in call.options.items()}
+    return call
+
+
+@pytest.mark.parametrize("name", calls())
+def test_opcheck(implementation, name):
+    call = contiguous(calls()[name])
+    functional = getattr(OPS, call.op).default
+    in_place = getattr(OPS, f"{call.op}_").default
+    torch.library.opcheck(functional, tuple(call.args.values()), call.options)
+    written = tuple(v.clone() for v in call.args.values())
+    extra = {"z_model": torch.zeros_like(written[0], dtype=torch.bfloat16)}
+    torch.library.opcheck(in_place, written, call.options | extra)
+
+
+def test_opcheck_philox_normal(implementation):
+    key, stream = torch.tensor([3]), torch.arange(4)
+    torch.library.opcheck(OPS.philox_normal.default, (key, 1, stream, 7))
+    torch.library.opcheck(OPS.philox_normal_.default, (torch.zeros(4, 7), key, 1, stream))
+
+
+@pytest.mark.parametrize("name", calls())
+def test_in_place_twin_gives_the_same_bits(implementation, name):
+    call = calls()[name]
+    expected = call.functional()
+    lead = call.args[call.state[0]]
+    extra = {"z_model": torch.zeros(lead.shape, dtype=torch.bfloat16)}
+    if call.op == "diffusion_step":
+        extra["x0"] = torch.zeros(lead.shape, dtype=lead.dtype)
+        assert torch.equal(call.in_place(x0=extra["x0"])[0], expected[0])
+        assert torch.equal(extra["x0"], expected[2])
+    for got, want in zip(call.in_place(**extra), expected, strict=False):
+        assert torch.equal(got, want)
+    if not implementation.startswith("triton"):  # its interpreter truncates to bfloat16
+        assert torch.equal(extra["z_model"], expected[0].bfloat16())
+    else:
+        assert torch.allclose(extra["z_model"].float(), expected[0].float(), rtol=2**-7)
+
+
+@pytest.mark.parametrize("make", [testing.uld_call, testing.diffusion_call])
+def test_empty_batch(implementation, make):
+    for result in make(0, 7).functional():
+        assert result.shape == (0, 7)
+    make(0, 7).in_place()
+
+
+@pytest.mark.parametrize("make", [testing.uld_call, testing.diffusion_call])
+def test_row_strides_and_expanded_inputs(implementation, make):
+    """Rows of wider buffers (the test inputs all are) and a row shared by all samples."""
+    call = make(3, 12)
+    shared = call.args["model_out"][:1]
+    call.args["model_out"] = shared.expand(3, 12)
+    got = call.functional()
+    call.args["model_out"] = shared.repeat(3, 1)
+    for a, b in zip(got, call.functional(), strict=True):
+        assert a.is_contiguous() and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("make", [testing.uld_call, testing.diffusion_call])
+def test_large_d(implementation, make):
+    """Both ends of a row of 2^20 elements (a slow implementation: 2^16 + 3) against float64."""
+    fast = implementation in ("cpu-avx2", "cpu-avx512", "cuda")
+    call = make(1, 2**20 if fast else 2**16 + 3)
+    bounds = testing.uld_bounds if call.op == "uld_step" else testing.diffusion_bounds
+    for got, exact, bound in zip(call.functional(), call.oracle(), bounds(call), strict=True):
+        for end in (slice(0, 4099), slice(-4099, None)):
+            testing.assert_within(got[:, end], exact[:, end], bound[:, end])
+
+
+@pytest.mark.parametrize("make", [testing.uld_call, testing.diffusion_call])
+def test_offsets_past_2_to_31(implementation, make, tmp_path):
+    """Three rows 2^30 + 64 elements apart in a sparse file mapping, so that the last offset
+    passes 2^31 elements; both forms equal the same call on small tensors."""
+    d, stride = 20, 2**30 + 64
+    call = make(3, d)
+    wide = make(3, d)
+    moved = [*call.state, "model_out"]
+    size = 2 * stride + 64 * len(moved)
+    mapping = torch.from_file(str(tmp_path / "sparse"), shared=True, size=size)
+    for i, name in enumerate(moved):
+        view = mapping.as_strided((3, d), (stride, 1), 64 * i)
+        view.copy_(call.args[name])
+        wide.args[name] = view
+    expected = call.functional()
+    for got, want in zip(wide.functional(), expected, strict=True):
+        assert torch.equal(got, want)
+    getattr(OPS, f"{wide.op}_").default(*wide.args.values())
+    for name, want in zip(wide.state, expected, strict=False):
+        assert torch.equal(wide.args[name], want)
+
+
+def loop(call: testing.Call, steps: int) -> tuple[torch.Tensor, ...]:
+    args = dict(call.args)
+    function = getattr(ops, call.op)
+    for _ in range(steps):
+        results = function(*args.values(), **call.options)
+        args.update(zip(call.state, results, strict=False))
+        args["draw"] = args["draw"] + 1
+    return tuple(args[name] for name in call.state)
+
+
+@pytest.mark.parametrize("make", [testing.uld_call, testing.diffusion_call])
+def test_compile_fullgraph(make, monkeypatch):
+    """A loop with the functional op compiles whole; offset views as inputs keep their values."""
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    torch.compiler.reset()
+    compiled = torch.compile(loop, fullgraph=True)
+    call = make(5, 33)
+    for name in call.state:
+        call.args[name] = torch.cat([torch.zeros(1, 36), call.args[name].new_zeros(5, 36)])[1:, :33]
+        call.args[name].copy_(make(5, 33).args[name])
+    for a, b in zip(compiled(call, 3), loop(call, 3), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_forcing_a_backend_that_cannot_serve():
+    with pytest.raises(ValueError, match="unknown backend 'gpu': expected one of reference"):
+        with ardiff_kernels.backend("gpu"):
+            pass
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="backend 'cuda' cannot serve here .*no CUDA"):
+            with ardiff_kernels.backend("cuda"):
+                pass
+    call = testing.uld_call(2, 3)
+    before = call.functional()[0]
+    with ardiff_kernels.backend("reference"):
+        assert torch.allclose(call.functional()[0], before, atol=1e-5)
+    assert torch.equal(call.functional()[0], before)
+
+
+def test_temperature_zero_is_deterministic(implementation):
+    call = testing.uld_call(2, 8)
+    call.options["noise_scale"] = torch.zeros(1)
+    first = call.functional()
+    call.args["key"] = call.args["key"] + 1
+    for a, b in zip(first, call.functional(), strict=True):
+        assert torch.equal(a, b)
+    call.options["noise_scale"] = torch.full((1,), math.nan)
+    assert call.functional()[0][call.args["row"] != 2].isnan().all()
