@@ -20,9 +20,8 @@ class ModelConfig:
     """What a model is; saved as `config.json` beside its weights.
 
     path: Gaussian path whose levels the head was trained on. prediction: what its output means.
-    preconditioning: `none` or `edm` (needs path `edm` and prediction `sample`). learn_range: 2 d
-    outputs (MAR's variance). null_context: has a learned context for guidance, from training with
-    context dropout.
+    preconditioning: `none` or `edm` (needs path `edm` and prediction `sample`). null_context: has a
+    learned context for guidance, from training with context dropout.
     """
 
     image_size: int = 32
@@ -36,7 +35,6 @@ class ModelConfig:
     path: str = "vp-cosine"
     prediction: str = "sample"
     preconditioning: str = "none"
-    learn_range: bool = False
     null_context: bool = False
 
     def __post_init__(self) -> None:
@@ -59,11 +57,9 @@ class ModelConfig:
             raise ValueError(
                 f"patch_size must divide image_size, got {self.patch_size} and {self.image_size}"
             )
-        edm = (self.path, self.prediction, self.learn_range) == ("edm", "sample", False)
+        edm = (self.path, self.prediction) == ("edm", "sample")
         if self.preconditioning == "edm" and not edm:
-            raise ValueError(
-                "edm preconditioning needs path edm, prediction sample and no learned range"
-            )
+            raise ValueError("edm preconditioning needs path edm and prediction sample")
 
     @property
     def patches(self) -> int:
@@ -119,7 +115,6 @@ class ARModel(nn.Module):
             config.context_width,
             config.head_width,
             config.head_depth,
-            config.patch_dim * (2 if config.learn_range else 1),
         )
         self.null = nn.Parameter(torch.zeros(config.context_width)) if config.null_context else None
         self.register_buffer("mean", torch.zeros(config.patches, config.patch_dim))

@@ -1,0 +1,206 @@
+"""ARSampler: draws images from an autoregressive diffusion model, patch after patch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import ardiff_kernels
+from ardiff.models.ar_model import ARModel
+from ardiff.models.checkpoint import load_model as load
+from ardiff.run import initial_state, run
+from ardiff.sampling import PATCH_BITS, SampleStats, make_key, make_stream, per_sample
+from ardiff.solvers import solver as make_table
+
+__all__ = ["ARSampler", "SampleOutput", "SampleStats", "StreamedPatch", "load"]
+
+
+@dataclass(frozen=True)
+class SampleOutput:
+    """images `[n, C, H, W]`, float32 in [-1, 1], and what they cost."""
+
+    images: Tensor
+    stats: SampleStats
+
+
+@dataclass(frozen=True)
+class StreamedPatch:
+    """Patch `index` (raster order) of the images `sample_ids` `[b]`: pixels `[b, C, p, p]`."""
+
+    index: int
+    sample_ids: Tensor
+    pixels: Tensor
+
+
+class ARSampler:
+    """Draws patch k from the diffusion model given patches 0..k-1, with any solver.
+
+    Noise is addressed by (seed, sample id, patch, step, element), so an image does not depend on
+    the others drawn with it, but for the rounding of the network's matrix products.
+
+    Args:
+        model: an `ARModel`, such as `ardiff.load` returns; the sampler runs on its device.
+        solver: a name of `ardiff.solvers`.
+        steps: bound on the model calls for each patch.
+        stages: stages of an `rtk-*` solver; None lets `steps` decide.
+        guidance: scale w of u + w (c - u); None is plain conditional sampling. Needs a model
+            trained with context dropout, and doubles the calls.
+        temperature: factor on the step noise, not on the initial state.
+        batch: images drawn together; bounds memory, not n.
+        backend: forces a backend of `ardiff_kernels`; None takes the best.
+        options: the solver's own (grid, ratio_min, inner, tau, gamma, ...).
+
+    Raises:
+        TypeError: a model that is no `ARModel`.
+        ValueError: an unknown solver or option, steps out of range, guidance without a null
+            context.
+    """
+
+    def __init__(
+        self,
+        model: ARModel,
+        solver: str = "rtk-uld",
+        steps: int = 48,
+        stages: int | None = None,
+        guidance: float | None = None,
+        temperature: float = 1.0,
+        *,
+        batch: int = 128,
+        backend: str | None = None,
+        **options,
+    ) -> None:
+        if not isinstance(model, ARModel):
+            raise TypeError(
+                f"ARSampler: model must be an ardiff.models.ARModel, got {type(model).__name__}; "
+                "ardiff.load gives one, ardiff.sample takes any callable"
+            )
+        if guidance is not None and model.null is None:
+            raise ValueError(
+                "ARSampler: guidance needs a model with a null context; train one with context "
+                "dropout (context_dropout above 0)"
+            )
+        if batch < 1:
+            raise ValueError(f"ARSampler: batch must be positive, got {batch}")
+        if stages is not None:
+            options["stages"] = stages
+        self.model = model
+        self.guidance, self.temperature = guidance, temperature
+        per_sample("temperature", temperature, 1, "cpu", low=0.0)
+        if guidance is not None:
+            per_sample("guidance", guidance, 1, "cpu", low=-math.inf)
+        self.batch, self.backend = batch, backend
+        self.table = make_table(
+            solver,
+            path=model.config.path,
+            prediction=model.config.prediction,
+            steps=steps,
+            **options,
+        )
+
+    @property
+    def calls(self) -> int:
+        """Model calls for each image: all patches, twice as many with guidance."""
+        return self.model.config.patches * self.table.calls * (1 if self.guidance is None else 2)
+
+    def sample(
+        self,
+        n: int,
+        seed: int | None = 0,
+        sample_ids: Sequence[int] | Tensor | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> SampleOutput:
+        """Draws n images.
+
+        Args:
+            n: how many.
+            seed: the key of the noise, any int64; None draws one from torch's generator.
+            sample_ids: n ids that address the noise, 0..n-1 when None.
+            progress: called with (patches done, patches in all) after each patch of each batch.
+
+        Raises:
+            ValueError, TypeError: n or an id out of range, ids that are not n integers, a bad seed.
+        """
+        ids, key = _checked_ids(n, sample_ids), make_key(seed, self.model.mean.device)
+        config = self.model.config
+        total, done = len(ids) * config.patches, 0
+        parts: list[list[Tensor]] = []
+        start = time.perf_counter()
+        for part in self._draw(ids, key):
+            if part.index == 0:
+                parts.append([])
+            parts[-1].append(part.pixels)
+            done += len(part.sample_ids)
+            if progress is not None:
+                progress(done, total)
+        images = [_assemble(pixels) for pixels in parts]
+        size = (0, config.channels, config.image_size, config.image_size)
+        whole = torch.cat(images) if images else self.model.mean.new_empty(size)
+        if whole.is_cuda:
+            torch.cuda.synchronize(whole.device)
+        return SampleOutput(whole, SampleStats(self.calls, time.perf_counter() - start))
+
+    def stream(
+        self, n: int, seed: int | None = 0, sample_ids: Sequence[int] | Tensor | None = None
+    ) -> Iterator[StreamedPatch]:
+        """Yields each patch as soon as it is made, the same pixels as `sample` would return.
+
+        Arguments and errors as `sample`'s; past `batch` images, one batch follows another.
+        """
+        ids, key = _checked_ids(n, sample_ids), make_key(seed, self.model.mean.device)
+        return self._draw(ids, key)
+
+    def _draw(self, ids: Tensor, key: Tensor) -> Iterator[StreamedPatch]:
+        for part in ids.split(self.batch):
+            if len(part):
+                yield from self._draw_batch(part, key)
+
+    @torch.no_grad()
+    def _draw_batch(self, ids: Tensor, key: Tensor) -> Iterator[StreamedPatch]:
+        model, device = self.model, self.model.mean.device
+        table = self.table.to(device)
+        cache = model.context.new_cache(len(ids))
+        patch = None
+        for k in range(model.config.patches):
+            context = model.context.step(patch, cache)
+            stream = make_stream(ids, len(ids), k, device)
+            with ardiff_kernels.backend(self.backend) if self.backend else nullcontext():
+                x = initial_state(table, key, stream, model.config.patch_dim)
+                x = run(
+                    table,
+                    model.denoiser,
+                    x,
+                    key=key,
+                    stream=stream,
+                    condition=context,
+                    **self._modifiers(context),
+                )
+            patch = model.clip_patch(x, k)
+            yield StreamedPatch(k, ids, model.patch_pixels(patch, k).clamp(-1, 1))
+
+    def _modifiers(self, context: Tensor) -> dict[str, Tensor]:
+        found = {}
+        if self.temperature != 1:
+            found["noise_scale"] = context.new_tensor([self.temperature])
+        if self.guidance is not None:
+            found["uncond"] = self.model.null.expand_as(context)
+            found["guidance"] = context.new_tensor([self.guidance])
+        return found
+
+
+def _assemble(patches: list[Tensor]) -> Tensor:
+    """Patches `[b, C, p, p]` in raster order -> images `[b, C, H, W]`."""
+    side = round(len(patches) ** 0.5)
+    rows = [torch.cat(patches[i : i + side], 3) for i in range(0, len(patches), side)]
+    return torch.cat(rows, 2)
+
+
+def _checked_ids(n: int, sample_ids: Sequence[int] | Tensor | None) -> Tensor:
+    if n < 0:
+        raise ValueError(f"n must not be negative, got {n}")
+    return make_stream(sample_ids, n, 0, "cpu") >> PATCH_BITS
