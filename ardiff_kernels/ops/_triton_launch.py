@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+_LANES = 64 if torch.version.hip else 32
+
 
 class LaunchShape(NamedTuple):
     """A program's tile: `rows` samples by `cols` elements, and the warps that share it."""
@@ -16,13 +18,16 @@ class LaunchShape(NamedTuple):
     warps: int
 
 
-def launch_shape(B: int, d: int, *, narrow: bool = False, interpreted: bool = False) -> LaunchShape:
+def launch_shape(
+    B: int, d: int, *, narrow: bool = False, lanes: int = 32, interpreted: bool = False
+) -> LaunchShape:
     """Tile for B samples of d elements.
 
     The widest tile that wastes at most an eighth of a sample; several samples a program when d is
-    small. `narrow` says that 16-bit tensors take part: then a lane gets four elements and no more,
-    since Triton would otherwise give it eight of the narrow tensors and move them between lanes
-    through shared memory. The interpreter pays about 70 ms a program, so there a program is large.
+    small. A lane gets four elements, or twice four of a wide float32 tile: with 16-bit tensors
+    (`narrow`) Triton would give it eight neighbours of those, and with fewer than four it would
+    move the normals, each time between lanes through shared memory. `lanes` is the width of a warp.
+    The interpreter pays about 70 ms a program, so there a program is large.
     """
     if interpreted:
         cols = min(max(16, triton.next_power_of_2(d)), 1 << 17)
@@ -32,9 +37,9 @@ def launch_shape(B: int, d: int, *, narrow: bool = False, interpreted: bool = Fa
             break
     else:
         cols = min(max(16, triton.next_power_of_2(d)), 1024)
-    if cols == 1024:
-        return LaunchShape(1, cols, 8 if narrow else 4)
-    return LaunchShape(512 // cols, cols, 4)
+    rows = max(1, 512 // cols)
+    elements_a_lane = 8 if cols == 1024 and not narrow else 4
+    return LaunchShape(rows, cols, rows * cols // (elements_a_lane * lanes))
 
 
 def shared(x: torch.Tensor | None) -> bool:
@@ -53,7 +58,7 @@ def launch(kernel: Any, state: torch.Tensor, *args: Any, narrow: bool, **flags: 
     if B == 0 or d == 0:
         return
     interpreted = not isinstance(kernel, triton.JITFunction)
-    rows, cols, warps = launch_shape(B, d, narrow=narrow, interpreted=interpreted)
+    rows, cols, warps = launch_shape(B, d, narrow=narrow, lanes=_LANES, interpreted=interpreted)
     nd = triton.cdiv(d, cols)
     elsewhere = state.is_cuda and state.device.index != torch.cuda.current_device()
     with torch.cuda.device(state.device) if elsewhere else nullcontext():

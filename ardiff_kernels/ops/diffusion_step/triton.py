@@ -1,8 +1,8 @@
 """Triton kernel of `diffusion_step`: one launch a step, functional or in place.
 
 A lane owns four neighbouring elements and one Philox quad, which gives exactly their four normals.
-The state may be bfloat16: it is widened at the load, and rounded once, at the store. Absent optional
-tensors are compiled away.
+The state may be bfloat16: it is widened at the load and rounded once, at the store. Absent
+optional tensors are compiled away.
 """
 
 import torch
