@@ -46,8 +46,8 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created $(wildcard requirements/*.txt)
-	$(PIP) install -q --no-deps $(TORCH_INDEX) -r requirements/torch.txt
-	$(PIP) install -q $(addprefix -r ,$(wildcard requirements/*.txt))
+	$(PIP) install -q --no-compile --no-deps $(TORCH_INDEX) -r requirements/torch.txt
+	$(PIP) install -q --no-compile $(addprefix -r ,$(wildcard requirements/*.txt))
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed $(NATIVE)

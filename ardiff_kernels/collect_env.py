@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _backends, _load, host
+from . import __version__, _backends, _load, host, testing
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "triton", "numpy", "safetensors")
@@ -30,7 +30,8 @@ def collect() -> dict:
             "model": _cpu_model(),
             "cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
-            **host.cpu_features(),
+            "isa": testing.current_cpu_isa() if _load.CPU.loaded else "",
+            "features": [name for name, has in host.cpu_features().items() if has],
         },
         "cuda": {
             "torch_built_for": torch.version.cuda or torch.version.hip or "",
@@ -55,7 +56,7 @@ def describe(found: dict) -> str:
         f"python       {found['python']} on {found['platform']}",
         "packages     " + ", ".join(f"{n} {v or 'missing'}" for n, v in found["packages"].items()),
         f"cpu          {cpu['model']}, {cpu['cores']} cores, {cpu['torch_threads']} torch threads",
-        "cpu features " + ", ".join(f"{n} {v}" for n, v in cpu.items() if n not in _SHOWN),
+        f"cpu features {', '.join(cpu['features'])}; C++ loops use {cpu['isa'] or 'nothing'}",
         f"nvcc         {cuda['nvcc'] or 'not found'}",
         f"gpus         {'; '.join(g['name'] for g in cuda['devices']) or 'none that torch sees'}",
         "build        " + ", ".join(f"{n} {v}" for n, v in found["build"].items()),
@@ -63,9 +64,6 @@ def describe(found: dict) -> str:
         *(f"environment  {name}={value}" for name, value in found["environment"].items()),
     ]
     return "\n".join([*lines, "backends (* serves the op)", *_describe_backends(found["backends"])])
-
-
-_SHOWN = ("model", "cores", "torch_threads")
 
 
 def _describe_backends(rows: list[dict[str, str]]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -27,13 +26,11 @@ GAMMA, TAU, INVERSE_VARIANCE = 2.0, 0.1, 0.5
 def row_values() -> dict[str, float]:
     """A row in the middle of a stage, for a score model and r^2/s_ab^2 = INVERSE_VARIANCE."""
     c = uld_coefficients(GAMMA, TAU)
-    v_1 = math.sqrt(c["var_v"])
-    z_1 = c["cov_zv"] / v_1
     return {
         **{"z_z": 1.0, "z_d": c["z_from_grad"] * INVERSE_VARIANCE, "z_v": c["z_from_v"]},
-        **{"z_o": -c["z_from_grad"], "z_1": z_1, "z_2": math.sqrt(c["var_z"] - z_1 * z_1)},
+        **{"z_o": -c["z_from_grad"], "z_1": c["z_1"], "z_2": c["z_2"]},
         **{"v_d": c["v_from_grad"] * INVERSE_VARIANCE, "v_v": c["v_from_v"]},
-        **{"v_o": -c["v_from_grad"], "v_1": v_1},
+        **{"v_o": -c["v_from_grad"], "v_1": c["v_1"]},
     }
 
 
