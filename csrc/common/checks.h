@@ -1,0 +1,325 @@
+// Argument checks of the ops, shared by the CPU and CUDA libraries. They repeat
+// ardiff_kernels/_checks.py in order and wording, so that a mistake reads the same on every
+// backend; all throw std::runtime_error, which Python sees as RuntimeError.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdlib>
+#include <initializer_list>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace ardiff {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+/// A tensor argument with its metadata read once.
+struct Arg {
+  const char* name = "";
+  const Tensor* tensor = nullptr;  // null: not given
+  int64_t dim = 0;
+  const int64_t* sizes = nullptr;
+  const int64_t* strides = nullptr;
+  ScalarType dtype = ScalarType::Undefined;
+  int32_t device_type = 0;
+  int32_t device_index = 0;
+
+  Arg() = default;
+  Arg(const char* name, const Tensor& t) : name(name), tensor(&t) {
+    dim = t.dim();
+    sizes = t.sizes().data();
+    strides = t.strides().data();
+    dtype = t.scalar_type();
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device_type));
+    device_index = t.get_device_index();
+  }
+  Arg(const char* name, const std::optional<Tensor>& t) : name(name) {
+    if (t) *this = Arg(name, *t);
+  }
+
+  bool given() const { return tensor != nullptr; }
+  int64_t row_stride() const { return sizes[0] <= 1 ? 0 : strides[0]; }
+  bool contiguous() const {
+    int64_t expected = 1;
+    for (int64_t i = dim - 1; i >= 0; --i) {
+      if (sizes[i] == 0) return true;
+      if (sizes[i] != 1 && strides[i] != expected) return false;
+      expected *= sizes[i];
+    }
+    return true;
+  }
+};
+
+template <class... Parts>
+[[noreturn]] inline void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+inline const char* name_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
+    default:
+      return "another dtype";
+  }
+}
+
+inline std::string list_of(const int64_t* values, int64_t n) {
+  std::ostringstream s;
+  s << "[";
+  for (int64_t i = 0; i < n; ++i) s << (i ? ", " : "") << values[i];
+  s << "]";
+  return s.str();
+}
+
+inline std::string shape_of(const Arg& a) { return list_of(a.sizes, a.dim); }
+
+inline std::string shape_of(int64_t rows, int64_t columns) {
+  const int64_t sizes[] = {rows, columns};
+  return list_of(sizes, 2);
+}
+
+inline std::string got(const Arg& a) {
+  return std::string("got ") + name_of(a.dtype) + " " + shape_of(a);
+}
+
+inline std::string device_of(const Arg& a) {
+  if (a.device_type == aoti_torch_device_type_cpu()) return "cpu";
+  if (a.device_type == aoti_torch_device_type_cuda()) {
+    return "cuda:" + std::to_string(a.device_index);
+  }
+  return "another device";
+}
+
+inline bool has_shape(const Arg& a, int64_t rows, int64_t columns) {
+  return a.dim == 2 && a.sizes[0] == rows && a.sizes[1] == columns;
+}
+
+/// A contiguous 1-D tensor of `rows` elements, or of `other` where that is allowed (>= 0).
+inline void check_vector(const char* op, const Arg& a, ScalarType dtype, int64_t rows,
+                         int64_t other = -1) {
+  if (!a.given()) return;
+  if (a.dim == 1 && a.dtype == dtype && (a.sizes[0] == rows || a.sizes[0] == other) &&
+      a.contiguous()) {
+    return;
+  }
+  std::string lengths = "[" + std::to_string(rows) + "]";
+  if (other >= 0 && other != rows) lengths += " or [" + std::to_string(other) + "]";
+  fail(op, ": ", a.name, " must be a contiguous ", name_of(dtype), " ", lengths, ", ", got(a));
+}
+
+inline void check_matrix(const char* op, const Arg& a, ScalarType dtype, int64_t rows,
+                         int64_t columns) {
+  if (!a.given() || (a.dtype == dtype && has_shape(a, rows, columns))) return;
+  fail(op, ": ", a.name, " must be ", name_of(dtype), " ", shape_of(rows, columns), ", ", got(a));
+}
+
+/// One device, unit stride inside a row, and no overlapping rows where the op writes.
+inline void check_placement(const char* op, std::initializer_list<const Arg*> args,
+                            std::initializer_list<const Arg*> written) {
+  const Arg& first = **args.begin();
+  for (const Arg* a : args) {
+    if (!a->given()) continue;
+    if (a->device_type != first.device_type || a->device_index != first.device_index) {
+      fail(op, ": all tensors must be on one device, but ", first.name, " is on ", device_of(first),
+           " and ", a->name, " on ", device_of(*a));
+    }
+  }
+  for (const Arg* a : args) {
+    if (!a->given() || a->dim != 2) continue;
+    const int64_t rows = a->sizes[0], d = a->sizes[1];
+    if (d > 1 && rows > 0 && a->strides[1] != 1) {
+      fail(op, ": ", a->name, " must have unit stride in its last dimension, got strides ",
+           list_of(a->strides, a->dim), "; call .contiguous() first");
+    }
+    for (const Arg* w : written) {
+      if (w == a && rows > 1 && a->strides[0] < d) {
+        fail(op, ": ", a->name, " is written in place but its rows overlap (row stride ",
+             a->strides[0], ", ", d, " elements a row); clone it first");
+      }
+    }
+  }
+}
+
+constexpr int64_t kQuads = int64_t{1} << 32;  // quads that one stream can address
+
+inline void check_counter(const char* op, int64_t counter) {
+  if (counter < 0 || counter >= kQuads) {
+    fail(op, ": counter must lie in [0, 4294967295], got ", counter);
+  }
+}
+
+inline void check_philox_normal(const Arg& key, int64_t counter, const Arg& stream, int64_t n) {
+  const char* op = "philox_normal";
+  check_vector(op, key, ScalarType::Long, 1);
+  if (stream.dim != 1 || stream.dtype != ScalarType::Long || !stream.contiguous()) {
+    fail(op, ": stream must be a contiguous int64 [B], ", got(stream));
+  }
+  check_counter(op, counter);
+  if (n < 0 || n > 4 * kQuads) fail(op, ": n must lie in [0, ", 4 * kQuads, "], got ", n);
+  check_placement(op, {&key, &stream}, {});
+}
+
+inline void check_philox_normal_(const Arg& out, const Arg& key, int64_t counter,
+                                 const Arg& stream) {
+  const char* op = "philox_normal_";
+  if (out.dim != 2) fail(op, ": out must be [B, n], got ", out.dim, " dimensions");
+  if (out.dtype != ScalarType::Float) {
+    fail(op, ": out must be float32, got ", name_of(out.dtype));
+  }
+  check_vector(op, key, ScalarType::Long, 1);
+  check_vector(op, stream, ScalarType::Long, out.sizes[0]);
+  check_counter(op, counter);
+  check_placement(op, {&out, &key, &stream}, {&out});
+}
+
+/// The arguments that diffusion_step and uld_step have in common.
+struct StepTensors {
+  Arg model_out, coef, row, draw, key, stream;
+  Arg uncond_out, uncond_out2, guidance, guidance2, noise_scale, noise, noise2, x0, z_model;
+};
+
+/// What tells the step ops apart.
+struct StepRules {
+  const char* op;
+  bool bfloat16_state;      // allowed beside float32
+  int64_t elements_a_quad;  // 4: one normal an element; 2: two
+  bool learned_range;       // model_out may be [B, 2d]
+  bool two_noises;
+  bool in_place;
+};
+
+inline void check_options(const StepRules& rules, int64_t rows, int64_t d, ScalarType state_dtype,
+                          const StepTensors& t) {
+  const char* op = rules.op;
+  if (t.uncond_out.given() != t.guidance.given()) {
+    fail(op, ": uncond_out and guidance go together: pass both or neither");
+  }
+  if (t.uncond_out2.given() != t.guidance2.given() ||
+      (t.uncond_out2.given() && !t.uncond_out.given())) {
+    fail(op, ": uncond_out2 and guidance2 go together, and only beside uncond_out and guidance");
+  }
+  if (rules.two_noises && t.noise.given() != t.noise2.given()) {
+    fail(op, ": noise and noise2 go together: pass both or neither");
+  }
+  check_matrix(op, t.uncond_out, t.model_out.dtype, rows, t.model_out.sizes[1]);
+  check_matrix(op, t.uncond_out2, t.model_out.dtype, rows, t.model_out.sizes[1]);
+  check_vector(op, t.guidance, ScalarType::Float, rows, 1);
+  check_vector(op, t.guidance2, ScalarType::Float, rows, 1);
+  check_vector(op, t.noise_scale, ScalarType::Float, rows, 1);
+  check_matrix(op, t.noise, ScalarType::Float, rows, d);
+  check_matrix(op, t.noise2, ScalarType::Float, rows, d);
+  check_matrix(op, t.x0, state_dtype, rows, d);
+  check_matrix(op, t.z_model, ScalarType::BFloat16, rows, d);
+}
+
+/// `lead` is z or x, `a` and `b` the further state in schema order (b absent in diffusion_step).
+inline void check_step(const StepRules& rules, const Arg& lead, const Arg& a, const Arg& b,
+                       const StepTensors& t) {
+  const char* op = rules.op;
+  if (lead.dim != 2) {
+    fail(op, ": ", lead.name, " must be [B, d], got ", lead.dim, " dimensions");
+  }
+  if (lead.dtype != ScalarType::Float &&
+      !(rules.bfloat16_state && lead.dtype == ScalarType::BFloat16)) {
+    fail(op, ": ", lead.name, " must be ", rules.bfloat16_state ? "float32 or bfloat16" : "float32",
+         ", got ", name_of(lead.dtype));
+  }
+  const int64_t rows = lead.sizes[0], d = lead.sizes[1];
+  const int64_t limit = rules.elements_a_quad * kQuads;
+  if (d < 1 || d > limit) {
+    fail(op, ": ", lead.name, " must have between 1 and ", limit, " elements a row, got ", d);
+  }
+  for (const Arg* s : {&a, &b}) {
+    if (!s->given()) continue;
+    if (!has_shape(*s, rows, d)) {
+      fail(op, ": ", s->name, " must have the shape of ", lead.name, " ", shape_of(lead), ", got ",
+           shape_of(*s));
+    }
+    if (s->dtype != lead.dtype) {
+      fail(op, ": ", s->name, " must have the dtype of ", lead.name, " (", name_of(lead.dtype),
+           "), got ", name_of(s->dtype));
+    }
+  }
+  const Arg& out = t.model_out;
+  if (out.dtype != ScalarType::Float && out.dtype != ScalarType::Half &&
+      out.dtype != ScalarType::BFloat16) {
+    fail(op, ": model_out must be float32, float16 or bfloat16, got ", name_of(out.dtype));
+  }
+  if (!has_shape(out, rows, d) && !(rules.learned_range && has_shape(out, rows, 2 * d))) {
+    const std::string wide = rules.learned_range
+                                 ? " (or " + shape_of(rows, 2 * d) + " with learned-range variance)"
+                                 : "";
+    fail(op, ": model_out must have the shape of ", lead.name, " ", shape_of(rows, d), wide,
+         ", got ", shape_of(out));
+  }
+  if (t.coef.dtype != ScalarType::Float || t.coef.dim != 2 || t.coef.sizes[1] != 16 ||
+      t.coef.sizes[0] < 1 || !t.coef.contiguous()) {
+    fail(op, ": coef must be a contiguous float32 [T, 16] table with T >= 1, ", got(t.coef));
+  }
+  check_vector(op, t.row, ScalarType::Int, rows, 1);
+  check_vector(op, t.draw, ScalarType::Int, rows, 1);
+  check_vector(op, t.key, ScalarType::Long, 1);
+  check_vector(op, t.stream, ScalarType::Long, rows);
+  check_options(rules, rows, d, lead.dtype, t);
+  const std::initializer_list<const Arg*> all = {
+      &lead,          &a,          &b,           &t.model_out,   &t.coef,
+      &t.row,         &t.draw,     &t.key,       &t.stream,      &t.uncond_out,
+      &t.uncond_out2, &t.guidance, &t.guidance2, &t.noise_scale, &t.noise,
+      &t.noise2,      &t.x0,       &t.z_model};
+  if (rules.in_place) {
+    check_placement(op, all, {&lead, &a, &b, &t.x0, &t.z_model});
+  } else {
+    check_placement(op, all, {});
+  }
+}
+
+/// A double as Python prints it.
+inline std::string python_float(double x) {
+  std::string text;
+  for (int digits = 1; digits <= 17; ++digits) {
+    std::ostringstream s;
+    s.precision(digits);
+    s << x;
+    text = s.str();
+    if (std::strtod(text.c_str(), nullptr) == x) break;
+  }
+  return text.find_first_not_of("-0123456789") == std::string::npos ? text + ".0" : text;
+}
+
+inline void check_x0_clamp(const char* op, const std::optional<double>& x0_clamp) {
+  if (x0_clamp && !(*x0_clamp > 0))
+    fail(op, ": x0_clamp must be positive, got ", python_float(*x0_clamp));
+}
+
+}  // namespace ardiff

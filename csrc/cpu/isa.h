@@ -1,0 +1,48 @@
+// The instruction set of the CPU kernels: chosen once, by CPU features or ARDIFF_CPU_ISA.
+#pragma once
+
+#include <cstdint>
+
+namespace ardiff {
+
+enum class Isa { scalar, avx2, avx512 };
+
+/// The instruction set in use. Throws std::runtime_error, one clear sentence, when ARDIFF_CPU_ISA
+/// names one that is unknown or that this CPU lacks.
+Isa isa();
+
+}  // namespace ardiff
+
+// Declares kernel `name(const Args&, int64_t first_tile, int64_t last_tile)` of every instruction
+// set and ardiff::name(), which gives the one in use.
+#if defined(__x86_64__)
+#define ARDIFF_DECLARE_KERNEL(name, Args)         \
+  namespace ardiff {                              \
+  namespace scalar {                              \
+  void name(const Args&, int64_t, int64_t);       \
+  }                                               \
+  namespace avx2 {                                \
+  void name(const Args&, int64_t, int64_t);       \
+  }                                               \
+  namespace avx512 {                              \
+  void name(const Args&, int64_t, int64_t);       \
+  }                                               \
+  inline auto name() {                            \
+    const Isa chosen = isa();                     \
+    return chosen == Isa::avx512 ? &avx512::name  \
+           : chosen == Isa::avx2 ? &avx2::name    \
+                                 : &scalar::name; \
+  }                                               \
+  }
+#else
+#define ARDIFF_DECLARE_KERNEL(name, Args)   \
+  namespace ardiff {                        \
+  namespace scalar {                        \
+  void name(const Args&, int64_t, int64_t); \
+  }                                         \
+  inline auto name() {                      \
+    isa();                                  \
+    return &scalar::name;                   \
+  }                                         \
+  }
+#endif

@@ -1,0 +1,127 @@
+// diffusion_step for one instruction set; free of torch, built once for each.
+#include "../tile.h"
+
+namespace ARDIFF_NS {
+namespace {
+
+struct alignas(64) Scratch {
+  NoiseTile<4> noise;
+  float x[kTile], memory[kTile], out[kTile], deviation[kTile];
+  float x_new[kTile], memory_new[kTile], x0[kTile];
+};
+
+/// Pointers to one run of elements; x0, memory_new null: not wanted; deviation null: x_n.
+struct Run {
+  const float *x, *memory, *out, *deviation, *n;
+  float *x_new, *memory_new, *x0;
+  int64_t length;
+};
+
+template <bool kLearned, bool kKeepMemory>
+void apply(const DiffusionArgs& a, const float* coef, float scale, const Run& run) {
+  const DiffusionRow<VFloat> vector_row = diffusion_row<VFloat>(coef);
+  const DiffusionRow<float> scalar_row = diffusion_row<float>(coef);
+  const float fixed = coef[7] * scale;
+  const float limit = a.clamped ? a.x0_clamp : __builtin_inff();
+  const Run r = run;
+  for_each_lane(r.length, [&](int64_t i, auto lane) {
+    using F = decltype(lane);
+    const auto& row = [&]() -> const auto& {
+      if constexpr (sizeof(F) == sizeof(float)) {
+        return scalar_row;
+      } else {
+        return vector_row;
+      }
+    }();
+    const F x = load_as<F>(r.x + i), memory = load_as<F>(r.memory + i);
+    const F x0 = clamp(data_prediction(row, x, load_as<F>(r.out + i)), F(-limit), F(limit));
+    const F deviation = kLearned ? load_as<F>(r.deviation + i) : F(fixed);
+    const DiffusionState<F> next =
+        diffusion_update(row, kKeepMemory, x, x0, memory, deviation, load_as<F>(r.n + i));
+    store_as(r.x_new + i, next.x);
+    if (r.memory_new) store_as(r.memory_new + i, next.memory);
+    if (r.x0) store_as(r.x0 + i, x0);
+  });
+}
+
+/// Learned deviations times the noise scale, from the second half of the model output.
+void fill_deviation(const DiffusionArgs& a, const float* coef, float scale, int64_t b, int64_t i0,
+                    int64_t n, float* deviation) {
+  const float* range = as_float(a.model_out, b, a.d + i0, n, deviation);
+  const DiffusionRow<VFloat> vector_row = diffusion_row<VFloat>(coef);
+  const DiffusionRow<float> scalar_row = diffusion_row<float>(coef);
+  for_each_lane(n, [&](int64_t i, auto lane) {
+    using F = decltype(lane);
+    const F r = load_as<F>(range + i);
+    if constexpr (sizeof(F) == sizeof(float)) {
+      store_as(deviation + i, learned_deviation(scalar_row, r) * scale);
+    } else {
+      store_as(deviation + i, learned_deviation(vector_row, r) * F(scale));
+    }
+  });
+}
+
+bool needs_noise(const DiffusionArgs& a, const Tile& tile) {
+  if (a.noise.data) return false;
+  for (int64_t s = 0; s < tile.samples; ++s) {
+    if (!is_live(a, tile.b + s)) continue;
+    const float x_n = row_of(a, tile.b + s)[7], scale = scale_of(a, tile.b + s);
+    if (a.learned_range ? x_n != 0.0f && scale != 0.0f : x_n * scale != 0.0f) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+void diffusion_step_tiles(const DiffusionArgs& a, int64_t first, int64_t last) {
+  Scratch scratch;
+  for (int64_t t = first; t < last; ++t) {
+    const Tile tile = tile_at(a.tiling, a.B, a.d, t);
+    int64_t slot = 0;
+    const bool noisy = needs_noise(a, tile);
+    if (noisy) slot = fill_noise(scratch.noise, a.address, a.d, tile);
+    const bool joinable = a.packed && (!noisy || slot == a.d);
+    for (int64_t s = 0; s < tile.samples;) {
+      const int64_t b = tile.b + s, i0 = tile.i0;
+      const int64_t samples = joinable ? run_length(a, b, tile.samples - s) : 1;
+      const int64_t n = samples * tile.length;
+      s += samples;
+      Run run;
+      run.length = n;
+      run.x = as_float(a.x, b, i0, n, scratch.x);
+      run.memory = as_float(a.memory, b, i0, n, scratch.memory);
+      if (!is_live(a, b)) {
+        write(a.x_new, b, i0, n, run.x);
+        write(a.memory_new, b, i0, n, run.memory);
+        write(a.x0, b, i0, n, run.x);
+        write(a.z_model, b, i0, n, run.x);
+        continue;
+      }
+      const float* coef = row_of(a, b);
+      const float scale = scale_of(a, b);
+      const bool learned = a.learned_range && coef[7] != 0.0f;
+      const bool keep = diffusion_keeps_memory(coef);
+      run.out = guided_output(a, b, i0, n, scratch.out);
+      // Without noise the deviation is zero: x stands in for the normals, and is dropped.
+      run.n = a.noise.data ? address<float>(a.noise, b, i0)
+                           : (noisy ? scratch.noise.n1 + (s - samples) * slot : run.x);
+      if (learned) fill_deviation(a, coef, scale, b, i0, n, scratch.deviation);
+      run.deviation = scratch.deviation;
+      run.x_new = float_target(a.x_new, b, i0, scratch.x_new);
+      run.memory_new = float_target(a.memory_new, b, i0, scratch.memory_new);
+      run.x0 = a.x0.data ? float_target(a.x0, b, i0, scratch.x0) : nullptr;
+      if (keep && a.memory_new.data == a.memory.data) run.memory_new = nullptr;
+      if (learned) {
+        keep ? apply<true, true>(a, coef, scale, run) : apply<true, false>(a, coef, scale, run);
+      } else {
+        keep ? apply<false, true>(a, coef, scale, run) : apply<false, false>(a, coef, scale, run);
+      }
+      write(a.x_new, b, i0, n, run.x_new);
+      if (run.memory_new) write(a.memory_new, b, i0, n, run.memory_new);
+      if (run.x0) write(a.x0, b, i0, n, run.x0);
+      write(a.z_model, b, i0, n, run.x_new);
+    }
+  }
+}
+
+}  // namespace ARDIFF_NS

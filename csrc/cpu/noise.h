@@ -1,0 +1,86 @@
+// Addressed normals of a tile of samples into scratch, one quad of Philox words a lane.
+#pragma once
+
+#include "../common/normal.h"
+#include "../common/philox.h"
+#include "args.h"
+#include "vec.h"
+
+namespace ARDIFF_NS {
+
+/// Scratch of one thread. kPerQuad: 4 when an element takes one normal, 2 when it takes a pair.
+/// Sample s of a tile has its normals at s * slot, slot = kPerQuad * quads a sample.
+template <int kPerQuad>
+struct alignas(64) NoiseTile {
+  static constexpr int64_t kQuads = kTile / kPerQuad;
+  static constexpr int64_t kPadding = kPerQuad * kLanes;
+  float n1[kTile + kPadding];
+  float n2[kPerQuad == 2 ? kTile + kPadding : 1];
+  uint32_t c0[kQuads + kLanes], c1[kQuads + kLanes], c2[kQuads + kLanes], c3[kQuads + kLanes];
+  int64_t quads_laid_out = 0;  // quads a sample for which c0 holds 0, 1, ... again and again
+};
+
+ARDIFF_INLINE uint32_t counter_of(const NoiseAddress& a, int64_t b) {
+  return a.draw.data ? counter_word(a.draw.data[b * a.draw.step], kStepNoise) : a.counter;
+}
+
+template <int kPerQuad>
+ARDIFF_INLINE void normals_of_quads(NoiseTile<kPerQuad>& tile, int64_t quad, VCounter c0,
+                                    VCounter c1, VCounter c2, VCounter c3, uint64_t key) {
+  philox(c0, c1, c2, c3, static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32));
+  VFloat a, b, c, d;
+  normal_pair<VFloat>(to_words(c0), to_words(c1), a, b);
+  normal_pair<VFloat>(to_words(c2), to_words(c3), c, d);
+  if constexpr (kPerQuad == 2) {
+    store_pairs(tile.n1 + 2 * quad, a, c);
+    store_pairs(tile.n2 + 2 * quad, b, d);
+  } else {
+    store_quads(tile.n1 + 4 * quad, a, b, c, d);
+  }
+}
+
+/// Quads [first, first + count) of sample b.
+template <int kPerQuad>
+__attribute__((noinline)) inline void fill_one_sample(NoiseTile<kPerQuad>& tile,
+                                                      const NoiseAddress& address, int64_t b,
+                                                      int64_t first, int64_t count) {
+  const VCounter c1(counter_of(address, b));
+  const VCounter c2(low_word(address.stream[b])), c3(high_word(address.stream[b]));
+  VWord quads = VWord(static_cast<uint32_t>(first)) + lane_quads<kPerQuad>();
+  for (int64_t quad = 0; quad < count; quad += kLanes) {
+    normals_of_quads(tile, quad, to_counter(quads), c1, c2, c3, address.key);
+    quads = quads + VWord(static_cast<uint32_t>(kLanes));
+  }
+}
+
+/// All quads of samples [b, b + samples), `count` each, side by side in the lanes.
+template <int kPerQuad>
+__attribute__((noinline)) inline void fill_samples(NoiseTile<kPerQuad>& tile,
+                                                   const NoiseAddress& address, int64_t b,
+                                                   int64_t samples, int64_t count) {
+  if (tile.quads_laid_out != count) {
+    for (int64_t i = 0; i < NoiseTile<kPerQuad>::kQuads + kLanes; ++i) {
+      tile.c0[i] = static_cast<uint32_t>(i % count);
+      tile.c1[i] = tile.c2[i] = tile.c3[i] = 0;
+    }
+    tile.quads_laid_out = count;
+  }
+  for (int64_t s = 0; s < samples; ++s) {
+    const uint32_t counter = counter_of(address, b + s);
+    const uint32_t low = low_word(address.stream[b + s]), high = high_word(address.stream[b + s]);
+    for (int64_t i = s * count; i < (s + 1) * count; ++i) {
+      tile.c1[i] = counter;
+      tile.c2[i] = low;
+      tile.c3[i] = high;
+    }
+  }
+  const VWord lanes = lane_quads<kPerQuad>();
+  for (int64_t quad = 0; quad < samples * count; quad += kLanes) {
+    normals_of_quads(tile, quad, to_counter(permute(load(tile.c0 + quad), lanes)),
+                     to_counter(permute(load(tile.c1 + quad), lanes)),
+                     to_counter(permute(load(tile.c2 + quad), lanes)),
+                     to_counter(permute(load(tile.c3 + quad), lanes)), address.key);
+  }
+}
+
+}  // namespace ARDIFF_NS
