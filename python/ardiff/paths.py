@@ -341,7 +341,7 @@ def time_grid(
     u = np.linspace(0.0, 1.0, n)
     if kind == "uniform":
         first, last = path.level(high), path.level(low)
-        return first + u * (last - first)
+        return first * (1 - u) + last * u
     if not np.isfinite(high):
         raise ValueError(f"a {kind} time grid needs a finite ratio_max, got {ratio_max}")
     if kind == "karras":

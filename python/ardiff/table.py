@@ -118,7 +118,8 @@ class StepTable:
                 f"unknown column {name!r}; known: {', '.join(sum(COLUMNS.values(), ()))}"
             )
         places = [COLUMNS[op].index(name) if name in COLUMNS[op] else -1 for op in self.op]
-        return np.array([c[i] if i >= 0 else 0.0 for c, i in zip(self.coefficients, places)])
+        rows = zip(self.coefficients, places, strict=True)
+        return np.array([row[place] if place >= 0 else 0.0 for row, place in rows])
 
     def coef(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """The table as the ops read it: float32 `[T, 16]`, pair columns split into (hi, lo)."""

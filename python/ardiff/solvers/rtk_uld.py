@@ -23,11 +23,11 @@ def move(gamma: float, tau: float) -> dict[str, float]:
     return {
         "z_v": c["z_from_v"],
         "z_g": -c["z_from_grad"],
-        "z_1": c["z_from_n1"],
-        "z_2": c["z_from_n2"],
+        "z_1": c["z_1"],
+        "z_2": c["z_2"],
         "v_v": c["v_from_v"],
         "v_g": -c["v_from_grad"],
-        "v_1": c["v_from_n1"],
+        "v_1": c["v_1"],
     }
 
 

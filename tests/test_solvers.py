@@ -1,0 +1,330 @@
+"""Each solver's rows against the formulas of its paper, run in float64 on the same normals."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ardiff
+from ardiff import rtk
+from ardiff.paths import PATHS, PREDICTIONS, get_path, output_from_data, transition
+from ardiff.solvers import SOLVERS, rtk_uld
+from ardiff_kernels import host
+from ardiff_kernels.ops.diffusion_step.reference import diffusion_step
+from ardiff_kernels.ops.uld_step.reference import uld_step
+
+STEPS = 13
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "uld_coefficients.json").read_text())[
+    "rows"
+]
+
+
+class Problem:
+    """A path, a nonlinear denoiser and the normals, all in float64."""
+
+    def __init__(self, path: str, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.path = get_path(path)
+        self.start = rng.standard_normal(40)
+        self.normals = rng.standard_normal((64, 2, 40))
+
+    def at(self, level):
+        return float(self.path.alpha(level)), float(self.path.sigma(level))
+
+    def denoise(self, x, level):
+        alpha, sigma = self.at(level)
+        scaled = alpha * x / (alpha**2 + sigma**2)
+        return 0.7 * np.tanh(2 * scaled) + 0.2 * np.sin(3 * scaled) / (1 + sigma / alpha)
+
+    def score(self, x, level):
+        alpha, sigma = self.at(level)
+        return (alpha * self.denoise(x, level) - x) / sigma**2
+
+
+def run_table(table, problem):
+    """Executes a table with the ops' float64 reference."""
+    coef = torch.tensor(table.coefficients)
+    key, stream = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    x = torch.tensor(table.init_scale * problem.start)[None]
+    v, memory = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+    for i, level in enumerate(table.level):
+        row = torch.tensor([i], dtype=torch.int32)
+        n1, n2 = torch.tensor(problem.normals[i])[:, None, :]
+        out = torch.full_like(x, torch.nan)
+        if table.calls_model[i]:
+            x0 = torch.tensor(problem.denoise(x.numpy(), level))
+            out = output_from_data(table.prediction, *problem.at(level), x, x0)
+        place = (coef, row, row, key, stream)
+        if table.op[i] == "diffusion":
+            x, memory, _ = diffusion_step(x, out, memory, *place, noise=n1)
+        else:
+            x, v, memory = uld_step(x, v, out, memory, *place, noise=n1, noise2=n2)
+    return x[0].numpy()
+
+
+def between(problem, a, b):
+    (alpha_a, sigma_a), (alpha_b, sigma_b) = problem.at(a), problem.at(b)
+    r = alpha_a / alpha_b
+    return alpha_a, sigma_a, alpha_b, sigma_b, r, sigma_a**2 - r**2 * sigma_b**2
+
+
+def ancestral_law(problem, x, a, b):
+    alpha_a, sigma_a, alpha_b, sigma_b, r, s2 = between(problem, a, b)
+    x0 = problem.denoise(x, a)
+    mean = (alpha_b * s2 * x0 + r * sigma_b**2 * x) / sigma_a**2
+    return mean, math.sqrt(sigma_b**2 * s2 / sigma_a**2)
+
+
+def ddpm(problem, x, levels, normals):
+    for a, b in zip(levels[:-1], levels[1:], strict=True):
+        mean, width = ancestral_law(problem, x, a, b)
+        x = mean + width * next(normals)[0]
+    return x
+
+
+def ddpm_ei(problem, x, levels, normals):
+    # in OU coordinates y = x / c, e^-t = alpha / c; the score of y is c times the score of x
+    for a, b in zip(levels[:-1], levels[1:], strict=True):
+        (alpha_a, sigma_a), (alpha_b, sigma_b) = problem.at(a), problem.at(b)
+        c_a, c_b = math.hypot(alpha_a, sigma_a), math.hypot(alpha_b, sigma_b)
+        h = math.log(c_a / alpha_a) - math.log(c_b / alpha_b)
+        y = math.exp(h) * x / c_a + 2 * (math.exp(h) - 1) * c_a * problem.score(x, a)
+        x = c_b * (y + math.sqrt(math.exp(2 * h) - 1) * next(normals)[0])
+    return x
+
+
+def ddim(problem, x, levels, normals):
+    for a, b in zip(levels[:-1], levels[1:], strict=True):
+        (alpha_a, sigma_a), (alpha_b, sigma_b) = problem.at(a), problem.at(b)
+        x0 = problem.denoise(x, a)
+        x = alpha_b * x0 + sigma_b * (x - alpha_a * x0) / sigma_a
+        next(normals)
+    return x
+
+
+def dpmpp_2m(problem, x, levels, normals, sde=False):
+    old = None
+    for a, b in zip(levels[:-1], levels[1:], strict=True):
+        (alpha_a, sigma_a), (alpha_b, sigma_b) = problem.at(a), problem.at(b)
+        lam_a, lam_b = math.log(alpha_a / sigma_a), math.log(alpha_b / sigma_b)
+        h, x0 = lam_b - lam_a, problem.denoise(x, a)
+        slope = 0.0
+        if old is not None:
+            x0_old, lam_old = old
+            slope = (x0 - x0_old) / ((lam_a - lam_old) / h)
+        xi = next(normals)[0]
+        if sde:  # diffusers' sde-dpmsolver++ with the midpoint rule
+            gain = alpha_b * (1 - math.exp(-2 * h))
+            x = sigma_b / sigma_a * math.exp(-h) * x + gain * x0 + 0.5 * gain * slope
+            x = x + sigma_b * math.sqrt(1 - math.exp(-2 * h)) * xi
+        else:
+            gain = alpha_b * (math.exp(-h) - 1)
+            x = sigma_b / sigma_a * x - gain * x0 - 0.5 * gain * slope
+        old = x0, lam_a
+    return x
+
+
+def dpmpp_2m_sde(problem, x, levels, normals):
+    return dpmpp_2m(problem, x, levels, normals, sde=True)
+
+
+def rtk_stages(inner_sampler):
+    def run(problem, x, levels, normals, inner, warm_start, **step):
+        for a, b in zip(levels[:-1], levels[1:], strict=True):
+            alpha_a, sigma_a, alpha_b, sigma_b, r, s2 = between(problem, a, b)
+            mean, width = ancestral_law(problem, x, a, b)
+            n1, n2 = next(normals)
+            scale = width
+            if warm_start == "gaussian-factor":
+                mean, scale = x / r, math.sqrt(s2) / r
+            anchor = x
+
+            def gradient(z, anchor=anchor, r=r, s2=s2, b=b):
+                return -problem.score(z, b) + (r**2 * z - r * anchor) / s2
+
+            x = inner_sampler(gradient, mean, scale, (n1, n2), inner, normals, width, **step)
+        return x
+
+    return run
+
+
+def ula(gradient, mean, scale, start, inner, normals, width, tau):
+    z, tau = mean + scale * start[0], tau * width**2
+    for _ in range(inner):
+        z = z - tau * gradient(z) + math.sqrt(2 * tau) * next(normals)[0]
+    return z
+
+
+def uld(gradient, mean, scale, start, inner, normals, width, tau, gamma):
+    z, v = mean + scale * start[1], start[0]
+    tau, gamma = tau * width, gamma / width
+    e = math.exp(-gamma * tau)
+    a, b = 1 - e, gamma * tau - (1 - e)
+    var_z = 2 / gamma * (tau - 2 / gamma * (1 - e) + (1 - e**2) / (2 * gamma))
+    var_v, cov = 1 - e**2, (1 - e) ** 2 / gamma
+    for _ in range(inner):
+        n1, n2 = next(normals)
+        g = gradient(z)
+        xi_v = math.sqrt(var_v) * n1
+        xi_z = cov / math.sqrt(var_v) * n1 + math.sqrt(var_z - cov**2 / var_v) * n2
+        z, v = z + a / gamma * v - b / gamma**2 * g + xi_z, e * v - a / gamma * g + xi_v
+    return z
+
+
+def baoab(gradient, mean, scale, start, inner, normals, width, tau, gamma):
+    z, v = mean + scale * start[1], start[0]
+    tau, gamma = tau * width, gamma / width
+    c = math.exp(-gamma * tau)
+    for _ in range(inner):
+        v = v - tau / 2 * gradient(z)
+        z = z + tau / 2 * v
+        v = c * v + math.sqrt(1 - c * c) * next(normals)[0]
+        z = z + tau / 2 * v
+        v = v - tau / 2 * gradient(z)
+    return z
+
+
+KINETIC = {"tau": 0.35, "gamma": 1.7}
+CASES = {
+    "ddpm": (ddpm, {}),
+    "ddpm-ei": (ddpm_ei, {}),
+    "ddim": (ddim, {}),
+    "dpmpp-2m": (dpmpp_2m, {}),
+    "dpmpp-2m-sde": (dpmpp_2m_sde, {}),
+    "rtk-ula": (rtk_stages(ula), {"tau": 0.25}),
+    "rtk-uld": (rtk_stages(uld), KINETIC),
+    "rtk-baoab": (rtk_stages(baoab), KINETIC),
+}
+
+
+def expected(name, problem, options, denoise_last):
+    """The paper's loop on the solver's default grid, and the number of levels it used."""
+    function, step = CASES[name]
+    last = int(denoise_last)
+    rtk_options = {}
+    n = STEPS + 1 - last
+    if name.startswith("rtk"):
+        start = options.get("warm_start", "ancestral")
+        n = (STEPS - last) // (2 + (start == "ancestral")) + 1
+        rtk_options = {"inner": 2, "warm_start": start}
+    high, low = min(40, problem.path.ratio_max), max(0.002, problem.path.ratio_min)
+    levels = problem.path.level(np.geomspace(high, low, n).clip(low, high))
+    normals = iter(problem.normals)
+    x = problem.path.init_scale(levels[0]) * problem.start
+    x = function(problem, x, levels, normals, **rtk_options, **step)
+    return problem.denoise(x, levels[-1]) if denoise_last else x
+
+
+VARIANTS = [(name, {}) for name in CASES] + [
+    (name, {"warm_start": "gaussian-factor"}) for name in CASES if name.startswith("rtk")
+]
+
+
+def test_every_solver_has_a_case():
+    assert set(SOLVERS) <= set(CASES), "add the new solver's formulas to CASES"
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("name", "options"), VARIANTS, ids=[f"{n}-{o.get('warm_start', '')}" for n, o in VARIANTS]
+)
+def test_rows_are_the_papers_formulas(name, options, path, prediction):
+    problem = Problem(path)
+    for denoise_last in (True, False) if prediction == "sample" else (True,):
+        table = ardiff.solver(
+            name, path=path, prediction=prediction, steps=STEPS, denoise_last=denoise_last,
+            **options, **CASES[name][1],
+        )  # fmt: skip
+        assert table.calls <= STEPS and table.solver == name and table.prediction == prediction
+        want = expected(name, problem, options, denoise_last)
+        # rounding is amplified by the stages' 1 / r and by eps prediction near alpha = 0
+        np.testing.assert_allclose(run_table(table, problem), want, rtol=0, atol=3e-10)
+
+
+def test_that_the_comparison_can_fail():
+    problem = Problem("ou")
+    table = ardiff.solver("ddpm", path="ou", prediction="epsilon", steps=STEPS)
+    wrong = table.coefficients.copy()
+    wrong[5, 4] *= 1 + 1e-6
+    table = ardiff.StepTable(
+        wrong, table.level, table.calls_model, table.op, table.init_scale, "ou", "epsilon", "ddpm"
+    )
+    want = expected("ddpm", problem, {}, True)
+    assert np.abs(run_table(table, problem) - want).max() > 1e-9
+
+
+@pytest.mark.parametrize("index", range(len(GOLDEN)))
+def test_golden_coefficients(index):
+    golden = {key: float(value) for key, value in GOLDEN[index].items()}
+    gamma, tau = golden.pop("gamma"), golden.pop("tau")
+    golden.pop("det")
+    found = host.uld_coefficients(gamma, tau)
+    for key, value in golden.items():
+        assert found[key] == pytest.approx(value, rel=2e-15, abs=0), key
+
+
+@pytest.mark.parametrize("index", range(len(GOLDEN)))
+def test_golden_coefficients_through_rows_on_a_quadratic_potential(index):
+    """score(z) = -lam z at level b: the row's drift and covariance are golden."""
+    golden = {key: float(value) for key, value in GOLDEN[index].items()}
+    t = transition("ou", 1.0, 0.5)
+    move = rtk_uld.move(golden["gamma"], golden["tau"])
+    c = rtk.kinetic_columns("score", t, move)
+    lam, q = 1.25, t.r**2 / t.s2
+    # G = lam z + q (z - anchor): the parts of z' and v' that multiply G, and those that do not
+    for part in ("z", "v"):
+        from_score, from_anchor = c[f"{part}_o"] * -lam, c[f"{part}_d"]
+        assert from_score / lam == pytest.approx(golden[f"{part}_from_grad"], rel=2e-15, abs=0)
+        assert from_anchor / q == pytest.approx(golden[f"{part}_from_grad"], rel=2e-15, abs=0)
+        assert c[f"{part}_v"] == pytest.approx(golden[f"{part}_from_v"], rel=2e-15, abs=0)
+    assert c["z_z"] == 1 and c["v_z"] == 0
+    assert c["z_1"] ** 2 + c["z_2"] ** 2 == pytest.approx(golden["var_z"], rel=2e-15, abs=0)
+    assert c["z_1"] * c["v_1"] == pytest.approx(golden["cov_zv"], rel=2e-15, abs=0)
+    assert c["v_1"] ** 2 == pytest.approx(golden["var_v"], rel=2e-15, abs=0)
+
+
+def test_defaults_of_the_rtk_solvers():
+    options = {"path": "ou", "prediction": "score", "steps": 64}
+    table = ardiff.solver("rtk-uld", **options)
+    same = ardiff.solver("rtk-uld", **options, stages=21, inner=2, gamma=2.0, tau=0.4)
+    np.testing.assert_array_equal(table.coefficients, same.coefficients)
+    assert table.calls == 64 and len(table) == 64 and table.init_scale == 1
+    start = table.column("a_z") != 0
+    assert start.sum() == 21 and start[0] and table.calls_model.all()
+    free = ardiff.solver("rtk-uld", **options, warm_start="gaussian-factor")
+    assert free.calls <= 64 and (~free.calls_model).sum() == 31
+    assert ardiff.solver("rtk-uld", **options, stages=10).calls == 10 * 6 + 1
+
+
+def test_envelope_units():
+    """gamma / w and tau w: the velocity decays by e^-(gamma_e tau_e) a step everywhere."""
+    table = ardiff.solver("rtk-uld", path="edm", prediction="sample", steps=40, gamma=3.0, tau=0.2)
+    inner = table.column("z_d") != 0
+    np.testing.assert_allclose(table.column("v_v")[inner], math.exp(-0.6), rtol=1e-12)
+
+
+def test_a_table_is_made_once_and_packs_pairs():
+    options = {"path": "vp-cosine", "prediction": "epsilon", "steps": 32}
+    table = ardiff.solver("rtk-uld", **options)
+    assert ardiff.solver("rtk-uld", **options) is table
+    packed = table.coef().double()
+    assert packed.dtype == torch.float64 and table.coef().dtype == torch.float32
+    for high, low in ((0, 1), (12, 13)):
+        exact = torch.tensor(table.coefficients[:, high])
+        together = packed[:, high] + packed[:, low]
+        torch.testing.assert_close(together, exact, rtol=1e-14, atol=0)
+    assert table.to("cpu") is table.to(torch.device("cpu"))
+    with pytest.raises(ValueError):
+        table.coefficients[0, 0] = 1.0
+
+
+def test_discovery_names_modules():
+    folder = Path(ardiff.solvers.__file__).parent
+    files = {f.stem.replace("_", "-") for f in folder.glob("[!_]*.py")}
+    assert files == set(SOLVERS)
