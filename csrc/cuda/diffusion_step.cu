@@ -1,0 +1,182 @@
+// diffusion_step on CUDA: one row of a diffusion sampler (csrc/common/step.h) on x and memory, in
+// place or not, in one launch. A thread takes four neighbouring elements of every tensor in one
+// access each and makes their normals from one Philox quad in registers. A bfloat16 state is
+// widened at the load and rounded once, at the store. Options are tested at run time, uniformly
+// over the grid; only the types and the width of access are compiled in.
+#include <cmath>
+#include <tuple>
+
+#include "step_launch.cuh"
+
+namespace ardiff {
+namespace {
+
+using Optional = std::optional<Tensor>;
+
+struct DiffusionArgs : StepArgs {
+  bool learned_range;  // model_out is [B, 2d]
+  float x0_limit;      // infinite: no clamp
+  In x, memory;
+  Out x_new, memory_new, x0;
+};
+
+template <class State, class Model, bool kVector>
+struct DiffusionBody {
+  ARDIFF_HD static void run(const DiffusionArgs& a, int64_t block, int thread) {
+    const Span span = span_of(a.layout, block, thread);
+    if (span.first >= span.last) return;
+    const int64_t b = span.sample, row = row_of(a, b);
+    if (row < 0) return copy(a, span);
+
+    float c[kColumns];
+    load_coefficients<kVector>(a, row, c);
+    const DiffusionRow<float> coef = diffusion_row<float>(c);
+    const bool keep = diffusion_keeps_memory(c);
+    const float scale = scale_of(a, b);
+    const bool learned = a.learned_range && coef.x_n != 0.0f;
+    const bool noisy = learned ? scale != 0.0f : coef.x_n * scale != 0.0f;
+    const NoiseAddress address = step_noise(a, b);
+    const Guidance guidance = guidance_of(a, b);
+    for (int64_t u = span.first; u < span.last; u += span.step) {
+      const int64_t i = kUnit * u;
+      const int n = unit_length<kVector>(a.d, i);
+      const Four<float> x = widened(load<State, kVector>(a.x, b, i, n));
+      const Four<float> memory = widened(load<State, kVector>(a.memory, b, i, n));
+      const ModelOutputs<Model> outputs = load_outputs<Model, kVector>(a, b, i, n);
+      Four<Model> range{};
+      if (learned) range = load<Model, kVector>(a.model_out, b, a.d + i, n);
+      Four<float> normals{};
+      if (a.noise.data) {
+        normals = load<float, kVector>(a.noise, b, i, n);
+      } else if (noisy) {
+        normals = quad_normals(address, static_cast<uint32_t>(u));
+      }
+      const Four<float> out = guided(a, guidance, outputs);
+      Four<float> x_new, memory_new, x0;
+      for (int k = 0; k < kUnit; ++k) {
+        const float deviation =
+            (learned ? learned_deviation(coef, widen(range.v[k])) : coef.x_n) * scale;
+        x0.v[k] = clamp(data_prediction(coef, x.v[k], out.v[k]), -a.x0_limit, a.x0_limit);
+        const DiffusionState<float> next =
+            diffusion_update(coef, keep, x.v[k], x0.v[k], memory.v[k], deviation, normals.v[k]);
+        x_new.v[k] = next.x;
+        memory_new.v[k] = next.memory;
+      }
+      store<State, kVector>(a.x_new, b, i, n, narrowed<State>(x_new));
+      if (!keep || a.memory_new.data != a.memory.data) {
+        store<State, kVector>(a.memory_new, b, i, n, narrowed<State>(memory_new));
+      }
+      if (a.x0.data) store<State, kVector>(a.x0, b, i, n, narrowed<State>(x0));
+      if (a.z_model.data) {
+        store<BFloat16, kVector>(a.z_model, b, i, n, narrowed<BFloat16>(x_new));
+      }
+    }
+  }
+
+  /// A finished sample.
+  ARDIFF_HD static void copy(const DiffusionArgs& a, const Span& span) {
+    const int64_t b = span.sample;
+    for (int64_t u = span.first; u < span.last; u += span.step) {
+      const int64_t i = kUnit * u;
+      const int n = unit_length<kVector>(a.d, i);
+      const Four<State> x = load<State, kVector>(a.x, b, i, n);
+      store<State, kVector>(a.x_new, b, i, n, x);
+      store<State, kVector>(a.memory_new, b, i, n, load<State, kVector>(a.memory, b, i, n));
+      if (a.x0.data) store<State, kVector>(a.x0, b, i, n, x);
+      if (a.z_model.data) {
+        store<BFloat16, kVector>(a.z_model, b, i, n, narrowed<BFloat16>(widened(x)));
+      }
+    }
+  }
+};
+
+template <class Model, bool kVector>
+using Float32Body = DiffusionBody<float, Model, kVector>;
+template <class Model, bool kVector>
+using BFloat16Body = DiffusionBody<BFloat16, Model, kVector>;
+
+void run(const Arg& x, const Arg& memory, const Arg& x_new, const Arg& memory_new, const Arg& x0,
+         const StepTensors& t, std::optional<double> x0_clamp) {
+  DiffusionArgs a;
+  Operands operands(x.sizes[1]);
+  fill_step(a, operands, x, t);
+  a.learned_range = t.model_out.sizes[1] == 2 * a.d;
+  a.x0_limit = static_cast<float>(x0_clamp.value_or(INFINITY));
+  a.x = operands.in(x);
+  a.memory = operands.in(memory);
+  a.x_new = operands.out(x_new);
+  a.memory_new = operands.out(memory_new);
+  a.x0 = operands.out(x0);
+  const ScalarType model = t.model_out.dtype;
+  if (x.dtype == ScalarType::BFloat16) {
+    launch_step<BFloat16Body>(a, model, operands.vector(), x.device_index);
+  } else {
+    launch_step<Float32Body>(a, model, operands.vector(), x.device_index);
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> diffusion_step(Tensor x, Tensor model_out, Tensor memory,
+                                                  Tensor coef, Tensor row, Tensor draw, Tensor key,
+                                                  Tensor stream, Optional uncond_out,
+                                                  Optional uncond_out2, Optional guidance,
+                                                  Optional guidance2, Optional noise_scale,
+                                                  Optional noise, std::optional<double> x0_clamp) {
+  const Arg x_arg("x", x), memory_arg("memory", memory);
+  const StepTensors t{{"model_out", model_out},
+                      {"coef", coef},
+                      {"row", row},
+                      {"draw", draw},
+                      {"key", key},
+                      {"stream", stream},
+                      {"uncond_out", uncond_out},
+                      {"uncond_out2", uncond_out2},
+                      {"guidance", guidance},
+                      {"guidance2", guidance2},
+                      {"noise_scale", noise_scale},
+                      {"noise", noise},
+                      {},
+                      {},
+                      {}};
+  check_step({"diffusion_step", true, 4, true, false, false}, x_arg, memory_arg, {}, t);
+  check_x0_clamp("diffusion_step", x0_clamp);
+  const int64_t B = x_arg.sizes[0], d = x_arg.sizes[1];
+  Tensor x_new = fresh(x_arg, x_arg.dtype, B, d);
+  Tensor memory_new = fresh(x_arg, x_arg.dtype, B, d);
+  Tensor x0 = fresh(x_arg, x_arg.dtype, B, d);
+  run(x_arg, memory_arg, Arg("x", x_new), Arg("memory", memory_new), Arg("x0", x0), t, x0_clamp);
+  return {x_new, memory_new, x0};
+}
+
+void diffusion_step_(Tensor x, Tensor model_out, Tensor memory, Tensor coef, Tensor row,
+                     Tensor draw, Tensor key, Tensor stream, Optional uncond_out,
+                     Optional uncond_out2, Optional guidance, Optional guidance2,
+                     Optional noise_scale, Optional noise, std::optional<double> x0_clamp,
+                     Optional x0, Optional z_model) {
+  const Arg x_arg("x", x), memory_arg("memory", memory);
+  const StepTensors t{{"model_out", model_out},
+                      {"coef", coef},
+                      {"row", row},
+                      {"draw", draw},
+                      {"key", key},
+                      {"stream", stream},
+                      {"uncond_out", uncond_out},
+                      {"uncond_out2", uncond_out2},
+                      {"guidance", guidance},
+                      {"guidance2", guidance2},
+                      {"noise_scale", noise_scale},
+                      {"noise", noise},
+                      {},
+                      {"x0", x0},
+                      {"z_model", z_model}};
+  check_step({"diffusion_step_", true, 4, true, false, true}, x_arg, memory_arg, {}, t);
+  check_x0_clamp("diffusion_step_", x0_clamp);
+  run(x_arg, memory_arg, x_arg, memory_arg, t.x0, t, x0_clamp);
+}
+
+}  // namespace
+}  // namespace ardiff
+
+STABLE_TORCH_LIBRARY_IMPL(ARDIFF_CUDA_NAMESPACE, ARDIFF_CUDA_KEY, m) {
+  m.impl("diffusion_step", TORCH_BOX(&ardiff::diffusion_step));
+  m.impl("diffusion_step_", TORCH_BOX(&ardiff::diffusion_step_));
+}
