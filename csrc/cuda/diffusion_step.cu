@@ -23,36 +23,33 @@ struct DiffusionArgs : StepArgs {
 template <class State, class Model, bool kVector>
 struct DiffusionBody {
   ARDIFF_HD static void run(const DiffusionArgs& a, int64_t block, int thread) {
-    const Span span = span_of(a.layout, block, thread);
-    if (span.first >= span.last) return;
-    const int64_t b = span.sample, row = row_of(a, b);
-    if (row < 0) return copy(a, span);
+    const Place place = place_of(a.layout, block, thread);
+    if (!place.inside) return;
+    const int64_t b = place.sample, i = kUnit * place.unit;
+    const int n = unit_length<kVector>(a.d, i);
+    const Four<float> x = widened(load<State, kVector>(a.x, b, i, n));
+    const Four<float> memory = widened(load<State, kVector>(a.memory, b, i, n));
+    const ModelOutputs<Model> outputs = load_outputs<Model, kVector>(a, b, i, n);
+    Four<Model> range{};
+    if (a.learned_range) range = load<Model, kVector>(a.model_out, b, a.d + i, n);
 
-    float c[kColumns];
-    load_coefficients<kVector>(a, row, c);
-    const DiffusionRow<float> coef = diffusion_row<float>(c);
-    const bool keep = diffusion_keeps_memory(c);
-    const float scale = scale_of(a, b);
-    const bool learned = a.learned_range && coef.x_n != 0.0f;
-    const bool noisy = learned ? scale != 0.0f : coef.x_n * scale != 0.0f;
-    const NoiseAddress address = step_noise(a, b);
-    const Guidance guidance = guidance_of(a, b);
-    for (int64_t u = span.first; u < span.last; u += span.step) {
-      const int64_t i = kUnit * u;
-      const int n = unit_length<kVector>(a.d, i);
-      const Four<float> x = widened(load<State, kVector>(a.x, b, i, n));
-      const Four<float> memory = widened(load<State, kVector>(a.memory, b, i, n));
-      const ModelOutputs<Model> outputs = load_outputs<Model, kVector>(a, b, i, n);
-      Four<Model> range{};
-      if (learned) range = load<Model, kVector>(a.model_out, b, a.d + i, n);
+    Four<float> x_new = x, memory_new = memory, x0 = x;
+    bool keep = true;
+    const int64_t row = row_of(a, b);
+    if (row >= 0) {
+      float c[kColumns];
+      load_coefficients<kVector>(a, row, c);
+      const DiffusionRow<float> coef = diffusion_row<float>(c);
+      keep = diffusion_keeps_memory(c);
+      const float scale = scale_of(a, b);
+      const bool learned = a.learned_range && coef.x_n != 0.0f;
       Four<float> normals{};
       if (a.noise.data) {
         normals = load<float, kVector>(a.noise, b, i, n);
-      } else if (noisy) {
-        normals = quad_normals(address, static_cast<uint32_t>(u));
+      } else if (coef.x_n != 0.0f && scale != 0.0f) {
+        normals = quad_normals(step_noise(a, b), static_cast<uint32_t>(place.unit));
       }
-      const Four<float> out = guided(a, guidance, outputs);
-      Four<float> x_new, memory_new, x0;
+      const Four<float> out = guided(a, b, outputs);
       for (int k = 0; k < kUnit; ++k) {
         const float deviation =
             (learned ? learned_deviation(coef, widen(range.v[k])) : coef.x_n) * scale;
@@ -62,30 +59,14 @@ struct DiffusionBody {
         x_new.v[k] = next.x;
         memory_new.v[k] = next.memory;
       }
-      store<State, kVector>(a.x_new, b, i, n, narrowed<State>(x_new));
-      if (!keep || a.memory_new.data != a.memory.data) {
-        store<State, kVector>(a.memory_new, b, i, n, narrowed<State>(memory_new));
-      }
-      if (a.x0.data) store<State, kVector>(a.x0, b, i, n, narrowed<State>(x0));
-      if (a.z_model.data) {
-        store<BFloat16, kVector>(a.z_model, b, i, n, narrowed<BFloat16>(x_new));
-      }
     }
-  }
-
-  /// A finished sample.
-  ARDIFF_HD static void copy(const DiffusionArgs& a, const Span& span) {
-    const int64_t b = span.sample;
-    for (int64_t u = span.first; u < span.last; u += span.step) {
-      const int64_t i = kUnit * u;
-      const int n = unit_length<kVector>(a.d, i);
-      const Four<State> x = load<State, kVector>(a.x, b, i, n);
-      store<State, kVector>(a.x_new, b, i, n, x);
-      store<State, kVector>(a.memory_new, b, i, n, load<State, kVector>(a.memory, b, i, n));
-      if (a.x0.data) store<State, kVector>(a.x0, b, i, n, x);
-      if (a.z_model.data) {
-        store<BFloat16, kVector>(a.z_model, b, i, n, narrowed<BFloat16>(widened(x)));
-      }
+    store<State, kVector>(a.x_new, b, i, n, narrowed<State>(x_new));
+    if (!keep || a.memory_new.data != a.memory.data) {
+      store<State, kVector>(a.memory_new, b, i, n, narrowed<State>(memory_new));
+    }
+    if (a.x0.data) store<State, kVector>(a.x0, b, i, n, narrowed<State>(x0));
+    if (a.z_model.data) {
+      store<BFloat16, kVector>(a.z_model, b, i, n, narrowed<BFloat16>(x_new));
     }
   }
 };

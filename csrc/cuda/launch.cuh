@@ -8,8 +8,6 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
-
 #include "../common/checks.h"
 #include "unit.cuh"
 
@@ -79,20 +77,18 @@ inline Tensor fresh(const Arg& like, ScalarType dtype, int64_t rows, int64_t col
 #ifdef __CUDACC__
 template <class Body, class Args>
 __global__ void __launch_bounds__(kThreads) kernel(const __grid_constant__ Args a) {
-  for (int64_t block = blockIdx.x; block < a.layout.blocks; block += gridDim.x) {
-    Body::run(a, block, static_cast<int>(threadIdx.x));
-  }
+  Body::run(a, blockIdx.x, static_cast<int>(threadIdx.x));
 }
 
 template <class Body, class Args>
 void launch(const Args& a, int32_t device) {
   if (a.layout.blocks == 0) return;
+  if (a.layout.blocks > 0x7fffffff) fail("ardiff: more than 2^41 elements in one call; split it");
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  const int64_t grid = std::min<int64_t>(a.layout.blocks, 0x7fffffff);
-  kernel<Body, Args>
-      <<<static_cast<unsigned>(grid), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a);
+  const unsigned grid = static_cast<unsigned>(a.layout.blocks);
+  kernel<Body, Args><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
     fail("ardiff: a CUDA kernel did not start: ", cudaGetErrorString(error));

@@ -18,14 +18,12 @@ struct NormalArgs {
 template <bool kVector>
 struct NormalBody {
   ARDIFF_HD static void run(const NormalArgs& a, int64_t block, int thread) {
-    const Span span = span_of(a.layout, block, thread);
-    if (span.first >= span.last) return;
-    const NoiseAddress address = noise_address(a.key, a.stream[span.sample], a.counter);
-    for (int64_t u = span.first; u < span.last; u += span.step) {
-      const Four<float> n = quad_normals(address, static_cast<uint32_t>(u));
-      const int64_t i = kUnit * u;
-      store<float, kVector>(a.out, span.sample, i, unit_length<kVector>(a.d, i), n);
-    }
+    const Place place = place_of(a.layout, block, thread);
+    if (!place.inside) return;
+    const NoiseAddress address = noise_address(a.key, a.stream[place.sample], a.counter);
+    const Four<float> n = quad_normals(address, static_cast<uint32_t>(place.unit));
+    const int64_t i = kUnit * place.unit;
+    store<float, kVector>(a.out, place.sample, i, unit_length<kVector>(a.d, i), n);
   }
 };
 

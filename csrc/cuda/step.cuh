@@ -42,14 +42,6 @@ ARDIFF_HD NoiseAddress step_noise(const StepArgs& a, int64_t b) {
   return noise_address(a.key, a.stream[b], counter_word(at(a.draw, b), kStepNoise));
 }
 
-struct Guidance {
-  float w, w2;
-};
-
-ARDIFF_HD Guidance guidance_of(const StepArgs& a, int64_t b) {
-  return {a.guidance.data ? at(a.guidance, b) : 0.0f, a.guidance2.data ? at(a.guidance2, b) : 0.0f};
-}
-
 /// The model outputs of a unit as they lie in memory: loaded first, widened only when they are
 /// needed, so that no load waits for another.
 template <class Model>
@@ -67,14 +59,15 @@ ARDIFF_HD ModelOutputs<Model> load_outputs(const StepArgs& a, int64_t b, int64_t
 }
 
 template <class Model>
-ARDIFF_HD Four<float> guided(const StepArgs& a, const Guidance& g, const ModelOutputs<Model>& m) {
+ARDIFF_HD Four<float> guided(const StepArgs& a, int64_t b, const ModelOutputs<Model>& m) {
   Four<float> out = widened(m.cond);
-  if (a.uncond_out2.data) {
-    for (int k = 0; k < kUnit; ++k) {
-      out.v[k] = guide(out.v[k], widen(m.uncond.v[k]), widen(m.uncond2.v[k]), g.w, g.w2);
-    }
-  } else if (a.uncond_out.data) {
-    for (int k = 0; k < kUnit; ++k) out.v[k] = guide(out.v[k], widen(m.uncond.v[k]), g.w);
+  if (!a.uncond_out.data) return out;
+  const float w = at(a.guidance, b);
+  const float w2 = a.guidance2.data ? at(a.guidance2, b) : 0.0f;
+  for (int k = 0; k < kUnit; ++k) {
+    const float uncond = widen(m.uncond.v[k]);
+    out.v[k] = a.uncond_out2.data ? guide(out.v[k], uncond, widen(m.uncond2.v[k]), w, w2)
+                                  : guide(out.v[k], uncond, w);
   }
   return out;
 }

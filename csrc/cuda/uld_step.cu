@@ -21,37 +21,35 @@ struct UldArgs : StepArgs {
 template <class Model, bool kVector>
 struct UldBody {
   ARDIFF_HD static void run(const UldArgs& a, int64_t block, int thread) {
-    const Span span = span_of(a.layout, block, thread);
-    if (span.first >= span.last) return;
-    const int64_t b = span.sample, row = row_of(a, b);
-    if (row < 0) return copy(a, span);
+    const Place place = place_of(a.layout, block, thread);
+    if (!place.inside) return;
+    const int64_t b = place.sample, i = kUnit * place.unit;
+    const int n = unit_length<kVector>(a.d, i);
+    const Four<float> z = load<float, kVector>(a.z, b, i, n);
+    const Four<float> v = load<float, kVector>(a.v, b, i, n);
+    const Four<float> anchor = load<float, kVector>(a.anchor, b, i, n);
+    const ModelOutputs<Model> outputs = load_outputs<Model, kVector>(a, b, i, n);
 
-    float c[kColumns];
-    load_coefficients<kVector>(a, row, c);
-    const UldRow<float> coef = uld_row<float>(c, scale_of(a, b));
-    const bool start = uld_starts_stage(c);
-    const bool noisy = coef.z_1 != 0.0f || coef.z_2 != 0.0f || coef.v_1 != 0.0f;
-    const NoiseAddress address = step_noise(a, b);
-    const Guidance guidance = guidance_of(a, b);
-    for (int64_t u = span.first; u < span.last; u += span.step) {
-      const int64_t i = kUnit * u;
-      const int n = unit_length<kVector>(a.d, i);
-      const Four<float> z = load<float, kVector>(a.z, b, i, n);
-      const Four<float> v = load<float, kVector>(a.v, b, i, n);
-      const Four<float> anchor = load<float, kVector>(a.anchor, b, i, n);
-      const ModelOutputs<Model> outputs = load_outputs<Model, kVector>(a, b, i, n);
+    Four<float> z_new = z, v_new = v, anchor_new = anchor;
+    bool start = false;
+    const int64_t row = row_of(a, b);
+    if (row >= 0) {
+      float c[kColumns];
+      load_coefficients<kVector>(a, row, c);
+      const UldRow<float> coef = uld_row<float>(c, scale_of(a, b));
+      start = uld_starts_stage(c);
       Four<float> n1{}, n2{};
       if (a.noise.data) {
         n1 = load<float, kVector>(a.noise, b, i, n);
         n2 = load<float, kVector>(a.noise2, b, i, n);
-      } else if (noisy) {
-        const Four<float> p = quad_normals(address, static_cast<uint32_t>(2 * u));
-        const Four<float> q = quad_normals(address, static_cast<uint32_t>(2 * u + 1));
+      } else if (coef.z_1 != 0.0f || coef.z_2 != 0.0f || coef.v_1 != 0.0f) {
+        const NoiseAddress address = step_noise(a, b);
+        const Four<float> p = quad_normals(address, static_cast<uint32_t>(2 * place.unit));
+        const Four<float> q = quad_normals(address, static_cast<uint32_t>(2 * place.unit + 1));
         n1 = {p.v[0], p.v[2], q.v[0], q.v[2]};
         n2 = {p.v[1], p.v[3], q.v[1], q.v[3]};
       }
-      const Four<float> out = guided(a, guidance, outputs);
-      Four<float> z_new, v_new, anchor_new;
+      const Four<float> out = guided(a, b, outputs);
       for (int k = 0; k < kUnit; ++k) {
         const UldState<float> next =
             uld_update(coef, start, z.v[k], v.v[k], out.v[k], anchor.v[k], n1.v[k], n2.v[k]);
@@ -59,28 +57,14 @@ struct UldBody {
         v_new.v[k] = next.v;
         anchor_new.v[k] = next.anchor;
       }
-      store<float, kVector>(a.z_new, b, i, n, z_new);
-      store<float, kVector>(a.v_new, b, i, n, v_new);
-      if (start || a.anchor_new.data != a.anchor.data) {
-        store<float, kVector>(a.anchor_new, b, i, n, anchor_new);
-      }
-      if (a.z_model.data) {
-        store<BFloat16, kVector>(a.z_model, b, i, n, narrowed<BFloat16>(z_new));
-      }
     }
-  }
-
-  /// A finished sample.
-  ARDIFF_HD static void copy(const UldArgs& a, const Span& span) {
-    const int64_t b = span.sample;
-    for (int64_t u = span.first; u < span.last; u += span.step) {
-      const int64_t i = kUnit * u;
-      const int n = unit_length<kVector>(a.d, i);
-      const Four<float> z = load<float, kVector>(a.z, b, i, n);
-      store<float, kVector>(a.z_new, b, i, n, z);
-      store<float, kVector>(a.v_new, b, i, n, load<float, kVector>(a.v, b, i, n));
-      store<float, kVector>(a.anchor_new, b, i, n, load<float, kVector>(a.anchor, b, i, n));
-      if (a.z_model.data) store<BFloat16, kVector>(a.z_model, b, i, n, narrowed<BFloat16>(z));
+    store<float, kVector>(a.z_new, b, i, n, z_new);
+    store<float, kVector>(a.v_new, b, i, n, v_new);
+    if (start || a.anchor_new.data != a.anchor.data) {
+      store<float, kVector>(a.anchor_new, b, i, n, anchor_new);
+    }
+    if (a.z_model.data) {
+      store<BFloat16, kVector>(a.z_model, b, i, n, narrowed<BFloat16>(z_new));
     }
   }
 };
