@@ -28,6 +28,7 @@ from ardiff.paths import get_path
 
 CHECKPOINT = "checkpoint.safetensors"
 PRECONDITIONINGS = ("cosine", "edm")
+DTYPES = ("float32", "bfloat16")
 WARMUP = 60
 DECAY_FROM = 0.4
 MAX_WEIGHT = 25.0
@@ -35,7 +36,7 @@ MAX_RATIO = 100.0
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = -0.5, 1.4
 
 
-class TrainingDiverged(ValueError):
+class TrainingDiverged(FloatingPointError):
     """The loss became NaN or infinite."""
 
 
@@ -50,7 +51,7 @@ class TrainConfig:
     head. context_dropout: share of contexts replaced by a learned null one, for guidance.
     context_noise: largest standard deviation of noise on the patches that make the context. out:
     folder for the model and the checkpoint. resume: go on from the checkpoint in `out`. threads: 0
-    leaves torch's own number.
+    leaves torch's own number. dtype: of the saved model, float32 or bfloat16.
     """
 
     variant: str = "free"
@@ -71,9 +72,14 @@ class TrainConfig:
     resume: bool = field(default=False, metadata={"free": True})
     checkpoint_every: int = field(default=500, metadata={"free": True})
     threads: int = field(default=0, metadata={"free": True})
+    dtype: str = field(default="float32", metadata={"free": True})
 
     def __post_init__(self) -> None:
-        for name, known in (("variant", VARIANTS), ("preconditioning", PRECONDITIONINGS)):
+        for name, known in (
+            ("variant", VARIANTS),
+            ("preconditioning", PRECONDITIONINGS),
+            ("dtype", DTYPES),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
@@ -306,6 +312,7 @@ def _run(trainer: Trainer, folder: Path, checkpoint: Path, progress: bool) -> Tr
             if trainer.step % config.checkpoint_every == 0 and trainer.step < config.steps:
                 trainer.save(checkpoint)
     trainer.save(checkpoint)
-    save_model(trainer.average, folder, training=config.identity() | {"threads": config.threads})
+    made_by = config.identity() | {"threads": config.threads}
+    save_model(trainer.average, folder, training=made_by, dtype=getattr(torch, config.dtype))
     loss = float(np.mean(recent)) if recent else math.nan
     return TrainReport(folder, trainer.step, loss, time.perf_counter() - start)

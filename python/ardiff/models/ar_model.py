@@ -41,7 +41,7 @@ class ModelConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if type(value).__name__ != field.type:
-                raise ValueError(f"{field.name} must be a {field.type}, got {value!r}")
+                raise ValueError(f"{field.name} must be of type {field.type}, got {value!r}")
             if field.type == "int" and value < 1:
                 raise ValueError(f"{field.name} must be positive, got {value}")
         for name, known in (

@@ -1,0 +1,173 @@
+"""Training: it learns, it resumes to the bit, and it refuses what it should."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ardiff.models.checkpoint import CheckpointError, load_model, write_tensors
+from ardiff.train import CHECKPOINT, TrainConfig, Trainer, TrainingDiverged, train
+
+SMALL = TrainConfig(
+    images=96,
+    batch=8,
+    steps=6,
+    width=16,
+    depth=1,
+    context_width=16,
+    context_depth=1,
+    checkpoint_every=3,
+    threads=1,
+)
+
+
+def small(tmp_path, **changes) -> TrainConfig:
+    return dataclasses.replace(SMALL, out=str(tmp_path / "run"), **changes)
+
+
+@pytest.mark.parametrize("preconditioning", ["cosine", "edm"])
+def test_resumed_run_is_bit_equal(tmp_path, preconditioning, monkeypatch):
+    options = dict(preconditioning=preconditioning, context_dropout=0.2, context_noise=0.1)
+    whole = small(tmp_path / "whole", **options)
+    train(whole, progress=False)
+
+    parts = small(tmp_path / "parts", **options)
+    advance = Trainer.advance
+
+    def interrupted(self):
+        if self.step == 4:
+            raise KeyboardInterrupt
+        return advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(parts, progress=False)
+    report = train(dataclasses.replace(parts, resume=True), progress=False)
+    assert report.steps == 6
+
+    for name in ("model.safetensors", CHECKPOINT):
+        expected = load_file(tmp_path / "whole" / "run" / name)
+        got = load_file(tmp_path / "parts" / "run" / name)
+        assert expected.keys() == got.keys()
+        for key, value in expected.items():
+            assert torch.equal(value, got[key]), f"{name}: {key}"
+    other = small(tmp_path / "other", **options, seed=1)
+    train(other, progress=False)
+    moved = load_file(tmp_path / "other" / "run" / "model.safetensors")
+    assert not torch.equal(moved["head.input_proj.weight"], got["model.head.input_proj.weight"])
+
+
+def test_loss_falls_and_the_average_lags(tmp_path):
+    config = small(tmp_path, steps=150, width=48, batch=16, images=400, checkpoint_every=1000)
+    trainer = Trainer(config)
+    losses = [trainer.advance() for _ in range(150)]
+    # Over seeds the ratio is .2 to .35; an optimizer that does nothing gives 1.
+    assert sum(losses[-20:]) < 0.6 * sum(losses[:20])
+    model, average = (m.head.input_proj.weight for m in (trainer.model, trainer.average))
+    assert not torch.equal(model, average)
+    assert (model - average).abs().mean() < model.abs().mean()
+
+
+def test_normalised_patches_have_zero_mean_and_unit_variance():
+    trainer = Trainer(dataclasses.replace(SMALL, images=2000))
+    patches = trainer.model.to_patches(trainer.pixels.float() / 127.5 - 1)
+    assert patches.mean(0).abs().max() < 1e-4
+    assert abs(patches.square().mean() - 1) < 1e-4
+
+
+def test_levels_and_weights_are_those_of_the_recipe():
+    """256 strata of levels: their mean differs from the middle by less than a stratum."""
+    cosine = Trainer(SMALL)
+    level, weight = cosine._levels(256)
+    top = cosine.path.level(100.0)
+    assert level.min() >= 0 and level.max() <= top and abs(level.mean() - top / 2) < top / 256
+    expected = (1 / cosine.path.sigma(level) ** 2).clip(max=25)
+    assert abs(weight - expected).max() < 1e-9 and weight.max() == 25
+    edm = Trainer(dataclasses.replace(SMALL, preconditioning="edm"))
+    sigma, weight = edm._levels(256)
+    assert sigma.min() > 0 and abs(weight - (1 + sigma**-2.0)).max() < 1e-9
+
+
+def test_trained_folder_loads_and_says_what_made_it(tmp_path):
+    config = small(tmp_path, context_dropout=0.5)
+    report = train(config, progress=False)
+    model = load_model(report.folder)
+    assert model.config.null_context and model.null is not None
+    assert not any(p.requires_grad for p in model.parameters())
+    made = json.loads((report.folder / "config.json").read_text())["training"]
+    assert made == config.identity() | {"threads": 1}
+    files = {p.name for p in report.folder.iterdir()}
+    assert files == {"config.json", "model.safetensors", CHECKPOINT}
+
+
+def test_saved_dtype(tmp_path):
+    folder = train(small(tmp_path, dtype="bfloat16"), progress=False).folder
+    saved = load_file(folder / "model.safetensors")
+    assert saved["head.input_proj.weight"].dtype == torch.bfloat16
+    assert saved["mean"].dtype == torch.float32
+
+
+def test_progress_bar_goes_to_the_end(tmp_path, capsys):
+    train(small(tmp_path), progress=True)
+    assert "6/6" in capsys.readouterr().err
+
+
+def test_divergence_is_named(tmp_path):
+    with pytest.raises(TrainingDiverged, match="the loss is nan at step .* lower the rate"):
+        trainer = Trainer(SMALL)
+        with torch.no_grad():
+            trainer.model.head.input_proj.weight.fill_(float("nan"))
+        trainer.advance()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variant": "moon"}, "variant must be one of paper, free, got 'moon'"),
+        ({"preconditioning": "none"}, "preconditioning must be one of cosine, edm"),
+        ({"steps": 0}, "steps must be positive, got 0"),
+        ({"batch": -1}, "batch must be positive, got -1"),
+        ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
+        ({"lr": 0.0}, "lr must be positive, got 0.0"),
+        ({"lr": float("nan")}, "lr must be positive, got nan"),
+        ({"context_noise": -0.1}, "context_noise must not be negative"),
+        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16"),
+        ({"seed": -1}, "seed and threads must not be negative"),
+    ],
+)
+def test_bad_configs_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **change)
+
+
+class TestResumeErrors:
+    def test_nothing_to_resume(self, tmp_path):
+        with pytest.raises(CheckpointError, match="no such file; expected a safetensors"):
+            train(small(tmp_path, resume=True), progress=False)
+
+    def test_existing_run_is_not_overwritten(self, tmp_path):
+        train(small(tmp_path), progress=False)
+        with pytest.raises(CheckpointError, match="exists: resume that run, or give another"):
+            train(small(tmp_path), progress=False)
+
+    def test_other_config(self, tmp_path):
+        train(small(tmp_path), progress=False)
+        with pytest.raises(CheckpointError, match="width was 16, now 24. Resume with the same"):
+            train(small(tmp_path, width=24, resume=True), progress=False)
+
+    def test_truncated(self, tmp_path):
+        folder = train(small(tmp_path), progress=False).folder
+        data = (folder / CHECKPOINT).read_bytes()
+        (folder / CHECKPOINT).write_bytes(data[: len(data) // 2])
+        with pytest.raises(CheckpointError, match="not a whole safetensors file .* truncated"):
+            train(small(tmp_path, resume=True), progress=False)
+
+    def test_no_training_checkpoint(self, tmp_path):
+        write_tensors(tmp_path / "run" / CHECKPOINT, {"x": torch.zeros(1)}, {"format": "pt"})
+        with pytest.raises(CheckpointError, match="is no training checkpoint"):
+            train(small(tmp_path, resume=True), progress=False)
