@@ -96,6 +96,8 @@ class GaussianMixture:
         check_prediction(prediction)
 
         def evaluate(x: Tensor, level: Tensor) -> Tensor:
+            if len(level) and bool((level == level[0]).all()):
+                level = level[:1]
             times = level.double().numpy()
             alpha = torch.from_numpy(path.alpha(times)).reshape(-1)
             sigma = torch.from_numpy(path.sigma(times)).reshape(-1)

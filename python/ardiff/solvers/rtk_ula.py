@@ -1,6 +1,6 @@
 """RTK with unadjusted Langevin: z' = z - tau G + sqrt(2 tau) xi, G = grad g(z).
 
-tau is in units of the stage's envelope of width w: the step is tau w^2. The default is half of the
+tau is in units of the stage's envelope of width w: the step is tau w^2. The default is below the
 kinetic solvers' 0.4, since the bias in variance is of first order in tau.
 """
 
@@ -13,7 +13,7 @@ from ..table import StepTable, TableBuilder
 
 def table(
     path, prediction, levels, steps, *,
-    stages=None, inner=None, tau=0.2, warm_start="ancestral", denoise_last=True,
+    stages=None, inner=None, tau=0.3, warm_start="ancestral", denoise_last=True,
 ) -> StepTable:  # fmt: skip
     """Each stage a warm start and `inner` overdamped Langevin steps."""
     rtk.check_positive("rtk-ula", tau=tau)
