@@ -1,9 +1,10 @@
 """Every solver on every path reaches a Gaussian mixture with the exact score.
 
-The distance is sliced W2 over eight directions to exact quantiles, of 4096 samples. For exact draws
-its mean square is at most 0.0013 (400 repeats), a weighted sum of chi-squares whose tail past w is at
-most exp(-w^2 / 0.0026). The solvers' own bias at 48 calls is below 0.09, so that the bound 0.3 has a
-false-alarm rate of exp(-0.21^2 / 0.0026) = 4e-8 a case; noise is addressed, so that a run repeats.
+The distance is sliced W2 over eight directions to exact quantiles, of 4096 samples. For exact
+draws its mean square is at most 0.0013 (400 repeats), a weighted sum of chi-squares whose tail past
+w is at most exp(-w^2 / 0.0026). The solvers' own bias at 48 calls is below 0.09, so that the bound
+0.3 has a false-alarm rate of exp(-0.21^2 / 0.0026) = 4e-8 a case; noise is addressed, so that a run
+repeats.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def test_predictions_give_the_same_samples(solver, path, mixture):
     """All five prediction types, to rounding: 95% of the elements within 5e-6, all within 3e-4.
 
     Data are of unit scale and outputs float32, so that epsilon or score carry x0 to ratio * 2^-24,
-    2.4e-6 at the noisiest level (ratio 40). Where the score does not contract, on the ridges between
-    modes, differences grow: 3e-5 is the largest seen.
+    2.4e-6 at the noisiest level (ratio 40). Where the score does not contract, on the ridges
+    between modes, differences grow: 3e-5 is the largest seen.
     """
     outs = [
         ardiff.sample(mixture.model(path, kind), (256, 2), path, kind, solver, 24, seed=5)
