@@ -21,14 +21,14 @@ ARDIFF_HD F neg_two_log(typename Lane<F>::U w) {
   const F f = select_zero(exponent, F(0.0f) - g, m - F(1.0f));
   const F e = float_from_int(exponent);
   const F z = f * f;
-  F p = fma(F(-2.0f * 7.0376836292e-2f), f, F(2.0f * 1.1514610310e-1f));
-  p = fma(p, f, F(-2.0f * 1.1676998740e-1f));
-  p = fma(p, f, F(2.0f * 1.2420140846e-1f));
-  p = fma(p, f, F(-2.0f * 1.4249322787e-1f));
-  p = fma(p, f, F(2.0f * 1.6668057665e-1f));
-  p = fma(p, f, F(-2.0f * 2.0000714765e-1f));
-  p = fma(p, f, F(2.0f * 2.4999993993e-1f));
-  p = fma(p, f, F(-2.0f * 3.3333331174e-1f));
+  // Estrin's scheme: half the latency of Horner's.
+  const F z2 = z * z;
+  const F p01 = fma(F(2.0f * 2.4999993993e-1f), f, F(-2.0f * 3.3333331174e-1f));
+  const F p23 = fma(F(2.0f * 1.6668057665e-1f), f, F(-2.0f * 2.0000714765e-1f));
+  const F p45 = fma(F(2.0f * 1.2420140846e-1f), f, F(-2.0f * 1.4249322787e-1f));
+  const F p67 = fma(F(2.0f * 1.1514610310e-1f), f, F(-2.0f * 1.1676998740e-1f));
+  const F high = fma(F(-2.0f * 7.0376836292e-2f), z2, fma(p67, z, p45));
+  const F p = fma(high, z2, fma(p23, z, p01));
   F y = fma(f * z, p, z);
   y = fma(e, F(2.0f * 2.12194440e-4f), y);
   y = fma(F(-2.0f), f, y);

@@ -56,11 +56,11 @@ inline Tiling tiling_of(int64_t B, int64_t d, int64_t elements_a_quad) {
 /// Runs a kernel over all tiles, on the calling thread where starting others would cost more.
 template <class Args>
 void run_tiles(void (*kernel)(const Args&, int64_t, int64_t), const Args& args) {
-  constexpr int64_t kElementsPerThread = 4096;
+  constexpr double kElementsPerThread = 8192;
   const Tiling& t = args.tiling;
-  const int64_t grain =
-      std::max<int64_t>(1, static_cast<int64_t>(static_cast<double>(kElementsPerThread) * t.count /
-                                                (static_cast<double>(args.B) * args.d + 1)));
+  const double elements_per_tile =
+      static_cast<double>(args.B) * args.d / std::max<int64_t>(1, t.count);
+  const int64_t grain = 1 + static_cast<int64_t>(kElementsPerThread / (elements_per_tile + 1));
   if (t.count <= grain) {
     kernel(args, 0, t.count);
     return;

@@ -9,7 +9,6 @@
 namespace ARDIFF_NS {
 
 /// Scratch of one thread. kPerQuad: 4 when an element takes one normal, 2 when it takes a pair.
-/// Sample s of a tile has its normals at s * slot, slot = kPerQuad * quads a sample.
 template <int kPerQuad>
 struct alignas(64) NoiseTile {
   static constexpr int64_t kQuads = kTile / kPerQuad;
@@ -17,7 +16,12 @@ struct alignas(64) NoiseTile {
   float n1[kTile + kPadding];
   float n2[kPerQuad == 2 ? kTile + kPadding : 1];
   uint32_t c0[kQuads + kLanes], c1[kQuads + kLanes], c2[kQuads + kLanes], c3[kQuads + kLanes];
+  RoundKeys<VKey> keys;
   int64_t quads_laid_out = 0;  // quads a sample for which c0 holds 0, 1, ... again and again
+
+  explicit NoiseTile(const NoiseAddress& address) {
+    set_round_keys(keys, static_cast<int64_t>(address.key));
+  }
 };
 
 ARDIFF_INLINE uint32_t counter_of(const NoiseAddress& a, int64_t b) {
@@ -26,8 +30,8 @@ ARDIFF_INLINE uint32_t counter_of(const NoiseAddress& a, int64_t b) {
 
 template <int kPerQuad>
 ARDIFF_INLINE void normals_of_quads(NoiseTile<kPerQuad>& tile, int64_t quad, VCounter c0,
-                                    VCounter c1, VCounter c2, VCounter c3, uint64_t key) {
-  philox(c0, c1, c2, c3, static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32));
+                                    VCounter c1, VCounter c2, VCounter c3) {
+  philox(c0, c1, c2, c3, tile.keys);
   VFloat a, b, c, d;
   normal_pair<VFloat>(to_words(c0), to_words(c1), a, b);
   normal_pair<VFloat>(to_words(c2), to_words(c3), c, d);
@@ -48,7 +52,7 @@ __attribute__((noinline)) inline void fill_one_sample(NoiseTile<kPerQuad>& tile,
   const VCounter c2(low_word(address.stream[b])), c3(high_word(address.stream[b]));
   VWord quads = VWord(static_cast<uint32_t>(first)) + lane_quads<kPerQuad>();
   for (int64_t quad = 0; quad < count; quad += kLanes) {
-    normals_of_quads(tile, quad, to_counter(quads), c1, c2, c3, address.key);
+    normals_of_quads(tile, quad, to_counter(quads), c1, c2, c3);
     quads = quads + VWord(static_cast<uint32_t>(kLanes));
   }
 }
@@ -79,7 +83,7 @@ __attribute__((noinline)) inline void fill_samples(NoiseTile<kPerQuad>& tile,
     normals_of_quads(tile, quad, to_counter(permute(load(tile.c0 + quad), lanes)),
                      to_counter(permute(load(tile.c1 + quad), lanes)),
                      to_counter(permute(load(tile.c2 + quad), lanes)),
-                     to_counter(permute(load(tile.c3 + quad), lanes)), address.key);
+                     to_counter(permute(load(tile.c3 + quad), lanes)));
   }
 }
 

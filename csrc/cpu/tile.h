@@ -23,18 +23,27 @@ ARDIFF_INLINE Tile tile_at(const Tiling& tiling, int64_t B, int64_t d, int64_t i
   return {b, 1, i0, smaller(kTile, d - i0)};
 }
 
-/// Normals of a tile; returns the number of elements from one sample's to the next.
+/// Moves the samples' normals together where their slots are wider than d.
+inline void close_gaps(float* values, int64_t samples, int64_t d, int64_t slot) {
+  for (int64_t s = 1; s < samples; ++s) {
+    for (int64_t i = 0; i < d; ++i) values[s * d + i] = values[s * slot + i];
+  }
+}
+
+/// Normals of a tile, those of sample s at s * d.
 template <int kPerQuad>
-inline int64_t fill_noise(NoiseTile<kPerQuad>& noise, const NoiseAddress& address, int64_t d,
-                          const Tile& tile) {
+inline void fill_noise(NoiseTile<kPerQuad>& noise, const NoiseAddress& address, int64_t d,
+                       const Tile& tile) {
   if (tile.samples == 1) {
     const int64_t quads = (tile.length + kPerQuad - 1) / kPerQuad;
     fill_one_sample(noise, address, tile.b, tile.i0 / kPerQuad, quads);
-    return kTile;
+    return;
   }
   const int64_t quads = (d + kPerQuad - 1) / kPerQuad;
   fill_samples(noise, address, tile.b, tile.samples, quads);
-  return quads * kPerQuad;
+  if (quads * kPerQuad == d) return;
+  close_gaps(noise.n1, tile.samples, d, quads * kPerQuad);
+  if (kPerQuad == 2) close_gaps(noise.n2, tile.samples, d, quads * kPerQuad);
 }
 
 template <class T>
@@ -80,14 +89,24 @@ ARDIFF_INLINE T* address(const Out& out, int64_t b, int64_t i0) {
   return static_cast<T*>(out.data) + b * out.stride + i0;
 }
 
-/// Calls f(i, lane) for i in [0, n): with a VFloat lane for whole vectors, a float for the rest.
+/// Calls f(i, lane, row) for i in [0, n), whole vectors with a VFloat lane and then floats for the
+/// rest; row is make(lane), made only where it is used.
+template <class Make, class Function>
+ARDIFF_INLINE void for_each_lane(int64_t n, Make make, Function f) {
+  int64_t i = 0;
+  if (n >= kLanes) {
+    const auto row = make(VFloat());
+    for (; i + kLanes <= n; i += kLanes) f(i, VFloat(), row);
+  }
+  if (kLanes > 1 && i < n) {
+    const auto row = make(float());
+    for (; i < n; ++i) f(i, float(), row);
+  }
+}
+
 template <class Function>
 ARDIFF_INLINE void for_each_lane(int64_t n, Function f) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) f(i, VFloat());
-  if constexpr (kLanes > 1) {
-    for (; i < n; ++i) f(i, float());
-  }
+  for_each_lane(n, [](auto) { return 0; }, [&](int64_t i, auto lane, int) { f(i, lane); });
 }
 
 template <class F, class T>

@@ -21,6 +21,7 @@ constexpr int kLanes = ARDIFF_LANES;
 using VFloat = float;
 using VWord = uint32_t;
 using VCounter = uint32_t;
+using VKey = uint32_t;
 
 ARDIFF_INLINE VFloat load(const float* p) { return *p; }
 ARDIFF_INLINE VFloat load(const BFloat16* p) { return to_float(*p); }
@@ -113,6 +114,15 @@ struct VCounter {
 ARDIFF_INLINE VCounter operator^(VCounter a, VCounter b) {
   return {a.even ^ b.even, a.odd ^ b.odd};
 }
+
+/// A word of the key, the same in every lane.
+struct VKey {
+  WideVector v;
+  VKey() = default;
+  ARDIFF_INLINE explicit VKey(uint32_t x) : v(static_cast<uint64_t>(x) - WideVector{}) {}
+};
+
+ARDIFF_INLINE VCounter operator^(VCounter a, VKey k) { return {a.even ^ k.v, a.odd ^ k.v}; }
 
 ARDIFF_INLINE WideVector multiply_low_halves(WideVector a, uint32_t m);
 

@@ -5,6 +5,8 @@ namespace ARDIFF_NS {
 namespace {
 
 struct alignas(64) Scratch {
+  explicit Scratch(const NoiseAddress& address) : noise(address) {}
+
   NoiseTile<4> noise;
   float x[kTile], memory[kTile], out[kTile], deviation[kTile];
   float x_new[kTile], memory_new[kTile], x0[kTile];
@@ -19,46 +21,34 @@ struct Run {
 
 template <bool kLearned, bool kKeepMemory>
 void apply(const DiffusionArgs& a, const float* coef, float scale, const Run& run) {
-  const DiffusionRow<VFloat> vector_row = diffusion_row<VFloat>(coef);
-  const DiffusionRow<float> scalar_row = diffusion_row<float>(coef);
   const float fixed = coef[7] * scale;
   const float limit = a.clamped ? a.x0_clamp : __builtin_inff();
   const Run r = run;
-  for_each_lane(r.length, [&](int64_t i, auto lane) {
-    using F = decltype(lane);
-    const auto& row = [&]() -> const auto& {
-      if constexpr (sizeof(F) == sizeof(float)) {
-        return scalar_row;
-      } else {
-        return vector_row;
-      }
-    }();
-    const F x = load_as<F>(r.x + i), memory = load_as<F>(r.memory + i);
-    const F x0 = clamp(data_prediction(row, x, load_as<F>(r.out + i)), F(-limit), F(limit));
-    const F deviation = kLearned ? load_as<F>(r.deviation + i) : F(fixed);
-    const DiffusionState<F> next =
-        diffusion_update(row, kKeepMemory, x, x0, memory, deviation, load_as<F>(r.n + i));
-    store_as(r.x_new + i, next.x);
-    if (r.memory_new) store_as(r.memory_new + i, next.memory);
-    if (r.x0) store_as(r.x0 + i, x0);
-  });
+  for_each_lane(
+      r.length, [&](auto lane) { return diffusion_row<decltype(lane)>(coef); },
+      [&](int64_t i, auto lane, const auto& row) {
+        using F = decltype(lane);
+        const F x = load_as<F>(r.x + i), memory = load_as<F>(r.memory + i);
+        const F x0 = clamp(data_prediction(row, x, load_as<F>(r.out + i)), F(-limit), F(limit));
+        const F deviation = kLearned ? load_as<F>(r.deviation + i) : F(fixed);
+        const DiffusionState<F> next =
+            diffusion_update(row, kKeepMemory, x, x0, memory, deviation, load_as<F>(r.n + i));
+        store_as(r.x_new + i, next.x);
+        if (r.memory_new) store_as(r.memory_new + i, next.memory);
+        if (r.x0) store_as(r.x0 + i, x0);
+      });
 }
 
 /// Learned deviations times the noise scale, from the second half of the model output.
 void fill_deviation(const DiffusionArgs& a, const float* coef, float scale, int64_t b, int64_t i0,
                     int64_t n, float* deviation) {
   const float* range = as_float(a.model_out, b, a.d + i0, n, deviation);
-  const DiffusionRow<VFloat> vector_row = diffusion_row<VFloat>(coef);
-  const DiffusionRow<float> scalar_row = diffusion_row<float>(coef);
-  for_each_lane(n, [&](int64_t i, auto lane) {
-    using F = decltype(lane);
-    const F r = load_as<F>(range + i);
-    if constexpr (sizeof(F) == sizeof(float)) {
-      store_as(deviation + i, learned_deviation(scalar_row, r) * scale);
-    } else {
-      store_as(deviation + i, learned_deviation(vector_row, r) * F(scale));
-    }
-  });
+  for_each_lane(
+      n, [&](auto lane) { return diffusion_row<decltype(lane)>(coef); },
+      [&](int64_t i, auto lane, const auto& row) {
+        using F = decltype(lane);
+        store_as(deviation + i, learned_deviation(row, load_as<F>(range + i)) * F(scale));
+      });
 }
 
 bool needs_noise(const DiffusionArgs& a, const Tile& tile) {
@@ -74,16 +64,14 @@ bool needs_noise(const DiffusionArgs& a, const Tile& tile) {
 }  // namespace
 
 void diffusion_step_tiles(const DiffusionArgs& a, int64_t first, int64_t last) {
-  Scratch scratch;
+  Scratch scratch{a.address};
   for (int64_t t = first; t < last; ++t) {
     const Tile tile = tile_at(a.tiling, a.B, a.d, t);
-    int64_t slot = 0;
     const bool noisy = needs_noise(a, tile);
-    if (noisy) slot = fill_noise(scratch.noise, a.address, a.d, tile);
-    const bool joinable = a.packed && (!noisy || slot == a.d);
+    if (noisy) fill_noise(scratch.noise, a.address, a.d, tile);
     for (int64_t s = 0; s < tile.samples;) {
       const int64_t b = tile.b + s, i0 = tile.i0;
-      const int64_t samples = joinable ? run_length(a, b, tile.samples - s) : 1;
+      const int64_t samples = a.packed ? run_length(a, b, tile.samples - s) : 1;
       const int64_t n = samples * tile.length;
       s += samples;
       Run run;
@@ -104,7 +92,7 @@ void diffusion_step_tiles(const DiffusionArgs& a, int64_t first, int64_t last) {
       run.out = guided_output(a, b, i0, n, scratch.out);
       // Without noise the deviation is zero: x stands in for the normals, and is dropped.
       run.n = a.noise.data ? address<float>(a.noise, b, i0)
-                           : (noisy ? scratch.noise.n1 + (s - samples) * slot : run.x);
+                           : (noisy ? scratch.noise.n1 + (s - samples) * a.d : run.x);
       if (learned) fill_deviation(a, coef, scale, b, i0, n, scratch.deviation);
       run.deviation = scratch.deviation;
       run.x_new = float_target(a.x_new, b, i0, scratch.x_new);

@@ -5,6 +5,8 @@ namespace ARDIFF_NS {
 namespace {
 
 struct alignas(64) Scratch {
+  explicit Scratch(const NoiseAddress& address) : noise(address) {}
+
   NoiseTile<2> noise;
   float out[kTile];
 };
@@ -18,25 +20,18 @@ struct Run {
 
 template <bool kStart, bool kWriteAnchor>
 void apply(const float* coef, float scale, const Run& run) {
-  const UldRow<VFloat> vector_row = uld_row<VFloat>(coef, scale);
-  const UldRow<float> scalar_row = uld_row<float>(coef, scale);
   const Run r = run;
-  for_each_lane(r.length, [&](int64_t i, auto lane) {
-    using F = decltype(lane);
-    const UldState<F> next = [&] {
-      const F z = load_as<F>(r.z + i), v = load_as<F>(r.v + i), out = load_as<F>(r.out + i);
-      const F anchor = load_as<F>(r.anchor + i);
-      const F n1 = load_as<F>(r.n1 + i), n2 = load_as<F>(r.n2 + i);
-      if constexpr (sizeof(F) == sizeof(float)) {
-        return uld_update(scalar_row, kStart, z, v, out, anchor, n1, n2);
-      } else {
-        return uld_update(vector_row, kStart, z, v, out, anchor, n1, n2);
-      }
-    }();
-    store_as(r.z_new + i, next.z);
-    store_as(r.v_new + i, next.v);
-    if constexpr (kWriteAnchor) store_as(r.anchor_new + i, next.anchor);
-  });
+  for_each_lane(
+      r.length, [&](auto lane) { return uld_row<decltype(lane)>(coef, scale); },
+      [&](int64_t i, auto lane, const auto& row) {
+        using F = decltype(lane);
+        const UldState<F> next =
+            uld_update(row, kStart, load_as<F>(r.z + i), load_as<F>(r.v + i), load_as<F>(r.out + i),
+                       load_as<F>(r.anchor + i), load_as<F>(r.n1 + i), load_as<F>(r.n2 + i));
+        store_as(r.z_new + i, next.z);
+        store_as(r.v_new + i, next.v);
+        if constexpr (kWriteAnchor) store_as(r.anchor_new + i, next.anchor);
+      });
 }
 
 bool needs_noise(const UldArgs& a, const Tile& tile) {
@@ -53,16 +48,14 @@ bool needs_noise(const UldArgs& a, const Tile& tile) {
 }  // namespace
 
 void uld_step_tiles(const UldArgs& a, int64_t first, int64_t last) {
-  Scratch scratch;
+  Scratch scratch{a.address};
   for (int64_t t = first; t < last; ++t) {
     const Tile tile = tile_at(a.tiling, a.B, a.d, t);
-    int64_t slot = 0;
     const bool noisy = needs_noise(a, tile);
-    if (noisy) slot = fill_noise(scratch.noise, a.address, a.d, tile);
-    const bool joinable = a.packed && (!noisy || slot == a.d);
+    if (noisy) fill_noise(scratch.noise, a.address, a.d, tile);
     for (int64_t s = 0; s < tile.samples;) {
       const int64_t b = tile.b + s, i0 = tile.i0;
-      const int64_t samples = joinable ? run_length(a, b, tile.samples - s) : 1;
+      const int64_t samples = a.packed ? run_length(a, b, tile.samples - s) : 1;
       const int64_t n = samples * tile.length;
       const float* z = address<float>(a.z, b, i0);
       if (!is_live(a, b)) {
@@ -80,9 +73,9 @@ void uld_step_tiles(const UldArgs& a, int64_t first, int64_t last) {
       run.out = guided_output(a, b, i0, n, scratch.out);
       // Without noise the coefficients are zero: z stands in for the normals, and is dropped.
       run.n1 =
-          a.noise.data ? address<float>(a.noise, b, i0) : (noisy ? scratch.noise.n1 + s * slot : z);
+          a.noise.data ? address<float>(a.noise, b, i0) : (noisy ? scratch.noise.n1 + s * a.d : z);
       run.n2 = a.noise2.data ? address<float>(a.noise2, b, i0)
-                             : (noisy ? scratch.noise.n2 + s * slot : z);
+                             : (noisy ? scratch.noise.n2 + s * a.d : z);
       run.z_new = address<float>(a.z_new, b, i0);
       run.v_new = address<float>(a.v_new, b, i0);
       run.anchor_new = address<float>(a.anchor_new, b, i0);
