@@ -63,15 +63,23 @@ def describe(found: dict) -> str:
         *(f"library      {name}: {state}" for name, state in found["libraries"].items()),
         *(f"environment  {name}={value}" for name, value in found["environment"].items()),
     ]
-    return "\n".join([*lines, "backends (* serves the op)", *_describe_backends(found["backends"])])
+    return "\n".join(
+        [*lines, "backends, by device (* serves the op)", *_describe_backends(found["backends"])]
+    )
 
 
 def _describe_backends(rows: list[dict[str, str]]) -> list[str]:
-    lines = []
+    """A line for each device, backend and reason, naming its ops where they are not all."""
+    everything = list(dict.fromkeys(row["op"] for row in rows))
+    groups: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
-        mark = "*" if row["chosen"] else " "
-        state = f"not usable: {row['reason']}" if row["reason"] else "usable"
-        lines.append(f"{mark} {row['op']:<16} {row['device']:<5} {row['backend']:<10} {state}")
+        about = (row["device"], row["backend"], row["chosen"], row["reason"])
+        groups.setdefault(about, []).append(row["op"])
+    lines = []
+    for (device, backend, chosen, reason), ops in groups.items():
+        state = f"not usable: {reason}" if reason else "usable"
+        which = "all ops" if ops == everything else ", ".join(ops)
+        lines.append(f"{'*' if chosen else ' '} {device:<5} {backend:<10} {which}: {state}")
     return lines
 
 

@@ -118,6 +118,8 @@ def interleave(
 def _calibrate(run: Callable[[], object], settings: Settings) -> int:
     run()
     once = _time(run, 1, settings.device)
+    if once >= settings.seconds:
+        return 1
     calls = max(1, min(20, int(settings.seconds / max(once, 1e-9))))
     once = _time(run, calls, settings.device)
     return max(1, int(settings.seconds / max(once, 1e-9)))

@@ -24,7 +24,8 @@ from ardiff.data.sun_shadow_metrics import metrics  # noqa: E402
 from ardiff.image_grid import image_grid, side_by_side  # noqa: E402
 from benchmarks.reference_ddpm import reference_ddpm  # noqa: E402
 
-IMAGES, STEPS, SEED, ROUNDS = 64, 48, 0, 5
+IMAGES, STEPS, SEED = 64, 48, 0
+ROUNDS, BUDGET_SECONDS = 5, 35.0
 SOLVERS = ("rtk-uld", "ddpm")
 REFERENCE = "reference-ddpm"
 
@@ -44,11 +45,17 @@ def competitors() -> tuple[dict[str, Callable[[], Tensor]], dict[str, int]]:
 
 
 def measure(draw: dict[str, Callable[[], Tensor]]) -> tuple[dict[str, list[float]], dict]:
-    """Seconds of each round and the images of each competitor; the warm-up round is not counted."""
+    """Seconds of each round and the images of each competitor.
+
+    A warm-up round is not counted; on a slow machine there are fewer than ROUNDS rounds.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in draw}
     images = {}
+    began = time.perf_counter()
     with tqdm(total=(ROUNDS + 1) * len(draw), unit="batch", disable=None) as bar:
         for turn in range(ROUNDS + 1):
+            if turn > 1 and time.perf_counter() - began > BUDGET_SECONDS:
+                break
             for name, run in draw.items():
                 bar.set_postfix_str(name)
                 start = time.perf_counter()

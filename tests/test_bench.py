@@ -127,7 +127,8 @@ def test_bandwidth_runs_on_a_cpu_at_a_small_size() -> None:
         assert ("cpu", "host_time_of_a_1024_element_call") in metrics
 
 
-def test_sampler_benchmark_at_two_images() -> None:
+def test_sampler_benchmark_at_two_images(monkeypatch) -> None:
+    monkeypatch.setattr(bench_sampler, "STEPS", 8)
     case = "sun-shadow:rtk-uld/N=2/float32"
     rows = _harness.gated(bench_sampler.run(case, Settings(rounds=1, seconds=1e-3)))
     assert rows[0].value <= 1

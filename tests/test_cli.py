@@ -13,7 +13,7 @@ from PIL import Image
 from ardiff.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLE = ["sample", "--n", "2", "--steps", "6"]
+SAMPLE = ["sample", "--n", "2", "--steps", "8"]
 
 
 def test_module_entry_names_every_command() -> None:
@@ -57,7 +57,7 @@ def test_sample_writes_a_grid_and_its_figures(tmp_path: Path, capsys) -> None:
         assert image.width > 2 * 32 and image.height > 32
         first = image.tobytes()
     found = json.loads(figures.read_text())
-    assert found["calls"] == 4 * 6
+    assert found["calls"] == 4 * 8
     assert found["seed"] == 3
     assert str(picture) in capsys.readouterr().out
     assert main([*command, "--seed", "3"]) == 0
@@ -78,7 +78,7 @@ def test_bench_writes_the_json_form(tmp_path: Path, capsys) -> None:
     assert all(set(row) == keys for row in report["rows"])
     assert report["rows"][0]["metric"] == "error_over_tolerance"
     speedup = [row for row in report["rows"] if row["metric"] == "speedup"]
-    assert [row["rival"] for row in speedup] == ["eager"]
+    assert [row["rival"] for row in speedup] == ["ardiff-functional", "eager"]
     assert "speedup" in capsys.readouterr().out
 
 
@@ -131,7 +131,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_status_2(name: str, tmp_path: Path, capsys) -> None:
+def test_bad_input_is_one_line_and_status_2(name: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     arguments, expected = BAD[name]
     (tmp_path / "file").write_text("x")
     places = {"{tmp}": str(tmp_path), "{file}": str(tmp_path / "file")}
