@@ -1,4 +1,4 @@
-"""Gaussian paths x_t = alpha x0 + sigma eps, prediction types and time grids, all in float64.
+"""Gaussian paths x_t = alpha x0 + sigma eps and time grids, in float64; prediction types beside.
 
 A *level* is the path's own time (the number a model is given): t for ``ou``, sigma for ``edm``,
 t in [0, 1] for ``flow``, the possibly fractional training timestep for ``vp-*``. The *ratio*
@@ -12,8 +12,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PREDICTIONS = ("score", "epsilon", "sample", "v_prediction", "flow")
+from .predictions import (
+    PREDICTIONS,
+    check_prediction,
+    data_coefficients,
+    output_from_data,
+    score_coefficients,
+)
+
 GRIDS = ("log-snr", "uniform", "karras")
+
+__all__ = [
+    "GRIDS", "PATHS", "PREDICTIONS", "EDMPath", "FlowPath", "OUPath", "Path", "Transition",
+    "VPPath", "check_prediction", "data_coefficients", "get_path", "output_from_data",
+    "score_coefficients", "time_grid", "transition",
+]  # fmt: skip
 
 
 class Path:
@@ -196,76 +209,6 @@ def get_path(path: str | Path) -> Path:
     if path not in _MAKERS:
         raise ValueError(f"unknown path {path!r}; known paths: {', '.join(PATHS)}")
     return _named_path(path)
-
-
-def check_prediction(prediction: str) -> str:
-    """`prediction` itself, or ValueError listing the known types."""
-    if prediction not in PREDICTIONS:
-        raise ValueError(
-            f"unknown prediction {prediction!r}; known predictions: {', '.join(PREDICTIONS)}"
-        )
-    return prediction
-
-
-def data_coefficients(prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
-    """(p_x, p_o) such that the data prediction is x0 = p_x x + p_o out.
-
-    `v_prediction` is alpha eps - sigma x0 and `flow` is eps - x0, both on any path.
-
-    Raises:
-        ValueError: for `epsilon` or `score` at alpha = 0, where the output does not determine x0.
-    """
-    check_prediction(prediction)
-    if prediction == "sample":
-        return 0.0, 1.0
-    if prediction == "v_prediction":
-        return alpha / (alpha**2 + sigma**2), -sigma / (alpha**2 + sigma**2)
-    if prediction == "flow":
-        return 1 / (alpha + sigma), -sigma / (alpha + sigma)
-    if alpha == 0:
-        raise ValueError(
-            f"{prediction} prediction says nothing about the data at alpha = 0; start below that "
-            "level or use a sample, v_prediction or flow model"
-        )
-    return 1 / alpha, (-sigma if prediction == "epsilon" else sigma**2) / alpha
-
-
-def score_coefficients(prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
-    """(s_z, s_o) such that the score at z is s_z z + s_o out.
-
-    Raises:
-        ValueError: at sigma = 0, where the score of noised data is not defined.
-    """
-    check_prediction(prediction)
-    if prediction == "score":
-        return 0.0, 1.0
-    if sigma == 0:
-        raise ValueError(f"the score of a {prediction} model is not defined at sigma = 0")
-    if prediction == "epsilon":
-        return 0.0, -1 / sigma
-    if prediction == "sample":
-        return -1 / sigma**2, alpha / sigma**2
-    if prediction == "v_prediction":
-        norm = alpha**2 + sigma**2
-        return -1 / norm, -alpha / (sigma * norm)
-    return -1 / (sigma * (alpha + sigma)), -alpha / (sigma * (alpha + sigma))
-
-
-def output_from_data(prediction: str, alpha, sigma, x, x0):
-    """What a model of this prediction type returns at x if it believes the data to be x0.
-
-    The inverse of :func:`data_coefficients`, for oracles and training targets; arrays or tensors
-    (alpha and sigma broadcast against x), sigma > 0 but for `sample`.
-    """
-    check_prediction(prediction)
-    if prediction == "sample":
-        return x0
-    if prediction == "v_prediction":
-        return (alpha * x - (alpha * alpha + sigma * sigma) * x0) / sigma
-    if prediction == "flow":
-        return (x - (alpha + sigma) * x0) / sigma
-    epsilon = (x - alpha * x0) / sigma
-    return epsilon if prediction == "epsilon" else -epsilon / sigma
 
 
 @dataclass(frozen=True)

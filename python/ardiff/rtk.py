@@ -58,7 +58,9 @@ def plan(
     if warm_start not in WARM_STARTS:
         raise ValueError(f"unknown warm_start {warm_start!r}; known: {', '.join(WARM_STARTS)}")
     for option, value in (("stages", stages), ("inner", inner)):
-        if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
+        if value is not None and (
+            isinstance(value, (bool, str)) or int(value) != value or value < 1
+        ):
             raise ValueError(f"{option} must be an integer of 1 or more, got {value!r}")
     start = int(warm_start == "ancestral")
     room = steps - int(denoise_last)
@@ -90,7 +92,7 @@ def plan(
 def check_positive(name: str, **values: float) -> None:
     """ValueError unless every value is a positive finite number."""
     for option, value in values.items():
-        if not (np.isfinite(value) and value > 0):
+        if isinstance(value, str) or not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name}: {option} must be positive and finite, got {value!r}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -121,7 +122,10 @@ def per_sample(
     name: str, value: float | Tensor, batch: int, device: torch.device | str, *, low: float
 ) -> Tensor:
     """A number or a tensor `[B]` as float32 `[1]` or `[B]`; ValueError unless finite and >= low."""
-    tensor = torch.as_tensor(value, dtype=torch.float32, device=device).reshape(-1).contiguous()
+    try:
+        tensor = torch.as_tensor(value, dtype=torch.float32, device=device).reshape(-1).contiguous()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number or have shape [{batch}], got {value!r}") from None
     if isinstance(value, Tensor) and value.dim() > 1 or len(tensor) not in (1, batch):
         shape = list(torch.as_tensor(value).shape)
         raise ValueError(f"{name} must be a number or have shape [{batch}], got {shape}")
@@ -133,9 +137,9 @@ def per_sample(
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     try:
-        sizes = tuple(int(n) for n in shape)
+        sizes = tuple(operator.index(n) for n in shape)
     except TypeError:
-        raise TypeError(f"shape must be a sequence (B, ...), got {shape!r}") from None
+        raise TypeError(f"shape must be a sequence of integers (B, ...), got {shape!r}") from None
     if len(sizes) < 2 or sizes[0] < 0 or any(n < 1 for n in sizes[1:]):
         raise ValueError(f"shape must be (B, ...) with B >= 0 and sizes >= 1 after, got {shape!r}")
     return sizes

@@ -82,9 +82,15 @@ def solver(
         if key not in own:
             known = ", ".join(own) or "none of its own"
             raise ValueError(f"solver {name} does not take the option {key!r}; it takes: {known}")
+        if not isinstance(options[key], (int, float, str, np.number)):
+            kind = type(options[key]).__name__
+            raise TypeError(f"{key} must be a number or a name, got {kind}")
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
         raise ValueError(f"steps must be an integer of 1 or more, got {steps!r}")
-    levels_key = grid if isinstance(grid, str) else tuple(float(level) for level in grid)
+    try:
+        levels_key = grid if isinstance(grid, str) else tuple(float(level) for level in grid)
+    except TypeError:
+        raise TypeError(f"grid must be a name or a sequence of levels, got {grid!r}") from None
     grid_key = (levels_key, float(ratio_max), float(ratio_min), float(rho))
     options_key = tuple(sorted(given.items()))
     return _build(

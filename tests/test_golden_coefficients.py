@@ -1,0 +1,47 @@
+"""The underdamped-Langevin coefficients against 60-digit values, within 2e-15 relative."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ardiff import rtk
+from ardiff.paths import transition
+from ardiff.solvers import rtk_uld
+from ardiff_kernels import host
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "uld_coefficients.json").read_text())[
+    "rows"
+]
+
+
+@pytest.mark.parametrize("index", range(len(GOLDEN)))
+def test_golden_coefficients(index):
+    golden = {key: float(value) for key, value in GOLDEN[index].items()}
+    gamma, tau = golden.pop("gamma"), golden.pop("tau")
+    golden.pop("det")
+    found = host.uld_coefficients(gamma, tau)
+    for key, value in golden.items():
+        assert found[key] == pytest.approx(value, rel=2e-15, abs=0), key
+
+
+@pytest.mark.parametrize("index", range(len(GOLDEN)))
+def test_golden_coefficients_through_rows_on_a_quadratic_potential(index):
+    """score(z) = -lam z at level b: the row's drift and covariance are golden."""
+    golden = {key: float(value) for key, value in GOLDEN[index].items()}
+    t = transition("ou", 1.0, 0.5)
+    move = rtk_uld.move(golden["gamma"], golden["tau"])
+    c = rtk.kinetic_columns("score", t, move)
+    lam, q = 1.25, t.r**2 / t.s2
+    # G = lam z + q (z - anchor): the parts of z' and v' that multiply G, and those that do not
+    for part in ("z", "v"):
+        from_score, from_anchor = c[f"{part}_o"] * -lam, c[f"{part}_d"]
+        assert from_score / lam == pytest.approx(golden[f"{part}_from_grad"], rel=2e-15, abs=0)
+        assert from_anchor / q == pytest.approx(golden[f"{part}_from_grad"], rel=2e-15, abs=0)
+        assert c[f"{part}_v"] == pytest.approx(golden[f"{part}_from_v"], rel=2e-15, abs=0)
+    assert c["z_z"] == 1 and c["v_z"] == 0
+    assert c["z_1"] ** 2 + c["z_2"] ** 2 == pytest.approx(golden["var_z"], rel=2e-15, abs=0)
+    assert c["z_1"] * c["v_1"] == pytest.approx(golden["cov_zv"], rel=2e-15, abs=0)
+    assert c["v_1"] ** 2 == pytest.approx(golden["var_v"], rel=2e-15, abs=0)
