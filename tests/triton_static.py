@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ardiff_kernels.ops._triton_launch import launch_shape
+from ardiff_kernels.ops._triton_launch import alignment, launch_shape
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -61,6 +61,7 @@ CASES = [
     Case(ULD, "large, three-way", LARGE, THREE_WAY, PER_SAMPLE, False),
     Case(ULD, "middle, given noise", MIDDLE, NOISE, PER_SAMPLE, False),
     Case(ULD, "small, guided", SMALL, GUIDED, PER_SAMPLE),
+    Case(ULD, "small, d a multiple of 4", SMALL + 4, {}, PER_SAMPLE, False),
     Case(ULD, "small, odd d", SMALL - 1, {}, PER_SAMPLE, False),
     Case(DIFFUSION, "large", LARGE, {}, {**SHARED, "LEARNED": False}, False),
     Case(DIFFUSION, "large, bf16 state", LARGE, BF16_STATE, {**SHARED, "LEARNED": False}),
@@ -98,7 +99,8 @@ def source(case: Case, lanes: int) -> tuple[ASTSource, dict[str, int]]:
     kernel = getattr(module, f"{case.op}_kernel")
     given = case.given
     shape = launch_shape(4096, case.d, narrow="bf16" in given.values(), lanes=lanes)
-    constexprs = {**case.flags, "BR": shape.rows, "BD": shape.cols}
+    tile = {"BR": shape.rows, "BD": shape.cols, "ALIGN": alignment(case.d, [case.d])}
+    constexprs = {**case.flags, **tile}
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
         stem = name.removesuffix("_ptr").removesuffix("_stride")

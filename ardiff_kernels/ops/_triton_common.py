@@ -16,17 +16,17 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def tile(B, d, nd, BR: tl.constexpr, BD: tl.constexpr):
+def tile(B, d, nd, BR: tl.constexpr, BD: tl.constexpr, ALIGN: tl.constexpr):
     """This program's samples (int64), first column (int64), lanes (int32) and element mask.
 
     Rows past B repeat the last sample, so that its parameters can be read without a mask; the
-    element mask excludes them.
+    element mask excludes them. ALIGN divides d.
     """
     pid = tl.program_id(0)
     # Offsets pass 2^31 elements, so 64 bits before any product with a stride.
     col = (pid % nd).to(tl.int64) * BD
     lane = tl.arange(0, BD)
-    inside = lane < d - col
+    inside = lane < tl.multiple_of(d - col, ALIGN)
     first = (pid // nd).to(tl.int64) * BR
     if BR == 1:
         return first, col, lane, inside
@@ -34,6 +34,16 @@ def tile(B, d, nd, BR: tl.constexpr, BD: tl.constexpr):
         sample = first + tl.arange(0, BR)
         mask = inside[None, :] & (sample < B)[:, None]
         return tl.minimum(sample, B - 1)[:, None], col, lane[None, :], mask
+
+
+@triton.jit
+def offset(sample, stride, col, ALIGN: tl.constexpr):
+    """Offset of column `col` of the samples' rows; ALIGN divides it."""
+    start = sample * stride + col
+    if start.shape == ():
+        return tl.multiple_of(start, ALIGN)
+    else:
+        return tl.multiple_of(start, [ALIGN, ALIGN])
 
 
 @triton.jit
@@ -46,9 +56,9 @@ def at_sample(ptr, sample, SHARED: tl.constexpr):
 
 
 @triton.jit
-def load_tile(ptr, sample, stride, col, lane, mask):
+def load_tile(ptr, sample, stride, col, lane, mask, ALIGN: tl.constexpr):
     """A tile as float32, whatever the tensor's dtype."""
-    x = tl.load(ptr + (sample * stride + col) + lane, mask=mask, other=0.0)
+    x = tl.load(ptr + offset(sample, stride, col, ALIGN) + lane, mask=mask, other=0.0)
     if INTERPRETED and ptr.dtype.element_ty == tl.bfloat16:
         bits = x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
         return bits.to(tl.float32, bitcast=True)
@@ -57,13 +67,14 @@ def load_tile(ptr, sample, stride, col, lane, mask):
 
 
 @triton.jit
-def store_tile(ptr, value, sample, stride, col, lane, mask):
+def store_tile(ptr, value, sample, stride, col, lane, mask, ALIGN: tl.constexpr):
     """Store a float32 tile, rounded to nearest even where the tensor is narrower."""
     if INTERPRETED and ptr.dtype.element_ty == tl.bfloat16:
         bits = value.to(tl.uint32, bitcast=True)
         bits = tl.where(value == value, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
         value = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    tl.store(ptr + (sample * stride + col) + lane, value.to(ptr.dtype.element_ty), mask=mask)
+    target = ptr + offset(sample, stride, col, ALIGN) + lane
+    tl.store(target, value.to(ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -209,18 +220,18 @@ def term(c, t, acc):
 def guided_output(
     out_ptr, uncond_ptr, uncond2_ptr, guidance_ptr, guidance2_ptr,
     out_stride, uncond_stride, uncond2_stride,
-    sample, col, lane, mask,
+    sample, col, lane, mask, ALIGN: tl.constexpr,
     GUIDANCE_SHARED: tl.constexpr, GUIDANCE2_SHARED: tl.constexpr,
 ):  # fmt: skip
     """The model output used: c, u + w (c - u), or u2 + w2 (u1 - u2) + w (c - u1)."""
-    out = load_tile(out_ptr, sample, out_stride, col, lane, mask)
+    out = load_tile(out_ptr, sample, out_stride, col, lane, mask, ALIGN)
     if uncond_ptr is not None:
         w = at_sample(guidance_ptr, sample, GUIDANCE_SHARED)
-        u = load_tile(uncond_ptr, sample, uncond_stride, col, lane, mask)
+        u = load_tile(uncond_ptr, sample, uncond_stride, col, lane, mask, ALIGN)
         base = u
         if uncond2_ptr is not None:
             w2 = at_sample(guidance2_ptr, sample, GUIDANCE2_SHARED)
-            u2 = load_tile(uncond2_ptr, sample, uncond2_stride, col, lane, mask)
+            u2 = load_tile(uncond2_ptr, sample, uncond2_stride, col, lane, mask, ALIGN)
             base = tl.fma(u - u2, w2, u2)
         out = tl.fma(out - u, w, base)
     return out

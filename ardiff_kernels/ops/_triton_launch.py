@@ -1,6 +1,7 @@
 """Launch shapes of the Triton kernels: static tables, no autotuner (it needs a GPU and breaks graph
 capture)."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -23,23 +24,29 @@ def launch_shape(
 ) -> LaunchShape:
     """Tile for B samples of d elements.
 
-    The widest tile that wastes at most an eighth of a sample; several samples a program when d is
-    small. A lane gets four elements, or twice four of a wide float32 tile: with 16-bit tensors
-    (`narrow`) Triton would give it eight neighbours of those, and with fewer than four it would
-    move the normals, each time between lanes through shared memory. `lanes` is the width of a warp.
-    The interpreter pays about 70 ms a program, so there a program is large.
+    The widest tile, of at least a cache line, that wastes at most an eighth of a sample; else the
+    whole sample. Several samples a program when d is small. A lane gets four elements, or twice
+    four of a wide float32 tile: with 16-bit tensors (`narrow`) Triton would give it eight
+    neighbours of those, and with fewer than four it would move the normals, each time between lanes
+    through shared memory. `lanes` is the width of a warp. The interpreter pays about 70 ms a
+    program, so there a program is large.
     """
     if interpreted:
-        cols = min(max(16, triton.next_power_of_2(d)), 1 << 17)
+        cols = min(max(4, triton.next_power_of_2(d)), 1 << 17)
         return LaunchShape(min(triton.next_power_of_2(B), (1 << 17) // cols), cols, 1)
-    for cols in (1024, 512, 256, 128, 64, 32, 16):
+    for cols in (1024, 512, 256, 128, 64, 32):
         if -d % cols * 8 <= d:
             break
     else:
-        cols = min(max(16, triton.next_power_of_2(d)), 1024)
+        cols = max(4, triton.next_power_of_2(d))
     rows = max(1, 512 // cols)
     elements_a_lane = 8 if cols == 1024 and not narrow else 4
     return LaunchShape(rows, cols, rows * cols // (elements_a_lane * lanes))
+
+
+def alignment(d: int, strides: list[int]) -> int:
+    """Largest of 16, 4 and 1 that divides d and every row stride; loads and stores rely on it."""
+    return next(n for n in (16, 4, 1) if not any(x % n for x in (d, *strides)))
 
 
 def shared(x: torch.Tensor | None) -> bool:
@@ -47,21 +54,31 @@ def shared(x: torch.Tensor | None) -> bool:
     return x is None or x.numel() == 1
 
 
-def row_stride(x: torch.Tensor | None) -> int:
-    """Row stride of a `[B, d]` tensor, in elements; 0 for an absent one."""
-    return 0 if x is None else x.stride(0)
+def launch(
+    kernel: Any,
+    tensors: Sequence[torch.Tensor | None],
+    vectors: Sequence[torch.Tensor | None],
+    *scalars: int | float | None,
+    **flags: bool,
+) -> None:
+    """Run `kernel` over `[B, d]` tensors, of which the first is the leading state.
 
-
-def launch(kernel: Any, state: torch.Tensor, *args: Any, narrow: bool, **flags: Any) -> None:
-    """Run `kernel` over the `[B, d]` tensor `state`; `args` follow B, d and the tile count."""
+    The kernel's arguments are: `tensors`, `vectors` (the others), the row stride of each of
+    `tensors`, `scalars`, B, d, the tiles of a sample, then `flags` and the tile by name.
+    """
+    state = tensors[0]
     B, d = state.shape
     if B == 0 or d == 0:
         return
+    strides = [0 if t is None or B == 1 else t.stride(0) for t in tensors]
+    narrow = any(t is not None and t.element_size() < 4 for t in tensors)
     interpreted = not isinstance(kernel, triton.JITFunction)
-    rows, cols, warps = launch_shape(B, d, narrow=narrow, lanes=_LANES, interpreted=interpreted)
-    nd = triton.cdiv(d, cols)
+    shape = launch_shape(B, d, narrow=narrow, lanes=_LANES, interpreted=interpreted)
+    tiles = triton.cdiv(d, shape.cols)
+    tile = dict(BR=shape.rows, BD=shape.cols, ALIGN=alignment(d, strides))
     elsewhere = state.is_cuda and state.device.index != torch.cuda.current_device()
     with torch.cuda.device(state.device) if elsewhere else nullcontext():
-        kernel[(triton.cdiv(B, rows) * nd,)](
-            *args, B, d, nd, **flags, BR=rows, BD=cols, num_warps=warps
-        )
+        kernel[(triton.cdiv(B, shape.rows) * tiles,)](
+            *tensors, *vectors, *strides, *scalars, B, d, tiles, **flags, **tile,
+            num_warps=shape.warps,
+        )  # fmt: skip

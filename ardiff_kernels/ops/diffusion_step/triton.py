@@ -18,7 +18,7 @@ from .._triton_common import (
     term,
     tile,
 )
-from .._triton_launch import launch, row_stride, shared
+from .._triton_launch import launch, shared
 
 
 @triton.jit
@@ -32,14 +32,14 @@ def diffusion_step_kernel(
     LEARNED: tl.constexpr,
     ROW_SHARED: tl.constexpr, DRAW_SHARED: tl.constexpr, GUIDANCE_SHARED: tl.constexpr,
     GUIDANCE2_SHARED: tl.constexpr, SCALE_SHARED: tl.constexpr,
-    BR: tl.constexpr, BD: tl.constexpr,
+    BR: tl.constexpr, BD: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    sample, col, lane, mask = tile(B, d, nd, BR, BD)
-    x = load_tile(x_ptr, sample, x_stride, col, lane, mask)
-    memory = load_tile(memory_ptr, sample, memory_stride, col, lane, mask)
+    sample, col, lane, mask = tile(B, d, nd, BR, BD, ALIGN)
+    x = load_tile(x_ptr, sample, x_stride, col, lane, mask, ALIGN)
+    memory = load_tile(memory_ptr, sample, memory_stride, col, lane, mask, ALIGN)
     out = guided_output(
         out_ptr, uncond_ptr, uncond2_ptr, guidance_ptr, guidance2_ptr,
-        out_stride, uncond_stride, uncond2_stride, sample, col, lane, mask,
+        out_stride, uncond_stride, uncond2_stride, sample, col, lane, mask, ALIGN,
         GUIDANCE_SHARED, GUIDANCE2_SHARED,
     )  # fmt: skip
 
@@ -51,13 +51,13 @@ def diffusion_step_kernel(
     if LEARNED:
         lv_min = tl.load(c + 11)
         lv_max = tl.load(c + 12)
-        r = load_tile(out_ptr, sample, out_stride, col + d, lane, mask)
+        r = load_tile(out_ptr, sample, out_stride, col + d, lane, mask, ALIGN)
         log_variance = tl.fma(0.5 * (r + 1.0), lv_max - lv_min, lv_min)
         sd = tl.where(x_n != 0.0, tl.exp(0.5 * log_variance), 0.0)
     if scale_ptr is not None:
         sd = sd * at_sample(scale_ptr, sample, SCALE_SHARED)
     if noise_ptr is not None:
-        n = load_tile(noise_ptr, sample, noise_stride, col, lane, mask)
+        n = load_tile(noise_ptr, sample, noise_stride, col, lane, mask, ALIGN)
         n = tl.where(sd != 0.0, n, 0.0)
     else:
         c1 = at_sample(draw_ptr, sample, DRAW_SHARED).to(tl.uint32) << 2
@@ -82,12 +82,12 @@ def diffusion_step_kernel(
 
     x_new = tl.where(live, x_new, x)
     memory_new = tl.where(live & (keep == 0), memory_new, memory)
-    store_tile(x_new_ptr, x_new, sample, x_new_stride, col, lane, mask)
-    store_tile(memory_new_ptr, memory_new, sample, memory_new_stride, col, lane, mask)
+    store_tile(x_new_ptr, x_new, sample, x_new_stride, col, lane, mask, ALIGN)
+    store_tile(memory_new_ptr, memory_new, sample, memory_new_stride, col, lane, mask, ALIGN)
     if x0_ptr is not None:
-        store_tile(x0_ptr, tl.where(live, x0, x), sample, x0_stride, col, lane, mask)
+        store_tile(x0_ptr, tl.where(live, x0, x), sample, x0_stride, col, lane, mask, ALIGN)
     if z_model_ptr is not None:
-        store_tile(z_model_ptr, x_new, sample, z_model_stride, col, lane, mask)
+        store_tile(z_model_ptr, x_new, sample, z_model_stride, col, lane, mask, ALIGN)
 
 
 def _step(
@@ -107,16 +107,19 @@ def _step(
 ) -> None:
     x, memory = state
     coef, row, draw, _, _ = address
-    tensors = (x, model_out, memory, *new, z_model, uncond_out, uncond_out2, noise)
     launch(
-        diffusion_step_kernel, x,
-        *tensors, *address, guidance, guidance2, noise_scale,
-        *map(row_stride, tensors), x0_clamp, coef.shape[0],
-        narrow=z_model is not None or min(x.element_size(), model_out.element_size()) < 4,
+        diffusion_step_kernel,
+        (x, model_out, memory, *new, z_model, uncond_out, uncond_out2, noise),
+        (*address, guidance, guidance2, noise_scale),
+        x0_clamp,
+        coef.shape[0],
         LEARNED=model_out.shape[1] != x.shape[1],
-        ROW_SHARED=shared(row), DRAW_SHARED=shared(draw), GUIDANCE_SHARED=shared(guidance),
-        GUIDANCE2_SHARED=shared(guidance2), SCALE_SHARED=shared(noise_scale),
-    )  # fmt: skip
+        ROW_SHARED=shared(row),
+        DRAW_SHARED=shared(draw),
+        GUIDANCE_SHARED=shared(guidance),
+        GUIDANCE2_SHARED=shared(guidance2),
+        SCALE_SHARED=shared(noise_scale),
+    )
 
 
 def diffusion_step_(

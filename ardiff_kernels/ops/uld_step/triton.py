@@ -18,7 +18,7 @@ from .._triton_common import (
     tile,
     two_normals,
 )
-from .._triton_launch import launch, row_stride, shared
+from .._triton_launch import launch, shared
 
 
 @triton.jit
@@ -31,15 +31,15 @@ def uld_step_kernel(
     T, B, d, nd,
     ROW_SHARED: tl.constexpr, DRAW_SHARED: tl.constexpr, GUIDANCE_SHARED: tl.constexpr,
     GUIDANCE2_SHARED: tl.constexpr, SCALE_SHARED: tl.constexpr,
-    BR: tl.constexpr, BD: tl.constexpr,
+    BR: tl.constexpr, BD: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    sample, col, lane, mask = tile(B, d, nd, BR, BD)
-    z = load_tile(z_ptr, sample, z_stride, col, lane, mask)
-    v = load_tile(v_ptr, sample, v_stride, col, lane, mask)
-    anchor = load_tile(anchor_ptr, sample, anchor_stride, col, lane, mask)
+    sample, col, lane, mask = tile(B, d, nd, BR, BD, ALIGN)
+    z = load_tile(z_ptr, sample, z_stride, col, lane, mask, ALIGN)
+    v = load_tile(v_ptr, sample, v_stride, col, lane, mask, ALIGN)
+    anchor = load_tile(anchor_ptr, sample, anchor_stride, col, lane, mask, ALIGN)
     out = guided_output(
         out_ptr, uncond_ptr, uncond2_ptr, guidance_ptr, guidance2_ptr,
-        out_stride, uncond_stride, uncond2_stride, sample, col, lane, mask,
+        out_stride, uncond_stride, uncond2_stride, sample, col, lane, mask, ALIGN,
         GUIDANCE_SHARED, GUIDANCE2_SHARED,
     )  # fmt: skip
 
@@ -55,8 +55,8 @@ def uld_step_kernel(
         z_2 *= scale
         v_1 *= scale
     if noise_ptr is not None:
-        n1 = load_tile(noise_ptr, sample, noise_stride, col, lane, mask)
-        n2 = load_tile(noise2_ptr, sample, noise2_stride, col, lane, mask)
+        n1 = load_tile(noise_ptr, sample, noise_stride, col, lane, mask, ALIGN)
+        n2 = load_tile(noise2_ptr, sample, noise2_stride, col, lane, mask, ALIGN)
         n1_v = tl.where(v_1 != 0.0, n1, 0.0)
         n1 = tl.where(z_1 != 0.0, n1, 0.0)
         n2 = tl.where(z_2 != 0.0, n2, 0.0)
@@ -84,14 +84,14 @@ def uld_step_kernel(
     anchor_new = tl.where(start, term(a_z, z, term(tl.load(c + 13), z, 0.0)), anchor)
 
     z_new = tl.where(live, z_new, z)
-    store_tile(z_new_ptr, z_new, sample, z_new_stride, col, lane, mask)
-    store_tile(v_new_ptr, tl.where(live, v_new, v), sample, v_new_stride, col, lane, mask)
+    store_tile(z_new_ptr, z_new, sample, z_new_stride, col, lane, mask, ALIGN)
+    store_tile(v_new_ptr, tl.where(live, v_new, v), sample, v_new_stride, col, lane, mask, ALIGN)
     store_tile(
         anchor_new_ptr, tl.where(live, anchor_new, anchor), sample, anchor_new_stride, col, lane,
-        mask,
+        mask, ALIGN,
     )  # fmt: skip
     if z_model_ptr is not None:
-        store_tile(z_model_ptr, z_new, sample, z_model_stride, col, lane, mask)
+        store_tile(z_model_ptr, z_new, sample, z_model_stride, col, lane, mask, ALIGN)
 
 
 def _step(
@@ -111,15 +111,17 @@ def _step(
 ) -> None:
     z, v, anchor = state
     coef, row, draw, _, _ = address
-    tensors = (z, v, model_out, anchor, *new, z_model, uncond_out, uncond_out2, noise, noise2)
     launch(
-        uld_step_kernel, z,
-        *tensors, *address, guidance, guidance2, noise_scale,
-        *map(row_stride, tensors), coef.shape[0],
-        narrow=z_model is not None or model_out.element_size() < 4,
-        ROW_SHARED=shared(row), DRAW_SHARED=shared(draw), GUIDANCE_SHARED=shared(guidance),
-        GUIDANCE2_SHARED=shared(guidance2), SCALE_SHARED=shared(noise_scale),
-    )  # fmt: skip
+        uld_step_kernel,
+        (z, v, model_out, anchor, *new, z_model, uncond_out, uncond_out2, noise, noise2),
+        (*address, guidance, guidance2, noise_scale),
+        coef.shape[0],
+        ROW_SHARED=shared(row),
+        DRAW_SHARED=shared(draw),
+        GUIDANCE_SHARED=shared(guidance),
+        GUIDANCE2_SHARED=shared(guidance2),
+        SCALE_SHARED=shared(noise_scale),
+    )
 
 
 def uld_step_(
