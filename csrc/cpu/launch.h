@@ -1,9 +1,11 @@
 // From checked tensors to kernel arguments, and the division of work over threads.
 #pragma once
 
+#include <sys/mman.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "../common/checks.h"
 #include "args.h"
@@ -32,6 +34,19 @@ PerSample<T> per_sample(const Arg& a) {
   return {static_cast<const T*>(a.tensor->const_data_ptr()), a.sizes[0] == 1 ? 0 : 1};
 }
 
+/// Asks for huge pages under fresh memory: the first touch of 4 KiB pages costs more than a step.
+inline void ask_for_huge_pages(void* data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) & ~(kHugePage - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(kHugePage - 1);
+  // Refusal costs nothing but speed.
+  if (end > begin) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 /// A fresh contiguous [rows, columns] tensor beside `like`.
 inline Tensor empty_like(const Arg& like, ScalarType dtype, int64_t rows, int64_t columns) {
   const int64_t sizes[] = {rows, columns}, strides[] = {columns, 1};
@@ -40,7 +55,10 @@ inline Tensor empty_like(const Arg& like, ScalarType dtype, int64_t rows, int64_
       dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16() : aoti_torch_dtype_float32();
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(2, sizes, strides, code, like.device_type,
                                                          like.device_index, &handle));
-  return Tensor(handle);
+  Tensor fresh(handle);
+  const int64_t bytes = rows * columns * (dtype == ScalarType::BFloat16 ? 2 : 4);
+  if (bytes >= int64_t{4} << 20) ask_for_huge_pages(fresh.mutable_data_ptr(), bytes);
+  return fresh;
 }
 
 /// elements_a_quad: 4 for one normal an element, 2 for two.
@@ -54,19 +72,30 @@ inline Tiling tiling_of(int64_t B, int64_t d, int64_t elements_a_quad) {
 }
 
 /// Runs a kernel over all tiles, on the calling thread where starting others would cost more.
+/// Threads take chunks as they get to them, so a thread that the system delays holds up no other.
 template <class Args>
 void run_tiles(void (*kernel)(const Args&, int64_t, int64_t), const Args& args) {
   constexpr double kElementsPerThread = 8192;
-  const Tiling& t = args.tiling;
-  const double elements_per_tile =
-      static_cast<double>(args.B) * args.d / std::max<int64_t>(1, t.count);
-  const int64_t grain = 1 + static_cast<int64_t>(kElementsPerThread / (elements_per_tile + 1));
-  if (t.count <= grain) {
-    kernel(args, 0, t.count);
+  constexpr int64_t kChunksPerThread = 16;
+  const int64_t count = args.tiling.count;
+  const double elements = static_cast<double>(args.B) * args.d;
+  const int64_t useful = static_cast<int64_t>(elements / kElementsPerThread);
+  const int64_t threads =
+      useful > 1 ? std::min<int64_t>({useful, count, torch::stable::get_num_threads()}) : 1;
+  if (threads <= 1) {
+    kernel(args, 0, count);
     return;
   }
-  torch::stable::parallel_for(0, t.count, grain,
-                              [&](int64_t first, int64_t last) { kernel(args, first, last); });
+  const int64_t chunks = std::min(useful, threads * kChunksPerThread);
+  const int64_t size = (count + chunks - 1) / chunks;
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (;;) {
+      const int64_t first = next.fetch_add(size, std::memory_order_relaxed);
+      if (first >= count) return;
+      kernel(args, first, std::min(first + size, count));
+    }
+  });
 }
 
 /// Fills what the step ops have in common; the state's strides are still to be judged (`packed`).

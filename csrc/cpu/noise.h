@@ -63,8 +63,10 @@ __attribute__((noinline)) inline void fill_samples(NoiseTile<kPerQuad>& tile,
                                                    const NoiseAddress& address, int64_t b,
                                                    int64_t samples, int64_t count) {
   if (tile.quads_laid_out != count) {
+    int64_t quad = 0;
     for (int64_t i = 0; i < NoiseTile<kPerQuad>::kQuads + kLanes; ++i) {
-      tile.c0[i] = static_cast<uint32_t>(i % count);
+      tile.c0[i] = static_cast<uint32_t>(quad);
+      quad = quad + 1 == count ? 0 : quad + 1;
       tile.c1[i] = tile.c2[i] = tile.c3[i] = 0;
     }
     tile.quads_laid_out = count;
