@@ -183,6 +183,17 @@ def test_bfloat16_state():
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+def test_any_layout_of_the_state(name):
+    table = ardiff.solver(name, **OPTIONS)
+    x, where = start(table)
+    result = run(table, model, x, **where)
+    assert torch.equal(run(table, model, x.t().contiguous().t(), **where), result)
+    wide = torch.full((B, D + 3), torch.nan)
+    wide[:, 1 : 1 + D] = x
+    assert torch.equal(run(table, model, wide[:, 1 : 1 + D], **where), result)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
 def test_empty_batch(name):
     x = ardiff.sample(model, (0, D), "ou", "v_prediction", name, 8)
     assert x.shape == (0, D)

@@ -37,7 +37,8 @@ def _bind(model, levels: Tensor, condition: Any, batch: int) -> Callable[[int, T
     """``f(row, x) -> output`` of a hoistable or a plain model."""
     if hasattr(model, "hoist"):
         return model.hoist(levels, condition)
-    return lambda row, x: model(x, levels[row].expand(batch), condition)
+    each = levels[:, None].expand(len(levels), batch).unbind(0)
+    return lambda row, x: model(x, each[row], condition)
 
 
 def _check_output(out: Any, x: Tensor) -> None:
@@ -103,6 +104,7 @@ def run(
         if guidance is not None:
             call_uncond = _bind(model, tensors.level, uncond, len(x))
         options: dict[str, Tensor | None] = {"noise_scale": noise_scale}
+        places = tensors.row.split(1)
         out = None
         for i, calls_model in enumerate(tensors.calls_model):
             if calls_model:
@@ -112,8 +114,7 @@ def run(
                 if call_uncond is not None:
                     options["guidance"] = guidance
                     options["uncond_out"] = state.unaliased(call_uncond(i, state.x), compiling)
-            place = tensors.row[i : i + 1]
-            rows = (tensors.coef, place, place, key, stream)
+            rows = (tensors.coef, places[i], places[i], key, stream)
             advance = state.step if compiling else state.step_
             advance(tensors.op[i], state.blank if out is None else out, rows, options)
     return state.x if compiling else state.x.clone()
@@ -123,11 +124,11 @@ class _State:
     """Position, and what the table's ops need beside it: memory (or anchor) and velocity."""
 
     def __init__(self, x: Tensor, tensors: DeviceTable) -> None:
-        self.x = x.clone()
-        self.memory = torch.zeros_like(x)
-        self.v = torch.zeros_like(x) if "uld" in tensors.op else None
+        self.x = x.clone(memory_format=torch.contiguous_format)
+        self.memory = torch.zeros_like(self.x)
+        self.v = torch.zeros_like(self.x) if "uld" in tensors.op else None
         # stands for a model output before the first call
-        self.blank = None if tensors.calls_model[0] else torch.zeros_like(x)
+        self.blank = None if tensors.calls_model[0] else torch.zeros_like(self.x)
 
     def unaliased(self, out: Any, compiling: bool) -> Any:
         """`out`, copied if it is the state itself, which the in-place ops are about to write."""
