@@ -37,7 +37,7 @@ bench: build
 
 # Uses python3's own torch, needs no network and no .venv.
 gpu-check:
-	PYTHON=$(PYTHON) $(PYTHON) benchmarks/gpu_check.py --out $(OUT)
+	$(PYTHON) benchmarks/gpu_check.py --out $(OUT)
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -23,9 +23,9 @@ def test_normals_match_the_reference(backend: str, n: int) -> None:
     with ardiff_kernels.backend("reference"):
         expected = philox_normal(key, 9, stream, n)
     with ardiff_kernels.backend(backend):
-        got = philox_normal(key.cuda(), 9, stream.cuda(), n)
-        filled = torch.full((5, n), float("nan"), device="cuda")
-        philox_normal_(filled, key.cuda(), 9, stream.cuda())
+        got = philox_normal(key.to(calls.DEVICE), 9, stream.to(calls.DEVICE), n)
+        filled = torch.full((5, n), float("nan"), device=calls.DEVICE)
+        philox_normal_(filled, key.to(calls.DEVICE), 9, stream.to(calls.DEVICE))
     testing.assert_within(got.cpu(), expected, 2 * testing.NORMAL_TOLERANCE)
     assert torch.equal(got, filled)
 
@@ -66,7 +66,7 @@ def test_rows_of_a_wider_buffer(op: str, backend: str) -> None:
     call = calls.make(op, 4, 37)
     device = calls.on_gpu(call)
     for name in (*call.state, "model_out"):
-        wide = torch.full((4, 50), float("nan"), device="cuda")
+        wide = torch.full((4, 50), float("nan"), device=calls.DEVICE)
         wide[:, :37] = device.args[name]
         device.args[name] = wide[:, :37]
     with ardiff_kernels.backend(backend):
@@ -95,7 +95,7 @@ def test_offsets_past_two_to_the_31(op: str, backend: str) -> None:
         pytest.skip("12 GiB of free GPU memory are needed")
     call = calls.make(op, 2, 65)
     device = calls.on_gpu(call)
-    buffer = torch.zeros(2**31 + 4096, device="cuda")
+    buffer = torch.zeros(2**31 + 4096, device=calls.DEVICE)
     far = buffer.as_strided((2, 65), (2**31 + 1024, 1))
     name = call.state[0]
     far.copy_(device.args[name])

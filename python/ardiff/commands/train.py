@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
     try:
         report = train(config)
     except FloatingPointError as error:
-        print(f"ardiff train: {error}")
+        print(f"ardiff train: {error}", file=sys.stderr)
         return {"error": str(error)}, 1
     print(f"{report.steps} steps, loss {report.loss:.4f}, {report.seconds:.0f} s: {report.folder}")
     return {**asdict(report), "folder": str(report.folder), "config": asdict(config)}, 0
