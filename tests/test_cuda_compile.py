@@ -90,6 +90,24 @@ def test_no_spills(compiled, source):
         assert row["registers"] <= 80, row  # three blocks of 256 threads on a multiprocessor
 
 
+@pytest.mark.parametrize(
+    ("source", "loads", "stores"), [("uld_step", 8, 3), ("diffusion_step", 6, 3)]
+)
+def test_float32_moves_in_128_bits(compiled, source, loads, stores):
+    """All [B, d] tensors of the float32 kernels, beside the coefficients; no narrower store."""
+    triton = pytest.importorskip("triton")
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    run = [str(tool), "-sass", str(compiled[source]["object"])]
+    text = subprocess.run(run, check=True, capture_output=True, text=True).stdout
+    kernels = re.findall(r"Function : (\S+)\n(.*?)(?=Function :|\Z)", text, re.DOTALL)
+    vector = [code for name, code in kernels if re.search(r"Body(?:If|Iff)Lb1E", name)]
+    assert len(vector) == 2  # sm_80 and sm_90
+    for code in vector:
+        assert len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128\b", code)) >= loads
+        assert len(re.findall(r"\bSTG\.E(?:\.\w+)*\.128\b", code)) == stores
+        assert not re.search(r"\b(?:LDL|STL)\b", code)
+
+
 def test_the_library_loads_and_registers_without_a_gpu(nvcc, compiled, tmp_path):
     library = tmp_path / "_C_cuda_test.so"
     objects = [str(result["object"]) for result in compiled.values()]

@@ -100,7 +100,7 @@ def source(case: Case, lanes: int) -> tuple[ASTSource, dict[str, int]]:
     given = case.given
     shape = launch_shape(4096, case.d, narrow="bf16" in given.values(), lanes=lanes)
     tile = {"BR": shape.rows, "BD": shape.cols, "ALIGN": alignment(case.d, [case.d])}
-    constexprs = {**case.flags, **tile}
+    constexprs = {"IN_PLACE": "x0" not in given, **case.flags, **tile}
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
         stem = name.removesuffix("_ptr").removesuffix("_stride")

@@ -29,7 +29,7 @@ def diffusion_step_kernel(
     x_stride, out_stride, memory_stride, x_new_stride, memory_new_stride, x0_stride,
     z_model_stride, uncond_stride, uncond2_stride, noise_stride,
     x0_clamp, T, B, d, nd,
-    LEARNED: tl.constexpr,
+    LEARNED: tl.constexpr, IN_PLACE: tl.constexpr,
     ROW_SHARED: tl.constexpr, DRAW_SHARED: tl.constexpr, GUIDANCE_SHARED: tl.constexpr,
     GUIDANCE2_SHARED: tl.constexpr, SCALE_SHARED: tl.constexpr,
     BR: tl.constexpr, BD: tl.constexpr, ALIGN: tl.constexpr,
@@ -81,9 +81,14 @@ def diffusion_step_kernel(
     memory_new = term(m_x, x, term(m_0, x0, term(m_x_lo, x, 0.0)))
 
     x_new = tl.where(live, x_new, x)
-    memory_new = tl.where(live & (keep == 0), memory_new, memory)
+    moves = live & (keep == 0)
+    if IN_PLACE:
+        mask_memory = mask & moves
+    else:
+        mask_memory = mask
+    memory_new = tl.where(moves, memory_new, memory)
     store_tile(x_new_ptr, x_new, sample, x_new_stride, col, lane, mask, ALIGN)
-    store_tile(memory_new_ptr, memory_new, sample, memory_new_stride, col, lane, mask, ALIGN)
+    store_tile(memory_new_ptr, memory_new, sample, memory_new_stride, col, lane, mask_memory, ALIGN)
     if x0_ptr is not None:
         store_tile(x0_ptr, tl.where(live, x0, x), sample, x0_stride, col, lane, mask, ALIGN)
     if z_model_ptr is not None:
@@ -114,6 +119,7 @@ def _step(
         x0_clamp,
         coef.shape[0],
         LEARNED=model_out.shape[1] != x.shape[1],
+        IN_PLACE=new[0] is x,
         ROW_SHARED=shared(row),
         DRAW_SHARED=shared(draw),
         GUIDANCE_SHARED=shared(guidance),

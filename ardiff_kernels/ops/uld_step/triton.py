@@ -29,6 +29,7 @@ def uld_step_kernel(
     z_stride, v_stride, out_stride, anchor_stride, z_new_stride, v_new_stride, anchor_new_stride,
     z_model_stride, uncond_stride, uncond2_stride, noise_stride, noise2_stride,
     T, B, d, nd,
+    IN_PLACE: tl.constexpr,
     ROW_SHARED: tl.constexpr, DRAW_SHARED: tl.constexpr, GUIDANCE_SHARED: tl.constexpr,
     GUIDANCE2_SHARED: tl.constexpr, SCALE_SHARED: tl.constexpr,
     BR: tl.constexpr, BD: tl.constexpr, ALIGN: tl.constexpr,
@@ -68,7 +69,6 @@ def uld_step_kernel(
     a_z = tl.load(c + 12)
     start = a_z != 0.0
     delta = tl.where(start, 0.0, z - anchor)
-    # fma(0, 0, 0) + ... : a term from zero is the plain product, with the same rule for zeros.
     z_new = term(tl.load(c + 1), z, 0.0)
     z_new = term(tl.load(c + 2), delta, z_new)
     z_new = term(tl.load(c + 3), v, z_new)
@@ -81,15 +81,18 @@ def uld_step_kernel(
     v_new = term(tl.load(c + 9), v, v_new)
     v_new = term(tl.load(c + 10), out, v_new)
     v_new = tl.fma(n1_v, v_1, v_new)
-    anchor_new = tl.where(start, term(a_z, z, term(tl.load(c + 13), z, 0.0)), anchor)
+    anchor_new = term(a_z, z, term(tl.load(c + 13), z, 0.0))
 
     z_new = tl.where(live, z_new, z)
     store_tile(z_new_ptr, z_new, sample, z_new_stride, col, lane, mask, ALIGN)
     store_tile(v_new_ptr, tl.where(live, v_new, v), sample, v_new_stride, col, lane, mask, ALIGN)
-    store_tile(
-        anchor_new_ptr, tl.where(live, anchor_new, anchor), sample, anchor_new_stride, col, lane,
-        mask, ALIGN,
-    )  # fmt: skip
+    moves = live & start
+    if IN_PLACE:
+        mask_anchor = mask & moves
+    else:
+        mask_anchor = mask
+    anchor_new = tl.where(moves, anchor_new, anchor)
+    store_tile(anchor_new_ptr, anchor_new, sample, anchor_new_stride, col, lane, mask_anchor, ALIGN)
     if z_model_ptr is not None:
         store_tile(z_model_ptr, z_new, sample, z_model_stride, col, lane, mask, ALIGN)
 
@@ -116,6 +119,7 @@ def _step(
         (z, v, model_out, anchor, *new, z_model, uncond_out, uncond_out2, noise, noise2),
         (*address, guidance, guidance2, noise_scale),
         coef.shape[0],
+        IN_PLACE=new[0] is z,
         ROW_SHARED=shared(row),
         DRAW_SHARED=shared(draw),
         GUIDANCE_SHARED=shared(guidance),
