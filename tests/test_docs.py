@@ -1,0 +1,42 @@
+"""The README's example runs; ENVS.md names every environment variable that the code reads."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+READS = re.compile(
+    r"(?:environ(?:\.get)?[\[(]|getenv\(|flag\()\s*[\"'](ARDIFF_[A-Z_]+|TRITON_INTERPRET|CI)[\"']"
+)
+
+
+def read_variables(text: str) -> set[str]:
+    return set(READS.findall(text))
+
+
+def test_the_readme_example_runs(capsys) -> None:
+    text = (ROOT / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(example.splitlines()) <= 22
+    exec(compile(example, "README.md", "exec"), {})
+    first, second = capsys.readouterr().out.split("\n")[:2]
+    assert first.startswith("torch.Size([16, 3, 32, 32])")
+    assert abs(float(re.search(r"[\d.]+", second)[0]) - 0.5) < 0.05
+
+
+def test_every_environment_variable_is_documented() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py", "*.cpp", "*.h"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    files = [ROOT / name for name in tracked] or [*ROOT.glob("*.py"), *ROOT.glob("csrc/**/*.cpp")]
+    used = set().union(*(read_variables(path.read_text()) for path in files if path.exists()))
+    assert {"ARDIFF_BACKEND", "ARDIFF_CPU_ISA", "ARDIFF_BUILD_CUDA"} <= used
+    documented = (ROOT / "ENVS.md").read_text()
+    assert [name for name in sorted(used) if f"`{name}`" not in documented] == []
+
+
+def test_the_search_for_variables_finds_them() -> None:
+    found = read_variables('os.environ.get("ARDIFF_NEW") std::getenv("ARDIFF_OTHER") flag("CI")')
+    assert found == {"ARDIFF_NEW", "ARDIFF_OTHER", "CI"}
