@@ -63,6 +63,7 @@ def test_float32_moves_in_128_bits(compiled, op, loads, stores):
     assert (row["load_128"], row["store_128"], row["stores"]) == (loads, stores, stores)
 
 
-def test_registers_leave_room_for_two_blocks_of_512_threads(compiled):
+def test_registers_leave_room_for_640_threads(compiled):
+    """On a multiprocessor with 65,536 registers: enough loads in flight for the bandwidth."""
     for row in compiled:
-        assert row["target"] == "gfx942" or row["registers"] <= 96, named(row)
+        assert row["target"] == "gfx942" or row["registers"] * 640 <= 65536, named(row)
