@@ -77,12 +77,11 @@ def pybind11_include(torch: Path) -> str:
 
 
 def find_nvcc() -> str | None:
-    for home in ("CUDA_HOME", "CUDA_PATH"):
-        candidate = Path(os.environ.get(home) or "/nonexistent") / "bin" / "nvcc"
-        if candidate.exists():
-            return str(candidate)
-    default = Path("/usr/local/cuda/bin/nvcc")
-    return shutil.which("nvcc") or (str(default) if default.exists() else None)
+    """nvcc of CUDA_HOME (or CUDA_PATH) where that is set, else of PATH or the usual place."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        return shutil.which("nvcc", path=str(Path(home) / "bin"))
+    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
 def nvcc_to_use(torch_cuda: str | None) -> str | None:
@@ -97,7 +96,7 @@ def nvcc_to_use(torch_cuda: str | None) -> str | None:
 
 
 def nvcc_version(nvcc: str) -> str:
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     found = re.search(r"release ([\d.]+)", text)
     return found[1] if found else "unknown"
 
@@ -113,9 +112,12 @@ def run(command: list[str], what: str) -> None:
 class CMakeBuild(build_ext):
     """Drives CMake; the products lie in ardiff_kernels/ of the source tree or of build_lib."""
 
+    def in_place(self) -> bool:
+        return bool(self.inplace or getattr(self, "editable_mode", False))
+
     def destination(self) -> Path:
-        in_place = self.inplace or getattr(self, "editable_mode", False)
-        return (ROOT if in_place else Path(self.build_lib).resolve()) / "ardiff_kernels"
+        root = ROOT if self.in_place() else Path(self.build_lib).resolve()
+        return root / "ardiff_kernels"
 
     def run(self) -> None:
         target = self.destination()
@@ -149,7 +151,8 @@ class CMakeBuild(build_ext):
             failures.append("the host module was not built: pybind11 was not found")
 
         tag = re.sub(r"[^\w.]+", "-", f"{sysconfig.get_config_var('SOABI')}-torch-{torch_version}")
-        folder = ROOT / "build" / tag
+        parent = ROOT / "build" if self.in_place() else Path(self.build_temp).resolve()
+        folder = parent / tag
         options = {
             "CMAKE_CXX_COMPILER": compiler,
             "CMAKE_BUILD_TYPE": "Release",

@@ -1,0 +1,115 @@
+"""Runs the ops on two instruction sets and compares every bit.
+
+A script too: `python isa_agreement.py scalar avx512` prints the number of cases, or fails.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import torch
+from torch import Tensor
+
+from ardiff_kernels import testing
+
+# Single elements, odd sizes, whole tiles (512 elements) and their edges, many small samples.
+SHAPES = [(1, 1), (3, 5), (7, 16), (130, 4), (33, 3), (600, 1), (2, 513), (5, 100), (1, 2050)]
+OUTPUTS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def bits(results: tuple[Tensor, ...]) -> list[Tensor]:
+    kinds = {4: torch.int32, 2: torch.int16}
+    return [t.contiguous().view(kinds[t.element_size()]) for t in results]
+
+
+def common(rows: int, d: int, width: int, dtype: torch.dtype, case: int) -> dict[str, Tensor]:
+    """Options of case 0 to 3: none, guided, three-way, given noise; all with several rows."""
+    options = {}
+    if case in (1, 2):
+        options["uncond_out"] = torch.randn(rows, width).to(dtype)
+        options["guidance"] = torch.randn(rows)
+    if case == 2:
+        options["uncond_out2"] = torch.randn(rows, width).to(dtype)
+        options["guidance2"] = torch.randn(1)
+    if case in (0, 2):
+        options["noise_scale"] = torch.rand(rows).round(decimals=1)
+    if case == 3:
+        options["noise"] = torch.randn(rows, d)
+    return options
+
+
+def table(length: int) -> Tensor:
+    """Random rows with a third of the coefficients zero and values that underflow and vanish."""
+    coef = torch.randn(length, 16)
+    coef[torch.rand(length, 16) < 0.35] = 0.0
+    return coef
+
+
+def arguments(rows: int, case: int) -> list[Tensor]:
+    length = 4
+    return [
+        table(length),
+        torch.randint(-1, length + 1, (rows if case % 2 else 1,), dtype=torch.int32),
+        torch.randint(0, 2**31 - 1, (rows if case < 2 else 1,), dtype=torch.int32),
+        torch.randint(-(2**62), 2**62, (1,)),
+        torch.randint(-(2**62), 2**62, (rows,)),
+    ]
+
+
+def uld(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, ...]:
+    z, v, anchor = torch.randn(3, rows, d)
+    out = torch.randn(rows, d).to(dtype)
+    v[0, d // 2] = float("nan")
+    options = common(rows, d, d, dtype, case)
+    if case == 3:
+        options["noise2"] = torch.randn(rows, d)
+    rest = arguments(rows, case)
+    results = torch.ops.ardiff.uld_step.default(z, v, out, anchor, *rest, **options)
+    model = torch.empty(rows, d, dtype=torch.bfloat16)
+    torch.ops.ardiff.uld_step_.default(z, v, out, anchor, *rest, **options, z_model=model)
+    return *results, z, v, anchor, model
+
+
+def diffusion(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, ...]:
+    state = torch.bfloat16 if case in (1, 3) else torch.float32
+    x, memory = torch.randn(2, rows, d).to(state)
+    width = 2 * d if case % 2 else d
+    out = torch.randn(rows, width).to(dtype)
+    out[-1, -1] = float("inf")
+    options = common(rows, d, width, dtype, case)
+    clamp = 0.7 if case in (0, 1) else None
+    rest = arguments(rows, case)
+    step, step_ = torch.ops.ardiff.diffusion_step.default, torch.ops.ardiff.diffusion_step_.default
+    results = step(x, out, memory, *rest, **options, x0_clamp=clamp)
+    x0, model = torch.empty_like(x), torch.empty(rows, d, dtype=torch.bfloat16)
+    step_(x, out, memory, *rest, **options, x0_clamp=clamp, x0=x0, z_model=model)
+    return *results, x, memory, x0, model
+
+
+def normals(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, ...]:
+    key, stream = torch.randint(-(2**62), 2**62, (1,)), torch.randint(-(2**62), 2**62, (rows,))
+    return (torch.ops.ardiff.philox_normal.default(key, 2**32 - 1 - case, stream, d),)
+
+
+def disagreements(first: str, second: str) -> tuple[int, list[str]]:
+    """Number of cases compared, and those in which a result differs in any bit."""
+    found, count = [], 0
+    for op, (rows, d), dtype, case in itertools.product(
+        (uld, diffusion, normals), SHAPES, OUTPUTS, range(4)
+    ):
+        results = []
+        for isa in (first, second):
+            torch.manual_seed(count)
+            with testing.cpu_isa(isa):
+                results.append(bits(op(rows, d, dtype, case)))
+        if not all(torch.equal(a, b) for a, b in zip(*results, strict=True)):
+            found.append(f"{op.__name__} [{rows}, {d}] {dtype} case {case}")
+        count += 1
+    return count, found
+
+
+if __name__ == "__main__":
+    compared, different = disagreements(*sys.argv[1:3])
+    print(compared, *different, sep="\n")
+    sys.exit(bool(different))
