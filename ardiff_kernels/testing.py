@@ -56,6 +56,16 @@ def cpu_isa(name: str) -> Iterator[None]:
         _set_cpu_isa(before)
 
 
+def cpu_philox_words(key: int, counter: int, stream: int, count: int) -> Tensor:
+    """Philox words of quads 0 to count - 1, as the C++ CPU backend has them: int64 `[count, 4]`."""
+    function = ctypes.CDLL(str(_load.CPU.path)).ardiff_philox_words
+    function.argtypes = [ctypes.c_int64, ctypes.c_uint32, ctypes.c_int64, ctypes.c_int64]
+    function.argtypes += [ctypes.c_void_p]
+    out = torch.empty(count, 4, dtype=torch.int32)
+    function(key, counter, stream, count, out.data_ptr())
+    return out.long() & 0xFFFFFFFF
+
+
 @dataclass
 class Call:
     """Arguments of a step op: `args` positional (state first), `options` keyword-only."""

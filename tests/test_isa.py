@@ -12,6 +12,7 @@ import torch
 from isa_agreement import disagreements
 
 from ardiff_kernels import testing
+from ardiff_kernels.ops._address import philox_words
 
 ISAS = testing.cpu_isas()
 VECTOR_ISAS = [name for name in ISAS if name != "scalar"]
@@ -24,6 +25,16 @@ def test_bits_agree_with_scalar(isa):
     count, different = disagreements("scalar", isa)
     assert count > 300
     assert not different
+
+
+@pytest.mark.skipif(not ISAS, reason="the C++ CPU kernels are not built")
+@pytest.mark.parametrize("isa", ISAS)
+def test_words_are_the_references(isa):
+    key, counter, stream = -0x7FED_CBA9_8765_4321, 2**32 - 4, 2**62 + 2**33 + 5
+    quads, address = torch.arange(1003), (torch.tensor([counter]), torch.tensor([stream]))
+    expected = torch.stack(philox_words(quads, *address, torch.tensor([key])), -1)
+    with testing.cpu_isa(isa):
+        assert torch.equal(testing.cpu_philox_words(key, counter, stream, 1003), expected)
 
 
 @needs_vectors

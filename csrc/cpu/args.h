@@ -52,6 +52,13 @@ struct NormalArgs {
   Out out;
 };
 
+/// Four words a quad into `out`, for tests of the words themselves.
+struct WordsArgs {
+  int64_t key, stream;
+  uint32_t counter;
+  uint32_t* out;
+};
+
 struct StepArgs {
   int64_t B, d, T;
   Tiling tiling;

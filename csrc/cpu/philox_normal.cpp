@@ -6,6 +6,7 @@
 #include "launch.h"
 
 ARDIFF_DECLARE_KERNEL(philox_normal_tiles, NormalArgs)
+ARDIFF_DECLARE_KERNEL(philox_words, WordsArgs)
 
 namespace ardiff {
 namespace {
@@ -43,4 +44,10 @@ void philox_normal_(Tensor out, Tensor key, int64_t counter, Tensor stream) {
 STABLE_TORCH_LIBRARY_IMPL(ardiff, CPU, m) {
   m.impl("philox_normal", TORCH_BOX(&ardiff::philox_normal));
   m.impl("philox_normal_", TORCH_BOX(&ardiff::philox_normal_));
+}
+
+/// The words of quads [0, count) at an address, four a quad, by the instruction set in use.
+extern "C" __attribute__((visibility("default"))) void ardiff_philox_words(
+    int64_t key, uint32_t counter, int64_t stream, int64_t count, uint32_t* out) {
+  ardiff::philox_words()({key, stream, counter, out}, 0, count);
 }
