@@ -27,10 +27,11 @@ def symbols(*options: str) -> list[str]:
 
 
 @needs_library
-def test_exports_only_its_two_functions():
+def test_exports_only_plain_functions_of_its_own():
     ours = [name for name in symbols("--defined-only") if not name.startswith("_ZNSt")]
     ours = [name for name in ours if "torch" in name.lower() or "ardiff" in name]
-    assert sorted(ours) == ["ardiff_cpu_isa", "ardiff_set_cpu_isa"]
+    assert {"ardiff_cpu_isa", "ardiff_set_cpu_isa"} <= set(ours)
+    assert all(name.startswith("ardiff_") for name in ours)
 
 
 @needs_library
