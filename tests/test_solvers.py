@@ -127,6 +127,45 @@ def dpmpp_2m_sde(problem, x, levels, normals):
     return dpmpp_2m(problem, x, levels, normals, sde=True)
 
 
+def heun(problem, x, levels, normals):
+    """Karras et al. 2022, Algorithm 1, in y = x / alpha and s = sigma / alpha."""
+    y = x / problem.at(levels[0])[0]
+    for a, b in zip(levels[:-1], levels[1:], strict=True):
+        (alpha_a, sigma_a), (alpha_b, sigma_b) = problem.at(a), problem.at(b)
+        s_a, s_b = sigma_a / alpha_a, sigma_b / alpha_b
+        slope = (y - problem.denoise(alpha_a * y, a)) / s_a
+        y1 = y + (s_b - s_a) * slope
+        slope1 = (y1 - problem.denoise(alpha_b * y1, b)) / s_b
+        y = y + (s_b - s_a) * (slope + slope1) / 2
+        next(normals), next(normals)
+    return alpha_b * y
+
+
+def flow(problem, x, levels, normals, sde):
+    """Velocity v and score in NextStep-1's time: 0 at the noise, 1 at the data."""
+    for a, b in zip(levels[:-1], levels[1:], strict=True):
+        (alpha_a, sigma_a), (alpha_b, sigma_b) = problem.at(a), problem.at(b)
+        t, t_next = alpha_a / (alpha_a + sigma_a), alpha_b / (alpha_b + sigma_b)
+        x0, y, dt = problem.denoise(x, a), x / (alpha_a + sigma_a), t_next - t
+        v = (x0 - y) / (1 - t)
+        xi = next(normals)[0]
+        if sde:
+            score = (t * v - y) / ((1 - t) ** 2 + t * (1 - t))
+            y = y + (v + (1 - t) * score) * dt + math.sqrt(2 * (1 - t) * dt) * xi
+        else:
+            y = y + v * dt
+        x = (alpha_b + sigma_b) * y
+    return x
+
+
+def flow_euler(problem, x, levels, normals):
+    return flow(problem, x, levels, normals, sde=False)
+
+
+def flow_sde(problem, x, levels, normals):
+    return flow(problem, x, levels, normals, sde=True)
+
+
 def rtk_stages(inner_sampler):
     def run(problem, x, levels, normals, inner, warm_start, **step):
         for a, b in zip(levels[:-1], levels[1:], strict=True):
@@ -183,6 +222,45 @@ def baoab(gradient, mean, scale, start, inner, normals, width, tau, gamma):
     return z
 
 
+def obabo(gradient, mean, scale, start, inner, normals, width, tau, gamma):
+    """Unmerged, but for the O that would begin a stage on a fresh velocity."""
+    z, v = mean + scale * start[1], start[0]
+    tau, gamma = tau * width, gamma / width
+    c = math.exp(-gamma * tau)
+    next(normals)
+    for i in range(inner):
+        v = v - tau / 2 * gradient(z)
+        z = z + tau * v
+        v = v - tau / 2 * gradient(z)
+        if i < inner - 1:
+            v = c * v + math.sqrt(1 - c * c) * next(normals)[0]
+    return z
+
+
+def free_flow(z, v, gamma, time, n1, n2):
+    e = math.exp(-gamma * time)
+    var_z = 2 / gamma * (time - 2 / gamma * (1 - e) + (1 - e**2) / (2 * gamma))
+    var_v, cov = 1 - e**2, (1 - e) ** 2 / gamma
+    xi_z = cov / math.sqrt(var_v) * n1 + math.sqrt(var_z - cov**2 / var_v) * n2
+    return z + (1 - e) / gamma * v + xi_z, e * v + math.sqrt(var_v) * n1
+
+
+def ubu(gradient, mean, scale, start, inner, normals, width, tau, gamma):
+    """The first half flow by its joint law with the start; then B and the flow to the next B."""
+    tau, gamma = tau * width, gamma / width
+    half = math.exp(-gamma * tau / 2)
+    drift = (1 - half) / gamma
+    var_z = 2 / gamma * (tau / 2 - 2 * drift + (1 - half**2) / (2 * gamma))
+    covariance = np.array([[scale**2 + drift**2 + var_z, drift], [drift, 1.0]])
+    assert covariance[0, 1] == pytest.approx(drift * half + (1 - half) ** 2 / gamma)
+    v = start[0]
+    z = mean + drift * v + math.sqrt(np.linalg.det(covariance)) * start[1]
+    for i in range(inner):
+        v = v - tau * gradient(z)
+        z, v = free_flow(z, v, gamma, tau if i < inner - 1 else tau / 2, *next(normals))
+    return z
+
+
 KINETIC = {"tau": 0.35, "gamma": 1.7}
 CASES = {
     "ddpm": (ddpm, {}),
@@ -193,6 +271,11 @@ CASES = {
     "rtk-ula": (rtk_stages(ula), {"tau": 0.25}),
     "rtk-uld": (rtk_stages(uld), KINETIC),
     "rtk-baoab": (rtk_stages(baoab), KINETIC),
+    "rtk-obabo": (rtk_stages(obabo), KINETIC),
+    "rtk-ubu": (rtk_stages(ubu), KINETIC),
+    "heun": (heun, {}),
+    "flow-euler": (flow_euler, {}),
+    "flow-sde": (flow_sde, {}),
 }
 
 
@@ -202,6 +285,8 @@ def expected(name, problem, options, denoise_last):
     last = int(denoise_last)
     rtk_options = {}
     n = STEPS + 1 - last
+    if name == "heun":
+        n = (STEPS - last) // 2 + 1
     if name.startswith("rtk"):
         start = options.get("warm_start", "ancestral")
         n = (STEPS - last) // (2 + (start == "ancestral")) + 1

@@ -148,12 +148,18 @@ def kinetic_table(
     levels: Callable[[int], np.ndarray],
     plan: Plan,
     move: Callable[[Transition, int], dict[str, float]],
+    fold: Callable[[Transition, dict[str, float]], dict[str, float]] | None = None,
 ) -> StepTable:
-    """An RTK table of `uld_step` rows: each stage a start and `plan.inner` rows of `move(t, i)`."""
+    """An RTK table of `uld_step` rows: each stage a start and `plan.inner` rows of `move(t, i)`.
+
+    `fold(t, columns)` rewrites the columns of a start, for integrators that begin with a flow.
+    """
     grid, builder = levels(plan.stages + 1), TableBuilder()
     for a, b in zip(grid[:-1], grid[1:], strict=True):
         t = transition(path, a, b)
         start = kinetic_start(prediction, t, plan.warm_start)
+        if fold is not None:
+            start = fold(t, start)
         builder.add("uld", a, calls_model=plan.warm_start == "ancestral", **start)
         for i in range(plan.inner):
             builder.add("uld", b, **kinetic_columns(prediction, t, move(t, i)))
