@@ -32,7 +32,8 @@ def reference_ddpm(model: ARModel, n: int, steps: int, seed: int = 0) -> Tensor:
     device = model.mean.device
     generator = torch.Generator(device).manual_seed(seed)
     path = get_path(config.path)
-    grid = time_grid(path, steps)
+    options = config.grid_options()
+    grid = time_grid(path, steps, options.pop("grid"), **options)
     alpha, sigma = path.alpha(grid).tolist(), path.sigma(grid).tolist()
     levels = torch.tensor(grid, dtype=torch.float32, device=device)
     init_scale = path.init_scale(grid[0])

@@ -93,6 +93,26 @@ def test_levels_and_weights_are_those_of_the_recipe():
     assert sigma.min() > 0 and abs(weight - (1 + sigma**-2.0)).max() < 1e-9
 
 
+def test_mode_levels_gather_where_modes_are_decided():
+    """Half of 4096 levels log-normal around ratio 10: [4, 25] holds 80% of them, and 10% of others."""
+    trainer = Trainer(dataclasses.replace(SMALL, mode_levels=0.5))
+    level, weight = trainer._levels(4096)
+    ratio = trainer.path.ratio(level)
+    assert 0.4 < ((ratio > 4) & (ratio < 25)).mean() < 0.55
+    assert abs(weight - (1 / trainer.path.sigma(level) ** 2).clip(max=25)).max() < 1e-9
+
+
+def test_init_takes_up_the_weights_of_a_model(tmp_path):
+    first = train(small(tmp_path / "first"), progress=False).folder
+    trainer = Trainer(small(tmp_path / "second", init=str(first), seed=3))
+    for name, value in load_model(first).state_dict().items():
+        assert torch.equal(trainer.model.state_dict()[name], value), name
+    with pytest.raises(CheckpointError, match="is another kind of model; give this run its widths"):
+        Trainer(small(tmp_path / "third", init=str(first), width=24))
+    with pytest.raises(CheckpointError, match="no model 'moon'"):
+        Trainer(small(tmp_path / "third", init="moon"))
+
+
 def test_trained_folder_loads_and_says_what_made_it(tmp_path):
     config = small(tmp_path, context_dropout=0.5)
     report = train(config, progress=False)

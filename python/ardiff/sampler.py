@@ -54,7 +54,8 @@ class ARSampler:
         temperature: factor on the step noise, not on the initial state.
         batch: images drawn together; bounds memory, not n.
         backend: forces a backend of `ardiff_kernels`; None takes the best.
-        options: the solver's own (grid, ratio_min, inner, tau, gamma, ...).
+        options: the solver's own (inner, tau, gamma, ...) and the time grid, by default the one in
+            the model's config.
 
     Raises:
         TypeError: a model that is no `ARModel`.
@@ -100,7 +101,7 @@ class ARSampler:
             path=model.config.path,
             prediction=model.config.prediction,
             steps=steps,
-            **options,
+            **model.config.grid_options() | options,
         )
 
     @property

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ardiff.data.sun_shadow import VARIANTS, sun_shadow
-from ardiff.models.ar_model import ARModel, ModelConfig
+from ardiff.data.sun_shadow import sun_shadow
+from ardiff.models.ar_model import ARModel
 from ardiff.models.checkpoint import (
     CheckpointError,
+    load_model,
     load_tensors,
     read_tensors,
     save_model,
@@ -25,94 +26,21 @@ from ardiff.models.checkpoint import (
 )
 from ardiff.models.patchify import patchify
 from ardiff.paths import get_path
+from ardiff.train_config import TrainConfig
+
+__all__ = ["TrainConfig", "TrainReport", "Trainer", "TrainingDiverged", "train"]
 
 CHECKPOINT = "checkpoint.safetensors"
-PRECONDITIONINGS = ("cosine", "edm")
-DTYPES = ("float32", "bfloat16")
 WARMUP = 60
 DECAY_FROM = 0.4
 MAX_WEIGHT = 25.0
 MAX_RATIO = 100.0
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = -0.5, 1.4
+MODE_LOG_RATIO_MEAN, MODE_LOG_RATIO_STD = math.log(10.0), 0.8
 
 
 class TrainingDiverged(FloatingPointError):
     """The loss became NaN or infinite."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run.
-
-    variant, images: the training set, drawn with `seed`. batch: images a step, all their patches.
-    lr: peak rate; linear warm-up over 60 steps, cosine decay to 0 over the last 60%. ema: decay of
-    the averaged weights, which are the model. preconditioning: `cosine` (path vp-cosine, data
-    prediction, loss weight min(1/sigma^2, 25)) or `edm` (Karras et al. 2022). width, depth: of the
-    head. context_dropout: share of contexts replaced by a learned null one, for guidance.
-    context_noise: largest standard deviation of noise on the patches that make the context. out:
-    folder for the model and the checkpoint. resume: go on from the checkpoint in `out`. threads: 0
-    leaves torch's own number. dtype: of the saved model, float32 or bfloat16.
-    """
-
-    variant: str = "free"
-    images: int = 40_000
-    batch: int = 128
-    steps: int = 2_500
-    lr: float = 1e-3
-    ema: float = 0.999
-    preconditioning: str = "cosine"
-    width: int = 288
-    depth: int = 3
-    context_width: int = 256
-    context_depth: int = 2
-    context_dropout: float = 0.0
-    context_noise: float = 0.0
-    seed: int = 0
-    out: str = field(default="runs/sun-shadow", metadata={"free": True})
-    resume: bool = field(default=False, metadata={"free": True})
-    checkpoint_every: int = field(default=500, metadata={"free": True})
-    threads: int = field(default=0, metadata={"free": True})
-    dtype: str = field(default="float32", metadata={"free": True})
-
-    def __post_init__(self) -> None:
-        for name, known in (
-            ("variant", VARIANTS),
-            ("preconditioning", PRECONDITIONINGS),
-            ("dtype", DTYPES),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
-                )
-        for name in ("images", "batch", "steps", "width", "depth", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("ema", "context_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if not self.context_noise >= 0:
-            raise ValueError(f"context_noise must not be negative, got {self.context_noise}")
-        if self.seed < 0 or self.threads < 0:
-            raise ValueError("seed and threads must not be negative")
-
-    def identity(self) -> dict:
-        """The fields that decide the weights: those that a resumed run must share."""
-        free = {f.name for f in fields(self) if f.metadata.get("free")}
-        return {k: v for k, v in asdict(self).items() if k not in free}
-
-    def model_config(self) -> ModelConfig:
-        edm = self.preconditioning == "edm"
-        return ModelConfig(
-            context_width=self.context_width,
-            context_depth=self.context_depth,
-            head_width=self.width,
-            head_depth=self.depth,
-            path="edm" if edm else "vp-cosine",
-            preconditioning="edm" if edm else "none",
-            null_context=self.context_dropout > 0,
-        )
 
 
 @dataclass(frozen=True)
@@ -136,13 +64,24 @@ class Trainer:
             self.model = ARModel(config.model_config())
         pixels, _ = sun_shadow(config.images, config.variant, config.seed, np.uint8)
         self.pixels = torch.from_numpy(pixels)
-        self._set_normalisation()
+        if config.init:
+            self._start_from(load_model(config.init))
+        else:
+            self._set_normalisation()
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
         )
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = 0
+
+    def _start_from(self, model: ARModel) -> None:
+        if model.config != self.model.config:
+            raise CheckpointError(
+                f"init: {self.config.init} is another kind of model; give this run its widths, "
+                "depths and preconditioning"
+            )
+        self.model.load_state_dict(model.state_dict())
 
     def _set_normalisation(self) -> None:
         sample = self.pixels[:8000].float() / 127.5 - 1
@@ -164,7 +103,12 @@ class Trainer:
             return sigma, 1 + 1 / sigma**2
         stratum = torch.randperm(n, generator=self.generator)
         u = ((stratum + self._rand(n)) / n).double().numpy()
-        level = u * float(self.path.level(min(MAX_RATIO, self.path.ratio_max)))
+        level = u * float(self.path.level(MAX_RATIO))
+        if self.config.mode_levels > 0:
+            chosen = self._rand(n).numpy() < self.config.mode_levels
+            log_ratio = MODE_LOG_RATIO_MEAN + MODE_LOG_RATIO_STD * self._randn(n).double().numpy()
+            ratio = np.clip(np.exp(log_ratio), self.path.ratio_min, MAX_RATIO)
+            level = np.where(chosen, self.path.level(ratio), level)
         return level, np.minimum(self.path.sigma(level) ** -2.0, MAX_WEIGHT)
 
     def _contexts(self, patches: Tensor) -> Tensor:

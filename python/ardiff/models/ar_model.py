@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ardiff.models.context import ContextEncoder
 from ardiff.models.head import DiffusionHead, EDMHead
 from ardiff.models.patchify import patchify, unpatchify
-from ardiff.paths import PATHS, PREDICTIONS
+from ardiff.paths import GRIDS, PATHS, PREDICTIONS
 
 PRECONDITIONINGS = ("none", "edm")
 
@@ -21,7 +21,8 @@ class ModelConfig:
 
     path: Gaussian path whose levels the head was trained on. prediction: what its output means.
     preconditioning: `none` or `edm` (needs path `edm` and prediction `sample`). null_context: has a
-    learned context for guidance, from training with context dropout.
+    learned context for guidance, from training with context dropout. grid, ratio_max, ratio_min,
+    rho: the time grid (`ardiff.paths.time_grid`) it is sampled on unless told otherwise.
     """
 
     image_size: int = 32
@@ -36,18 +37,23 @@ class ModelConfig:
     prediction: str = "sample"
     preconditioning: str = "none"
     null_context: bool = False
+    grid: str = "log-snr"
+    ratio_max: float = 40.0
+    ratio_min: float = 0.002
+    rho: float = 7.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if type(value).__name__ != field.type:
                 raise ValueError(f"{field.name} must be of type {field.type}, got {value!r}")
-            if field.type == "int" and value < 1:
+            if field.type in ("int", "float") and not value > 0:
                 raise ValueError(f"{field.name} must be positive, got {value}")
         for name, known in (
             ("path", PATHS),
             ("prediction", PREDICTIONS),
             ("preconditioning", PRECONDITIONINGS),
+            ("grid", GRIDS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -84,6 +90,10 @@ class ModelConfig:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+    def grid_options(self) -> dict:
+        """The time grid as options of `ardiff.solver`."""
+        return {name: getattr(self, name) for name in ("grid", "ratio_max", "ratio_min", "rho")}
 
 
 class ARModel(nn.Module):
