@@ -1,4 +1,4 @@
-"""The generator, the extractor, and what the figures say of images that obey the relation or not."""
+"""The generator, the extractor, and the figures of images that obey the relation or do not."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_levels_and_weights_are_those_of_the_recipe():
 
 
 def test_mode_levels_gather_where_modes_are_decided():
-    """Half of 4096 levels log-normal around ratio 10: [4, 25] holds 80% of them, and 10% of others."""
+    """Half of 4096 levels are log-normal around ratio 10: [4, 25] holds 75% of them."""
     trainer = Trainer(dataclasses.replace(SMALL, mode_levels=0.5))
     level, weight = trainer._levels(4096)
     ratio = trainer.path.ratio(level)
