@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from ..train import TrainConfig
+    from ..train_config import TrainConfig
 
     for entry in fields(TrainConfig):
         option = f"--{entry.name.replace('_', '-')}"
@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[dict, int]:
-    from ..train import TrainConfig, train
+    from ..train import train
+    from ..train_config import TrainConfig
 
     config = TrainConfig(**{entry.name: getattr(args, entry.name) for entry in fields(TrainConfig)})
     if Path(config.out).is_file():
