@@ -1,0 +1,119 @@
+// A tensor argument of an op and how messages print it; used by checks.h.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace ardiff {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+/// A tensor argument with its metadata read once.
+struct Arg {
+  const char* name = "";
+  const Tensor* tensor = nullptr;  // null: not given
+  int64_t dim = 0;
+  const int64_t* sizes = nullptr;
+  const int64_t* strides = nullptr;
+  ScalarType dtype = ScalarType::Undefined;
+  int32_t device_type = 0;
+  int32_t device_index = 0;
+
+  Arg() = default;
+  Arg(const char* name, const Tensor& t) : name(name), tensor(&t) {
+    dim = t.dim();
+    sizes = t.sizes().data();
+    strides = t.strides().data();
+    dtype = t.scalar_type();
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device_type));
+    device_index = t.get_device_index();
+  }
+  Arg(const char* name, const std::optional<Tensor>& t) : name(name) {
+    if (t) *this = Arg(name, *t);
+  }
+
+  bool given() const { return tensor != nullptr; }
+  int64_t row_stride() const { return sizes[0] <= 1 ? 0 : strides[0]; }
+  bool contiguous() const {
+    int64_t expected = 1;
+    for (int64_t i = dim - 1; i >= 0; --i) {
+      if (sizes[i] == 0) return true;
+      if (sizes[i] != 1 && strides[i] != expected) return false;
+      expected *= sizes[i];
+    }
+    return true;
+  }
+};
+
+template <class... Parts>
+[[noreturn]] inline void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+inline const char* name_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
+    default:
+      return "another dtype";
+  }
+}
+
+inline std::string list_of(const int64_t* values, int64_t n) {
+  std::ostringstream s;
+  s << "[";
+  for (int64_t i = 0; i < n; ++i) s << (i ? ", " : "") << values[i];
+  s << "]";
+  return s.str();
+}
+
+inline std::string shape_of(const Arg& a) { return list_of(a.sizes, a.dim); }
+
+inline std::string shape_of(int64_t rows, int64_t columns) {
+  const int64_t sizes[] = {rows, columns};
+  return list_of(sizes, 2);
+}
+
+inline std::string got(const Arg& a) {
+  return std::string("got ") + name_of(a.dtype) + " " + shape_of(a);
+}
+
+inline std::string device_of(const Arg& a) {
+  if (a.device_type == aoti_torch_device_type_cpu()) return "cpu";
+  if (a.device_type == aoti_torch_device_type_cuda()) {
+    return "cuda:" + std::to_string(a.device_index);
+  }
+  return "another device";
+}
+
+}  // namespace ardiff
