@@ -35,6 +35,7 @@ WARMUP = 60
 DECAY_FROM = 0.4
 MAX_WEIGHT = 25.0
 MAX_RATIO = 100.0
+MISMATCH_RATIO = 3.0
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = -0.5, 1.4
 MODE_LOG_RATIO_MEAN, MODE_LOG_RATIO_STD = math.log(10.0), 0.8
 
@@ -123,6 +124,15 @@ class Trainer:
             contexts = torch.where(dropped, self.model.null, contexts)
         return contexts
 
+    def _shown(self, patches: Tensor, level: np.ndarray) -> Tensor:
+        """`[B, K, d]` -> `[B K, d]`: what the inputs are made from, with this run's mismatches."""
+        if self.config.mismatch == 0:
+            return patches.flatten(0, 1)
+        noisy = torch.from_numpy(self.path.ratio(level) > MISMATCH_RATIO)
+        swapped = noisy & (self._rand(len(noisy)) < self.config.mismatch)
+        others = patches.roll(1, 0).flatten(0, 1)
+        return torch.where(swapped[:, None], others, patches.flatten(0, 1))
+
     def loss(self) -> Tensor:
         """The loss of one fresh batch."""
         index = torch.randint(len(self.pixels), (self.config.batch,), generator=self.generator)
@@ -133,7 +143,7 @@ class Trainer:
         alpha, sigma = (
             torch.from_numpy(v(level)).float()[:, None] for v in (self.path.alpha, self.path.sigma)
         )
-        x = alpha * x0 + sigma * self._randn(*x0.shape)
+        x = alpha * self._shown(patches, level) + sigma * self._randn(*x0.shape)
         out = self.model.denoiser(x, torch.from_numpy(level).float(), contexts)
         return ((out - x0).square().mean(1) * torch.from_numpy(weight).float()).mean()
 

@@ -28,6 +28,8 @@ class TrainConfig:
         context_noise: largest standard deviation of noise on the patches that make the context.
         mode_levels: share of the levels drawn log-normally around sigma/alpha = 10, where a sample
             decides between modes (`cosine` only).
+        mismatch: share of the inputs at sigma/alpha above 3 that are made from another image,
+            while the target stays: the head learns to believe the context where the two disagree.
         init: a model folder or shipped name to start from.
         out: folder for the model and the checkpoint.
         resume: go on from the checkpoint in `out`.
@@ -49,6 +51,7 @@ class TrainConfig:
     context_dropout: float = 0.0
     context_noise: float = 0.0
     mode_levels: float = 0.0
+    mismatch: float = 0.0
     init: str = ""
     seed: int = 0
     out: str = field(default="runs/sun-shadow", metadata={"free": True})
@@ -70,7 +73,7 @@ class TrainConfig:
         for name in ("images", "batch", "steps", "width", "depth", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("ema", "context_dropout", "mode_levels"):
+        for name in ("ema", "context_dropout", "mode_levels", "mismatch"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if not self.lr > 0:
