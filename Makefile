@@ -3,14 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out/gpu
 SUITE ?= ops
+# Options of pip for torch, such as an index that holds its CPU build.
+TORCH_OPTIONS ?=
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
-# Without an NVIDIA driver the CPU build of torch is asked for (a tenth of the download); an index that
-# cannot be reached only warns.
-TORCH_INDEX ?=
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
-CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' -o -name '*.inc')
 
 .PHONY: demo test lint format build bench gpu-check clean
 
@@ -50,7 +49,7 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created $(wildcard requirements/*.txt)
-	$(PIP) install -q --no-compile --no-deps $(TORCH_INDEX) -r requirements/torch.txt
+	$(PIP) install -q --no-compile --no-deps $(TORCH_OPTIONS) -r requirements/torch.txt
 	$(PIP) install -q --no-compile $(addprefix -r ,$(wildcard requirements/*.txt))
 	@touch $@
 

@@ -191,19 +191,20 @@ def ulp(largest: Tensor) -> Tensor:
 
 
 def _output_magnitude(call: Call, d: int) -> Tensor:
-    """The largest term of the guided model output, float64 `[B, d]`."""
+    """Bound on every number rounded on the way to the guided model output, float64 `[B, d]`.
+
+    Guidance rounds the differences c - u, of up to |c| + |u|, before it scales them.
+    """
     options = call.options
     out = call.args["model_out"][:, :d].double().abs()
     if "uncond_out" not in options:
         return out
-    w = options["guidance"].double().abs().unsqueeze(-1)
     u1 = options["uncond_out"][:, :d].double().abs()
-    terms = [out, w * out, u1, w * u1]
+    largest = u1 + options["guidance"].double().abs().unsqueeze(-1) * (out + u1)
     if "uncond_out2" in options:
-        w2 = options["guidance2"].double().abs().unsqueeze(-1)
         u2 = options["uncond_out2"][:, :d].double().abs()
-        terms += [w2 * u1, w2 * u2, u2]
-    return torch.stack(torch.broadcast_tensors(*terms)).amax(0)
+        largest = largest + u2 + options["guidance2"].double().abs().unsqueeze(-1) * (u1 + u2)
+    return largest
 
 
 def _columns(call: Call) -> dict[str, Tensor]:

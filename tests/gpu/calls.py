@@ -42,10 +42,6 @@ def on_gpu(call: Call) -> Call:
 
 
 def check(call: Call, results: tuple[Tensor, ...]) -> None:
-    """The results of a step op against its float64 reference, within the CPU tests' bounds.
-
-    Guidance rounds twice more, on differences of up to twice the largest term: twice the bound.
-    """
-    slack = 2.0 if "guidance" in call.options else 1.0
+    """The results of a step op against its float64 reference, within the CPU tests' bounds."""
     for got, expected, bound in zip(results, call.oracle(), BOUNDS[call.op](call), strict=False):
-        testing.assert_within(got.cpu(), expected, slack * bound.clamp(min=1e-30))
+        testing.assert_within(got.cpu(), expected, bound.clamp(min=1e-30))
