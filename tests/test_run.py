@@ -8,7 +8,7 @@ import torch
 import ardiff
 from ardiff.run import initial_state, run
 from ardiff.sampling import make_key, make_stream
-from ardiff.solvers import SOLVERS
+from ardiff.solvers import SOLVERS, solver_options
 from ardiff_kernels import ops
 
 B, D = 6, 5
@@ -31,26 +31,50 @@ def start(table, **kwargs):
 
 def by_hand(table, x, key, stream, call=model):
     """The table executed with the functional ops, one row at a time."""
-    coef, memory, v = table.coef(), torch.zeros_like(x), torch.zeros_like(x)
+    width = x.shape[1] * (1 + table.second_memory)
+    coef, memory, v = table.coef(), torch.zeros(len(x), width), torch.zeros_like(x)
+    out, origin, kinetic, ball = torch.full_like(x, torch.nan), {}, "uld" in table.op, None
     for i, level in enumerate(table.level):
         place = torch.tensor([i], dtype=torch.int32)
-        out = torch.full_like(x, torch.nan)
+        where = (coef, place, place, key, stream)
+        if table.midpoint[i]:
+            level = torch.full((len(x),), level, dtype=torch.float32)
+            origin["out_mid"] = call((origin["x"] + x) / 2, level, None)
+            continue
         if table.calls_model[i]:
             out = call(x, torch.full((len(x),), level, dtype=torch.float32), None)
-        where = (coef, place, place, key, stream)
+        if table.saves_origin[i]:
+            origin = {"x": x, "v": v, "out": out}
+        if table.ball_margin[i] > 0:
+            still = ops.diffusion_step(x, out, memory, *where, noise=torch.zeros_like(x))[0]
+            ball = still.norm(dim=1) + table.ball_margin[i]
         if table.op[i] == "uld":
             x, v, memory = ops.uld_step(x, v, out, memory, *where)
-        else:
+        elif table.op[i] == "diffusion":
             x, memory, _ = ops.diffusion_step(x, out, memory, *where)
+        else:
+            states = (origin["x"], x, origin["out"], out, memory)
+            velocities = {"v_x": origin["v"], "v_y": v} if kinetic else {}
+            more = {"out_mid": origin.get("out_mid"), "ball_radius": ball}
+            found = ops.mala_accept(*states, *where, **velocities, **more)
+            x, out, v = found[0], found[1], found[2] if kinetic else v
     return x
 
 
-VARIANTS = [(name, {}) for name in SOLVERS] + [
-    (name, {"warm_start": "gaussian-factor"}) for name in SOLVERS if name.startswith("rtk")
+PROJECTED = "rtk-mala-projected"
+FACTOR = [name for name in SOLVERS if "warm_start" in solver_options(name)]
+ADJUSTED = [name for name in SOLVERS if "accept" in solver_options(name)]
+VARIANTS = [
+    *((name, {}) for name in SOLVERS),
+    *((name, {"warm_start": "gaussian-factor"}) for name in FACTOR),
+    *((name, {"accept": "simpson", "inner": 1}) for name in ADJUSTED),
+    *((name, {"inner": 2, "refresh": "persistent"}) for name in SOLVERS if name == "rtk-hmc"),
 ]
+VARIANTS = [(name, own | ({"dim": D} if name == PROJECTED else {})) for name, own in VARIANTS]
+IDS = ["-".join([name, *map(str, own.values())]) for name, own in VARIANTS]
 
 
-@pytest.mark.parametrize(("name", "own"), VARIANTS, ids=[f"{n}{len(o)}" for n, o in VARIANTS])
+@pytest.mark.parametrize(("name", "own"), VARIANTS, ids=IDS)
 def test_loop_is_the_table_row_after_row(name, own):
     table = ardiff.solver(name, **OPTIONS, **own)
     x, where = start(table)
@@ -76,7 +100,7 @@ def test_initial_state_is_purpose_one():
     assert torch.equal(x, 40 * ops.philox_normal(where["key"], 1, where["stream"], D))
 
 
-@pytest.mark.parametrize(("name", "own"), VARIANTS, ids=[f"{n}{len(o)}" for n, o in VARIANTS])
+@pytest.mark.parametrize(("name", "own"), VARIANTS, ids=IDS)
 def test_calls_are_those_of_the_table(name, own):
     calls = []
 
@@ -88,7 +112,7 @@ def test_calls_are_those_of_the_table(name, own):
     table = ardiff.solver(name, **OPTIONS, **own)
     x, where = start(table)
     run(table, counting, x, **where)
-    assert len(calls) == table.calls <= 13
+    assert len(calls) == table.calls <= OPTIONS["steps"]
     expected = torch.tensor(table.level[table.calls_model], dtype=torch.float32)
     assert torch.equal(torch.tensor(calls), expected)
 
@@ -184,7 +208,7 @@ def test_bfloat16_state():
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_any_layout_of_the_state(name):
-    table = ardiff.solver(name, **OPTIONS)
+    table = ardiff.solver(name, **OPTIONS, **({"dim": D} if name == PROJECTED else {}))
     x, where = start(table)
     result = run(table, model, x, **where)
     assert torch.equal(run(table, model, x.t().contiguous().t(), **where), result)
@@ -195,7 +219,7 @@ def test_any_layout_of_the_state(name):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_empty_batch(name):
-    x = ardiff.sample(model, (0, D), "ou", "v_prediction", name, 8)
+    x = ardiff.sample(model, (0, D), "ou", "v_prediction", name, 9)
     assert x.shape == (0, D)
 
 

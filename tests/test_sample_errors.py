@@ -102,7 +102,7 @@ INVALID = [
     ("shape empty", sample(shape=(2, 0)), ValueError, "sizes >= 1 after, got (2, 0)"),
     ("nothing to run", sample(solver=None, steps=None), TypeError, "sample needs solver, steps, or a table"),
     ("table and solver", lambda: ardiff.sample(zeros, (2, 3), solver="ddpm", table=ardiff.solver("ddpm", **KINETIC)), TypeError, "a table fixes the solver: do not pass solver beside it"),
-    ("table type", lambda: ardiff.sample(zeros, (2, 3), table="ddpm"), TypeError, "table must be a StepTable, got str"),
+    ("table type", lambda: ardiff.sample(zeros, (2, 3), table="ddpm"), TypeError, "table must be a StepTable or a RaggedTable, got str"),
     ("seed range", sample(seed=2**63), ValueError, "seed must fit in int64, got 9223372036854775808"),
     ("seed type", sample(seed=0.5), TypeError, "seed must be an int or None, got float"),
     ("negative id", sample(sample_ids=[0, -1]), ValueError, "sample_ids must be in [0, 2^43), got -1"),
@@ -135,7 +135,7 @@ INVALID = [
     # tables
     ("table width", table(coefficients=np.zeros((2, 15))), ValueError, "needs coefficients [T, 16] with T >= 1, got shape [2, 15]"),
     ("table rows", table(level=np.ones(3)), ValueError, "a StepTable of 2 rows needs 2 levels, calls_model and ops, got [3], [2] and 2"),
-    ("table op", table(op=("uld", "accept")), ValueError, "unknown op 'accept' in a StepTable; known: diffusion, uld"),
+    ("table op", table(op=("uld", "mala")), ValueError, "unknown op 'mala' in a StepTable; known: diffusion, uld, accept"),
     ("table NaN", table(coefficients=with_value(1, 7, np.nan)), ValueError, "StepTable row 1, column x_n is nan: coefficients must be finite in float32"),
     ("table overflow", table(coefficients=with_value(0, 4, 1e39)), ValueError, "StepTable row 0, column z_o is 1e+39"),
     ("table level", table(level=np.array([1.0, np.inf])), ValueError, "StepTable row 1 has no level"),

@@ -6,14 +6,19 @@ import importlib
 
 _EXPORTS = {
     "sample": ("ardiff.sampling", "sample"),
+    "adapted_solver": ("ardiff.step_size", "adapted_solver"),
     "solver": ("ardiff.solvers", "solver"),
     "load": ("ardiff.sampler", "load"),
     "ARSampler": ("ardiff.sampler", "ARSampler"),
     "get_path": ("ardiff.paths", "get_path"),
     "StepTable": ("ardiff.table", "StepTable"),
+    "RaggedTable": ("ardiff.schedule", "RaggedTable"),
     "paths": ("ardiff.paths", None),
 }
-__all__ = ["ARSampler", "StepTable", "get_path", "load", "paths", "sample", "solver"]
+__all__ = [
+    "ARSampler", "RaggedTable", "StepTable", "adapted_solver", "get_path", "load", "paths",
+    "sample", "solver",
+]  # fmt: skip
 
 
 def __getattr__(name: str):

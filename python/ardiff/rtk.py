@@ -55,13 +55,8 @@ def plan(
         ValueError: an unknown warm start, fewer than two stages, no inner step, or more calls than
             `steps`.
     """
-    if warm_start not in WARM_STARTS:
-        raise ValueError(f"unknown warm_start {warm_start!r}; known: {', '.join(WARM_STARTS)}")
-    for option, value in (("stages", stages), ("inner", inner)):
-        if value is not None and (
-            isinstance(value, (bool, str)) or int(value) != value or value < 1
-        ):
-            raise ValueError(f"{option} must be an integer of 1 or more, got {value!r}")
+    check_warm_start(warm_start)
+    check_count(stages=stages, inner=inner)
     start = int(warm_start == "ancestral")
     room = steps - int(denoise_last)
     if stages is not None and stages < 2:
@@ -87,6 +82,21 @@ def plan(
             f"than steps={steps}"
         )
     return found
+
+
+def check_warm_start(warm_start: str) -> None:
+    """ValueError for an unknown warm start, listing the known ones."""
+    if warm_start not in WARM_STARTS:
+        raise ValueError(f"unknown warm_start {warm_start!r}; known: {', '.join(WARM_STARTS)}")
+
+
+def check_count(**values: int | None) -> None:
+    """ValueError unless every value is None or an integer of 1 or more."""
+    for option, value in values.items():
+        if value is not None and (
+            isinstance(value, (bool, str)) or int(value) != value or value < 1
+        ):
+            raise ValueError(f"{option} must be an integer of 1 or more, got {value!r}")
 
 
 def check_positive(name: str, **values: float) -> None:

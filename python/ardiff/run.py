@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ardiff_kernels import ops
 
+from .ladder import Ladder
+from .schedule import RaggedTable, Schedule, Step, uniform
+from .state import State
 from .table import DeviceTable, StepTable
 
 INITIAL_STATE = 1  # counter word c1 = 4 * draw + purpose, purpose 1 at draw 0
+
+Runnable = StepTable | DeviceTable | RaggedTable | Ladder
 
 
 @runtime_checkable
@@ -25,20 +30,64 @@ class HoistableModel(Protocol):
         ...
 
 
+class Decision(NamedTuple):
+    """What an accept row decided for every sample.
+
+    Attributes:
+        iteration: of the loop; in a run of one table, the row.
+        accepted: bool `[B]`.
+        log_alpha: float32 `[B]`, -inf where a proposal was not finite, NaN for samples that were
+            not at an accept row.
+    """
+
+    iteration: int
+    accepted: Tensor
+    log_alpha: Tensor
+
+
 def initial_state(
-    table: StepTable | DeviceTable, key: Tensor, stream: Tensor, d: int, dtype=torch.float32
+    table: Runnable, key: Tensor, stream: Tensor, d: int, dtype=torch.float32
 ) -> Tensor:
     """init_scale times the addressed normals of the initial state: `[len(stream), d]`."""
     normal = ops.philox_normal(key, INITIAL_STATE, stream, d)
-    return (normal * table.init_scale).to(dtype)
+    scale = table.init_scale
+    return (normal * (scale(stream.device) if callable(scale) else scale)).to(dtype)
 
 
-def _bind(model, levels: Tensor, condition: Any, batch: int) -> Callable[[int, Tensor], Tensor]:
-    """``f(row, x) -> output`` of a hoistable or a plain model."""
-    if hasattr(model, "hoist"):
+def _bind(model, schedule: Schedule, condition: Any, batch: int) -> Callable[[int, Tensor], Tensor]:
+    """``f(iteration, x) -> output`` of a hoistable or a plain model."""
+    levels = schedule.level
+    if hasattr(model, "hoist") and levels.dim() == 1:
         return model.hoist(levels, condition)
-    each = levels[:, None].expand(len(levels), batch).unbind(0)
-    return lambda row, x: model(x, each[row], condition)
+    if not callable(model):
+        raise TypeError(
+            "samples with tables of their own need a model that can be called with a level for "
+            f"each: {type(model).__name__} has only hoist"
+        )
+    each = _levels(schedule, batch)
+    return lambda iteration, x: model(x, each[iteration], condition)
+
+
+def _levels(schedule: Schedule, batch: int) -> tuple[Tensor, ...]:
+    """The levels of each iteration, float32 `[B]`."""
+    levels = schedule.level
+    if levels.dim() == 1:
+        levels = levels[:, None].expand(len(levels), batch)
+    return levels.unbind(0)
+
+
+def _bind_energy(
+    energy_fn: Callable, schedule: Schedule, condition: Any, batch: int
+) -> Callable[[int, Tensor], Tensor]:
+    each = _levels(schedule, batch)
+    return lambda iteration, x: _energy(energy_fn(x, each[iteration], condition), x)
+
+
+def _energy(found: Any, x: Tensor) -> Tensor:
+    if not isinstance(found, Tensor) or found.shape != (len(x),):
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"energy_fn must return shape [{len(x)}], one a sample, got {shape}")
+    return found.to(torch.float32, copy=True)
 
 
 def _check_output(out: Any, x: Tensor) -> None:
@@ -57,7 +106,7 @@ def _check_output(out: Any, x: Tensor) -> None:
 
 
 def run(
-    table: StepTable | DeviceTable,
+    table: Runnable,
     model: Any,
     x: Tensor,
     *,
@@ -66,7 +115,11 @@ def run(
     condition: Any = None,
     uncond: Any = None,
     guidance: Tensor | None = None,
+    uncond2: Any = None,
+    guidance2: Tensor | None = None,
     noise_scale: Tensor | None = None,
+    energy_fn: Callable[[Tensor, Tensor, Any], Tensor] | None = None,
+    decisions: list[Decision] | None = None,
 ) -> Tensor:
     """Run every row of `table` on `model`, from the initial state `x`.
 
@@ -74,78 +127,106 @@ def run(
     functional ones. Rows that call no model cost no call. Noise draws count rows from 0.
 
     Args:
-        table: from :func:`ardiff.solver`, or its ``table.to(device)``.
+        table: from :func:`ardiff.solver`, or its ``table.to(device)``; a
+            :class:`~ardiff.schedule.RaggedTable` gives each sample its own, a
+            :class:`~ardiff.ladder.Ladder` its own step size.
         model: ``model(x, level, condition) -> output`` with x `[B, d]` and level float32 `[B]`, or
-            an object with ``hoist`` (:class:`HoistableModel`). It must not keep or change x, and
-            returns `[B, d]` float32, float16 or bfloat16.
-        x: `[B, d]` float32 (bfloat16 too for tables without kinetic rows); not changed. See
+            an object with ``hoist`` (:class:`HoistableModel`; ragged runs call it plainly). It must
+            not keep or change x, and returns `[B, d]` float32, float16 or bfloat16.
+        x: `[B, d]` float32 (bfloat16 too for tables of ``diffusion`` rows alone); not changed. See
             :func:`initial_state`.
         key: int64 `[1]`, the seed.
         stream: int64 `[B]`, sample_id * 2^20 + patch.
         condition: passed to the model as it is.
         uncond, guidance: with `guidance` (float32 `[B]` or `[1]`) the model is called a second time
             a row with `uncond` as the condition, and u + w (c - u) is used.
+        uncond2, guidance2: a third call, and u2 + w2 (u - u2) + w (c - u) is used.
         noise_scale: float32 `[B]` or `[1]`, the temperature of the step noise.
+        energy_fn: ``energy_fn(x, level, condition) -> [B]``, -log p up to a constant of the level,
+            for tables whose accept rows compare energies.
+        decisions: a list to which each accept row's :class:`Decision` is appended.
 
     Returns:
         The final state, a fresh tensor like `x`.
 
     Raises:
-        ValueError, TypeError: a model output that does not fit the state.
+        ValueError, TypeError: a model output that does not fit the state, guidance of the wrong
+            arity, a table that needs `energy_fn`.
         RuntimeError: tensors that do not fit the ops.
     """
     compiling = torch.compiler.is_compiling()
-    tensors = table.to(x.device) if isinstance(table, StepTable) else table
+    ladder = table if isinstance(table, Ladder) else None
+    schedule = _schedule(table, x)
+    if (uncond2 is None) != (guidance2 is None) or (guidance2 is not None and guidance is None):
+        raise ValueError("guidance2 and uncond2 go together, and only with guidance and uncond")
+    if schedule.energy and energy_fn is None:
+        raise ValueError("this table accepts by energies: pass energy_fn")
     mode = contextlib.nullcontext() if compiling else torch.inference_mode()
     with mode:
-        state = _State(x, tensors)
-        call = _bind(model, tensors.level, condition, len(x))
-        call_uncond = None
-        if guidance is not None:
-            call_uncond = _bind(model, tensors.level, uncond, len(x))
-        options: dict[str, Tensor | None] = {"noise_scale": noise_scale}
-        places = tensors.row.split(1)
-        out = None
-        for i, calls_model in enumerate(tensors.calls_model):
-            if calls_model:
-                first, out = out is None, state.unaliased(call(i, state.x), compiling)
+        state = State(x, schedule, compiling, noise_scale)
+        calls = [_bind(model, schedule, condition, len(x))]
+        for weight, other in ((guidance, uncond), (guidance2, uncond2)):
+            if weight is not None:
+                calls.append(_bind(model, schedule, other, len(x)))
+                state.weights.append(weight)
+        energy = _bind_energy(energy_fn, schedule, condition, len(x)) if schedule.energy else None
+        draws = schedule.draw.split(1)
+        for k, step in enumerate(schedule.steps):
+            if step.calls_model is not False:
+                first, outs = state.first_call, [call(k, state.query(step)) for call in calls]
                 if first:
-                    _check_output(out, x)
-                if call_uncond is not None:
-                    options["guidance"] = guidance
-                    options["uncond_out"] = state.unaliased(call_uncond(i, state.x), compiling)
-            rows = (tensors.coef, places[i], places[i], key, stream)
-            advance = state.step if compiling else state.step_
-            advance(tensors.op[i], state.blank if out is None else out, rows, options)
+                    for out in outs:
+                        _check_output(out, x)
+                state.take(outs, step)
+            where = (schedule.coef, draws[k], key, stream)
+            _execute(state, k, step, where, ladder, energy, decisions)
     return state.x if compiling else state.x.clone()
 
 
-class _State:
-    """Position, and what the table's ops need beside it: memory (or anchor) and velocity."""
+def _schedule(table: Runnable, x: Tensor) -> Schedule:
+    if isinstance(table, StepTable):
+        table = table.to(x.device)
+    if isinstance(table, DeviceTable):
+        return uniform(table)
+    if len(table.index) != len(x):
+        raise ValueError(
+            f"the table's index must name a table for each of {len(x)} samples, got "
+            f"{len(table.index)}"
+        )
+    return table.to(x.device)
 
-    def __init__(self, x: Tensor, tensors: DeviceTable) -> None:
-        self.x = x.clone(memory_format=torch.contiguous_format)
-        self.memory = torch.zeros_like(self.x)
-        self.v = torch.zeros_like(self.x) if "uld" in tensors.op else None
-        # stands for a model output before the first call
-        self.blank = None if tensors.calls_model[0] else torch.zeros_like(self.x)
 
-    def unaliased(self, out: Any, compiling: bool) -> Any:
-        """`out`, copied if it is the state itself, which the in-place ops are about to write."""
-        if compiling or not isinstance(out, Tensor):
-            return out
-        same = out.untyped_storage().data_ptr() == self.x.untyped_storage().data_ptr()
-        return out.clone() if same else out
-
-    def step(self, op: str, out: Tensor, rows: tuple, options: dict) -> None:
-        if op == "uld":
-            moved = ops.uld_step(self.x, self.v, out, self.memory, *rows, **options)
-            self.x, self.v, self.memory = moved
-        else:
-            self.x, self.memory, _ = ops.diffusion_step(self.x, out, self.memory, *rows, **options)
-
-    def step_(self, op: str, out: Tensor, rows: tuple, options: dict) -> None:
-        if op == "uld":
-            ops.uld_step_(self.x, self.v, out, self.memory, *rows, **options)
-        else:
-            ops.diffusion_step_(self.x, out, self.memory, *rows, **options)
+def _execute(
+    state: State,
+    k: int,
+    step: Step,
+    where: tuple,
+    ladder: Ladder | None,
+    energy: Callable[[int, Tensor], Tensor] | None,
+    decisions: list[Decision] | None,
+) -> None:
+    """The ops of iteration `k`."""
+    coef, draw, key, stream = where
+    if step.saves_origin is not False:
+        if energy is not None and (step.calls_model is not False or state.energy is None):
+            state.energy = energy(k, state.x)
+        state.save_origin(step.saves_origin)
+    for op, row in step.launches:
+        if ladder is not None:
+            row = ladder.rows(row)
+        place = (coef, row, draw, key, stream)
+        if op != "accept":
+            state.set_ball(op, place, step)
+            state.move(op, place)
+            continue
+        if energy is not None:
+            state.energy = energy(k, state.x)
+        accepted, log_alpha = state.accept(place)
+        if step.accepts is not True:
+            at_row = step.accepts.squeeze(1)
+            accepted = accepted & at_row
+            log_alpha = torch.where(at_row, log_alpha, torch.nan)
+        if ladder is not None:
+            ladder.observe(log_alpha)
+        if decisions is not None:
+            decisions.append(Decision(k, accepted, log_alpha))

@@ -6,36 +6,22 @@ import math
 import operator
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .paths import Path
-from .run import initial_state, run
+from .run import Decision, initial_state, run
+from .schedule import RaggedTable
 from .solvers import solver as make_table
+from .solvers import solver_options
+from .stats import SampleStats, collect
+from .step_size import make_ladder
 from .table import StepTable
 
 PATCH_BITS = 20
 MAX_SAMPLE_ID = 2**43
-
-
-@dataclass(frozen=True)
-class SampleStats:
-    """What a run cost.
-
-    Attributes:
-        calls: model calls, counted at the model (guidance makes two a row).
-        seconds: wall time of the run.
-        acceptance: acceptance rate of each stage, None for solvers without an accept step.
-        rejected_nonfinite: proposals rejected for NaN or inf.
-    """
-
-    calls: int
-    seconds: float
-    acceptance: Tensor | None = None
-    rejected_nonfinite: int = 0
 
 
 class CountedModel:
@@ -145,18 +131,43 @@ def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def _choose_table(table: StepTable | None, choices: dict[str, Any], options: dict) -> StepTable:
+def choose_table(
+    table: StepTable | RaggedTable | None,
+    choices: dict[str, Any],
+    options: dict,
+    sizes: tuple[int, ...],
+) -> StepTable | RaggedTable:
+    """The table given, or the one that solver, steps and options make for samples of `sizes`."""
     if table is None:
         missing = [name for name, value in choices.items() if value is None]
         if missing:
             raise TypeError(f"sample needs {', '.join(missing)}, or a table from ardiff.solver")
-        return make_table(choices.pop("solver"), **choices, **options)
-    if not isinstance(table, StepTable):
-        raise TypeError(f"table must be a StepTable, got {type(table).__name__}")
+        name, steps = choices.pop("solver"), choices.pop("steps")
+        if "dim" in solver_options(name):
+            options.setdefault("dim", math.prod(sizes[1:]))
+        if isinstance(steps, (Tensor, list, tuple)):
+            return _ragged(name, steps, choices | options, sizes[0])
+        return make_table(name, steps=steps, **choices, **options)
+    if not isinstance(table, (StepTable, RaggedTable)):
+        raise TypeError(f"table must be a StepTable or a RaggedTable, got {type(table).__name__}")
     given = [name for name, value in {**choices, **options}.items() if value is not None]
     if given:
         raise TypeError(f"a table fixes the solver: do not pass {', '.join(given)} beside it")
     return table
+
+
+def _ragged(name: str, steps: Tensor | Sequence[int], options: dict, batch: int) -> RaggedTable:
+    """A table for each number of steps that occurs."""
+    counts = torch.as_tensor(steps)
+    if counts.shape != (batch,) or counts.is_floating_point() or counts.dtype == torch.bool:
+        raise ValueError(
+            f"steps must be an integer or {batch} integers, one a sample, got shape "
+            f"{list(counts.shape)} of {str(counts.dtype)[6:]}"
+        )
+    if batch == 0:
+        raise ValueError("steps for each sample needs one sample or more")
+    distinct, index = counts.cpu().unique(return_inverse=True)
+    return RaggedTable([make_table(name, steps=n, **options) for n in distinct.tolist()], index)
 
 
 def sample(
@@ -165,20 +176,25 @@ def sample(
     path: str | Path | None = None,
     prediction: str | None = None,
     solver: str | None = None,
-    steps: int | None = None,
+    steps: int | Sequence[int] | Tensor | None = None,
     seed: int | None = 0,
     condition: Any = None,
     sample_ids: Sequence[int] | Tensor | None = None,
     return_stats: bool = False,
     *,
-    table: StepTable | None = None,
+    table: StepTable | RaggedTable | None = None,
     uncond: Any = None,
     guidance: float | Tensor | None = None,
+    uncond2: Any = None,
+    guidance2: float | Tensor | None = None,
     temperature: float | Tensor = 1.0,
     patch: int = 0,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     generator: torch.Generator | None = None,
+    energy_fn: Callable[[Tensor, Tensor, Any], Tensor] | None = None,
+    adapt: str | None = None,
+    target_acceptance: float = 0.57,
     **options,
 ) -> Tensor | tuple[Tensor, SampleStats]:
     """Sample with any denoiser. Sample i is a function of (seed, sample_ids[i], patch) alone.
@@ -190,15 +206,25 @@ def sample(
             (:class:`ardiff.run.HoistableModel`). It runs in `torch.inference_mode`.
         shape: (B, ...), the batch first.
         path, prediction, solver, steps, options: see :func:`ardiff.solver`; or pass `table`.
+            `steps` may be `B` integers, one a sample: they run in the same launches, and each
+            sample is what it would be alone. `table` may be a
+            :class:`~ardiff.schedule.RaggedTable`.
         seed: the key of the noise, any int64; None draws one from `generator` (or torch's own).
         condition: handed to the model as it is.
         sample_ids: `B` integers in [0, 2^43), default 0 to B - 1, which address the noise:
             samples do not depend on batch size, order or shard. Equal ids give equal noise.
         uncond, guidance: classifier-free guidance u + w (c - u) with weight `guidance`, a number
             or `[B]`; u is the model at condition `uncond`.
+        uncond2, guidance2: three-way guidance u2 + w2 (u - u2) + w (c - u), with weight w2 =
+            `guidance2`; u2 is the model at condition `uncond2`.
         temperature: multiplies the step noise (not the initial state), a number or `[B]`.
         patch: index of the patch within an autoregressive sample, in [0, 2^20).
         dtype: of the state; float32, or bfloat16 for solvers without kinetic rows.
+        energy_fn: ``energy_fn(x, level, condition) -> [B]``, -log of the density at the level up to
+            a constant, for solvers with ``accept="energy"``.
+        adapt: ``"sample"``: solvers that accept and reject scale tau for each sample by its own
+            decisions in the first half of their stages, towards `target_acceptance`. To adapt once
+            for all, see :func:`ardiff.adapted_solver`.
         return_stats: also return :class:`SampleStats`.
 
     Returns:
@@ -211,19 +237,33 @@ def sample(
         raise TypeError(f"model_fn must be callable or have hoist, got {type(model_fn).__name__}")
     sizes = _check_shape(shape)
     choices = {"path": path, "prediction": prediction, "solver": solver, "steps": steps}
-    table = _choose_table(table, choices, options)
+    if adapt is None:
+        table = choose_table(table, choices, options, sizes)
+    elif adapt != "sample":
+        raise ValueError(f"unknown adapt {adapt!r}; known: sample")
+    elif table is not None or not isinstance(steps, int):
+        raise ValueError("adapt needs a solver by name and one number of steps for all samples")
+    else:
+        table = make_ladder(choices, options, sizes, target_acceptance)
     if dtype not in (torch.float32, torch.bfloat16) or (
-        dtype == torch.bfloat16 and "uld" in table.op
+        dtype == torch.bfloat16 and set(table.op) != {"diffusion"}
     ):
         raise ValueError(
-            f"dtype must be float32 (bfloat16 too for solvers without velocity), got {dtype} for "
-            f"{table.solver}"
+            f"dtype must be float32 (bfloat16 too for solvers without velocity and without an "
+            f"accept step), got {dtype} for {table.solver}"
         )
     if (uncond is None) != (guidance is None):
         raise ValueError("guidance and uncond go together: pass both or neither")
+    if (uncond2 is None) != (guidance2 is None) or (guidance2 is not None and guidance is None):
+        raise ValueError("guidance2 and uncond2 go together, and only with guidance and uncond")
+    energies = getattr(table, "energy", False)
+    if energies != (energy_fn is not None):
+        raise ValueError('accept="energy" and energy_fn go together: pass both or neither')
     batch = sizes[0]
     if guidance is not None:
         guidance = per_sample("guidance", guidance, batch, device, low=-math.inf)
+    if guidance2 is not None:
+        guidance2 = per_sample("guidance2", guidance2, batch, device, low=-math.inf)
     noise_scale = None
     if isinstance(temperature, Tensor) or temperature != 1:
         noise_scale = per_sample("temperature", temperature, batch, device, low=0.0)
@@ -231,13 +271,18 @@ def sample(
     key = make_key(seed, device, generator)
 
     counted = CountedModel(model_fn, sizes)
+    decisions: list[Decision] | None = [] if "accept" in table.op else None
     start = time.perf_counter()
     x = initial_state(table, key, stream, math.prod(sizes[1:]), dtype)
     x = run(
         table, counted, x, key=key, stream=stream, condition=condition, uncond=uncond,
-        guidance=guidance, noise_scale=noise_scale,
+        guidance=guidance, uncond2=uncond2, guidance2=guidance2, noise_scale=noise_scale,
+        energy_fn=energy_fn and (lambda x, *rest: energy_fn(x.view(sizes), *rest)),
+        decisions=decisions,
     )  # fmt: skip
     if return_stats and x.is_cuda:
         torch.cuda.synchronize(x.device)
     x = x.view(sizes)
-    return (x, SampleStats(counted.calls, time.perf_counter() - start)) if return_stats else x
+    if not return_stats:
+        return x
+    return x, collect(table, counted.calls, time.perf_counter() - start, decisions)

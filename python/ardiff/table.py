@@ -14,7 +14,9 @@ from ardiff_kernels.ops.uld_step import COLUMNS as ULD_COLUMNS
 from .paths import check_prediction
 
 WIDTH = 16
-COLUMNS = {"diffusion": DIFFUSION_COLUMNS, "uld": ULD_COLUMNS}
+ACCEPT_COLUMNS = ("g_z", "g_d", "g_o", "s_z", "s_o", "c_g", "c_d", "c_v", "r2", "R2")
+COLUMNS = {"diffusion": DIFFUSION_COLUMNS, "uld": ULD_COLUMNS, "accept": ACCEPT_COLUMNS}
+SECOND_MEMORY = ("s_x", "s_m", "s_2")
 
 
 class DeviceTable(NamedTuple):
@@ -24,8 +26,9 @@ class DeviceTable(NamedTuple):
         coef: float32 `[T, 16]`, pair columns split into (hi, lo).
         level: float32 `[T]`, the level at which the model is called.
         row: int32 `[T]`, 0 to T - 1.
-        op, calls_model: each row's op and whether it calls the model.
+        op, calls_model, saves_origin, midpoint, ball_margin: as in :class:`StepTable`.
         init_scale: standard deviation of the initial state.
+        second_memory, energy: as in :class:`StepTable`.
     """
 
     coef: torch.Tensor
@@ -33,7 +36,12 @@ class DeviceTable(NamedTuple):
     row: torch.Tensor
     op: tuple[str, ...]
     calls_model: tuple[bool, ...]
+    saves_origin: tuple[bool, ...]
+    midpoint: tuple[bool, ...]
+    ball_margin: tuple[float, ...]
     init_scale: float
+    second_memory: bool
+    energy: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +53,16 @@ class StepTable:
             that has a `_lo` partner holds the full double, the partner 0.
         level: float64 `[T]`, the level at which each row's model call is made.
         calls_model: bool `[T]`; a row without a call has a zero coefficient on the output.
-        op: `T` names, each ``diffusion`` or ``uld``.
+        op: `T` names, each ``diffusion``, ``uld`` or ``accept``.
         init_scale: standard deviation of the initial state.
         path, prediction, solver: the names it was made from.
+        saves_origin: bool `[T]`; before such a row state, velocity and output are kept as the
+            origin of a proposal, with which the next ``accept`` row compares.
+        midpoint: bool `[T]`; such a row, of op ``accept``, runs no op: its model call is halfway
+            between origin and proposal, and the accept row that follows uses the output.
+        ball_margin: float64 `[T]`; where positive, the accept rows that follow reject proposals
+            with |y| above |m| + margin, m what the row would give without noise.
+        energy: the accept rows compare energies, which the run must be given.
 
     Raises:
         ValueError: for NaN or inf, wrong shapes, an unknown op or a non-positive `init_scale`.
@@ -61,6 +76,10 @@ class StepTable:
     path: str
     prediction: str
     solver: str
+    saves_origin: np.ndarray | None = None
+    midpoint: np.ndarray | None = None
+    ball_margin: np.ndarray | None = None
+    energy: bool = False
     _cache: dict = field(default_factory=dict, repr=False, init=False)
 
     def __post_init__(self) -> None:
@@ -81,12 +100,14 @@ class StepTable:
             )
         unknown = sorted(set(op) - set(COLUMNS))
         if unknown:
-            raise ValueError(f"unknown op {unknown[0]!r} in a StepTable; known: diffusion, uld")
+            known = ", ".join(COLUMNS)
+            raise ValueError(f"unknown op {unknown[0]!r} in a StepTable; known: {known}")
         with np.errstate(over="ignore"):
             bad = np.argwhere(~np.isfinite(coefficients.astype(np.float32)))
         if len(bad):
             row, column = map(int, bad[0])
-            name = (*COLUMNS[op[row]], "spare", "spare", "spare", "spare", "spare")[column]
+            names = COLUMNS[op[row]]
+            name = names[column] if column < len(names) else "spare"
             raise ValueError(
                 f"StepTable row {row}, column {name} is {coefficients[row, column]}: coefficients "
                 "must be finite in float32"
@@ -96,6 +117,19 @@ class StepTable:
         if not (np.isfinite(self.init_scale) and self.init_scale > 0):
             raise ValueError(f"init_scale must be positive and finite, got {self.init_scale}")
         check_prediction(self.prediction)
+        flags = {}
+        for name, kind in (("saves_origin", bool), ("midpoint", bool), ("ball_margin", float)):
+            given = getattr(self, name)
+            flags[name] = np.zeros(rows, kind) if given is None else np.array(given, dtype=kind)
+            if flags[name].shape != (rows,):
+                raise ValueError(
+                    f"a StepTable of {rows} rows needs {rows} of {name}, got "
+                    f"{list(flags[name].shape)}"
+                )
+        _check_proposals(op, flags["saves_origin"], flags["midpoint"], calls_model)
+        for name, array in flags.items():
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
         for array in (coefficients, level, calls_model):
             array.setflags(write=False)
         object.__setattr__(self, "coefficients", coefficients)
@@ -110,6 +144,24 @@ class StepTable:
     def calls(self) -> int:
         """Model calls of one run (twice as many with guidance)."""
         return int(self.calls_model.sum())
+
+    @property
+    def second_memory(self) -> bool:
+        """Whether a row uses the second half of a memory `[B, 2 d]`."""
+        return any(self.column(name).any() for name in SECOND_MEMORY if name in DIFFUSION_COLUMNS)
+
+    @property
+    def accept_rows(self) -> np.ndarray:
+        """Indices of the rows that accept or reject a proposal, int64."""
+        return np.array(
+            [i for i, op in enumerate(self.op) if op == "accept" and not self.midpoint[i]], np.int64
+        )
+
+    @property
+    def stage(self) -> np.ndarray:
+        """Stage of each of :attr:`accept_rows`, counted from 0: a stage is a level."""
+        levels = self.level[self.accept_rows]
+        return np.cumsum(np.diff(levels, prepend=levels[:1]) != 0)
 
     def column(self, name: str) -> np.ndarray:
         """One named column, float64 `[T]`; 0 in rows whose op has no such column."""
@@ -144,10 +196,28 @@ class StepTable:
                 torch.tensor(self.level, dtype=torch.float32, device=device),
                 torch.arange(len(self), dtype=torch.int32, device=device),
                 self.op,
-                tuple(bool(c) for c in self.calls_model),
+                tuple(self.calls_model.tolist()),
+                tuple(self.saves_origin.tolist()),
+                tuple(self.midpoint.tolist()),
+                tuple(self.ball_margin.tolist()),
                 float(self.init_scale),
+                self.second_memory,
+                self.energy,
             )
         return self._cache[device]
+
+
+def _check_proposals(op, saves_origin, midpoint, calls_model) -> None:
+    open_proposal = False
+    for row, name in enumerate(op):
+        if saves_origin[row]:
+            open_proposal = True
+        if midpoint[row] and not (name == "accept" and calls_model[row]):
+            raise ValueError(f"StepTable row {row} is a midpoint: its op must be accept, and call")
+        if name == "accept" and not open_proposal:
+            raise ValueError(f"StepTable row {row} accepts, but no row before it saves the origin")
+        if name == "accept" and not midpoint[row]:
+            open_proposal = False
 
 
 class TableBuilder:
@@ -158,8 +228,19 @@ class TableBuilder:
         self._level: list[float] = []
         self._calls: list[bool] = []
         self._op: list[str] = []
+        self._flags: dict[str, list] = {"saves_origin": [], "midpoint": [], "ball_margin": []}
 
-    def add(self, op: str, level: float, *, calls_model: bool = True, **columns: float) -> None:
+    def add(
+        self,
+        op: str,
+        level: float,
+        *,
+        calls_model: bool = True,
+        saves_origin: bool = False,
+        midpoint: bool = False,
+        ball_margin: float = 0.0,
+        **columns: float,
+    ) -> None:
         """Append a row of `op` whose model call is at `level`."""
         row = np.zeros(WIDTH)
         for name, value in columns.items():
@@ -168,8 +249,13 @@ class TableBuilder:
         self._level.append(float(level))
         self._calls.append(calls_model)
         self._op.append(op)
+        flags = {"saves_origin": saves_origin, "midpoint": midpoint, "ball_margin": ball_margin}
+        for name, value in flags.items():
+            self._flags[name].append(value)
 
-    def build(self, *, init_scale: float, path: str, prediction: str, solver: str) -> StepTable:
+    def build(
+        self, *, init_scale: float, path: str, prediction: str, solver: str, energy: bool = False
+    ) -> StepTable:
         """The finished table."""
         return StepTable(
             np.stack(self._coefficients),
@@ -180,4 +266,6 @@ class TableBuilder:
             path,
             prediction,
             solver,
+            energy=energy,
+            **{name: np.array(values) for name, values in self._flags.items()},
         )

@@ -26,7 +26,8 @@ _MODULES = {
 SOLVERS = tuple(sorted(_MODULES))
 
 
-def _table_function(name: str) -> Callable[..., StepTable]:
+def table_function(name: str) -> Callable[..., StepTable]:
+    """The function ``table`` of a solver's module; ValueError for an unknown name."""
     if name not in _MODULES:
         raise ValueError(f"unknown solver {name!r}; known solvers: {', '.join(SOLVERS)}")
     return importlib.import_module(f"{__name__}.{_MODULES[name]}").table
@@ -38,7 +39,7 @@ def solver_options(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: for an unknown name, listing the known ones.
     """
-    parameters = inspect.signature(_table_function(name)).parameters.values()
+    parameters = inspect.signature(table_function(name)).parameters.values()
     own = (p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
     return tuple(option for option in own if option != "denoise_last")
 
@@ -70,7 +71,8 @@ def solver(
         options: the solver's own. The ``rtk-*`` solvers take `stages`, `inner` (Langevin steps a
             stage, default 2), `tau` and `gamma` (in units of the stage's Gaussian envelope of width
             w: step tau w and friction gamma / w for kinetic solvers, step tau w^2 for ``rtk-ula``)
-            and `warm_start` (``ancestral`` or ``gaussian-factor``). None means the default.
+            and `warm_start` (``ancestral`` or ``gaussian-factor``). Solvers that accept and reject
+            take `accept` (``trapezoid``, ``simpson`` or ``energy``). None means the default.
 
     Raises:
         ValueError: an unknown name, an option that the solver does not take (it is named), too few
@@ -112,5 +114,5 @@ def _build(name, path, prediction, steps, grid_key, denoise_last, options) -> St
             )
         return np.array(grid)
 
-    make = _table_function(name)
+    make = table_function(name)
     return make(path, prediction, levels, steps, denoise_last=denoise_last, **dict(options))

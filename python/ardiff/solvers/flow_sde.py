@@ -1,9 +1,9 @@
 """Euler-Maruyama on a rectified flow, the sampler of NextStep-1, on any path.
 
-In the coordinates c = alpha + sigma, y = x / c, t = sigma / c of ``flow-euler``, where t is 1 at the
-noise and 0 at the data (NextStep-1 counts the other way), y = (1 - t) x0 + t eps, the velocity is
-u = eps - x0 and the score -eps / t. The reverse-time equation with diffusion sqrt(2 t), stepped by
-dt = t_a - t_b, is
+In the coordinates c = alpha + sigma, y = x / c, t = sigma / c of ``flow-euler`` the time t is 1 at
+the noise and 0 at the data (NextStep-1 counts the other way), y = (1 - t) x0 + t eps, the velocity
+is u = eps - x0 and the score -eps / t. The reverse-time equation with diffusion sqrt(2 t), stepped
+by dt = t_a - t_b, is
 
     y_b = y_a + dt (-u + t_a score) + sqrt(2 t_a dt) xi,    u + eps = (2 y - (2 - t) x0) / t.
 
