@@ -120,11 +120,12 @@ def check_step(
     key: Tensor,
     stream: Tensor,
     options: Mapping[str, Tensor | None],
+    second_memory: bool = False,
 ) -> None:
     """Checks common to the step ops; `state` lists the state tensors, the leading one first.
 
-    `options` may hold uncond_out, uncond_out2, guidance, guidance2, noise_scale, noise, noise2,
-    x0 and z_model.
+    With `second_memory`, `state["memory"]` may be twice as wide. `options` may hold
+    uncond_out, uncond_out2, guidance, guidance2, noise_scale, noise, noise2, x0 and z_model.
     """
     lead, x = next(iter(state.items()))
     if x.dim() != 2:
@@ -137,9 +138,11 @@ def check_step(
     if not 1 <= d <= limit:
         raise RuntimeError(f"{op}: {lead} must have between 1 and {limit} elements a row, got {d}")
     for name, t in state.items():
-        if t.shape != x.shape:
+        double = (rows, 2 * d) if second_memory and name == "memory" else None
+        if t.shape != x.shape and tuple(t.shape) != double:
+            wide = f" (or {_shape(double)} with a second memory)" if double else ""
             raise RuntimeError(
-                f"{op}: {name} must have the shape of {lead} {_shape(x.shape)}, "
+                f"{op}: {name} must have the shape of {lead} {_shape(x.shape)}{wide}, "
                 f"got {_shape(t.shape)}"
             )
         if t.dtype != x.dtype:

@@ -135,9 +135,11 @@ ULD_ROWS = [
     dict(z_z=0.99, z_v=0.1, v_v=0.8, v_o=-0.1),
 ]
 DIFFUSION_ROWS = [
-    dict(p_x=0.3, p_o=-0.6, x_x=0.987654321, x_0=0.08, x_m=-0.05, x_d=-0.07, x_n=0.11, m_0=1.0),
+    dict(p_x=0.3, p_o=-0.6, x_x=0.987654321, x_0=0.08, x_m=-0.05, x_d=-0.07, x_n=0.11, m_0=1.0)
+    | dict(s_m=1.0),
     dict(p_x=1.1, p_o=-0.2, x_x=0.9, x_d=-0.1, x_n=0.2),
-    dict(p_o=1.0, x_x=0.95, x_0=0.1, x_n=0.05, m_x=1.234567891, lv_min=-4.0, lv_max=-2.0),
+    dict(p_o=1.0, x_x=0.95, x_0=0.1, x_d=0.06, x_n=0.05, m_x=1.234567891, lv_min=-4.0, lv_max=-2.0)
+    | dict(s_x=0.9, s_m=-0.06, s_2=0.1),
 ]
 
 
@@ -157,6 +159,7 @@ def diffusion_call(
     seed: int = 0,
     state_dtype: torch.dtype = torch.float32,
     learned_range: bool = False,
+    second_memory: bool = False,
 ) -> Call:
     """A random `diffusion_step` call with multistep, anchored and learned-range rows."""
     address = _address(rows, len(DIFFUSION_ROWS), seed)
@@ -164,7 +167,7 @@ def diffusion_call(
     state = {
         "x": _random(seed, rows, d, state_dtype),
         "model_out": _random(seed + 1, rows, width, dtype),
-        "memory": _random(seed + 2, rows, d, state_dtype),
+        "memory": _random(seed + 2, rows, 2 * d if second_memory else d, state_dtype),
     }
     coef = table(DIFFUSION_COLUMNS, DIFFUSION_ROWS)
     return Call("diffusion_step", {**state, "coef": coef, **address})
@@ -244,22 +247,28 @@ def diffusion_bounds(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Tolerances on x, memory and x0 of `diffusion_step`, float64 `[B, d]`.
 
     2 ulp of the largest term, the terms of x0 included where x0 enters, and 2e-6 times the noise
-    coefficient.
+    coefficient. Both halves of a `[B, 2d]` memory.
     """
     c = _columns(call)
-    x, memory = (call.args[name].double().abs() for name in call.state)
+    x = call.args["x"].double().abs()
     d = x.shape[1]
+    memory, *second = call.args["memory"].double().abs().split(d, 1)
+    origin = second[0] if second else memory
     data = [c["p_x"] * x, c["p_o"] * _output_magnitude(call, d)]
     scale = c["x_n"].abs()
     model_out = call.args["model_out"]
     if model_out.shape[1] == 2 * d:
         share = 0.5 * (model_out[:, d:].double() + 1)
         scale = torch.exp(0.5 * (c["lv_min"] + share * (c["lv_max"] - c["lv_min"])))
-    terms = [c["x_x"] * x, c["x_m"] * memory, c["x_d"] * x, c["x_d"] * memory]
+    terms = [c["x_x"] * x, c["x_m"] * memory, c["x_d"] * x, c["x_d"] * origin]
     x_bound = _ulps_of_largest(terms + [c["x_0"] * t for t in data])
     x_bound = x_bound + NORMAL_TOLERANCE * _noise_scale(call) * scale
     memory_terms = [memory, c["m_x"] * x, *(c["m_0"] * t for t in data)]
-    return x_bound, _ulps_of_largest(memory_terms), _ulps_of_largest(data)
+    memory_bound = _ulps_of_largest(memory_terms)
+    if second:
+        terms = [origin, c["s_x"] * x, c["s_m"] * memory, c["s_2"] * origin]
+        memory_bound = torch.cat((memory_bound, _ulps_of_largest(terms)), 1)
+    return x_bound, memory_bound, _ulps_of_largest(data)
 
 
 def assert_within(got: Tensor, expected: Tensor, bound: Tensor | float) -> None:

@@ -73,7 +73,8 @@ def uld(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, ...]:
 
 def diffusion(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, ...]:
     state = torch.bfloat16 if case in (1, 3) else torch.float32
-    x, memory = torch.randn(2, rows, d).to(state)
+    x = torch.randn(rows, d).to(state)
+    memory = torch.randn(rows, 2 * d if case > 1 else d).to(state)
     width = 2 * d if case % 2 else d
     out = torch.randn(rows, width).to(dtype)
     out[-1, -1] = float("inf")

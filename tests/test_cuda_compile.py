@@ -49,7 +49,7 @@ def usage(report: str) -> list[dict[str, int | str]]:
     )
     rows = []
     for name, target, stack, stores, loads, registers in re.findall(pattern, report, re.DOTALL):
-        kernel = re.search(r"([A-Z][a-z]+Body\w*?Lb[01])", name)
+        kernel = re.search(r"([A-Z][a-z]+Body\w*?Lb[01])EE", name)
         row = {"kernel": kernel[1] if kernel else name, "target": target}
         rows.append({**row, "registers": int(registers), "stack": int(stack)})
         rows[-1]["spills"] = int(stores) + int(loads)
@@ -100,7 +100,8 @@ def test_float32_moves_in_128_bits(compiled, source, loads, stores):
     run = [str(tool), "-sass", str(compiled[source]["object"])]
     text = subprocess.run(run, check=True, capture_output=True, text=True).stdout
     kernels = re.findall(r"Function : (\S+)\n(.*?)(?=Function :|\Z)", text, re.DOTALL)
-    vector = [code for name, code in kernels if re.search(r"Body(?:If|Iff)Lb1E", name)]
+    plain = r"(?:UldBodyIf|DiffusionBodyIfLb0Ef)Lb1E"
+    vector = [code for name, code in kernels if re.search(plain, name)]
     assert len(vector) == 2  # sm_80 and sm_90
     for code in vector:
         assert len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128\b", code)) >= loads

@@ -128,6 +128,13 @@ def test_diffusion_step(on_host, shape, learned_range, state, dtype):
     assert_alike(on_host, call)
 
 
+@pytest.mark.parametrize("shape", SHAPES, **ids)
+@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16], **ids)
+def test_second_memory(on_host, shape, state):
+    call = testing.diffusion_call(*shape, state_dtype=state, second_memory=True)
+    assert_alike(on_host, finish_some(call))
+
+
 @pytest.mark.parametrize("op", ["uld_step", "diffusion_step"])
 def test_given_noise_and_one_row_for_all(on_host, op):
     call = (testing.uld_call if op == "uld_step" else testing.diffusion_call)(4, 24)

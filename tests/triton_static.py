@@ -32,6 +32,7 @@ PER_SAMPLE = dict(
     SCALE_SHARED=False,
 )  # fmt: skip
 SHARED = {name: True for name in PER_SAMPLE}
+PLAIN = dict(LEARNED=False, SECOND=False)
 
 GUIDED = dict(uncond="fp32", guidance="fp32")
 THREE_WAY = dict(GUIDED, uncond2="fp32", guidance2="fp32", scale="fp32")
@@ -63,15 +64,22 @@ CASES = [
     Case(ULD, "small, guided", SMALL, GUIDED, PER_SAMPLE),
     Case(ULD, "small, d a multiple of 4", SMALL + 4, {}, PER_SAMPLE, False),
     Case(ULD, "small, odd d", SMALL - 1, {}, PER_SAMPLE, False),
-    Case(DIFFUSION, "large", LARGE, {}, {**SHARED, "LEARNED": False}, False),
-    Case(DIFFUSION, "large, bf16 state", LARGE, BF16_STATE, {**SHARED, "LEARNED": False}),
-    Case(DIFFUSION, "small, every option", SMALL, EVERYTHING, {**PER_SAMPLE, "LEARNED": True}),
+    Case(DIFFUSION, "large", LARGE, {}, {**SHARED, **PLAIN}, False),
+    Case(DIFFUSION, "large, bf16 state", LARGE, BF16_STATE, {**SHARED, **PLAIN}),
+    Case(DIFFUSION, "large, second memory", LARGE, {}, {**SHARED, **PLAIN, "SECOND": True}, False),
+    Case(
+        DIFFUSION,
+        "small, every option",
+        SMALL,
+        EVERYTHING,
+        {**PER_SAMPLE, "LEARNED": True, "SECOND": True},
+    ),
     Case(
         DIFFUSION,
         "middle, bf16 output, given noise",
         MIDDLE,
         dict(out="bf16", noise="fp32", z_model="bf16"),
-        {**PER_SAMPLE, "LEARNED": False},
+        {**PER_SAMPLE, **PLAIN},
         False,
     ),
 ]

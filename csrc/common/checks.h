@@ -109,6 +109,7 @@ struct StepRules {
   bool learned_range;       // model_out may be [B, 2d]
   bool two_noises;
   bool in_place;
+  bool second_memory = false;  // the state after the leading one may be [B, 2d]
 };
 
 inline void check_options(const StepRules& rules, int64_t rows, int64_t d, ScalarType state_dtype,
@@ -154,9 +155,11 @@ inline void check_step(const StepRules& rules, const Arg& lead, const Arg& a, co
   }
   for (const Arg* s : {&a, &b}) {
     if (!s->given()) continue;
-    if (!has_shape(*s, rows, d)) {
-      fail(op, ": ", s->name, " must have the shape of ", lead.name, " ", shape_of(lead), ", got ",
-           shape_of(*s));
+    const bool wide = rules.second_memory && s == &a;
+    if (!has_shape(*s, rows, d) && !(wide && has_shape(*s, rows, 2 * d))) {
+      fail(op, ": ", s->name, " must have the shape of ", lead.name, " ", shape_of(lead),
+           wide ? " (or " + shape_of(rows, 2 * d) + " with a second memory)" : std::string(),
+           ", got ", shape_of(*s));
     }
     if (s->dtype != lead.dtype) {
       fail(op, ": ", s->name, " must have the dtype of ", lead.name, " (", name_of(lead.dtype),

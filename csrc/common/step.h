@@ -94,17 +94,23 @@ struct DiffusionRow {
   F x_x, x_x_lo, x_0, x_m, x_d, x_n;
   F m_x, m_x_lo, m_0;
   F lv_min, lv_max;
+  F s_x, s_m, s_2;
 };
 
 template <class F>
 ARDIFF_HD DiffusionRow<F> diffusion_row(const float* c) {
-  return {F(c[0]), F(c[1]), F(c[2]), F(c[3]),  F(c[4]),  F(c[5]), F(c[6]),
-          F(c[7]), F(c[8]), F(c[9]), F(c[10]), F(c[11]), F(c[12])};
+  return {F(c[0]), F(c[1]), F(c[2]),  F(c[3]),  F(c[4]),  F(c[5]),  F(c[6]),  F(c[7]),
+          F(c[8]), F(c[9]), F(c[10]), F(c[11]), F(c[12]), F(c[13]), F(c[14]), F(c[15])};
 }
 
 /// Whether the row leaves the memory as it is.
 ARDIFF_HD bool diffusion_keeps_memory(const float* c) {
   return c[8] == 0.0f && c[9] == 0.0f && c[10] == 0.0f;
+}
+
+/// Whether the row leaves the second memory as it is.
+ARDIFF_HD bool diffusion_keeps_second_memory(const float* c) {
+  return c[13] == 0.0f && c[14] == 0.0f && c[15] == 0.0f;
 }
 
 /// The standard deviation from the second half r of a [B, 2d] model output; r = -1 and 1 give the
@@ -128,17 +134,23 @@ struct DiffusionState {
 
 /// The new state from the (clamped) data prediction x0. `deviation` is x_n, or
 /// learned_deviation where the model gives it, times the sample's noise scale. `keep_memory` is
-/// diffusion_keeps_memory of the row.
+/// diffusion_keeps_memory of the row; `origin` is the second memory, or the memory without one.
 template <class F>
 ARDIFF_HD DiffusionState<F> diffusion_update(const DiffusionRow<F>& c, bool keep_memory, F x, F x0,
-                                             F memory, F deviation, F n) {
+                                             F memory, F origin, F deviation, F n) {
   F x_new = term(c.x_0, x0, product(c.x_x_lo, x));
   x_new = term(c.x_m, memory, x_new);
-  x_new = term(c.x_d, x - memory, x_new);
+  x_new = term(c.x_d, x - origin, x_new);
   x_new = term(deviation, n, x_new);
   x_new = term(c.x_x, x, x_new);
   if (keep_memory) return {x_new, memory};
   return {x_new, term(c.m_x, x, term(c.m_0, x0, product(c.m_x_lo, x)))};
+}
+
+/// The new second memory, from the old state.
+template <class F>
+ARDIFF_HD F second_memory(const DiffusionRow<F>& c, F x, F memory, F memory2) {
+  return term(c.s_x, x, term(c.s_m, memory, product(c.s_2, memory2)));
 }
 
 }  // namespace ARDIFF_NS

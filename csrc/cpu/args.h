@@ -81,8 +81,8 @@ struct DiffusionArgs : StepArgs {
   bool learned_range;  // model_out is [B, 2d]
   bool clamped;
   float x0_clamp;
-  In x, memory;
-  Out x_new, memory_new, x0;
+  In x, memory, memory2;  // memory2: the second half of a [B, 2d] memory
+  Out x_new, memory_new, memory2_new, x0;
 };
 
 }  // namespace ardiff

@@ -23,8 +23,17 @@ void run(const Arg& x, const Arg& memory, const Arg& x_new, const Arg& memory_ne
   a.x0_clamp = static_cast<float>(x0_clamp.value_or(0.0));
   a.x = input(x);
   a.memory = input(memory);
+  a.memory2 = {};
   a.x_new = output(x_new);
   a.memory_new = output(memory_new);
+  a.memory2_new = {};
+  if (memory.sizes[1] != a.d) {
+    const int64_t bytes = a.d * (x.dtype == ScalarType::BFloat16 ? 2 : 4);
+    a.memory2 = a.memory;
+    a.memory2.data = static_cast<const char*>(a.memory.data) + bytes;
+    a.memory2_new = a.memory_new;
+    a.memory2_new.data = static_cast<char*>(a.memory_new.data) + bytes;
+  }
   a.x0 = output(x0);
   for (const Arg* s : {&x, &memory, &x_new, &memory_new, &x0}) {
     a.packed = a.packed && (!s->given() || s->row_stride() == a.d);
@@ -54,11 +63,11 @@ std::tuple<Tensor, Tensor, Tensor> diffusion_step(Tensor x, Tensor model_out, Te
                       {},
                       {},
                       {}};
-  check_step({"diffusion_step", true, 4, true, false, false}, x_arg, memory_arg, {}, t);
+  check_step({"diffusion_step", true, 4, true, false, false, true}, x_arg, memory_arg, {}, t);
   check_x0_clamp("diffusion_step", x0_clamp);
   const int64_t B = x_arg.sizes[0], d = x_arg.sizes[1];
   Tensor x_new = empty_like(x_arg, x_arg.dtype, B, d);
-  Tensor memory_new = empty_like(x_arg, x_arg.dtype, B, d);
+  Tensor memory_new = empty_like(x_arg, x_arg.dtype, B, memory_arg.sizes[1]);
   Tensor x0 = empty_like(x_arg, x_arg.dtype, B, d);
   run(x_arg, memory_arg, Arg("x", x_new), Arg("memory", memory_new), Arg("x0", x0), t, x0_clamp);
   return {x_new, memory_new, x0};
@@ -85,7 +94,7 @@ void diffusion_step_(Tensor x, Tensor model_out, Tensor memory, Tensor coef, Ten
                       {},
                       {"x0", x0},
                       {"z_model", z_model}};
-  check_step({"diffusion_step_", true, 4, true, false, true}, x_arg, memory_arg, {}, t);
+  check_step({"diffusion_step_", true, 4, true, false, true, true}, x_arg, memory_arg, {}, t);
   check_x0_clamp("diffusion_step_", x0_clamp);
   run(x_arg, memory_arg, x_arg, memory_arg, t.x0, t, x0_clamp);
 }

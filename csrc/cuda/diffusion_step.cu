@@ -20,7 +20,8 @@ struct DiffusionArgs : StepArgs {
   Out x_new, memory_new, x0;
 };
 
-template <class State, class Model, bool kVector>
+/// kSecond: memory is [B, 2d], its second half the second memory.
+template <class State, bool kSecond, class Model, bool kVector>
 struct DiffusionBody {
   ARDIFF_HD static void run(const DiffusionArgs& a, int64_t block, int thread) {
     const Place place = place_of(a.layout, block, thread);
@@ -29,18 +30,21 @@ struct DiffusionBody {
     const int n = unit_length<kVector>(a.d, i);
     const Four<float> x = widened(load<State, kVector>(a.x, b, i, n));
     const Four<float> memory = widened(load<State, kVector>(a.memory, b, i, n));
+    Four<State> memory2{};  // not widened: two registers less with bfloat16
+    if constexpr (kSecond) memory2 = load<State, kVector>(a.memory, b, a.d + i, n);
     const ModelOutputs<Model> outputs = load_outputs<Model, kVector>(a, b, i, n);
     Four<Model> range{};
     if (a.learned_range) range = load<Model, kVector>(a.model_out, b, a.d + i, n);
 
     Four<float> x_new = x, memory_new = memory, x0 = x;
-    bool keep = true;
+    bool keep = true, keep_second = true;
     const int64_t row = row_of(a, b);
     if (row >= 0) {
       float c[kColumns];
       load_coefficients<kVector>(a, row, c);
       const DiffusionRow<float> coef = diffusion_row<float>(c);
       keep = diffusion_keeps_memory(c);
+      if constexpr (kSecond) keep_second = diffusion_keeps_second_memory(c);
       const float scale = scale_of(a, b);
       const bool learned = a.learned_range && coef.x_n != 0.0f;
       Four<float> normals{};
@@ -54,15 +58,25 @@ struct DiffusionBody {
         const float deviation =
             (learned ? learned_deviation(coef, widen(range.v[k])) : coef.x_n) * scale;
         x0.v[k] = clamp(data_prediction(coef, x.v[k], out.v[k]), -a.x0_limit, a.x0_limit);
-        const DiffusionState<float> next =
-            diffusion_update(coef, keep, x.v[k], x0.v[k], memory.v[k], deviation, normals.v[k]);
+        const float origin = kSecond ? widen(memory2.v[k]) : memory.v[k];
+        const DiffusionState<float> next = diffusion_update(
+            coef, keep, x.v[k], x0.v[k], memory.v[k], origin, deviation, normals.v[k]);
         x_new.v[k] = next.x;
         memory_new.v[k] = next.memory;
+        if (!keep_second) {
+          memory2.v[k] = narrow<State>(second_memory(coef, x.v[k], memory.v[k], origin));
+        }
       }
     }
     store<State, kVector>(a.x_new, b, i, n, narrowed<State>(x_new));
-    if (!keep || a.memory_new.data != a.memory.data) {
+    const bool in_place = a.memory_new.data == a.memory.data;
+    if (!keep || !in_place) {
       store<State, kVector>(a.memory_new, b, i, n, narrowed<State>(memory_new));
+    }
+    if constexpr (kSecond) {
+      if (!keep_second || !in_place) {
+        store<State, kVector>(a.memory_new, b, a.d + i, n, memory2);
+      }
     }
     if (a.x0.data) store<State, kVector>(a.x0, b, i, n, narrowed<State>(x0));
     if (a.z_model.data) {
@@ -71,10 +85,18 @@ struct DiffusionBody {
   }
 };
 
-template <class Model, bool kVector>
-using Float32Body = DiffusionBody<float, Model, kVector>;
-template <class Model, bool kVector>
-using BFloat16Body = DiffusionBody<BFloat16, Model, kVector>;
+template <class State, bool kSecond>
+struct Step {
+  template <class Model, bool kVector>
+  using Body = DiffusionBody<State, kSecond, Model, kVector>;
+};
+
+template <class State>
+void launch_state(const DiffusionArgs& a, bool second, ScalarType model, bool vector,
+                  int32_t device) {
+  second ? launch_step<Step<State, true>::template Body>(a, model, vector, device)
+         : launch_step<Step<State, false>::template Body>(a, model, vector, device);
+}
 
 void run(const Arg& x, const Arg& memory, const Arg& x_new, const Arg& memory_new, const Arg& x0,
          const StepTensors& t, std::optional<double> x0_clamp) {
@@ -89,10 +111,11 @@ void run(const Arg& x, const Arg& memory, const Arg& x_new, const Arg& memory_ne
   a.memory_new = operands.out(memory_new);
   a.x0 = operands.out(x0);
   const ScalarType model = t.model_out.dtype;
+  const bool second = memory.sizes[1] != a.d;
   if (x.dtype == ScalarType::BFloat16) {
-    launch_step<BFloat16Body>(a, model, operands.vector(), x.device_index);
+    launch_state<BFloat16>(a, second, model, operands.vector(), x.device_index);
   } else {
-    launch_step<Float32Body>(a, model, operands.vector(), x.device_index);
+    launch_state<float>(a, second, model, operands.vector(), x.device_index);
   }
 }
 
@@ -118,11 +141,11 @@ std::tuple<Tensor, Tensor, Tensor> diffusion_step(Tensor x, Tensor model_out, Te
                       {},
                       {},
                       {}};
-  check_step({"diffusion_step", true, 4, true, false, false}, x_arg, memory_arg, {}, t);
+  check_step({"diffusion_step", true, 4, true, false, false, true}, x_arg, memory_arg, {}, t);
   check_x0_clamp("diffusion_step", x0_clamp);
   const int64_t B = x_arg.sizes[0], d = x_arg.sizes[1];
   Tensor x_new = fresh(x_arg, x_arg.dtype, B, d);
-  Tensor memory_new = fresh(x_arg, x_arg.dtype, B, d);
+  Tensor memory_new = fresh(x_arg, x_arg.dtype, B, memory_arg.sizes[1]);
   Tensor x0 = fresh(x_arg, x_arg.dtype, B, d);
   run(x_arg, memory_arg, Arg("x", x_new), Arg("memory", memory_new), Arg("x0", x0), t, x0_clamp);
   return {x_new, memory_new, x0};
@@ -149,7 +172,7 @@ void diffusion_step_(Tensor x, Tensor model_out, Tensor memory, Tensor coef, Ten
                       {},
                       {"x0", x0},
                       {"z_model", z_model}};
-  check_step({"diffusion_step_", true, 4, true, false, true}, x_arg, memory_arg, {}, t);
+  check_step({"diffusion_step_", true, 4, true, false, true, true}, x_arg, memory_arg, {}, t);
   check_x0_clamp("diffusion_step_", x0_clamp);
   run(x_arg, memory_arg, x_arg, memory_arg, t.x0, t, x0_clamp);
 }

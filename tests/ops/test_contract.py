@@ -27,6 +27,9 @@ def calls() -> dict[str, testing.Call]:
         "diffusion": testing.diffusion_call(4, 9),
         "diffusion-bf16": testing.diffusion_call(2, 8, torch.bfloat16, state_dtype=torch.bfloat16),
         "diffusion-learned-range": clamped,
+        "diffusion-second-memory": testing.diffusion_call(
+            4, 8, torch.bfloat16, state_dtype=torch.bfloat16, second_memory=True
+        ),
     }
 
 

@@ -35,6 +35,36 @@ def test_model_dtypes_and_guidance(implementation, dtype, guidance):
     check(call)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (4, 16), (2, 513), (1, 1025)], ids=str)
+def test_second_memory(implementation, shape):
+    call = testing.diffusion_call(*shape, second_memory=True)
+    assert call.functional()[1].shape == call.args["memory"].shape
+    check(call)
+
+
+def test_second_memory_with_every_option(implementation):
+    call = testing.diffusion_call(6, 21, torch.bfloat16, learned_range=True, second_memory=True)
+    call.args["row"].copy_(torch.tensor([0, 1, 2, 0, 1, 2]))
+    call.options |= testing.guidance_options(call, three_way=True)
+    call.options |= {"noise": torch.randn(6, 21), "x0_clamp": 0.75}
+    call.options["noise_scale"] = torch.linspace(0, 2, 6)
+    check(call)
+
+
+def test_second_memory_takes_the_old_values(implementation):
+    call = testing.diffusion_call(3, 8, second_memory=True)
+    call.args["row"].zero_()
+    row = dict(p_o=1.0, x_x=1.0, m_0=1.0, s_m=1.0)
+    call.args["coef"] = testing.table(COLUMNS, [row])
+    _, memory, x0 = call.functional()
+    assert torch.equal(memory[:, :8], x0)
+    assert torch.equal(memory[:, 8:], call.args["memory"][:, :8])
+    call.args["coef"] = testing.table(COLUMNS, [dict(x_d=1.0)])
+    x, memory, _ = call.functional()
+    assert torch.equal(x, call.args["x"] - call.args["memory"][:, 8:])
+    assert torch.equal(memory, call.args["memory"])
+
+
 @pytest.mark.parametrize("guided", [False, True])
 def test_learned_range_variance(implementation, guided):
     call = testing.diffusion_call(6, 21, learned_range=True)
@@ -57,10 +87,12 @@ def test_x0_clamp(implementation):
     assert call.functional()[2].abs().max() == 0.5
 
 
-def test_bfloat16_state_rounds_once(implementation):
+@pytest.mark.parametrize("second_memory", [False, True])
+def test_bfloat16_state_rounds_once(implementation, second_memory):
     """The stored state is the float32 result rounded to the nearest bfloat16."""
-    call = testing.diffusion_call(5, 41, torch.bfloat16, state_dtype=torch.bfloat16)
-    wide = testing.diffusion_call(5, 41, torch.bfloat16, state_dtype=torch.bfloat16)
+    options = dict(state_dtype=torch.bfloat16, second_memory=second_memory)
+    call = testing.diffusion_call(5, 41, torch.bfloat16, **options)
+    wide = testing.diffusion_call(5, 41, torch.bfloat16, **options)
     for name in call.state:
         wide.args[name] = call.args[name].float()
     for narrow, full in zip(call.functional(), wide.functional(), strict=True):
@@ -76,8 +108,9 @@ def test_noise_scale_and_given_noise(implementation):
     check(call)
 
 
-def test_finished_rows_are_copied(implementation):
-    call = testing.diffusion_call(4, 9)
+@pytest.mark.parametrize("second_memory", [False, True])
+def test_finished_rows_are_copied(implementation, second_memory):
+    call = testing.diffusion_call(4, 9, second_memory=second_memory)
     call.args["row"] = torch.tensor([-1, 3, 0, 2**31 - 1], dtype=torch.int32)
     call.args["model_out"][[0, 1, 3]] = math.nan
     x, memory, x0 = call.functional()
@@ -99,6 +132,24 @@ def test_zero_coefficients_drop_nan(implementation):
     call.args["coef"] = testing.table(COLUMNS, [row | {"x_d": 0.1}])
     x, memory, _ = call.functional()
     assert x.isnan().all() and torch.isfinite(memory).all()
+
+
+def test_zero_coefficients_drop_nan_of_either_memory(implementation):
+    call = testing.diffusion_call(2, 10, second_memory=True)
+    call.args["row"].zero_()
+    first, second = torch.randn(2, 2, 10)
+    nan = torch.full((2, 10), math.nan)
+    row = dict(p_x=1.0, x_x=0.5, m_x=1.0, s_x=1.0)
+    call.args["coef"] = testing.table(COLUMNS, [row])
+    call.args["memory"] = torch.cat((nan, nan), 1)
+    assert all(torch.isfinite(t).all() for t in call.functional())
+    call.args["coef"] = testing.table(COLUMNS, [row | {"x_d": 0.1, "s_2": 1.0}])
+    call.args["memory"] = torch.cat((nan, second), 1)
+    assert all(torch.isfinite(t).all() for t in call.functional())
+    call.args["memory"] = torch.cat((first, nan), 1)
+    x, memory, _ = call.functional()
+    assert x.isnan().all() and memory[:, 10:].isnan().all()
+    assert torch.isfinite(memory[:, :10]).all()
 
 
 def test_memory_stays_where_its_columns_are_zero(implementation):

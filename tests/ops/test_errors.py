@@ -202,6 +202,16 @@ INVALID = {
         change(diffusion, memory=M.bfloat16()),
         "diffusion_step: memory must have the dtype of x (float32), got bfloat16",
     ),
+    "diffusion memory shape": (
+        change(diffusion, memory=torch.zeros(4, 7)),
+        "diffusion_step: memory must have the shape of x [4, 8] (or [4, 16] with a second memory), "
+        "got [4, 7]",
+    ),
+    "diffusion second memory overlap": (
+        change(diffusion, written=True, memory=torch.zeros(4, 32).as_strided((4, 16), (8, 1))),
+        "diffusion_step_: memory is written in place but its rows overlap (row stride 8, 16 "
+        "elements a row); clone it first",
+    ),
     "diffusion output shape": (
         change(diffusion, model_out=torch.zeros(4, 9)),
         "diffusion_step: model_out must have the shape of x [4, 8] (or [4, 16] with "

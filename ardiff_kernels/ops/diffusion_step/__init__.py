@@ -13,6 +13,7 @@ COLUMNS = (
     *("x_x", "x_x_lo", "x_0", "x_m", "x_d", "x_n"),
     *("m_x", "m_x_lo", "m_0"),
     *("lv_min", "lv_max"),
+    *("s_x", "s_m", "s_2"),
 )
 
 _INPUTS = "Tensor coef, Tensor row, Tensor draw, Tensor key, Tensor stream"
@@ -25,7 +26,7 @@ _OPTIONS = (
 def _check(op, written, x, model_out, memory, *tensors, x0_clamp=None, **options) -> None:
     dtypes = (torch.float32, torch.bfloat16)
     state = {"x": x, "memory": memory}
-    _checks.check_step(op, state, dtypes, 4, True, written, model_out, *tensors, options)
+    _checks.check_step(op, state, dtypes, 4, True, written, model_out, *tensors, options, True)
     _checks.check_x0_clamp(op, x0_clamp)
 
 
@@ -37,8 +38,8 @@ def _check_in_place(*args, **options) -> None:
     _check("diffusion_step_", ("x", "memory", "x0", "z_model"), *args, **options)
 
 
-def _fake(x, *args, **options) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(x.new_empty(x.shape) for _ in range(3))
+def _fake(x, model_out, memory, *args, **options) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(t.new_empty(t.shape) for t in (x, memory, x))
 
 
 define(
@@ -80,13 +81,19 @@ def diffusion_step(
         x'      = x_x x + x_0 x0 + x_m memory + x_d D + x_n n
         memory' = m_x x + m_0 x0, or memory where these columns are all zero
 
+    With `memory` of `[B, 2d]` the second half is memory2 (an anchor or an older prediction). Then
+    D = x - memory2, and from the old values::
+
+        memory2' = s_x x + s_m memory + s_2 memory2, or memory2 where these columns are all zero
+
     One row is a step of DDPM, DDIM, DPM-Solver++(2M), an Euler or flow step, or of unadjusted
     Langevin with `memory` as the anchor. x_x and m_x are float32 pairs (hi, lo). A zero
     coefficient drops its term whatever the tensor holds, NaN included.
 
     Args:
-        x, memory: `[B, d]`, float32 or bfloat16 (computed in float32, rounded to nearest even);
-            unit inner stride, any row stride.
+        x: `[B, d]`, float32 or bfloat16 (computed in float32, rounded to nearest even); unit inner
+            stride, any row stride.
+        memory: like x, or `[B, 2d]` with a second memory.
         model_out: `[B, d]` float32, float16 or bfloat16; or `[B, 2d]`, whose second half r in
             [-1, 1] interpolates the log-variance of the noise between lv_min and lv_max (Nichol &
             Dhariwal 2021) on rows with x_n != 0. Guidance acts on the first half only.
@@ -104,7 +111,7 @@ def diffusion_step(
         x0_clamp: positive bound on the data prediction.
 
     Returns:
-        New x, new memory and x0, contiguous `[B, d]` of x's dtype.
+        New x, new memory and x0, contiguous, of the shapes of x, memory and x and of x's dtype.
 
     Raises:
         RuntimeError: a wrong shape, dtype, device, stride or combination of options.

@@ -34,7 +34,8 @@ def diffusion_step(
     dtype = compute_dtype(x)
     c, live = lookup(coef, row, rows, dtype)
     p_x, p_o, x_x, x_x_lo, x_0, x_m, x_d, x_n, m_x, m_x_lo, m_0, lv_min, lv_max = c.unbind(1)[:13]
-    old, kept = x.to(dtype), memory.to(dtype)
+    old, (kept, *second) = x.to(dtype), memory.to(dtype).split(d, 1)
+    origin = second[0] if second else kept
 
     out = guided(model_out, uncond_out, uncond_out2, guidance, guidance2, d, dtype)
     x0 = term(p_x, old) + term(p_o, out)
@@ -49,13 +50,18 @@ def diffusion_step(
         scale = column(noise_scale, dtype) * scale
     n = normals(key, step_counter(draw), stream, d) if noise is None else noise
 
-    move = term(x_x_lo, old) + term(x_0, x0) + term(x_m, kept) + term(x_d, old - kept)
+    move = term(x_x_lo, old) + term(x_0, x0) + term(x_m, kept) + term(x_d, old - origin)
     x_new = term(x_x, old) + (move + term(scale, n.to(dtype)))
     keeps = (m_x == 0) & (m_x_lo == 0) & (m_0 == 0)
     memory_new = torch.where(keeps, kept, term(m_x, old) + term(m_x_lo, old) + term(m_0, x0))
+    if second:
+        s_x, s_m, s_2 = c.unbind(1)[13:]
+        keeps = (s_x == 0) & (s_m == 0) & (s_2 == 0)
+        update = term(s_x, old) + (term(s_m, kept) + term(s_2, origin))
+        memory_new = torch.cat((memory_new, torch.where(keeps, origin, update)), 1)
     return (
         torch.where(live, x_new, old).to(x.dtype),
-        torch.where(live, memory_new, kept).to(x.dtype),
+        torch.where(live, memory_new, memory.to(dtype)).to(x.dtype),
         torch.where(live, x0, old).to(x.dtype),
     )
 

@@ -29,7 +29,7 @@ def diffusion_step_kernel(
     x_stride, out_stride, memory_stride, x_new_stride, memory_new_stride, x0_stride,
     z_model_stride, uncond_stride, uncond2_stride, noise_stride,
     x0_clamp, T, B, d, nd,
-    LEARNED: tl.constexpr, IN_PLACE: tl.constexpr,
+    LEARNED: tl.constexpr, SECOND: tl.constexpr, IN_PLACE: tl.constexpr,
     ROW_SHARED: tl.constexpr, DRAW_SHARED: tl.constexpr, GUIDANCE_SHARED: tl.constexpr,
     GUIDANCE2_SHARED: tl.constexpr, SCALE_SHARED: tl.constexpr,
     BR: tl.constexpr, BD: tl.constexpr, ALIGN: tl.constexpr,
@@ -37,6 +37,10 @@ def diffusion_step_kernel(
     sample, col, lane, mask = tile(B, d, nd, BR, BD, ALIGN)
     x = load_tile(x_ptr, sample, x_stride, col, lane, mask, ALIGN)
     memory = load_tile(memory_ptr, sample, memory_stride, col, lane, mask, ALIGN)
+    if SECOND:
+        origin = load_tile(memory_ptr, sample, memory_stride, col + d, lane, mask, ALIGN)
+    else:
+        origin = memory
     out = guided_output(
         out_ptr, uncond_ptr, uncond2_ptr, guidance_ptr, guidance2_ptr,
         out_stride, uncond_stride, uncond2_stride, sample, col, lane, mask, ALIGN,
@@ -71,7 +75,7 @@ def diffusion_step_kernel(
     x_new = term(tl.load(c + 3), x, 0.0)
     x_new = term(tl.load(c + 4), x0, x_new)
     x_new = term(tl.load(c + 5), memory, x_new)
-    x_new = term(tl.load(c + 6), x - memory, x_new)
+    x_new = term(tl.load(c + 6), x - origin, x_new)
     x_new = tl.fma(n, sd, x_new)
     x_new = term(tl.load(c + 2), x, x_new)
     m_x = tl.load(c + 8)
@@ -89,6 +93,20 @@ def diffusion_step_kernel(
     memory_new = tl.where(moves, memory_new, memory)
     store_tile(x_new_ptr, x_new, sample, x_new_stride, col, lane, mask, ALIGN)
     store_tile(memory_new_ptr, memory_new, sample, memory_new_stride, col, lane, mask_memory, ALIGN)
+    if SECOND:
+        s_x = tl.load(c + 13)
+        s_m = tl.load(c + 14)
+        s_2 = tl.load(c + 15)
+        moves = live & ((s_x != 0.0) | (s_m != 0.0) | (s_2 != 0.0))
+        if IN_PLACE:
+            mask_second = mask & moves
+        else:
+            mask_second = mask
+        second = term(s_x, x, term(s_m, memory, term(s_2, origin, 0.0)))
+        second = tl.where(moves, second, origin)
+        store_tile(
+            memory_new_ptr, second, sample, memory_new_stride, col + d, lane, mask_second, ALIGN
+        )
     if x0_ptr is not None:
         store_tile(x0_ptr, tl.where(live, x0, x), sample, x0_stride, col, lane, mask, ALIGN)
     if z_model_ptr is not None:
@@ -119,6 +137,7 @@ def _step(
         x0_clamp,
         coef.shape[0],
         LEARNED=model_out.shape[1] != x.shape[1],
+        SECOND=memory.shape[1] != x.shape[1],
         IN_PLACE=new[0] is x,
         ROW_SHARED=shared(row),
         DRAW_SHARED=shared(draw),
@@ -156,6 +175,7 @@ def diffusion_step(
     stream: torch.Tensor,
     **options: torch.Tensor | float | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    new = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(3))
+    shapes = (x.shape, memory.shape, x.shape)
+    new = tuple(torch.empty(shape, dtype=x.dtype, device=x.device) for shape in shapes)
     _step((x, memory), new, model_out, (coef, row, draw, key, stream), **options)
     return new

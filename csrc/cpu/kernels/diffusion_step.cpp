@@ -8,18 +8,18 @@ struct alignas(64) Scratch {
   explicit Scratch(const NoiseAddress& address) : noise(address) {}
 
   NoiseTile<4> noise;
-  float x[kTile], memory[kTile], out[kTile], deviation[kTile];
-  float x_new[kTile], memory_new[kTile], x0[kTile];
+  float x[kTile], memory[kTile], memory2[kTile], out[kTile], deviation[kTile];
+  float x_new[kTile], memory_new[kTile], memory2_new[kTile], x0[kTile];
 };
 
-/// Pointers to one run of elements; x0, memory_new null: not wanted; deviation null: x_n.
+/// Pointers to one run of elements; x0, memory_new, memory2_new null: not wanted.
 struct Run {
-  const float *x, *memory, *out, *deviation, *n;
-  float *x_new, *memory_new, *x0;
+  const float *x, *memory, *memory2, *out, *deviation, *n;
+  float *x_new, *memory_new, *memory2_new, *x0;
   int64_t length;
 };
 
-template <bool kLearned, bool kKeepMemory>
+template <bool kLearned, bool kKeepMemory, bool kSecond>
 void apply(const DiffusionArgs& a, const float* coef, float scale, const Run& run) {
   const float fixed = coef[7] * scale;
   const float limit = a.clamped ? a.x0_clamp : __builtin_inff();
@@ -29,14 +29,30 @@ void apply(const DiffusionArgs& a, const float* coef, float scale, const Run& ru
       [&](int64_t i, auto lane, const auto& row) {
         using F = decltype(lane);
         const F x = load_as<F>(r.x + i), memory = load_as<F>(r.memory + i);
+        const F origin = kSecond ? load_as<F>(r.memory2 + i) : memory;
         const F x0 = clamp(data_prediction(row, x, load_as<F>(r.out + i)), F(-limit), F(limit));
         const F deviation = kLearned ? load_as<F>(r.deviation + i) : F(fixed);
-        const DiffusionState<F> next =
-            diffusion_update(row, kKeepMemory, x, x0, memory, deviation, load_as<F>(r.n + i));
+        const DiffusionState<F> next = diffusion_update(row, kKeepMemory, x, x0, memory, origin,
+                                                        deviation, load_as<F>(r.n + i));
         store_as(r.x_new + i, next.x);
         if (r.memory_new) store_as(r.memory_new + i, next.memory);
+        if (kSecond && r.memory2_new) {
+          store_as(r.memory2_new + i, second_memory(row, x, memory, origin));
+        }
         if (r.x0) store_as(r.x0 + i, x0);
       });
+}
+
+template <bool kSecond>
+void apply(const DiffusionArgs& a, const float* coef, float scale, bool learned, const Run& run) {
+  const bool keep = diffusion_keeps_memory(coef);
+  if (learned) {
+    keep ? apply<true, true, kSecond>(a, coef, scale, run)
+         : apply<true, false, kSecond>(a, coef, scale, run);
+  } else {
+    keep ? apply<false, true, kSecond>(a, coef, scale, run)
+         : apply<false, false, kSecond>(a, coef, scale, run);
+  }
 }
 
 /// Learned deviations times the noise scale, from the second half of the model output.
@@ -78,9 +94,11 @@ void diffusion_step_tiles(const DiffusionArgs& a, int64_t first, int64_t last) {
       run.length = n;
       run.x = as_float(a.x, b, i0, n, scratch.x);
       run.memory = as_float(a.memory, b, i0, n, scratch.memory);
+      if (a.memory2.data) run.memory2 = as_float(a.memory2, b, i0, n, scratch.memory2);
       if (!is_live(a, b)) {
         write(a.x_new, b, i0, n, run.x);
         write(a.memory_new, b, i0, n, run.memory);
+        if (a.memory2.data) write(a.memory2_new, b, i0, n, run.memory2);
         write(a.x0, b, i0, n, run.x);
         write(a.z_model, b, i0, n, run.x);
         continue;
@@ -88,7 +106,6 @@ void diffusion_step_tiles(const DiffusionArgs& a, int64_t first, int64_t last) {
       const float* coef = row_of(a, b);
       const float scale = scale_of(a, b);
       const bool learned = a.learned_range && coef[7] != 0.0f;
-      const bool keep = diffusion_keeps_memory(coef);
       run.out = guided_output(a, b, i0, n, scratch.out);
       // Without noise the deviation is zero: x stands in for the normals, and is dropped.
       run.n = a.noise.data ? address<float>(a.noise, b, i0)
@@ -98,11 +115,18 @@ void diffusion_step_tiles(const DiffusionArgs& a, int64_t first, int64_t last) {
       run.x_new = float_target(a.x_new, b, i0, scratch.x_new);
       run.memory_new = float_target(a.memory_new, b, i0, scratch.memory_new);
       run.x0 = a.x0.data ? float_target(a.x0, b, i0, scratch.x0) : nullptr;
-      if (keep && a.memory_new.data == a.memory.data) run.memory_new = nullptr;
-      if (learned) {
-        keep ? apply<true, true>(a, coef, scale, run) : apply<true, false>(a, coef, scale, run);
+      const bool in_place = a.memory_new.data == a.memory.data;
+      if (in_place && diffusion_keeps_memory(coef)) run.memory_new = nullptr;
+      if (!a.memory2.data) {
+        apply<false>(a, coef, scale, learned, run);
+      } else if (diffusion_keeps_second_memory(coef)) {
+        run.memory2_new = nullptr;
+        apply<true>(a, coef, scale, learned, run);
+        if (!in_place) write(a.memory2_new, b, i0, n, run.memory2);
       } else {
-        keep ? apply<false, true>(a, coef, scale, run) : apply<false, false>(a, coef, scale, run);
+        run.memory2_new = float_target(a.memory2_new, b, i0, scratch.memory2_new);
+        apply<true>(a, coef, scale, learned, run);
+        write(a.memory2_new, b, i0, n, run.memory2_new);
       }
       write(a.x_new, b, i0, n, run.x_new);
       if (run.memory_new) write(a.memory_new, b, i0, n, run.memory_new);
