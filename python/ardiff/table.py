@@ -136,6 +136,7 @@ class StepTable:
         object.__setattr__(self, "level", level)
         object.__setattr__(self, "calls_model", calls_model)
         object.__setattr__(self, "op", op)
+        self._cache[torch.device("cpu")] = self._on_host()
 
     def __len__(self) -> int:
         return len(self.op)
@@ -191,10 +192,19 @@ class StepTable:
         """The table's tensors on `device`; made once for each device."""
         device = torch.device(device)
         if device not in self._cache:
-            self._cache[device] = DeviceTable(
-                self.coef(device),
-                torch.tensor(self.level, dtype=torch.float32, device=device),
-                torch.arange(len(self), dtype=torch.int32, device=device),
+            host = self._cache[torch.device("cpu")]
+            with torch.inference_mode(False):
+                moved = [t.to(device) if torch.is_tensor(t) else t for t in host]
+            self._cache[device] = DeviceTable(*moved)
+        return self._cache[device]
+
+    def _on_host(self) -> DeviceTable:
+        """Made with the table, not at its first run, which torch.compile may be tracing."""
+        with torch.inference_mode(False):
+            return DeviceTable(
+                self.coef(),
+                torch.tensor(self.level, dtype=torch.float32),
+                torch.arange(len(self), dtype=torch.int32),
                 self.op,
                 tuple(self.calls_model.tolist()),
                 tuple(self.saves_origin.tolist()),
@@ -204,7 +214,6 @@ class StepTable:
                 self.second_memory,
                 self.energy,
             )
-        return self._cache[device]
 
 
 def _check_proposals(op, saves_origin, midpoint, calls_model) -> None:
