@@ -1,8 +1,9 @@
 """Builds the C++ libraries with CMake and installs the Python packages.
 
 The Python packages work without the libraries, so a library that cannot be built is one sentence
-on stderr and in ardiff_kernels/_build_failure.txt, not a failed installation, unless
-ARDIFF_REQUIRE_BUILD=1. See ENVS.md for the variables read here.
+on stderr and in ardiff_kernels/_build_failure.txt, which ardiff_kernels quotes when it misses the
+library, not a failed installation, unless ARDIFF_REQUIRE_BUILD=1. See ENVS.md for the variables
+read here.
 """
 
 from __future__ import annotations
@@ -122,6 +123,9 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         target = self.destination()
         target.mkdir(parents=True, exist_ok=True)
+        # A library of an earlier build would be loaded in the place of one that fails now.
+        for name in ("_C.so", "_C_cuda.so", f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"):
+            (target / name).unlink(missing_ok=True)
         failures = []
         try:
             self.build_all(target, failures)

@@ -26,10 +26,23 @@ class Library:
         return _FOLDER / f"{self.name}.so"
 
 
+def _build_failure(what: str) -> str:
+    """What setup.py noted about libraries it could not build: its sentence about `what`, else about
+    the C++ kernels, without which it builds no others; empty where there is none."""
+    note = _FOLDER / "_build_failure.txt"
+    lines = note.read_text().splitlines() if note.exists() else []
+    for about in (what, "the C++ kernels"):
+        found = [line for line in lines if line.startswith(f"{about} were not built")]
+        if found:
+            return f"; the last build says: {found[0]}"
+    return ""
+
+
 def _load(name: str, what: str) -> Library:
     path = _FOLDER / f"{name}.so"
     if not path.exists():
-        return Library(name, f"{what} are not built ({path.name} is missing from {_FOLDER.name}/)")
+        reason = f"{what} are not built ({path.name} is missing from {_FOLDER.name}/)"
+        return Library(name, reason + _build_failure(what))
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
@@ -41,4 +54,4 @@ def _load(name: str, what: str) -> Library:
 
 
 CPU = _load("_C", "the C++ CPU kernels")
-CUDA = _load("_C_cuda", "the CUDA C++ kernels")
+CUDA = _load("_C_cuda", "the CUDA kernels")

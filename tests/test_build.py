@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,8 @@ def build_tools() -> list[str]:
 @pytest.mark.skipif("avx2" not in testing.cpu_isas(), reason="needs AVX2")
 @pytest.mark.skipif("avx512" in testing.cpu_isas(), reason="test_isa.py runs AVX-512 itself here")
 def test_sixteen_lanes_split_over_avx2(build_tools, tmp_path):
-    """The AVX-512 source, its vectors split in two by the compiler, gives scalar's bits."""
+    """The AVX-512 source, its vectors split in two by the compiler, gives scalar's bits: Philox
+    words, normals and steps."""
     cmake, ninja = build_tools
     package, build = tmp_path / "ardiff_kernels", tmp_path / "build"
     ignore = shutil.ignore_patterns("*.so", "__pycache__")
@@ -95,15 +97,39 @@ def build_ext(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("required", [False, True])
-def test_a_missing_compiler_is_one_sentence(tmp_path, required):
+def test_a_missing_compiler_is_one_sentence(tmp_path, required, monkeypatch):
+    """On stderr, in the note, and in the reason why the library is missing; no older library stays
+    to be loaded."""
+    folder = tmp_path / "lib" / "ardiff_kernels"
+    folder.mkdir(parents=True)
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    for name in ("_C.so", "_C_cuda.so", f"_host{suffix}"):
+        (folder / name).touch()
     flag = {"ARDIFF_REQUIRE_BUILD": "1"} if required else {}
     done = build_ext(tmp_path, CXX="/nonexistent/c++", **flag)
     sentence = "the C++ kernels were not built: no C++ compiler was found (install g++ or set CXX)"
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert done.returncode == int(required)
-    note = tmp_path / "lib" / "ardiff_kernels" / "_build_failure.txt"
-    assert note.read_text().splitlines() == [sentence]
+    assert (folder / "_build_failure.txt").read_text().splitlines() == [sentence]
+    assert not list(folder.glob("*.so"))
+    monkeypatch.setattr(_load, "_FOLDER", folder)
+    for name, what in (("_C", "the C++ CPU kernels"), ("_C_cuda", "the CUDA kernels")):
+        library = _load._load(name, what)
+        assert not library.loaded and library.reason.endswith(f"; the last build says: {sentence}")
+
+
+def test_the_reason_names_the_failure_of_its_own_library(tmp_path, monkeypatch):
+    monkeypatch.setattr(_load, "_FOLDER", tmp_path)
+    missing = f"the CUDA kernels are not built (_C_cuda.so is missing from {tmp_path.name}/)"
+    assert _load._load("_C_cuda", "the CUDA kernels").reason == missing
+    sentences = [
+        f"{what} not built: why" for what in ("the host module was", "the CUDA kernels were")
+    ]
+    (tmp_path / "_build_failure.txt").write_text("\n".join(sentences) + "\n")
+    reason = _load._load("_C_cuda", "the CUDA kernels").reason
+    assert reason == f"{missing}; the last build says: {sentences[1]}"
+    assert "last build" not in _load._load("_C", "the C++ CPU kernels").reason
 
 
 def test_a_missing_nvcc_and_a_broken_compiler_are_said(tmp_path, build_tools):
