@@ -5,16 +5,28 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace ardiff {
 namespace {
 
 constexpr const char* kNames[] = {"scalar", "avx2", "avx512"};
 constexpr int kUnknown = -1;
 
+#if defined(__x86_64__)
+/// Conversions from float16; older compilers' __builtin_cpu_supports does not know the name.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 bool supported(Isa isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   if (isa == Isa::avx2) return avx2;
 #ifdef ARDIFF_SPLIT_AVX512
   if (isa == Isa::avx512) return avx2;
