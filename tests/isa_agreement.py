@@ -19,7 +19,7 @@ OUTPUTS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def bits(results: tuple[Tensor, ...]) -> list[Tensor]:
-    kinds = {4: torch.int32, 2: torch.int16}
+    kinds = {8: torch.int64, 4: torch.int32, 2: torch.int16}
     return [t.contiguous().view(kinds[t.element_size()]) for t in results]
 
 
@@ -93,11 +93,17 @@ def normals(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, .
     return (torch.ops.ardiff.philox_normal.default(key, 2**32 - 1 - case, stream, d),)
 
 
+def words(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, ...]:
+    """The Philox words of as many quads as the shape has elements, at random addresses."""
+    key, stream = torch.randint(-(2**62), 2**62, (2,)).tolist()
+    return (testing.cpu_philox_words(key, 2**32 - 1 - case, stream, rows * d),)
+
+
 def disagreements(first: str, second: str) -> tuple[int, list[str]]:
     """Number of cases compared, and those in which a result differs in any bit."""
     found, count = [], 0
     for op, (rows, d), dtype, case in itertools.product(
-        (uld, diffusion, normals), SHAPES, OUTPUTS, range(4)
+        (words, uld, diffusion, normals), SHAPES, OUTPUTS, range(4)
     ):
         results = []
         for isa in (first, second):
