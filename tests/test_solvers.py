@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 import ardiff
 from ardiff.paths import PATHS, PREDICTIONS, get_path, output_from_data
-from ardiff.solvers import SOLVERS
+from ardiff.solvers import SOLVERS, solver_options, table_function
 from ardiff_kernels.ops.diffusion_step.reference import diffusion_step
 from ardiff_kernels.ops.uld_step.reference import uld_step
 
@@ -45,7 +46,9 @@ def run_table(table, problem):
     coef = torch.tensor(table.coefficients)
     key, stream = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     x = torch.tensor(table.init_scale * problem.start)[None]
-    v, memory = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+    v = torch.full_like(x, torch.nan)
+    memory = torch.full((1, x.shape[1] * (1 + table.second_memory)), torch.nan)
+    memory = memory.double()
     for i, level in enumerate(table.level):
         row = torch.tensor([i], dtype=torch.int32)
         n1, n2 = torch.tensor(problem.normals[i])[:, None, :]
@@ -186,6 +189,48 @@ def rtk_stages(inner_sampler):
     return run
 
 
+def posterior(problem, x, levels, normals, warm_start, gain, window, ode, tau=0.4):
+    """Stages in q = (z - m(De)) / sqrt(V) with the residual force F, as on paper."""
+    y, known, old = x / problem.at(levels[0])[0], None, None
+    for a, b in zip(levels[:-1], levels[1:], strict=True):
+        (alpha_a, sigma_a), (alpha_b, sigma_b) = problem.at(a), problem.at(b)
+        s_a, s_b = sigma_a / alpha_a, sigma_b / alpha_b
+        h, k = math.log(s_a / s_b), (s_b / s_a) ** 2
+        scale, inside = s_b * math.sqrt(1 - k), window[0] <= s_b <= window[1]
+        data = problem.denoise(alpha_a * y, a) if known is None else known
+        known, estimate = None, data
+        first_order = (
+            warm_start != "second-order" if inside else not ode and warm_start == "ancestral"
+        )
+        if old is not None and not first_order:
+            estimate = data + h / (2 * old[1]) * (data - old[0])
+        old = data, h
+        n = next(normals)[0]
+        if ode and not inside:
+            y = s_b / s_a * y + (1 - s_b / s_a) * estimate
+            continue
+        mean = k * y + (1 - k) * estimate
+        z = mean + scale * n
+        if inside:
+            if warm_start == "gaussian-factor":
+                z = y + math.sqrt(s_a**2 - s_b**2) * n
+            q, e = (z - mean) / scale, math.exp(-tau)
+            known = problem.denoise(alpha_b * z, b)
+            force = (1 - k) / scale * (known - estimate)
+            q = e * q + (1 - e if gain is None else gain) * force
+            z = mean + scale * (q + math.sqrt(1 - e * e) * next(normals)[0])
+        y = z
+    return alpha_b * y
+
+
+def harmonic(problem, x, levels, normals, warm_start="second-order"):
+    return posterior(problem, x, levels, normals, warm_start, None, (0.1, 0.7), ode=False)
+
+
+def hybrid(problem, x, levels, normals, warm_start="second-order"):
+    return posterior(problem, x, levels, normals, warm_start, 0.5, (0.1, 0.25), ode=True)
+
+
 def ula(gradient, mean, scale, start, inner, normals, width, tau):
     z, tau = mean + scale * start[0], tau * width**2
     for _ in range(inner):
@@ -273,6 +318,8 @@ CASES = {
     "rtk-baoab": (rtk_stages(baoab), KINETIC),
     "rtk-obabo": (rtk_stages(obabo), KINETIC),
     "rtk-ubu": (rtk_stages(ubu), KINETIC),
+    "rtk-harmonic": (harmonic, {}),
+    "rtk-hybrid": (hybrid, {}),
     "heun": (heun, {}),
     "flow-euler": (flow_euler, {}),
     "flow-sde": (flow_sde, {}),
@@ -287,7 +334,9 @@ def expected(name, problem, options, denoise_last):
     n = STEPS + 1 - last
     if name == "heun":
         n = (STEPS - last) // 2 + 1
-    if name.startswith("rtk"):
+    if name in ("rtk-harmonic", "rtk-hybrid"):
+        rtk_options = options
+    elif name.startswith("rtk"):
         start = options.get("warm_start", "ancestral")
         n = (STEPS - last) // (2 + (start == "ancestral")) + 1
         rtk_options = {"inner": 2, "warm_start": start}
@@ -299,8 +348,15 @@ def expected(name, problem, options, denoise_last):
     return problem.denoise(x, levels[-1]) if denoise_last else x
 
 
+def default_option(name, option):
+    return inspect.signature(table_function(name)).parameters[option].default
+
+
 VARIANTS = [(name, {}) for name in CASES] + [
-    (name, {"warm_start": "gaussian-factor"}) for name in CASES if name.startswith("rtk")
+    (name, {"warm_start": start})
+    for name in CASES
+    for start in ("gaussian-factor", "ancestral")
+    if "warm_start" in solver_options(name) and start != default_option(name, "warm_start")
 ]
 
 

@@ -78,6 +78,18 @@ def plan(
     return found
 
 
+def windowed_calls(path: Path, grid: np.ndarray, plan: Plan, window: rtk.Window) -> int:
+    """Model calls on a grid of a table whose stages outside `window` are ancestral steps alone."""
+    calls, known = 0, False
+    for a, b in zip(grid[:-1], grid[1:], strict=True):
+        inside = window.holds(transition(path, a, b))
+        if not known and not (inside and plan.warm_start != "ancestral"):
+            calls += 1
+        calls += inside * (1 + plan.inner * plan.cost)
+        known = inside
+    return calls + (plan.denoise_last and not known)
+
+
 def check_accept(accept: str) -> str:
     """`accept` itself, or ValueError listing the known rules."""
     if accept not in ACCEPTS:
@@ -106,12 +118,12 @@ class Ball:
     margin: float
 
 
-def _finish(builder, path, prediction, grid, op, denoise_last, name, accept) -> StepTable:
+def _finish(builder, path, prediction, grid, op, denoise_last, known, name, accept) -> StepTable:
     if denoise_last:
         level = grid[-1]
         p_x, p_o = data_coefficients(prediction, float(path.alpha(level)), float(path.sigma(level)))
         last = {"z_z": p_x, "z_o": p_o} if op == "uld" else {"p_x": p_x, "p_o": p_o, "x_0": 1.0}
-        builder.add(op, level, calls_model=False, **last)
+        builder.add(op, level, calls_model=not known, **last)
     return builder.build(
         init_scale=path.init_scale(grid[0]), path=path.name, prediction=prediction, solver=name,
         energy=accept == "energy",
@@ -161,14 +173,16 @@ def langevin_table(
         for i in range(plan.inner):
             builder.add("diffusion", b, calls_model=i == 0, saves_origin=True, **columns)
             _add_accept(builder, b, accept, True, **rule)
-    return _finish(builder, path, prediction, grid, "diffusion", plan.denoise_last, name, accept)
+    return _finish(
+        builder, path, prediction, grid, "diffusion", plan.denoise_last, True, name, accept
+    )
 
 
 def hamiltonian_table(
     name: str,
     path: Path,
     prediction: str,
-    levels: Callable[[int], np.ndarray],
+    grid: np.ndarray,
     plan: Plan,
     *,
     kick: float,
@@ -176,20 +190,30 @@ def hamiltonian_table(
     leapfrog: int,
     persistence: float,
     accept: str,
+    window: rtk.Window = rtk.EVERYWHERE,
 ) -> StepTable:
     """`uld_step` rows of `leapfrog` steps kick, drift, kick, and accept rows.
 
     `kick` is the half kick and `drift` the drift of a step, both in units of the envelope of width
     w: v -= kick w G, z += drift w v. Neighbouring kicks are one. Between the proposals of a stage
     v <- persistence v + sqrt(1 - persistence^2) xi. The rule is the energy
-    dH = g(y) - g(x) + (|v_y|^2 - |v_x|^2) / 2; a rejection turns v round.
+    dH = g(y) - g(x) + (|v_y|^2 - |v_x|^2) / 2; a rejection turns v round. A stage outside `window`
+    is an ancestral step alone, a `diffusion_step` row, of second order where the stage before was
+    one too (see :mod:`ardiff.posterior`).
     """
-    grid, builder = levels(plan.stages + 1), TableBuilder()
-    for stage, (a, b) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+    builder, known, previous = TableBuilder(), False, None
+    for a, b in zip(grid[:-1], grid[1:], strict=True):
         t = transition(path, a, b)
+        if not window.holds(t):
+            slope = 0.0 if previous is None else t.h / (2 * previous.h)
+            columns = rtk.extrapolated_ancestral(prediction, t, slope)
+            builder.add("diffusion", a, calls_model=not known, **columns)
+            known, previous = False, t
+            continue
         start = rtk.kinetic_start(prediction, t, plan.warm_start)
-        first_call = stage == 0 and plan.warm_start == "ancestral"
-        builder.add("uld", a, calls_model=first_call, **start)
+        calls = plan.warm_start == "ancestral" and not known
+        builder.add("uld", a, calls_model=calls, **start)
+        known, previous = True, None
         half, move = kick * t.width, drift * t.width
         for i in range(plan.inner):
             if i > 0 and persistence < 1:
@@ -205,4 +229,4 @@ def hamiltonian_table(
             builder.add("uld", b, **last)
             rule = {**accept_columns(prediction, t), "c_d": -0.5, "c_v": 1.0}
             _add_accept(builder, b, accept, False, **rule)
-    return _finish(builder, path, prediction, grid, "uld", plan.denoise_last, name, accept)
+    return _finish(builder, path, prediction, grid, "uld", plan.denoise_last, known, name, accept)

@@ -23,6 +23,53 @@ DEFAULT_INNER = 2
 
 
 @dataclass(frozen=True)
+class Window:
+    """The stages, by the ratio s_b = sigma_b / alpha_b at their cleaner level, with inner steps."""
+
+    low: float
+    high: float
+
+    def holds(self, t: Transition) -> bool:
+        return self.low <= t.sigma_b / t.alpha_b <= self.high
+
+
+EVERYWHERE = Window(0.0, np.inf)
+
+
+def window(name: str, low: float, high: float) -> Window:
+    """The window [low, high]; ValueError unless 0 <= low <= high."""
+    if isinstance(low, str) or isinstance(high, str) or not 0 <= low <= high:
+        raise ValueError(
+            f"{name}: expected 0 <= window_low <= window_high, got {low!r} and {high!r}"
+        )
+    return Window(low, high)
+
+
+def fit_grid(
+    name: str,
+    levels: Callable[[int], np.ndarray],
+    most: int,
+    calls: Callable[[np.ndarray], int],
+    steps: int,
+) -> np.ndarray:
+    """The longest grid of at most `most` levels on which a table makes at most `steps` calls.
+
+    Raises:
+        ValueError: no grid of two levels or more fits.
+    """
+    refused = None
+    for count in range(most, 1, -1):
+        try:
+            grid = levels(count)
+        except ValueError as error:  # levels given by the user, of another number
+            refused = refused or error
+            continue
+        if calls(grid) <= steps:
+            return grid
+    raise refused or ValueError(f"{name} does not fit a stage into steps={steps} model calls")
+
+
+@dataclass(frozen=True)
 class Plan:
     """How many stages, inner steps a stage, how a stage starts and whether a data step ends it."""
 
@@ -111,7 +158,16 @@ def ancestral(t: Transition) -> tuple[float, float]:
     return t.r * (t.sigma_b / t.sigma_a) ** 2, t.alpha_b * t.s2 / t.sigma_a**2
 
 
-def _require_anchor(t: Transition) -> None:
+def extrapolated_ancestral(prediction: str, t: Transition, slope: float) -> dict[str, float]:
+    """`diffusion_step` columns of the ancestral step on x0 + slope (x0 - memory); memory := x0."""
+    on_x, on_x0 = ancestral(t)
+    p_x, p_o = data_coefficients(prediction, t.alpha_a, t.sigma_a)
+    columns = {"p_x": p_x, "p_o": p_o, "x_x": on_x, "x_n": t.width, "m_0": 1.0}
+    return columns | {"x_0": on_x0 * (1 + slope), "x_m": -slope * on_x0}
+
+
+def require_anchor(t: Transition) -> None:
+    """ValueError where alpha_a = 0 leaves no Gaussian factor."""
     if t.r == 0:
         raise ValueError(
             "the Gaussian-factor start N(x_a / r, s^2 / r^2) does not exist at alpha = 0; use "
@@ -128,7 +184,7 @@ def kinetic_start(prediction: str, t: Transition, warm_start: str) -> dict[str, 
     """`uld_step` columns that begin a stage: z from the warm start, v fresh, anchor x_a / r."""
     columns = {"a_z": _anchor_scale(t), "v_1": 1.0}
     if warm_start == "gaussian-factor":
-        _require_anchor(t)
+        require_anchor(t)
         return {**columns, "z_z": 1 / t.r, "z_2": np.sqrt(t.s2) / t.r}
     on_x, on_x0 = ancestral(t)
     p_x, p_o = data_coefficients(prediction, t.alpha_a, t.sigma_a)
@@ -184,7 +240,7 @@ def kinetic_table(
 def overdamped_start(prediction: str, t: Transition, warm_start: str) -> dict[str, float]:
     """`diffusion_step` columns that begin a stage: x from the warm start, memory the anchor."""
     if warm_start == "gaussian-factor":
-        _require_anchor(t)
+        require_anchor(t)
         return {"x_x": 1 / t.r, "x_n": np.sqrt(t.s2) / t.r, "m_x": _anchor_scale(t)}
     on_x, on_x0 = ancestral(t)
     p_x, p_o = data_coefficients(prediction, t.alpha_a, t.sigma_a)

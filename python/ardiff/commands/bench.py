@@ -1,4 +1,4 @@
-"""Measure a suite of `benchmarks/` against its rivals: ops, sampler, bandwidth."""
+"""Measure a suite of `benchmarks/` against its rivals: ops, sampler, bandwidth, quality."""
 
 from __future__ import annotations
 

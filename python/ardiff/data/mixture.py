@@ -80,9 +80,21 @@ class GaussianMixture:
     def data_prediction(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x0 | x] at a level: x `[B, d]`, alpha and sigma `[B]` or `[1]` -> float64 `[B, d]`."""
         x, alpha, sigma = x.double(), alpha.double(), sigma.double()
+        if alpha.numel() == sigma.numel() == 1:
+            return self._data_prediction_at(x, alpha.reshape(()), sigma.reshape(()))
         log_joint, residual, variance = self._log_joint(x, alpha, sigma)
         gain = alpha.reshape(-1, 1, 1) * self.variances / variance
         return (log_joint.softmax(-1).unsqueeze(-1) * (self.means + gain * residual)).sum(1)
+
+    def _data_prediction_at(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The same for one level, as matrix products over the modes."""
+        variance = alpha**2 * self.variances + sigma**2
+        precision, centre = 1 / variance, alpha * self.means
+        constant = self.weights.log() - 0.5 * (centre**2 * precision + variance.log()).sum(-1)
+        log_joint = constant + x @ (centre * precision).T - 0.5 * (x * x) @ precision.T
+        gain = alpha * self.variances * precision
+        share = log_joint.softmax(-1)
+        return share @ (self.means - gain * centre) + x * (share @ gain)
 
     def model(
         self, path: str | Path, prediction: str, *, row_by_row: bool = False
@@ -114,3 +126,22 @@ class GaussianMixture:
             return out
 
         return model
+
+
+def random_mixture(seed: int) -> GaussianMixture:
+    """One of three kinds of mixture, drawn by `seed` (its remainder by 3 is the kind).
+
+    Centres are uniform on the unit sphere and weights U[.3, 1.3], normalised. Kind 0: 8 modes in
+    d = 2, each of one std U[.05, .3]. Kind 1: 6 modes of std .1 in d = 10. Kind 2: 6 modes in
+    d = 64, std U[.02, .3] along each axis.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    modes, d = ((8, 2), (6, 10), (6, 64))[seed % 3]
+    means = torch.randn(modes, d, generator=generator, dtype=torch.float64)
+    weights = 0.3 + torch.rand(modes, generator=generator, dtype=torch.float64)
+    spread = torch.rand(modes, 1 if d == 2 else d, generator=generator, dtype=torch.float64)
+    if d == 2:
+        std = 0.05 + 0.25 * spread
+    else:
+        std = torch.full_like(spread, 0.1) if d == 10 else 0.02 + 0.28 * spread
+    return GaussianMixture(means / means.norm(dim=1, keepdim=True), std**2, weights)

@@ -1,0 +1,137 @@
+"""Sample quality for model calls: sliced W2 to random mixtures with the exact score.
+
+Every solver runs on the log-SNR grid from sigma / alpha = 40 to a tenth of the smallest standard
+deviation of a component, and ends in a data prediction. The distance is sliced W2 over 48 fixed
+directions to quantiles of ten times as many exact draws, pooled as the geometric mean over nine
+instances of `random_mixture`, seeds 101 to 109; calls are counted by the model. The row of rival
+`truth` is the same distance of exact draws: the floor. A `ratio` row compares a solver with the
+rival that a bound of :data:`BOUNDS` names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+import ardiff
+from ardiff.data.mixture import GaussianMixture, random_mixture
+
+from ._harness import CORRECTNESS, Row, Settings
+
+SUITE = "quality"
+SEEDS = tuple(range(101, 110))
+SAMPLES = 4000
+DIRECTIONS = 48
+TRUTH_DRAWS = 10
+PATH, PREDICTION = "edm", "sample"
+# solver, rival, calls, and the bound on the ratio of their pooled distances
+BOUNDS = (
+    ("rtk-harmonic", "ddpm", 16, 0.5),
+    ("rtk-harmonic", "ddpm", 32, 0.5),
+    ("rtk-hybrid", "dpmpp-2m-sde", 8, 0.85),
+    ("rtk-hybrid", "dpmpp-2m-sde", 16, 0.80),
+    ("rtk-hybrid", "dpmpp-2m", 16, 1.10),
+    ("rtk-harmonic-mala", "ddpm", 32, 0.9),
+)
+CASES = tuple(f"{solver}/calls={calls}/{rival}" for solver, rival, calls, _ in BOUNDS)
+
+
+class Target:
+    """A mixture with its directions, exact quantiles, and the floor."""
+
+    def __init__(self, mixture: GaussianMixture, seed: int, samples: int = SAMPLES) -> None:
+        self.mixture, self.samples = mixture, samples
+        generator = torch.Generator().manual_seed(seed)
+        d = mixture.means.shape[1]
+        directions = torch.randn(d, DIRECTIONS, generator=generator, dtype=torch.float64)
+        self._directions = directions / directions.norm(dim=0)
+        truth = mixture.sample(samples * TRUTH_DRAWS, generator)
+        self._quantiles = (
+            (truth @ self._directions)
+            .sort(0)
+            .values.reshape(samples, TRUTH_DRAWS, DIRECTIONS)
+            .mean(1)
+        )
+        self.floor = self.distance(mixture.sample(samples, generator))
+
+    def distance(self, x: Tensor) -> float:
+        """Sliced W2 of samples `[samples, d]` to the mixture."""
+        projected = (x.double() @ self._directions).sort(0).values
+        return float((projected - self._quantiles).square().mean().sqrt())
+
+    def draw(self, solver: str, steps: int, seed: int = 0, **options) -> tuple[Tensor, int]:
+        """Samples of a solver and its model calls, counted by the model."""
+        shape = (self.samples, self.mixture.means.shape[1])
+        smallest = float(self.mixture.variances.min().sqrt())
+        x, stats = ardiff.sample(
+            self.mixture.model(PATH, PREDICTION), shape, PATH, PREDICTION, solver, steps,
+            seed=seed, ratio_min=smallest / 10, return_stats=True, **options,
+        )  # fmt: skip
+        return x, stats.calls
+
+
+def pooled(values: Sequence[float]) -> float:
+    """Geometric mean."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+_TARGETS: dict[int, Target] = {}
+_FOUND: dict[tuple[str, int, int], tuple[list[float], int]] = {}
+
+
+def targets() -> list[Target]:
+    """The nine instances, made once."""
+    for seed in SEEDS:
+        if seed not in _TARGETS:
+            _TARGETS[seed] = Target(random_mixture(seed), seed)
+    return [_TARGETS[seed] for seed in SEEDS]
+
+
+def distances(solver: str, steps: int, seed: int) -> tuple[list[float], int]:
+    """The distance on each instance and the largest number of calls made; found once."""
+    key = (solver, steps, seed)
+    if key not in _FOUND:
+        runs = [(target, *target.draw(solver, steps, seed)) for target in targets()]
+        _FOUND[key] = [t.distance(x) for t, x, _ in runs], max(calls for *_, calls in runs)
+    return _FOUND[key]
+
+
+def bound(solver: str, rival: str, calls: int) -> float:
+    """The bound of a case, or infinity."""
+    found = [b for s, r, c, b in BOUNDS if (s, r, c) == (solver, rival, calls)]
+    return found[0] if found else math.inf
+
+
+def parse(case: str) -> tuple[str, int, str]:
+    """Solver, calls and rival of `<solver>/calls=<n>/<rival>`.
+
+    Raises:
+        ValueError: a name of another form.
+    """
+    parts = case.split("/")
+    if len(parts) != 3 or not parts[1].startswith("calls=") or not parts[1][6:].isdigit():
+        raise ValueError(f"case {case!r}: expected <solver>/calls=<n>/<rival>, such as {CASES[0]}")
+    return parts[0], int(parts[1][6:]), parts[2]
+
+
+def run(case: str, settings: Settings) -> Iterator[Row]:
+    """Whether calls keep to the number and the floor is below both, then distances and ratio."""
+    solver, calls, rival = parse(case)
+    found = {name: distances(name, calls, settings.seed) for name in (solver, rival)}
+    over = max(made for _, made in found.values()) / calls
+    yield Row(SUITE, case, "calls", CORRECTNESS, over)
+    floor = pooled([target.floor for target in targets()])
+    yield Row(SUITE, case, "truth", "sliced_w2", floor)
+    for name, (values, made) in found.items():
+        low, high = min(values), max(values)
+        yield Row(SUITE, case, name, "sliced_w2", pooled(values), "", low, high)
+        yield Row(SUITE, case, name, "calls", made)
+    each = [a / b for a, b in zip(found[solver][0], found[rival][0], strict=True)]
+    ratio = pooled(each)
+    yield Row(SUITE, case, rival, "ratio", ratio, "x", min(each), max(each))
+    limit = bound(solver, rival, calls)
+    if math.isfinite(limit):
+        yield Row(SUITE, case, rival, "ratio_over_bound", ratio / limit)
