@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -167,6 +168,7 @@ def test_divergence_is_named(tmp_path):
         ({"lr": float("nan")}, "lr must be positive, got nan"),
         ({"context_noise": -0.1}, "context_noise must not be negative"),
         ({"dtype": "int8"}, "dtype must be one of float32, bfloat16"),
+        ({"seed": 2**63}, "the seed must fit in int64, got 9223372036854775808"),
         ({"seed": -1}, "seed and threads must not be negative"),
     ],
 )
@@ -184,6 +186,33 @@ class TestResumeErrors:
         train(small(tmp_path), progress=False)
         with pytest.raises(CheckpointError, match="exists: resume that run, or give another"):
             train(small(tmp_path), progress=False)
+
+    @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+    def test_existing_model_is_not_overwritten(self, tmp_path, file):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / file).write_text("precious")
+        with pytest.raises(CheckpointError, match=f"{file} exists: give another folder"):
+            train(small(tmp_path), progress=False)
+        assert (tmp_path / "run" / file).read_text() == "precious"
+
+    def test_other_files_may_stand_in_the_folder(self, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "notes.txt").write_text("kept")
+        folder = train(small(tmp_path, steps=1), progress=False).folder
+        assert (folder / "notes.txt").read_text() == "kept"
+
+    def test_unwritable_folder_is_refused_before_training(self, tmp_path, monkeypatch):
+        (tmp_path / "file").write_text("")
+        monkeypatch.setattr(Trainer, "__init__", lambda *_: pytest.fail("training began"))
+        with pytest.raises(ValueError, match="out: cannot write in .*file/run"):
+            train(small(tmp_path / "file"), progress=False)
+
+    def test_resume_does_not_need_the_first_weights(self, tmp_path):
+        first = train(small(tmp_path / "first"), progress=False).folder
+        config = small(tmp_path, init=str(first))
+        train(config, progress=False)
+        shutil.rmtree(first)
+        assert train(dataclasses.replace(config, resume=True), progress=False).steps == 6
 
     def test_other_config(self, tmp_path):
         train(small(tmp_path), progress=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -15,17 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ardiff.data.sun_shadow import sun_shadow
+from ardiff.files import check_writable_folder
 from ardiff.models.ar_model import ARModel
-from ardiff.models.checkpoint import (
-    CheckpointError,
-    load_model,
-    load_tensors,
-    read_tensors,
-    save_model,
-    write_tensors,
-)
+from ardiff.models.checkpoint import CONFIG, WEIGHTS, CheckpointError, load_model, save_model
 from ardiff.models.patchify import patchify
 from ardiff.paths import get_path
+from ardiff.train_checkpoint import TrainState, read_state, write_state
 from ardiff.train_config import TrainConfig
 
 __all__ = ["TrainConfig", "TrainReport", "Trainer", "TrainingDiverged", "train"]
@@ -65,7 +59,7 @@ class Trainer:
             self.model = ARModel(config.model_config())
         pixels, _ = sun_shadow(config.images, config.variant, config.seed, np.uint8)
         self.pixels = torch.from_numpy(pixels)
-        if config.init:
+        if config.init and not config.resume:
             self._start_from(load_model(config.init))
         else:
             self._set_normalisation()
@@ -180,48 +174,28 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Everything a resumed run needs, in one file."""
-        tensors = {"generator": self.generator.get_state()}
-        for prefix, module in (("model", self.model), ("average", self.average)):
-            tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        identity = json.dumps(self.config.identity())
-        write_tensors(path, tensors, {"step": str(self.step), "config": identity})
+        state = TrainState(
+            self.step,
+            self.model.state_dict(),
+            self.average.state_dict(),
+            self.optimizer.state_dict()["state"],
+            self.generator.get_state(),
+        )
+        write_state(path, state, self.config.identity())
 
     def restore(self, path: Path) -> None:
-        """Takes up the state that `save` wrote.
+        """Takes up the state that `save` wrote; where it raises, nothing has changed.
 
-        Raises CheckpointError for a file that is missing, damaged, no training checkpoint, or of
-        another config.
+        Raises CheckpointError for a file that is missing, damaged, no training checkpoint, of
+        another config, or that `save` cannot have written.
         """
-        tensors, metadata = read_tensors(path)
-        if not {"step", "config"} <= metadata.keys() or "generator" not in tensors:
-            raise CheckpointError(
-                f"{path} is no training checkpoint: it has no step, config or generator"
-            )
-        saved, own = json.loads(metadata["config"]), self.config.identity()
-        differing = sorted(k for k in own.keys() | saved.keys() if own.get(k) != saved.get(k))
-        if differing:
-            said = "; ".join(f"{k} was {saved.get(k)!r}, now {own.get(k)!r}" for k in differing)
-            raise CheckpointError(
-                f"{path} is of another run: {said}. Resume with the same settings"
-            )
-        for prefix, module in (("model", self.model), ("average", self.average)):
-            part = {
-                name.removeprefix(f"{prefix}."): value
-                for name, value in tensors.items()
-                if name.startswith(f"{prefix}.")
-            }
-            load_tensors(module, part, f"{path} ({prefix})")
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = value
+        state = read_state(path, self.model, self.config.identity(), self.config.steps)
+        self.model.load_state_dict(state.model)
+        self.average.load_state_dict(state.average)
         whole = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**whole, "state": state})
-        self.generator.set_state(tensors["generator"])
-        self.step = int(metadata["step"])
+        self.optimizer.load_state_dict({**whole, "state": state.optimizer})
+        self.generator.set_state(state.generator)
+        self.step = state.step
 
 
 def train(config: TrainConfig, *, progress: bool = True) -> TrainReport:
@@ -231,15 +205,24 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainReport:
     and resumed it ends in the same bits. A checkpoint is written every `checkpoint_every` steps and
     at the end.
 
+    Without `resume`, `out` must be free: it is made if need be, and may hold other files, but no
+    model and no checkpoint. With `resume` it must hold the checkpoint of this run; `init` is not
+    read again.
+
     Raises:
         CheckpointError: `resume` with a checkpoint that is missing, damaged or of another config;
-            or a checkpoint already in `out` without `resume`.
+            or a model or checkpoint already in `out` without `resume`.
+        ValueError: `out` cannot be written.
         TrainingDiverged: when the loss is not finite.
     """
     folder = Path(config.out)
     checkpoint = folder / CHECKPOINT
-    if checkpoint.exists() and not config.resume:
-        raise CheckpointError(f"{checkpoint} exists: resume that run, or give another folder")
+    if not config.resume:
+        for file in (CHECKPOINT, WEIGHTS, CONFIG):
+            if (folder / file).exists():
+                way = "resume that run, or give" if (folder / CHECKPOINT).exists() else "give"
+                raise CheckpointError(f"{folder / file} exists: {way} another folder")
+    check_writable_folder(folder, "out")
     threads = torch.get_num_threads()
     if config.threads:
         torch.set_num_threads(config.threads)

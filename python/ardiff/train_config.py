@@ -30,8 +30,8 @@ class TrainConfig:
             decides between modes (`cosine` only).
         mismatch: share of the inputs at sigma/alpha above 3 that are made from another image,
             while the target stays: the head learns to believe the context where the two disagree.
-        init: a model folder or shipped name to start from.
-        out: folder for the model and the checkpoint.
+        init: a model folder or shipped name to start from; a resumed run does not read it.
+        out: folder for the model and the checkpoint; unless `resume`, one that holds neither.
         resume: go on from the checkpoint in `out`.
         threads: 0 leaves torch's own number.
         dtype: of the saved model, float32 or bfloat16.
@@ -82,6 +82,8 @@ class TrainConfig:
             raise ValueError(f"context_noise must not be negative, got {self.context_noise}")
         if self.seed < 0 or self.threads < 0:
             raise ValueError("seed and threads must not be negative")
+        if self.seed >= 2**63:
+            raise ValueError(f"the seed must fit in int64, got {self.seed}")
 
     def identity(self) -> dict:
         """The fields that decide the weights: those that a resumed run must share."""

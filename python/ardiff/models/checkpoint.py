@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ardiff.files import replacing
 from ardiff.models.ar_model import ARModel, ModelConfig
 
 WEIGHTS = "model.safetensors"
@@ -30,16 +31,15 @@ def shipped_models() -> list[str]:
     return sorted(p.name for p in _PRETRAINED.iterdir() if (p / CONFIG).is_file())
 
 
+def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
+    path.chmod(0o644)
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a safetensors file under another name, then renames it: no reader sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        _write_safetensors(temporary, tensors, metadata)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -56,11 +56,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def load_tensors(module: torch.nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Copies tensors into a module's parameters and buffers, names and shapes exactly.
+def check_tensors(module: torch.nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Whether tensors are a module's parameters and buffers, names and shapes exactly.
 
-    Raises CheckpointError for missing or unexpected names, other shapes, and values that are not
-    finite.
+    Raises CheckpointError for missing or unexpected names, other shapes, and values that are no
+    floating-point numbers or not finite.
     """
     own = module.state_dict()
     for word, names in (
@@ -79,15 +79,21 @@ def load_tensors(module: torch.nn.Module, tensors: dict[str, Tensor], source: st
                 f"{source}: {name} must have shape {list(target.shape)} by the config, "
                 f"got {list(tensors[name].shape)}"
             )
+        if not tensors[name].is_floating_point():
+            raise CheckpointError(
+                f"{source}: {name} must be floating-point, got {str(tensors[name].dtype)[6:]}"
+            )
         if not torch.isfinite(tensors[name]).all():
             raise CheckpointError(f"{source}: {name} holds NaN or infinite values")
-    module.load_state_dict(tensors)
 
 
 def save_model(
     model: ARModel, folder: str | Path, *, training: dict | None = None, dtype=torch.float32
 ) -> None:
     """Writes a model folder.
+
+    The weights carry the model's config too, and the old `config.json` goes before they are
+    replaced: whenever this is cut short, weights and config in the folder belong together.
 
     Args:
         model: the model; its weights are cast to `dtype`, mean and std stay float32.
@@ -100,24 +106,52 @@ def save_model(
         name: value.detach() if name in _FULL_PRECISION else value.detach().to(dtype)
         for name, value in model.state_dict().items()
     }
-    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
-    text = json.dumps({"model": model.config.to_dict(), "training": training or {}}, indent=2)
-    temporary = folder / f".{CONFIG}.{os.getpid()}"
-    temporary.write_text(text + "\n")
-    os.replace(temporary, folder / CONFIG)
+    config = model.config.to_dict()
+    text = json.dumps({"model": config, "training": training or {}}, indent=2)
+    with replacing(folder / CONFIG) as new_config:
+        new_config.write_text(text + "\n")
+        with replacing(folder / WEIGHTS) as new_weights:
+            metadata = {"format": "pt", "config": json.dumps(config)}
+            _write_safetensors(new_weights, tensors, metadata)
+            Path(os.path.realpath(folder / CONFIG)).unlink(missing_ok=True)
 
 
-def _read_config(path: Path) -> ModelConfig:
+def _json_object(text: str | bytes, source: str) -> dict:
     try:
-        values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
-        raise CheckpointError(f'{path}: expected an object with a "model" object inside')
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{source}: expected an object, got {type(values).__name__}")
+    return values
+
+
+def _model_config(values: dict, source: str) -> ModelConfig:
     try:
-        return ModelConfig.from_dict(values["model"])
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        return ModelConfig.from_dict(values)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+def _read_config(folder: Path, metadata: dict[str, str]) -> ModelConfig:
+    """The config that the weights carry, that in `config.json`, or both where they agree."""
+    path, found = folder / CONFIG, []
+    if path.is_file():
+        values = _json_object(path.read_bytes(), str(path)).get("model")
+        if not isinstance(values, dict):
+            raise CheckpointError(f'{path}: expected an object with a "model" object inside')
+        found.append(_model_config(values, str(path)))
+    if "config" in metadata:
+        source = f"{folder / WEIGHTS} (config)"
+        found.append(_model_config(_json_object(metadata["config"], source), source))
+    if not found:
+        raise CheckpointError(f"{folder} holds no {CONFIG}, and {WEIGHTS} carries no config either")
+    if found[0] != found[-1]:
+        raise CheckpointError(
+            f"{path} is not the config that {WEIGHTS} was saved with; copy the whole folder "
+            f"again, or delete {CONFIG}"
+        )
+    return found[0]
 
 
 def load_model(name_or_folder: str | Path, device: str | torch.device = "cpu") -> ARModel:
@@ -135,13 +169,12 @@ def load_model(name_or_folder: str | Path, device: str | torch.device = "cpu") -
             f"no model {str(name_or_folder)!r}: expected one of the shipped names "
             f"({', '.join(shipped) or 'none'}) or a folder with {CONFIG} and {WEIGHTS}"
         )
-    for file in (CONFIG, WEIGHTS):
-        if not (folder / file).is_file():
-            raise CheckpointError(
-                f"{folder} holds no {file}; a model folder has {CONFIG} and {WEIGHTS}"
-            )
-    config = _read_config(folder / CONFIG)
-    tensors, _ = read_tensors(folder / WEIGHTS)
-    model = ARModel(config)
-    load_tensors(model, tensors, str(folder / WEIGHTS))
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{folder} holds no {WEIGHTS}; a model folder has {CONFIG} and {WEIGHTS}"
+        )
+    tensors, metadata = read_tensors(folder / WEIGHTS)
+    model = ARModel(_read_config(folder, metadata))
+    check_tensors(model, tensors, str(folder / WEIGHTS))
+    model.load_state_dict(tensors)
     return model.to(device).eval().requires_grad_(False)
