@@ -7,6 +7,7 @@ interleaved, in rotating order, and a speedup is the median of the ratios within
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ from ardiff_kernels import collect_env
 
 OURS = "ardiff"
 CORRECTNESS = "error_over_tolerance"
+RIVALS = ("eager", "compile", "graphed-compile", "reference-ddpm", "diffusers", "sdpa", "stock")
 
 
 @dataclass(frozen=True)
@@ -141,18 +143,37 @@ def synchronize(device: str) -> None:
 
 
 def comparison(
-    suite: str, case: str, seconds: dict[str, list[float]], elements: int, ours: str = OURS
+    suite: str, case: str, seconds: dict[str, list[float]], elements: int, rivals: Sequence[str]
 ) -> list[Row]:
-    """Time rows (nanoseconds an element) and a `speedup` row for each rival."""
+    """A time row (nanoseconds an element) for each competitor, a `speedup` row for each rival.
+
+    Raises:
+        ValueError: a rival that is none of :data:`RIVALS`.
+    """
     rows = []
     for name, values in seconds.items():
         scaled = [value / elements * 1e9 for value in values]
         rows.append(spread_row(suite, case, name, "time", scaled, "ns/element"))
-    for name, values in seconds.items():
-        if name != ours:
-            ratios = [a / b for a, b in zip(values, seconds[ours], strict=True)]
-            rows.append(spread_row(suite, case, name, "speedup", ratios, "x"))
-    return rows
+    return rows + [speedup_row(suite, case, name, seconds[name], seconds[OURS]) for name in rivals]
+
+
+def speedup_row(
+    suite: str,
+    case: str,
+    rival: str,
+    theirs: Sequence[float],
+    ours: Sequence[float],
+    metric: str = "speedup",
+) -> Row:
+    """The rival's time over ours, median of the pairs of each round.
+
+    Raises:
+        ValueError: a rival that is none of :data:`RIVALS`.
+    """
+    if rival not in RIVALS:
+        raise ValueError(f"rival {rival!r}: a speedup is against one of {', '.join(RIVALS)}")
+    ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
+    return spread_row(suite, case, rival, metric, ratios, "x")
 
 
 def run_suite(modules: Sequence[ModuleType], case: str | None, settings: Settings) -> dict:
@@ -163,11 +184,10 @@ def run_suite(modules: Sequence[ModuleType], case: str | None, settings: Setting
     """
     work = [(module, name) for module in modules for name in module.CASES]
     if case is not None:
-        subject = case.split("/", 1)[0]
         work = [
             (module, case)
             for module in modules
-            if subject in {name.split("/", 1)[0] for name in module.CASES}
+            if _subject(case) in {_subject(name) for name in module.CASES}
         ]
         if not work:
             known = ", ".join(name for module in modules for name in module.CASES)
@@ -178,6 +198,11 @@ def run_suite(modules: Sequence[ModuleType], case: str | None, settings: Setting
         progress.set_postfix_str(name)
         rows += gated(module.run(name, settings))
     return {"environment": collect_env.collect(), "rows": [asdict(row) for row in rows]}
+
+
+def _subject(case: str) -> str:
+    """The op or model of a case, without the width that may follow an op."""
+    return re.sub(r"-d\d+$", "", case.split("/", 1)[0])
 
 
 def gated(rows: Iterable[Row]) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,13 +18,18 @@ from ._harness import Row, Settings
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SUITE = "ops"
 _CHECKED_ROWS = 65536
+_CASE = re.compile(r"(?P<op>\w+)(-d(?P<width>\d+))?/(?P<elements>\d+)/(?P<dtype>\w+)")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A case `<op>/<elements>/<dtype>`; elements may be written `<B>x<d>`, else d is 1024."""
+    """A case `<op>/<elements>/<dtype>`, or `<op>-d<width>/...` for samples of another width.
+
+    The width of a sample is 1024 unless stated, or all elements where 1024 does not divide them.
+    """
 
     case: str
+    op: str
     batch: int
     width: int
     dtype: torch.dtype
@@ -39,23 +45,17 @@ def parse(case: str) -> Shape:
     Raises:
         ValueError: a name of another form.
     """
-    parts = case.split("/")
-    try:
-        _, size, dtype = parts
-        batch, width = (int(n) for n in size.split("x")) if "x" in size else _fold(int(size))
-        if batch < 1 or width < 1:
-            raise ValueError
-        return Shape(case, batch, width, DTYPES[dtype])
-    except (ValueError, KeyError):
+    found = _CASE.fullmatch(case)
+    if found is None or found["dtype"] not in DTYPES:
         raise ValueError(
-            f"case {case!r}: expected <op>/<elements>/<dtype>, such as uld_step/1024/float32 or "
-            f"uld_step/64x16/float32, with dtype one of {', '.join(DTYPES)}"
-        ) from None
-
-
-def _fold(elements: int) -> tuple[int, int]:
-    width = 1024 if elements % 1024 == 0 else elements
-    return elements // width, width
+            f"case {case!r}: expected <op>/<elements>/<dtype> or <op>-d<width>/<elements>/<dtype>, "
+            f"such as uld_step/1024/float32, with dtype one of {', '.join(DTYPES)}"
+        )
+    elements = int(found["elements"])
+    width = int(found["width"] or (1024 if elements % 1024 == 0 else elements))
+    if elements < 1 or width < 1 or elements % width:
+        raise ValueError(f"case {case!r}: the width must divide the elements, got {width}")
+    return Shape(case, found["op"], elements // width, width, DTYPES[found["dtype"]])
 
 
 def coefficients(columns: tuple[str, ...], values: dict[str, float], device: str) -> Tensor:
@@ -98,12 +98,15 @@ def compare(
     eager: Callable[[], object],
     settings: Settings,
 ) -> Iterator[Row]:
-    """Time the op's forms against the eager expression and the same under `torch.compile`."""
+    """Time the op's forms against the eager expression and the same under `torch.compile`.
+
+    Speedups are those of the first form, in place; the other forms are rows of time only.
+    """
     compiled = torch.compile(eager, fullgraph=True, dynamic=False)
     rivals = settings.pick({"eager": eager, "compile": compiled})
     with torch.inference_mode():
         seconds = _harness.interleave({**ours, **rivals}, settings)
-    yield from _harness.comparison(SUITE, shape.case, seconds, shape.elements)
+    yield from _harness.comparison(SUITE, shape.case, seconds, shape.elements, tuple(rivals))
     torch.compiler.reset()
 
 

@@ -46,7 +46,7 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
         ValueError: no backend but the reference can serve the op on the device.
     """
     shape = _ops.parse(case)
-    op = case.split("/", 1)[0]
+    op = shape.op
     usable = backends(op, settings.device)
     if not usable:
         raise ValueError(f"{op}: no compiled or Triton backend serves {settings.device} here")

@@ -18,7 +18,7 @@ SUITE = _ops.SUITE
 CASES = (
     "uld_step/1024/float32",
     "uld_step/4194304/float32",
-    "uld_step/262144x16/float32",
+    "uld_step-d16/4194304/float32",
 )
 GAMMA, TAU, INVERSE_VARIANCE = 2.0, 0.1, 0.5
 

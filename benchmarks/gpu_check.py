@@ -19,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITE = "bandwidth"
+TESTS = ("tests/gpu", "tests/ops", "tests/test_triton_words.py")
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,19 @@ def counts(junit: Path) -> dict[str, int]:
 
 
 def load(path: Path) -> dict:
-    """A JSON object from a file; empty where there is none."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    """A JSON object from a file, NaN and infinities as None; empty where there is none."""
+    text = path.read_text() if path.exists() else "{}"
+    return json.loads(text, parse_constant=lambda _: None)
+
+
+def save(path: Path, report: dict) -> None:
+    """Write JSON under another name, then rename it, so that half a report is never seen."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "build": [python, "setup.py", "build_ext", "--inplace"],
         "doctor": [python, "-m", "ardiff", "doctor", "--json", str(doctor)],
         "tests": [
-            *(python, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-rs"),
+            *(python, "-m", "pytest", *TESTS, "-m", "gpu", "-q", "-rs"),
             f"--junitxml={junit}",
         ],
         "benchmarks": [
@@ -106,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "rows": load(bench).get("rows", []),
     }
     target = out / "gpu-check.json"
-    target.write_text(json.dumps(report, indent=2) + "\n")
+    save(target, report)
     print(
         f"{'passed' if passed else 'FAILED'}: {tests['passed']} GPU tests passed, "
         f"{tests['failures'] + tests['errors']} failed, {tests['skipped']} skipped; {target}"

@@ -57,20 +57,23 @@ def test_competitors_take_turns_and_the_order_rotates() -> None:
 
 def test_a_speedup_is_the_median_of_paired_ratios() -> None:
     seconds = {OURS: [1.0, 2.0, 4.0], "eager": [3.0, 8.0, 8.0]}
-    rows = {(r.rival, r.metric): r for r in _harness.comparison("s", "c", seconds, 10)}
+    rows = {(r.rival, r.metric): r for r in _harness.comparison("s", "c", seconds, 10, ["eager"])}
     speedup = rows["eager", "speedup"]
     assert (speedup.low, speedup.value, speedup.high) == (2.5, 3.0, 3.5)
     assert rows[OURS, "time"].value == pytest.approx(2e8)
     assert (OURS, "speedup") not in rows
+    with pytest.raises(ValueError, match="'device-copy': a speedup is against one of eager"):
+        _harness.comparison("s", "c", {**seconds, "device-copy": [1.0] * 3}, 10, ["device-copy"])
 
 
 @pytest.mark.parametrize("module", [bench_uld_step, bench_diffusion_step], ids=lambda m: m.__name__)
-@pytest.mark.parametrize("size", ["48", "5x16"])
+@pytest.mark.parametrize("size", ["/48", "-d16/80"])
 def test_op_benchmarks_run_and_are_correct(module, size: str) -> None:
     op = module.CASES[0].split("/")[0]
-    rows = _harness.gated(module.run(f"{op}/{size}/float32", QUICK))
+    rows = _harness.gated(module.run(f"{op}{size}/float32", QUICK))
     assert rows[0].metric == _harness.CORRECTNESS and rows[0].value <= 1
-    assert [r.rival for r in rows if r.metric == "speedup"] == ["ardiff-functional", "eager"]
+    assert [r.rival for r in rows if r.metric == "speedup"] == ["eager"]
+    assert {r.rival for r in rows if r.metric == "time"} == {OURS, "ardiff-functional", "eager"}
 
 
 def test_op_benchmarks_would_notice_a_wrong_result(monkeypatch) -> None:
@@ -93,7 +96,7 @@ def test_eager_rival_has_the_moments_of_the_op() -> None:
     """
     n = 40_000
     settings = Settings(seed=5)
-    shape = bench_uld_step._ops.parse(f"uld_step/{n}x1/float32")
+    shape = bench_uld_step._ops.parse(f"uld_step-d1/{n}/float32")
     tensors = bench_uld_step.inputs(shape, settings)
     for name in ("z", "v", "model_out", "anchor"):
         tensors[name] = torch.full_like(tensors[name], 0.3 * len(name))
@@ -129,15 +132,32 @@ def test_bandwidth_runs_on_a_cpu_at_a_small_size() -> None:
 
 def test_sampler_benchmark_at_two_images(monkeypatch) -> None:
     monkeypatch.setattr(bench_sampler, "STEPS", 8)
-    case = "sun-shadow:rtk-uld/N=2/float32"
-    rows = _harness.gated(bench_sampler.run(case, Settings(rounds=1, seconds=1e-3)))
+    rows = _harness.gated(
+        bench_sampler.run("sun-shadow/N=2/float32", Settings(rounds=1, seconds=1e-3))
+    )
     assert rows[0].value <= 1
-    assert {r.metric for r in rows if r.rival == "reference-ddpm"} == {"throughput", "speedup"}
+    metrics = ["throughput", "speedup", "throughput-ddpm", "speedup-ddpm"]
+    assert [r.metric for r in rows if r.rival == "reference-ddpm"] == metrics
 
 
-@pytest.mark.parametrize("case", ["sun-shadow/N=2/float32", "sun-shadow:ddpm/N=0/float32"])
+def test_cases_say_op_or_model_then_size_then_type() -> None:
+    shape = bench_uld_step._ops.parse("uld_step-d16/4194304/float32")
+    assert (shape.op, shape.batch, shape.width) == ("uld_step", 2**18, 16)
+    assert bench_uld_step._ops.parse("uld_step/4096/bfloat16").width == 1024
+    assert bench_sampler.parse("sun-shadow/N=64/float32") == ("sun-shadow", 64)
+
+
+@pytest.mark.parametrize(
+    "case", ["uld_step/64x16/float32", "uld_step/0/float32", "uld_step-d0/8/x"]
+)
+def test_op_cases_of_another_form_are_named(case: str) -> None:
+    with pytest.raises(ValueError, match="expected <op>/|must divide the elements"):
+        bench_uld_step._ops.parse(case)
+
+
+@pytest.mark.parametrize("case", ["sun-shadow:ddpm/N=2", "sun-shadow/N=0/float32", "m/2/float32"])
 def test_sampler_cases_are_checked(case: str) -> None:
-    with pytest.raises(ValueError, match="expected <model>:<solver>/N=<images>/float32"):
+    with pytest.raises(ValueError, match="expected <model>/N=<images>/float32"):
         bench_sampler.parse(case)
 
 
@@ -160,7 +180,7 @@ def test_gpu_check_passes_only_with_passed_tests(tmp_path: Path, monkeypatch) ->
         def step(name: str, command, log: Path) -> gpu_check.Step:
             junit = f'<testsuites><testsuite tests="{tests}" failures="0" errors="0" '
             (tmp_path / "junit.xml").write_text(f'{junit}skipped="{skipped}"/></testsuites>')
-            (tmp_path / "bench.json").write_text('{"rows": [{"value": 1}]}')
+            (tmp_path / "bench.json").write_text('{"rows": [{"value": NaN}]}')
             return gpu_check.Step(name, "", 0, 0.0, "")
 
         return step
@@ -170,7 +190,8 @@ def test_gpu_check_passes_only_with_passed_tests(tmp_path: Path, monkeypatch) ->
     monkeypatch.setattr(gpu_check, "run_step", succeeding(5, 1))
     assert gpu_check.main(["--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "gpu-check.json").read_text())
-    assert report["tests"]["passed"] == 4 and report["rows"] == [{"value": 1}]
+    assert report["tests"]["passed"] == 4 and report["rows"] == [{"value": None}]
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
 def test_a_step_keeps_its_log_and_status(tmp_path: Path) -> None:
@@ -183,5 +204,7 @@ def test_a_step_keeps_its_log_and_status(tmp_path: Path) -> None:
 
 def test_unknown_case_names_the_known_ones() -> None:
     module = SimpleNamespace(CASES=("a/1/float32",), run=lambda case, settings: [])
+    rows = _harness.run_suite([module], "a-d7/7/float32", QUICK)["rows"]
+    assert rows == [], "a width belongs to the size, not to the name"
     with pytest.raises(ValueError, match="a/1/float32"):
         _harness.run_suite([module], "b/1/float32", QUICK)
