@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import commands
+from .files import check_writable, write_json
 
 BAD_INPUT = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
@@ -39,25 +39,17 @@ def build_parser() -> argparse.ArgumentParser:
 def writable(path: Path | None, option: str, suffix: str = "") -> None:
     """Refuse an output path that could not be written, before any work is done.
 
-    Missing parent folders are made. `suffix` is the file ending that is required, if any.
+    Missing parent folders are made; nothing that exists is touched. `suffix` is the file ending
+    that is required, if any.
 
     Raises:
-        ValueError: the path is a folder, lies below a file, or has another ending.
+        ValueError: the path is a folder, lies below a file, has another ending or no permission.
     """
     if path is None:
         return
-    if path.is_dir():
-        raise ValueError(f"{option}: {path} is a folder, expected a file name")
-    if suffix and path.suffix.lower() != suffix:
+    if suffix and not path.is_dir() and path.suffix.lower() != suffix:
         raise ValueError(f"{option}: expected a name ending in {suffix}, got {path}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab"):
-            pass
-    except OSError as error:
-        raise ValueError(f"{option}: cannot write {path}: {error.strerror}") from error
-    if path.stat().st_size == 0:
-        path.unlink()
+    check_writable(path, option)
 
 
 def check_device(device: str) -> None:
@@ -87,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.seed < 0:
             raise ValueError(f"--seed: expected a non-negative integer, got {args.seed}")
+        if args.seed >= 2**63:
+            raise ValueError(f"--seed: the seed must fit in int64, got {args.seed}")
         writable(args.json, "--json")
         result, code = args.run(args)
     except BAD_INPUT as error:
@@ -96,5 +90,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ardiff {args.command}: interrupted", file=sys.stderr)
         return 130
     if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(args.json, result)
     return code

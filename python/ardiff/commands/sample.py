@@ -17,6 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=128, help="images drawn together")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--backend", help="force a kernel backend: reference, cpu, triton, cuda")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="of Sun/Shadow images, print detection rate and R^2 of the shadow relation, untrimmed",
+    )
     parser.add_argument("--out", type=Path, default=Path("out/samples.png"), metavar="FILE.png")
 
 
@@ -31,6 +36,9 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
 
     from tqdm import tqdm
 
+    from ..data.sun_shadow import SIZE
+    from ..data.sun_shadow_metrics import metrics
+    from ..files import replacing
     from ..image_grid import image_grid
     from ..sampler import ARSampler, load
 
@@ -44,14 +52,26 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
         batch=args.batch,
         backend=args.backend,
     )
+    size, channels = sampler.model.config.image_size, sampler.model.config.channels
+    if args.measure and (channels, size) != (3, SIZE):
+        raise ValueError(
+            f"--measure: Sun/Shadow images are 3 x {SIZE} x {SIZE}, this model makes "
+            f"{channels} x {size} x {size}"
+        )
     with tqdm(total=args.n * sampler.model.config.patches, unit="patch", disable=None) as bar:
         drawn = sampler.sample(
             args.n, seed=args.seed, progress=lambda done, _: bar.update(done - bar.n)
         )
-    image_grid(drawn.images).save(args.out)
+    with replacing(args.out) as temporary:
+        image_grid(drawn.images).save(temporary, format="PNG")
     stats = drawn.stats
     rate = args.n / stats.seconds
     print(f"{args.out}: {args.n} images, {stats.calls} model calls each, {rate:.1f} images/s")
+    found = {}
+    if args.measure:
+        found = metrics(drawn.images.cpu().numpy()).as_dict()
+        names = ("detection", "r2", "r2_far")
+        print(", ".join(f"{name} {found[name]:.4f}" for name in names))
     settings = {n: getattr(args, n) for n in ("model", "solver", "steps", "n", "seed")}
     result = {"calls": stats.calls, "seconds": stats.seconds, "images_per_second": rate}
-    return {**settings, **result, "out": str(args.out)}, 0
+    return {**settings, **result, **found, "out": str(args.out)}, 0
