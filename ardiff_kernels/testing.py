@@ -1,4 +1,8 @@
-"""Inputs, oracles and tolerances for testing the ops, here and in projects that embed them."""
+"""Inputs, oracles and tolerances for testing the ops, here and in projects that embed them.
+
+Inputs lie on torch's default device (`with torch.device("cuda"): ...`) and have the same values on
+every device.
+"""
 
 from __future__ import annotations
 
@@ -98,11 +102,11 @@ class Call:
         return reference(*args.values(), **self.options)
 
 
-def _random(seed: int, rows: int, d: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normals in a NaN-padded buffer, so that a read outside the row shows."""
-    generator = torch.Generator().manual_seed(seed)
+def random_rows(seed: int, rows: int, d: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normals `[rows, d]` in a NaN-padded buffer, so that a read outside the row shows."""
+    generator = torch.Generator("cpu").manual_seed(seed)
     buffer = torch.full((rows, d + 3), math.nan, dtype=dtype)
-    buffer[:, :d] = torch.randn(rows, d, generator=generator).to(dtype)
+    buffer[:, :d] = torch.randn(rows, d, generator=generator, device="cpu").to(dtype)
     return buffer[:, :d]
 
 
@@ -119,13 +123,18 @@ def table(columns: tuple[str, ...], rows: list[dict[str, float]]) -> Tensor:
 
 
 def _address(rows: int, length: int, seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "row": torch.randint(0, length, (rows,), generator=generator, dtype=torch.int32),
-        "draw": torch.randint(0, 1000, (rows,), generator=generator, dtype=torch.int32),
+    generator = torch.Generator("cpu").manual_seed(seed)
+
+    def integers(limit: int) -> Tensor:
+        return torch.randint(0, limit, (rows,), generator=generator, device="cpu")
+
+    address = {
+        "row": integers(length).int(),
+        "draw": integers(1000).int(),
         "key": torch.tensor([0x29A3_1F5C_D00D_BEE1 + seed]),
-        "stream": torch.randint(0, 2**43, (rows,), generator=generator) * 2**20 + 3,
+        "stream": integers(2**43) * 2**20 + 3,
     }
+    return {name: t.to(torch.get_default_device()) for name, t in address.items()}
 
 
 ULD_ROWS = [
@@ -146,8 +155,11 @@ DIFFUSION_ROWS = [
 def uld_call(rows: int, d: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Call:
     """A random `uld_step` call with a start row, a kinetic row and a noiseless row."""
     address = _address(rows, len(ULD_ROWS), seed)
-    state = {name: _random(seed + i, rows, d) for i, name in enumerate(("z", "v"))}
-    model = {"model_out": _random(seed + 2, rows, d, dtype), "anchor": _random(seed + 3, rows, d)}
+    state = {name: random_rows(seed + i, rows, d) for i, name in enumerate(("z", "v"))}
+    model = {
+        "model_out": random_rows(seed + 2, rows, d, dtype),
+        "anchor": random_rows(seed + 3, rows, d),
+    }
     coef = table(ULD_COLUMNS, ULD_ROWS)
     return Call("uld_step", {**state, **model, "coef": coef, **address})
 
@@ -165,9 +177,9 @@ def diffusion_call(
     address = _address(rows, len(DIFFUSION_ROWS), seed)
     width = 2 * d if learned_range else d
     state = {
-        "x": _random(seed, rows, d, state_dtype),
-        "model_out": _random(seed + 1, rows, width, dtype),
-        "memory": _random(seed + 2, rows, 2 * d if second_memory else d, state_dtype),
+        "x": random_rows(seed, rows, d, state_dtype),
+        "model_out": random_rows(seed + 1, rows, width, dtype),
+        "memory": random_rows(seed + 2, rows, 2 * d if second_memory else d, state_dtype),
     }
     coef = table(DIFFUSION_COLUMNS, DIFFUSION_ROWS)
     return Call("diffusion_step", {**state, "coef": coef, **address})
@@ -178,11 +190,11 @@ def guidance_options(call: Call, three_way: bool, seed: int = 50) -> dict[str, T
     out = call.args["model_out"]
     rows, width = out.shape
     options = {
-        "uncond_out": _random(seed, rows, width, out.dtype),
+        "uncond_out": random_rows(seed, rows, width, out.dtype),
         "guidance": torch.linspace(0.0, 3.0, rows),
     }
     if three_way:
-        options["uncond_out2"] = _random(seed + 1, rows, width, out.dtype)
+        options["uncond_out2"] = random_rows(seed + 1, rows, width, out.dtype)
         options["guidance2"] = torch.linspace(1.5, 0.5, rows)
     return options
 

@@ -46,7 +46,7 @@ def test_second_memory_with_every_option(implementation):
     call = testing.diffusion_call(6, 21, torch.bfloat16, learned_range=True, second_memory=True)
     call.args["row"].copy_(torch.tensor([0, 1, 2, 0, 1, 2]))
     call.options |= testing.guidance_options(call, three_way=True)
-    call.options |= {"noise": torch.randn(6, 21), "x0_clamp": 0.75}
+    call.options |= {"noise": testing.random_rows(81, 6, 21), "x0_clamp": 0.75}
     call.options["noise_scale"] = torch.linspace(0, 2, 6)
     check(call)
 
@@ -104,7 +104,7 @@ def test_noise_scale_and_given_noise(implementation):
     call = testing.diffusion_call(6, 19)
     call.options["noise_scale"] = torch.linspace(0, 2, 6)
     check(call)
-    call.options["noise"] = torch.randn(6, 19)
+    call.options["noise"] = testing.random_rows(82, 6, 19)
     check(call)
 
 
@@ -137,7 +137,7 @@ def test_zero_coefficients_drop_nan(implementation):
 def test_zero_coefficients_drop_nan_of_either_memory(implementation):
     call = testing.diffusion_call(2, 10, second_memory=True)
     call.args["row"].zero_()
-    first, second = torch.randn(2, 2, 10)
+    first, second = (testing.random_rows(seed, 2, 10) for seed in (90, 91))
     nan = torch.full((2, 10), math.nan)
     row = dict(p_x=1.0, x_x=0.5, m_x=1.0, s_x=1.0)
     call.args["coef"] = testing.table(COLUMNS, [row])

@@ -36,205 +36,210 @@ def change(make, **new):
 
 
 uld, diffusion = testing.uld_call, testing.diffusion_call
-M = torch.zeros(4, 8)
-KEY, STREAM = torch.tensor([1]), torch.arange(4)
-
-INVALID = {
-    "philox key dtype": (
-        lambda: ops.philox_normal(KEY.float(), 0, STREAM, 4),
-        "philox_normal: key must be a contiguous int64 [1], got float32 [1]",
-    ),
-    "philox key length": (
-        lambda: ops.philox_normal(STREAM, 0, STREAM, 4),
-        "philox_normal: key must be a contiguous int64 [1], got int64 [4]",
-    ),
-    "philox stream": (
-        lambda: ops.philox_normal(KEY, 0, STREAM.int(), 4),
-        "philox_normal: stream must be a contiguous int64 [B], got int32 [4]",
-    ),
-    "philox counter": (
-        lambda: ops.philox_normal(KEY, -1, STREAM, 4),
-        "philox_normal: counter must lie in [0, 4294967295], got -1",
-    ),
-    "philox counter too large": (
-        lambda: ops.philox_normal(KEY, 2**32, STREAM, 4),
-        "philox_normal: counter must lie in [0, 4294967295], got 4294967296",
-    ),
-    "philox n": (
-        lambda: ops.philox_normal(KEY, 0, STREAM, -2),
-        "philox_normal: n must lie in [0, 17179869184], got -2",
-    ),
-    "philox out dtype": (
-        lambda: ops.philox_normal_(M.double(), KEY, 0, STREAM),
-        "philox_normal_: out must be float32, got float64",
-    ),
-    "philox out dimensions": (
-        lambda: ops.philox_normal_(M[0], KEY, 0, STREAM),
-        "philox_normal_: out must be [B, n], got 1 dimensions",
-    ),
-    "philox out overlap": (
-        lambda: ops.philox_normal_(M[:1].expand(4, 8), KEY, 0, STREAM),
-        "philox_normal_: out is written in place but its rows overlap (row stride 0, 8 elements "
-        "a row); clone it first",
-    ),
-    "uld dimensions": (
-        change(uld, z=torch.zeros(2, 4, 8)),
-        "uld_step: z must be [B, d], got 3 dimensions",
-    ),
-    "uld dtype": (
-        change(uld, z=M.double()),
-        "uld_step: z must be float32, got float64",
-    ),
-    "uld bfloat16 state": (
-        change(uld, z=M.bfloat16()),
-        "uld_step: z must be float32, got bfloat16",
-    ),
-    "uld empty rows": (
-        change(uld, z=torch.zeros(4, 0)),
-        "uld_step: z must have between 1 and 8589934592 elements a row, got 0",
-    ),
-    "uld velocity shape": (
-        change(uld, v=torch.zeros(4, 7)),
-        "uld_step: v must have the shape of z [4, 8], got [4, 7]",
-    ),
-    "uld velocity dtype": (
-        change(uld, v=M.half()),
-        "uld_step: v must have the dtype of z (float32), got float16",
-    ),
-    "uld anchor shape": (
-        change(uld, anchor=torch.zeros(3, 8)),
-        "uld_step: anchor must have the shape of z [4, 8], got [3, 8]",
-    ),
-    "uld output dtype": (
-        change(uld, model_out=M.double()),
-        "uld_step: model_out must be float32, float16 or bfloat16, got float64",
-    ),
-    "uld output shape": (
-        change(uld, model_out=torch.zeros(4, 16)),
-        "uld_step: model_out must have the shape of z [4, 8], got [4, 16]",
-    ),
-    "uld table columns": (
-        change(uld, coef=torch.zeros(3, 14)),
-        "uld_step: coef must be a contiguous float32 [T, 16] table with T >= 1, "
-        "got float32 [3, 14]",
-    ),
-    "uld table dtype": (
-        change(uld, coef=torch.zeros(3, 16, dtype=F64)),
-        "uld_step: coef must be a contiguous float32 [T, 16] table with T >= 1, "
-        "got float64 [3, 16]",
-    ),
-    "uld empty table": (
-        change(uld, coef=torch.zeros(0, 16)),
-        "uld_step: coef must be a contiguous float32 [T, 16] table with T >= 1, "
-        "got float32 [0, 16]",
-    ),
-    "uld row dtype": (
-        change(uld, row=torch.zeros(4, dtype=I64)),
-        "uld_step: row must be a contiguous int32 [4] or [1], got int64 [4]",
-    ),
-    "uld row length": (
-        change(uld, row=torch.zeros(3, dtype=I32)),
-        "uld_step: row must be a contiguous int32 [4] or [1], got int32 [3]",
-    ),
-    "uld draw length": (
-        change(uld, draw=torch.zeros(2, dtype=I32)),
-        "uld_step: draw must be a contiguous int32 [4] or [1], got int32 [2]",
-    ),
-    "uld key": (
-        change(uld, key=torch.zeros(1, dtype=I32)),
-        "uld_step: key must be a contiguous int64 [1], got int32 [1]",
-    ),
-    "uld stream": (
-        change(uld, stream=torch.zeros(1, dtype=I64)),
-        "uld_step: stream must be a contiguous int64 [4], got int64 [1]",
-    ),
-    "uld guidance alone": (
-        change(uld, guidance=torch.ones(1)),
-        "uld_step: uncond_out and guidance go together: pass both or neither",
-    ),
-    "uld uncond alone": (
-        change(uld, uncond_out=M),
-        "uld_step: uncond_out and guidance go together: pass both or neither",
-    ),
-    "uld second guidance alone": (
-        change(uld, uncond_out2=M, guidance2=torch.ones(1)),
-        "uld_step: uncond_out2 and guidance2 go together, and only beside uncond_out and guidance",
-    ),
-    "uld one noise": (
-        change(uld, noise=M),
-        "uld_step: noise and noise2 go together: pass both or neither",
-    ),
-    "uld uncond dtype": (
-        change(uld, uncond_out=M.half(), guidance=torch.ones(1)),
-        "uld_step: uncond_out must be float32 [4, 8], got float16 [4, 8]",
-    ),
-    "uld guidance shape": (
-        change(uld, uncond_out=M, guidance=torch.ones(2)),
-        "uld_step: guidance must be a contiguous float32 [4] or [1], got float32 [2]",
-    ),
-    "uld noise scale dtype": (
-        change(uld, noise_scale=torch.ones(1, dtype=F64)),
-        "uld_step: noise_scale must be a contiguous float32 [4] or [1], got float64 [1]",
-    ),
-    "uld noise dtype": (
-        change(uld, noise=M.bfloat16(), noise2=M),
-        "uld_step: noise must be float32 [4, 8], got bfloat16 [4, 8]",
-    ),
-    "uld stride": (
-        change(uld, model_out=torch.zeros(8, 4).t()),
-        "uld_step: model_out must have unit stride in its last dimension, got strides [1, 4]; "
-        "call .contiguous() first",
-    ),
-    "uld overlap": (
-        change(uld, written=True, v=M[:1].expand(4, 8)),
-        "uld_step_: v is written in place but its rows overlap (row stride 0, 8 elements a row); "
-        "clone it first",
-    ),
-    "uld z_model dtype": (
-        change(uld, written=True, z_model=torch.zeros(4, 8)),
-        "uld_step_: z_model must be bfloat16 [4, 8], got float32 [4, 8]",
-    ),
-    "diffusion dtype": (
-        change(diffusion, x=M.half()),
-        "diffusion_step: x must be float32 or bfloat16, got float16",
-    ),
-    "diffusion memory dtype": (
-        change(diffusion, memory=M.bfloat16()),
-        "diffusion_step: memory must have the dtype of x (float32), got bfloat16",
-    ),
-    "diffusion memory shape": (
-        change(diffusion, memory=torch.zeros(4, 7)),
-        "diffusion_step: memory must have the shape of x [4, 8] (or [4, 16] with a second memory), "
-        "got [4, 7]",
-    ),
-    "diffusion second memory overlap": (
-        change(diffusion, written=True, memory=torch.zeros(4, 32).as_strided((4, 16), (8, 1))),
-        "diffusion_step_: memory is written in place but its rows overlap (row stride 8, 16 "
-        "elements a row); clone it first",
-    ),
-    "diffusion output shape": (
-        change(diffusion, model_out=torch.zeros(4, 9)),
-        "diffusion_step: model_out must have the shape of x [4, 8] (or [4, 16] with "
-        "learned-range variance), got [4, 9]",
-    ),
-    "diffusion uncond width": (
-        change(diffusion, model_out=torch.zeros(4, 16), uncond_out=M, guidance=torch.ones(1)),
-        "diffusion_step: uncond_out must be float32 [4, 16], got float32 [4, 8]",
-    ),
-    "diffusion clamp": (
-        change(diffusion, x0_clamp=-1.0),
-        "diffusion_step: x0_clamp must be positive, got -1.0",
-    ),
-    "diffusion x0": (
-        change(diffusion, x0=torch.zeros(4, 7)),
-        "diffusion_step_: x0 must be float32 [4, 8], got float32 [4, 7]",
-    ),
-}
 
 
-@pytest.mark.parametrize("name", INVALID)
+def invalid_calls() -> dict[str, tuple]:
+    """Calls and their messages; tensors on the default device."""
+    some, key, stream = torch.zeros(4, 8), torch.tensor([1]), torch.arange(4)
+    return {
+        "philox key dtype": (
+            lambda: ops.philox_normal(key.float(), 0, stream, 4),
+            "philox_normal: key must be a contiguous int64 [1], got float32 [1]",
+        ),
+        "philox key length": (
+            lambda: ops.philox_normal(stream, 0, stream, 4),
+            "philox_normal: key must be a contiguous int64 [1], got int64 [4]",
+        ),
+        "philox stream": (
+            lambda: ops.philox_normal(key, 0, stream.int(), 4),
+            "philox_normal: stream must be a contiguous int64 [B], got int32 [4]",
+        ),
+        "philox counter": (
+            lambda: ops.philox_normal(key, -1, stream, 4),
+            "philox_normal: counter must lie in [0, 4294967295], got -1",
+        ),
+        "philox counter too large": (
+            lambda: ops.philox_normal(key, 2**32, stream, 4),
+            "philox_normal: counter must lie in [0, 4294967295], got 4294967296",
+        ),
+        "philox n": (
+            lambda: ops.philox_normal(key, 0, stream, -2),
+            "philox_normal: n must lie in [0, 17179869184], got -2",
+        ),
+        "philox out dtype": (
+            lambda: ops.philox_normal_(some.double(), key, 0, stream),
+            "philox_normal_: out must be float32, got float64",
+        ),
+        "philox out dimensions": (
+            lambda: ops.philox_normal_(some[0], key, 0, stream),
+            "philox_normal_: out must be [B, n], got 1 dimensions",
+        ),
+        "philox out overlap": (
+            lambda: ops.philox_normal_(some[:1].expand(4, 8), key, 0, stream),
+            "philox_normal_: out is written in place but its rows overlap (row stride 0, 8 "
+            "elements a row); clone it first",
+        ),
+        "uld dimensions": (
+            change(uld, z=torch.zeros(2, 4, 8)),
+            "uld_step: z must be [B, d], got 3 dimensions",
+        ),
+        "uld dtype": (
+            change(uld, z=some.double()),
+            "uld_step: z must be float32, got float64",
+        ),
+        "uld bfloat16 state": (
+            change(uld, z=some.bfloat16()),
+            "uld_step: z must be float32, got bfloat16",
+        ),
+        "uld empty rows": (
+            change(uld, z=torch.zeros(4, 0)),
+            "uld_step: z must have between 1 and 8589934592 elements a row, got 0",
+        ),
+        "uld velocity shape": (
+            change(uld, v=torch.zeros(4, 7)),
+            "uld_step: v must have the shape of z [4, 8], got [4, 7]",
+        ),
+        "uld velocity dtype": (
+            change(uld, v=some.half()),
+            "uld_step: v must have the dtype of z (float32), got float16",
+        ),
+        "uld anchor shape": (
+            change(uld, anchor=torch.zeros(3, 8)),
+            "uld_step: anchor must have the shape of z [4, 8], got [3, 8]",
+        ),
+        "uld output dtype": (
+            change(uld, model_out=some.double()),
+            "uld_step: model_out must be float32, float16 or bfloat16, got float64",
+        ),
+        "uld output shape": (
+            change(uld, model_out=torch.zeros(4, 16)),
+            "uld_step: model_out must have the shape of z [4, 8], got [4, 16]",
+        ),
+        "uld table columns": (
+            change(uld, coef=torch.zeros(3, 14)),
+            "uld_step: coef must be a contiguous float32 [T, 16] table with T >= 1, "
+            "got float32 [3, 14]",
+        ),
+        "uld table dtype": (
+            change(uld, coef=torch.zeros(3, 16, dtype=F64)),
+            "uld_step: coef must be a contiguous float32 [T, 16] table with T >= 1, "
+            "got float64 [3, 16]",
+        ),
+        "uld empty table": (
+            change(uld, coef=torch.zeros(0, 16)),
+            "uld_step: coef must be a contiguous float32 [T, 16] table with T >= 1, "
+            "got float32 [0, 16]",
+        ),
+        "uld row dtype": (
+            change(uld, row=torch.zeros(4, dtype=I64)),
+            "uld_step: row must be a contiguous int32 [4] or [1], got int64 [4]",
+        ),
+        "uld row length": (
+            change(uld, row=torch.zeros(3, dtype=I32)),
+            "uld_step: row must be a contiguous int32 [4] or [1], got int32 [3]",
+        ),
+        "uld draw length": (
+            change(uld, draw=torch.zeros(2, dtype=I32)),
+            "uld_step: draw must be a contiguous int32 [4] or [1], got int32 [2]",
+        ),
+        "uld key": (
+            change(uld, key=torch.zeros(1, dtype=I32)),
+            "uld_step: key must be a contiguous int64 [1], got int32 [1]",
+        ),
+        "uld stream": (
+            change(uld, stream=torch.zeros(1, dtype=I64)),
+            "uld_step: stream must be a contiguous int64 [4], got int64 [1]",
+        ),
+        "uld guidance alone": (
+            change(uld, guidance=torch.ones(1)),
+            "uld_step: uncond_out and guidance go together: pass both or neither",
+        ),
+        "uld uncond alone": (
+            change(uld, uncond_out=some),
+            "uld_step: uncond_out and guidance go together: pass both or neither",
+        ),
+        "uld second guidance alone": (
+            change(uld, uncond_out2=some, guidance2=torch.ones(1)),
+            "uld_step: uncond_out2 and guidance2 go together, and only beside uncond_out and "
+            "guidance",
+        ),
+        "uld one noise": (
+            change(uld, noise=some),
+            "uld_step: noise and noise2 go together: pass both or neither",
+        ),
+        "uld uncond dtype": (
+            change(uld, uncond_out=some.half(), guidance=torch.ones(1)),
+            "uld_step: uncond_out must be float32 [4, 8], got float16 [4, 8]",
+        ),
+        "uld guidance shape": (
+            change(uld, uncond_out=some, guidance=torch.ones(2)),
+            "uld_step: guidance must be a contiguous float32 [4] or [1], got float32 [2]",
+        ),
+        "uld noise scale dtype": (
+            change(uld, noise_scale=torch.ones(1, dtype=F64)),
+            "uld_step: noise_scale must be a contiguous float32 [4] or [1], got float64 [1]",
+        ),
+        "uld noise dtype": (
+            change(uld, noise=some.bfloat16(), noise2=some),
+            "uld_step: noise must be float32 [4, 8], got bfloat16 [4, 8]",
+        ),
+        "uld stride": (
+            change(uld, model_out=torch.zeros(8, 4).t()),
+            "uld_step: model_out must have unit stride in its last dimension, got strides [1, 4]; "
+            "call .contiguous() first",
+        ),
+        "uld overlap": (
+            change(uld, written=True, v=some[:1].expand(4, 8)),
+            "uld_step_: v is written in place but its rows overlap (row stride 0, 8 elements a "
+            "row); clone it first",
+        ),
+        "uld z_model dtype": (
+            change(uld, written=True, z_model=torch.zeros(4, 8)),
+            "uld_step_: z_model must be bfloat16 [4, 8], got float32 [4, 8]",
+        ),
+        "diffusion dtype": (
+            change(diffusion, x=some.half()),
+            "diffusion_step: x must be float32 or bfloat16, got float16",
+        ),
+        "diffusion memory dtype": (
+            change(diffusion, memory=some.bfloat16()),
+            "diffusion_step: memory must have the dtype of x (float32), got bfloat16",
+        ),
+        "diffusion memory shape": (
+            change(diffusion, memory=torch.zeros(4, 7)),
+            "diffusion_step: memory must have the shape of x [4, 8] (or [4, 16] with a second "
+            "memory), got [4, 7]",
+        ),
+        "diffusion second memory overlap": (
+            change(diffusion, written=True, memory=torch.zeros(4, 32).as_strided((4, 16), (8, 1))),
+            "diffusion_step_: memory is written in place but its rows overlap (row stride 8, 16 "
+            "elements a row); clone it first",
+        ),
+        "diffusion output shape": (
+            change(diffusion, model_out=torch.zeros(4, 9)),
+            "diffusion_step: model_out must have the shape of x [4, 8] (or [4, 16] with "
+            "learned-range variance), got [4, 9]",
+        ),
+        "diffusion uncond width": (
+            change(
+                diffusion, model_out=torch.zeros(4, 16), uncond_out=some, guidance=torch.ones(1)
+            ),
+            "diffusion_step: uncond_out must be float32 [4, 16], got float32 [4, 8]",
+        ),
+        "diffusion clamp": (
+            change(diffusion, x0_clamp=-1.0),
+            "diffusion_step: x0_clamp must be positive, got -1.0",
+        ),
+        "diffusion x0": (
+            change(diffusion, x0=torch.zeros(4, 7)),
+            "diffusion_step_: x0 must be float32 [4, 8], got float32 [4, 7]",
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", invalid_calls())
 def test_message(implementation, name):
-    invalid, message = INVALID[name]
+    invalid, message = invalid_calls()[name]
     with pytest.raises(RuntimeError, match="^" + re.escape(message)):
         invalid()
 
