@@ -21,8 +21,8 @@ def collect() -> dict:
     """Versions, CPU, GPUs, compiled libraries and backends, as values that JSON can hold."""
     return {
         "ardiff": __version__,
-        "commit": _run("git", "-C", str(_ROOT), "rev-parse", "HEAD"),
-        "dirty": bool(_run("git", "-C", str(_ROOT), "status", "--porcelain")),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain")),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),
@@ -98,6 +98,11 @@ def _run(*command: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def _git(*arguments: str) -> str:
+    """Of this project's own checkout; empty where installed, be it inside another repository."""
+    return _run("git", "-C", str(_ROOT), *arguments) if (_ROOT / ".git").exists() else ""
+
+
 def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -108,7 +113,10 @@ def _cpu_model() -> str:
 
 def _nvcc() -> str:
     path = shutil.which("nvcc")
-    return f"{_run(path, '--version').splitlines()[-1]} ({path})" if path else ""
+    if not path:
+        return ""
+    said = _run(path, "--version").splitlines()
+    return f"{said[-1] if said else 'does not run'} ({path})"
 
 
 def _gpus() -> list[dict]:
