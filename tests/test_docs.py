@@ -28,7 +28,8 @@ def test_the_readme_example_runs(capsys) -> None:
 def test_every_environment_variable_is_documented() -> None:
     folders = ("ardiff_kernels", "benchmarks", "csrc", "python", "tests")
     found = [path for name in folders for path in (ROOT / name).rglob("*")]
-    sources = [p for p in found if p.suffix in (".py", ".cpp", ".h") and p != Path(__file__)]
+    suffixes = (".py", ".cpp", ".cu", ".cuh", ".h", ".inc")
+    sources = [p for p in found if p.suffix in suffixes and p != Path(__file__)]
     files = [ROOT / "setup.py", *sources]
     used = set().union(*(read_variables(path.read_text()) for path in files))
     assert {"ARDIFF_BACKEND", "ARDIFF_CPU_ISA", "ARDIFF_BUILD_CUDA"} <= used
