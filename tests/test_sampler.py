@@ -223,6 +223,7 @@ BAD_SAMPLERS = {
     "too few steps": (dict(steps=5), ValueError, "rtk-uld needs two stages or more"),
     "guidance": (dict(guidance=2.0), ValueError, "needs a model with a null context"),
     "temperature": (dict(temperature=-1.0), ValueError, "temperature must be finite and at least"),
+    "fractional batch": (dict(batch=2.5), TypeError, "batch must be an integer, got 2.5"),
     "batch": (dict(batch=0), ValueError, "batch must be positive, got 0"),
 }
 
@@ -235,6 +236,8 @@ def test_bad_samplers_are_named(case):
 
 
 BAD_DRAWS = {
+    "fractional n": (dict(n=2.5), TypeError, "n must be an integer, got 2.5"),
+    "n as text": (dict(n="3"), TypeError, "n must be an integer, got '3'"),
     "n": (dict(n=-1), ValueError, "n must not be negative, got -1"),
     "negative id": (dict(n=2, sample_ids=[0, -5]), ValueError, r"in \[0, 2\^43\), got -5"),
     "large id": (dict(n=1, sample_ids=[2**43]), ValueError, r"in \[0, 2\^43\), got 8796093022208"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -86,6 +87,7 @@ class ARSampler:
                 "ARSampler: guidance needs a model with a null context; train one with context "
                 "dropout (context_dropout above 0)"
             )
+        batch = _integer("ARSampler: batch", batch)
         if batch < 1:
             raise ValueError(f"ARSampler: batch must be positive, got {batch}")
         if stages is not None:
@@ -117,6 +119,8 @@ class ARSampler:
         progress: Callable[[int, int], None] | None = None,
     ) -> SampleOutput:
         """Draws n images.
+
+        `stats.calls` is `calls`, which follows from the tables; it is not counted.
 
         Args:
             n: how many.
@@ -202,6 +206,14 @@ def _assemble(patches: list[Tensor]) -> Tensor:
 
 
 def _checked_ids(n: int, sample_ids: Sequence[int] | Tensor | None) -> Tensor:
+    n = _integer("n", n)
     if n < 0:
         raise ValueError(f"n must not be negative, got {n}")
     return make_stream(sample_ids, n, 0, "cpu") >> PATCH_BITS
+
+
+def _integer(name: str, value: int) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
