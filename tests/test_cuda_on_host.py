@@ -27,6 +27,7 @@ FLAGS = [
     *(f"-DARDIFF_CUDA_NAMESPACE={NAMESPACE}", "-DARDIFF_CUDA_KEY=CPU"),
 ]
 SHAPES = [(1, 1), (3, 5), (1, 16), (7, 33), (5, 64), (2, 1023), (1, 4100), (300, 8)]
+BOUNDS = {"uld_step": testing.uld_bounds, "diffusion_step": testing.diffusion_bounds}
 ids = dict(ids=str)
 
 
@@ -79,9 +80,10 @@ def packed(call: testing.Call) -> testing.Call:
 def assert_alike(on_host, call: testing.Call) -> None:
     for variant in (call, packed(call)):
         got = getattr(on_host, call.op)(*variant.args.values(), **variant.options)
-        for mine, exact in zip(got, call.oracle(), strict=True):
-            tolerance = 1e-2 if mine.dtype == torch.bfloat16 else 2e-5
-            assert torch.allclose(mine.double(), exact, tolerance, tolerance, equal_nan=True)
+        for mine, exact, bound in zip(got, call.oracle(), BOUNDS[call.op](call), strict=True):
+            if mine.dtype == torch.bfloat16:  # 8 bits: the store rounds by half a unit of the last
+                bound = bound + 2.0**-8 * (exact.abs() + bound)
+            testing.assert_within(mine, exact, bound.clamp(min=1e-30))
         if not _load.CPU.loaded:
             continue
         with ardiff_kernels.backend("cpu"):
@@ -138,9 +140,9 @@ def test_second_memory(on_host, shape, state):
 @pytest.mark.parametrize("op", ["uld_step", "diffusion_step"])
 def test_given_noise_and_one_row_for_all(on_host, op):
     call = (testing.uld_call if op == "uld_step" else testing.diffusion_call)(4, 24)
-    call.options["noise"] = torch.randn(4, 24)
+    call.options["noise"] = testing.random_rows(60, 4, 24)
     if op == "uld_step":
-        call.options["noise2"] = torch.randn(4, 24)
+        call.options["noise2"] = testing.random_rows(61, 4, 24)
     for name in ("row", "draw"):
         call.args[name] = torch.tensor([1], dtype=torch.int32)
     assert_alike(on_host, call)
