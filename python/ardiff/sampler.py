@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 import ardiff_kernels
+from ardiff.guidance import guidance_weights
 from ardiff.models.ar_model import ARModel
 from ardiff.models.checkpoint import load_model as load
 from ardiff.run import initial_state, run
-from ardiff.sampling import PATCH_BITS, SampleStats, make_key, make_stream, per_sample
+from ardiff.sampling import PATCH_BITS, make_key, make_stream, per_sample
 from ardiff.solvers import solver as make_table
+from ardiff.solvers import solver_options
+from ardiff.stats import SampleStats, collect, pool
 
 __all__ = ["ARSampler", "SampleOutput", "SampleStats", "StreamedPatch", "load"]
 
@@ -48,11 +51,14 @@ class ARSampler:
     Args:
         model: an `ARModel`, such as `ardiff.load` returns; the sampler runs on its device.
         solver: a name of `ardiff.solvers`.
-        steps: bound on the model calls for each patch.
+        steps: bound on the model calls for each patch; or one for each patch, in order.
         stages: stages of an `rtk-*` solver; None lets `steps` decide.
         guidance: scale w of u + w (c - u); None is plain conditional sampling. Needs a model
             trained with context dropout, and doubles the calls.
         temperature: factor on the step noise, not on the initial state.
+        guidance_schedule: ``constant``, or ``linear`` from none to `guidance` over the patches.
+        guidance2, uncond2: three-way guidance u2 + w2 (u - u2) + w (c - u), w2 = `guidance2` on the
+            same schedule, u2 at the context `uncond2` `[context_width]`; a third call.
         batch: images drawn together; bounds memory, not n.
         backend: forces a backend of `ardiff_kernels`; None takes the best.
         options: the solver's own (inner, tau, gamma, ...) and the time grid, by default the one in
@@ -68,11 +74,14 @@ class ARSampler:
         self,
         model: ARModel,
         solver: str = "rtk-uld",
-        steps: int = 48,
+        steps: int | Sequence[int] = 48,
         stages: int | None = None,
         guidance: float | None = None,
         temperature: float = 1.0,
         *,
+        guidance_schedule: str = "constant",
+        guidance2: float | None = None,
+        uncond2: Tensor | None = None,
         batch: int = 128,
         backend: str | None = None,
         **options,
@@ -92,24 +101,53 @@ class ARSampler:
             raise ValueError(f"ARSampler: batch must be positive, got {batch}")
         if stages is not None:
             options["stages"] = stages
-        self.model = model
-        self.guidance, self.temperature = guidance, temperature
+        config = model.config
+        self.model, self.temperature, self.uncond2 = model, temperature, uncond2
         per_sample("temperature", temperature, 1, "cpu", low=0.0)
-        if guidance is not None:
-            per_sample("guidance", guidance, 1, "cpu", low=-math.inf)
+        guidance_weights(1.0, guidance_schedule, 1)
+        self.guidance = self._weights("guidance", guidance, guidance_schedule)
+        self.guidance2 = self._weights("guidance2", guidance2, guidance_schedule)
+        self._check_uncond2()
         self.batch, self.backend = batch, backend
-        self.table = make_table(
-            solver,
-            path=model.config.path,
-            prediction=model.config.prediction,
-            steps=steps,
-            **model.config.grid_options() | options,
-        )
+        if "dim" in solver_options(solver):
+            options.setdefault("dim", config.patch_dim)
+        each = list(steps) if isinstance(steps, (list, tuple)) else [steps] * config.patches
+        if len(each) != config.patches:
+            raise ValueError(
+                f"ARSampler: steps must be an integer or {config.patches}, one a patch, got "
+                f"{len(each)}"
+            )
+        choices = {"path": config.path, "prediction": config.prediction, **config.grid_options()}
+        self.tables = [make_table(solver, steps=n, **choices | options) for n in each]
+        self.table = self.tables[0]
+        if self.table.energy:
+            raise ValueError(
+                'ARSampler: accept="energy" needs a density, which a model of this kind lacks; use '
+                '"trapezoid" or "simpson"'
+            )
+
+    def _weights(self, name: str, weight: float | None, schedule: str) -> list[float] | None:
+        if weight is None:
+            return None
+        per_sample(name, weight, 1, "cpu", low=-math.inf)
+        return guidance_weights(weight, schedule, self.model.config.patches)
+
+    def _check_uncond2(self) -> None:
+        given = (self.guidance2 is not None, self.uncond2 is not None)
+        if given[0] != given[1] or (given[0] and self.guidance is None):
+            raise ValueError("ARSampler: guidance2 and uncond2 go together, and only with guidance")
+        width = self.model.config.context_width
+        if self.uncond2 is not None and self.uncond2.shape != (width,):
+            raise ValueError(
+                f"ARSampler: uncond2 must be a context of shape [{width}], got "
+                f"{list(self.uncond2.shape)}"
+            )
 
     @property
     def calls(self) -> int:
-        """Model calls for each image: all patches, twice as many with guidance."""
-        return self.model.config.patches * self.table.calls * (1 if self.guidance is None else 2)
+        """Model calls for each image: all patches, two or three times as many with guidance."""
+        outputs = 1 + (self.guidance is not None) + (self.guidance2 is not None)
+        return sum(table.calls for table in self.tables) * outputs
 
     def sample(
         self,
@@ -135,8 +173,9 @@ class ARSampler:
         config = self.model.config
         total, done = len(ids) * config.patches, 0
         parts: list[list[Tensor]] = []
+        fared: list[SampleStats] = []
         start = time.perf_counter()
-        for part in self._draw(ids, key):
+        for part in self._draw(ids, key, fared):
             if part.index == 0:
                 parts.append([])
             parts[-1].append(part.pixels)
@@ -148,7 +187,8 @@ class ARSampler:
         whole = torch.cat(images) if images else self.model.mean.new_empty(size)
         if whole.is_cuda:
             torch.cuda.synchronize(whole.device)
-        return SampleOutput(whole, SampleStats(self.calls, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        return SampleOutput(whole, pool(self.calls, seconds, fared))
 
     def stream(
         self, n: int, seed: int | None = 0, sample_ids: Sequence[int] | Tensor | None = None
@@ -158,22 +198,24 @@ class ARSampler:
         Arguments and errors as `sample`'s; past `batch` images, one batch follows another.
         """
         ids, key = _checked_ids(n, sample_ids), make_key(seed, self.model.mean.device)
-        return self._draw(ids, key)
+        return self._draw(ids, key, [])
 
-    def _draw(self, ids: Tensor, key: Tensor) -> Iterator[StreamedPatch]:
+    def _draw(self, ids: Tensor, key: Tensor, fared: list[SampleStats]) -> Iterator[StreamedPatch]:
         for part in ids.split(self.batch):
             if len(part):
-                yield from self._draw_batch(part, key)
+                yield from self._draw_batch(part, key, fared)
 
     @torch.no_grad()
-    def _draw_batch(self, ids: Tensor, key: Tensor) -> Iterator[StreamedPatch]:
+    def _draw_batch(
+        self, ids: Tensor, key: Tensor, fared: list[SampleStats]
+    ) -> Iterator[StreamedPatch]:
         model, device = self.model, self.model.mean.device
-        table = self.table.to(device)
         cache = model.context.new_cache(len(ids))
         patch = None
         for k in range(model.config.patches):
             context = model.context.step(patch, cache)
             stream = make_stream(ids, len(ids), k, device)
+            table, decisions = self.tables[k], []
             with ardiff_kernels.backend(self.backend) if self.backend else nullcontext():
                 x = initial_state(table, key, stream, model.config.patch_dim)
                 x = run(
@@ -183,18 +225,25 @@ class ARSampler:
                     key=key,
                     stream=stream,
                     condition=context,
-                    **self._modifiers(context),
+                    decisions=decisions,
+                    **self._modifiers(context, k),
                 )
+            if decisions:
+                fared.append(collect(table, 0, 0.0, decisions))
             patch = model.clip_patch(x, k)
             yield StreamedPatch(k, ids, model.patch_pixels(patch, k).clamp(-1, 1))
 
-    def _modifiers(self, context: Tensor) -> dict[str, Tensor]:
+    def _modifiers(self, context: Tensor, k: int) -> dict[str, Tensor]:
+        """Guidance and temperature of patch k, as `run` takes them."""
         found = {}
         if self.temperature != 1:
             found["noise_scale"] = context.new_tensor([self.temperature])
         if self.guidance is not None:
             found["uncond"] = self.model.null.expand_as(context)
-            found["guidance"] = context.new_tensor([self.guidance])
+            found["guidance"] = context.new_tensor([self.guidance[k]])
+        if self.guidance2 is not None:
+            found["uncond2"] = self.uncond2.to(context).expand_as(context)
+            found["guidance2"] = context.new_tensor([self.guidance2[k]])
         return found
 
 

@@ -31,6 +31,7 @@ class SampleStats:
         rejected_nonfinite: proposals rejected for NaN or inf.
         log_alpha_histogram: int64 `[12]`, finite log acceptance ratios between the neighbouring
             :data:`LOG_ALPHA_EDGES` and beyond them; or None.
+        decisions: int64 `[stages]`, proposals decided in each stage; or None.
         step_scale: float32 `[B]`, the factor on tau that each sample adapted to; or None.
     """
 
@@ -39,6 +40,7 @@ class SampleStats:
     acceptance: Tensor | None = None
     rejected_nonfinite: int = 0
     log_alpha_histogram: Tensor | None = None
+    decisions: Tensor | None = None
     step_scale: Tensor | None = None
 
 
@@ -79,5 +81,21 @@ def collect(
         taken / count,
         int((decided & ~finite).sum()),
         torch.bincount(bins, minlength=len(LOG_ALPHA_EDGES) + 1),
+        count,
         table.scales() if isinstance(table, Ladder) else None,
     )
+
+
+def pool(calls: int, seconds: float, runs: list[SampleStats]) -> SampleStats:
+    """The statistics of several runs, such as the patches of an image, as one."""
+    if not runs:
+        return SampleStats(calls, seconds)
+    stages = max(len(run.decisions) for run in runs)
+    count = torch.zeros(stages, dtype=torch.int64)
+    taken = torch.zeros(stages, dtype=torch.float64)
+    for run in runs:
+        count[: len(run.decisions)] += run.decisions
+        taken[: len(run.decisions)] += run.acceptance * run.decisions
+    histogram = torch.stack([run.log_alpha_histogram for run in runs]).sum(0)
+    rejected = sum(run.rejected_nonfinite for run in runs)
+    return SampleStats(calls, seconds, taken / count, rejected, histogram, count)
