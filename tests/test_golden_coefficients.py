@@ -1,30 +1,16 @@
-"""The underdamped-Langevin coefficients against 60-digit values, within 2e-15 relative."""
+"""The rows of the underdamped-Langevin solver against 60-digit coefficients, within 2e-15 relative;
+test_host.py has the coefficients themselves."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
+from test_host import golden as load
 
 from ardiff import rtk
 from ardiff.paths import transition
 from ardiff.solvers import rtk_uld
-from ardiff_kernels import host
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "uld_coefficients.json").read_text())[
-    "rows"
-]
-
-
-@pytest.mark.parametrize("index", range(len(GOLDEN)))
-def test_golden_coefficients(index):
-    golden = {key: float(value) for key, value in GOLDEN[index].items()}
-    gamma, tau = golden.pop("gamma"), golden.pop("tau")
-    golden.pop("det")
-    found = host.uld_coefficients(gamma, tau)
-    for key, value in golden.items():
-        assert found[key] == pytest.approx(value, rel=2e-15, abs=0), key
+GOLDEN = load("uld_coefficients")["rows"]
 
 
 @pytest.mark.parametrize("index", range(len(GOLDEN)))
