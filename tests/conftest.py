@@ -1,6 +1,6 @@
 """Test environment: Triton runs interpreted on CPU tensors where there is no GPU.
 
-Torch has two threads, or one in a worker of pytest-xdist, which has the other cores.
+Torch has two threads, or one in a worker of pytest-xdist, since other workers use the other cores.
 """
 
 from __future__ import annotations
