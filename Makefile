@@ -21,7 +21,7 @@ demo: build
 	$(PY) examples/demo.py
 
 test: lint build
-	$(PY) -m pytest -m "not gpu" -q --durations=10
+	$(PY) -m pytest -m "not gpu" -q -n 2 --dist loadfile --durations=10
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
