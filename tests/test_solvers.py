@@ -9,72 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from solver_problem import Problem, Rows, ancestral_law, between, run_table
 
 import ardiff
-from ardiff.paths import PATHS, PREDICTIONS, get_path, output_from_data
+from ardiff.paths import PATHS, PREDICTIONS
 from ardiff.solvers import SOLVERS, solver_options, table_function
-from ardiff_kernels.ops.diffusion_step.reference import diffusion_step
-from ardiff_kernels.ops.uld_step.reference import uld_step
 
 STEPS = 13
-
-
-class Problem:
-    """A path, a nonlinear denoiser and the normals, all in float64."""
-
-    def __init__(self, path: str, seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
-        self.path = get_path(path)
-        self.start = rng.standard_normal(40)
-        self.normals = rng.standard_normal((64, 2, 40))
-
-    def at(self, level):
-        return float(self.path.alpha(level)), float(self.path.sigma(level))
-
-    def denoise(self, x, level):
-        alpha, sigma = self.at(level)
-        scaled = alpha * x / (alpha**2 + sigma**2)
-        return 0.7 * np.tanh(2 * scaled) + 0.2 * np.sin(3 * scaled) / (1 + sigma / alpha)
-
-    def score(self, x, level):
-        alpha, sigma = self.at(level)
-        return (alpha * self.denoise(x, level) - x) / sigma**2
-
-
-def run_table(table, problem):
-    """Executes a table with the ops' float64 reference."""
-    coef = torch.tensor(table.coefficients)
-    key, stream = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    x = torch.tensor(table.init_scale * problem.start)[None]
-    v = torch.full_like(x, torch.nan)
-    memory = torch.full((1, x.shape[1] * (1 + table.second_memory)), torch.nan)
-    memory = memory.double()
-    for i, level in enumerate(table.level):
-        row = torch.tensor([i], dtype=torch.int32)
-        n1, n2 = torch.tensor(problem.normals[i])[:, None, :]
-        out = torch.full_like(x, torch.nan)
-        if table.calls_model[i]:
-            x0 = torch.tensor(problem.denoise(x.numpy(), level))
-            out = output_from_data(table.prediction, *problem.at(level), x, x0)
-        place = (coef, row, row, key, stream)
-        if table.op[i] == "diffusion":
-            x, memory, _ = diffusion_step(x, out, memory, *place, noise=n1)
-        else:
-            x, v, memory = uld_step(x, v, out, memory, *place, noise=n1, noise2=n2)
-    return x[0].numpy()
-
-
-def between(problem, a, b):
-    (alpha_a, sigma_a), (alpha_b, sigma_b) = problem.at(a), problem.at(b)
-    r = alpha_a / alpha_b
-    return alpha_a, sigma_a, alpha_b, sigma_b, r, sigma_a**2 - r**2 * sigma_b**2
-
-
-def ancestral_law(problem, x, a, b):
-    alpha_a, sigma_a, alpha_b, sigma_b, r, s2 = between(problem, a, b)
-    x0 = problem.denoise(x, a)
-    mean = (alpha_b * s2 * x0 + r * sigma_b**2 * x) / sigma_a**2
-    return mean, math.sqrt(sigma_b**2 * s2 / sigma_a**2)
+ADJUSTED = [name for name in SOLVERS if "accept" in solver_options(name)]  # tested on their own
 
 
 def ddpm(problem, x, levels, normals):
@@ -342,7 +284,7 @@ def expected(name, problem, options, denoise_last):
         rtk_options = {"inner": 2, "warm_start": start}
     high, low = min(40, problem.path.ratio_max), max(0.002, problem.path.ratio_min)
     levels = problem.path.level(np.geomspace(high, low, n).clip(low, high))
-    normals = iter(problem.normals)
+    normals = Rows(problem.normals)
     x = problem.path.init_scale(levels[0]) * problem.start
     x = function(problem, x, levels, normals, **rtk_options, **step)
     return problem.denoise(x, levels[-1]) if denoise_last else x
@@ -361,7 +303,8 @@ VARIANTS = [(name, {}) for name in CASES] + [
 
 
 def test_every_solver_has_a_case():
-    assert set(SOLVERS) <= set(CASES), "add the new solver's formulas to CASES"
+    missing = set(SOLVERS) - set(CASES) - set(ADJUSTED)
+    assert not missing, "add the new solver's formulas to CASES"
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

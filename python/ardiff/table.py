@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from ardiff_kernels.ops.diffusion_step import COLUMNS as DIFFUSION_COLUMNS
+from ardiff_kernels.ops.mala_accept import COLUMNS as ACCEPT_COLUMNS
 from ardiff_kernels.ops.uld_step import COLUMNS as ULD_COLUMNS
 
 from .paths import check_prediction
 
 WIDTH = 16
-ACCEPT_COLUMNS = ("g_z", "g_d", "g_o", "s_z", "s_o", "c_g", "c_d", "c_v", "r2", "R2")
 COLUMNS = {"diffusion": DIFFUSION_COLUMNS, "uld": ULD_COLUMNS, "accept": ACCEPT_COLUMNS}
 SECOND_MEMORY = ("s_x", "s_m", "s_2")
 
@@ -149,7 +149,7 @@ class StepTable:
     @property
     def second_memory(self) -> bool:
         """Whether a row uses the second half of a memory `[B, 2 d]`."""
-        return any(self.column(name).any() for name in SECOND_MEMORY if name in DIFFUSION_COLUMNS)
+        return any(self.column(name).any() for name in SECOND_MEMORY)
 
     @property
     def accept_rows(self) -> np.ndarray:

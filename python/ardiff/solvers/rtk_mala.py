@@ -1,0 +1,22 @@
+"""RTK-MALA (Huang et al. 2024, Algorithm 2): Metropolis-adjusted Langevin steps on exp(-g).
+
+Proposal y = z - tau G(z) + sqrt(2 tau) xi, G = grad g, taken with probability
+min(1, e^log_alpha); see :mod:`ardiff.metropolis` for log_alpha and the rules `accept`. tau is in
+units of the stage's envelope of width w: the step is tau w^2.
+"""
+
+from __future__ import annotations
+
+from .. import metropolis, rtk
+from ..table import StepTable
+
+
+def table(
+    path, prediction, levels, steps, *,
+    stages=None, inner=2, tau=0.4, accept="trapezoid", warm_start="ancestral", denoise_last=True,
+) -> StepTable:  # fmt: skip
+    """Each stage a warm start and `inner` adjusted Langevin steps."""
+    rtk.check_positive("rtk-mala", tau=tau)
+    cost = 1 + (metropolis.check_accept(accept) == "simpson")
+    plan = metropolis.plan("rtk-mala", steps, stages, inner, cost, warm_start, denoise_last)
+    return metropolis.langevin_table("rtk-mala", path, prediction, levels, plan, tau, accept)
