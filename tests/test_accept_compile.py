@@ -2,12 +2,9 @@
 gfx942, does not spill, and moves float32 in 128-bit loads and stores. The CUDA source is covered by
 `test_cuda_compile.py`."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import kernel_budget
 import pytest
 
 pytest.importorskip("triton")
@@ -16,14 +13,8 @@ SCRIPT = Path(__file__).with_name("accept_static.py")
 
 @pytest.fixture(scope="module")
 def compiled() -> list[dict]:
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = os.pathsep.join(sys.path)
-    run = [sys.executable, str(SCRIPT)]
-    done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)
-    for row in rows:
-        print(*(f"{name}={value}" for name, value in row.items()))
+    rows = kernel_budget.run_triton(SCRIPT)
+    print(kernel_budget.table(kernel_budget.budget_rows("triton", rows)))
     return rows
 
 
@@ -54,3 +45,8 @@ def test_float32_moves_in_128_bits(compiled, case, narrower):
     """All [B, d] tensors; stores beside those are accepted, log_alpha and energy."""
     row = next(r for r in compiled if (r["case"], r["target"]) == (case, "sm_90"))
     assert row["load_128"] >= 7 and row["store_128"] == row["stores"] - narrower
+
+
+def test_within_the_budget(compiled):
+    """A register, spill, byte or access more than tests/kernel_budget.json allows names its row."""
+    kernel_budget.check("triton", compiled, kernel_budget.triton_compiler())

@@ -1,12 +1,9 @@
 """Static proof of the Triton kernels, without a GPU: they compile for sm_80, sm_90 and gfx942, do
 not spill, and move float32 in 128-bit loads and stores."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import kernel_budget
 import pytest
 
 pytest.importorskip("triton")
@@ -16,14 +13,8 @@ OPS = {"philox_normal", "diffusion_step", "uld_step"}
 
 @pytest.fixture(scope="module")
 def compiled() -> list[dict]:
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = os.pathsep.join(sys.path)
-    run = [sys.executable, str(SCRIPT)]
-    done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)
-    for row in rows:
-        print(*(f"{name}={value}" for name, value in row.items()))
+    rows = kernel_budget.run_triton(SCRIPT)
+    print(kernel_budget.table(kernel_budget.budget_rows("triton", rows)))
     return rows
 
 
@@ -67,3 +58,8 @@ def test_registers_leave_room_for_640_threads(compiled):
     """On a multiprocessor with 65,536 registers: enough loads in flight for the bandwidth."""
     for row in compiled:
         assert row["target"] == "gfx942" or row["registers"] * 640 <= 65536, named(row)
+
+
+def test_within_the_budget(compiled):
+    """A register, spill, byte or access more than tests/kernel_budget.json allows names its row."""
+    kernel_budget.check("triton", compiled, kernel_budget.triton_compiler())
