@@ -31,8 +31,7 @@ class Ladder:
 
     After each of the first `adapting` accept rows a sample moves by its own acceptance probability
     a: its position, in rungs, by gain (a - target) / sqrt(n) at the n-th (Robbins & Monro 1951).
-    From then on its rung is fixed. Positions start at the middle and are of one run:
-    :meth:`restart` before another.
+    From then on its rung is fixed. Every run begins at `start`.
 
     Args:
         tables: rung by rung, growing in step size: the same ops, levels and calls.
@@ -40,6 +39,7 @@ class Ladder:
         target: acceptance rate to reach.
         adapting: accept rows after which samples move.
         gain: of the first move, in rungs.
+        start: the rung on which every sample begins, the middle for None.
         scales: what each rung multiplies the step size by, for the record.
 
     Attributes:
@@ -58,6 +58,7 @@ class Ladder:
         target: float = 0.57,
         adapting: int,
         gain: float = 4.0,
+        start: int | None = None,
         scales: Sequence[float] | None = None,
     ) -> None:
         self.tables = tuple(tables)
@@ -70,6 +71,7 @@ class Ladder:
         for table in self.tables[1:]:
             if not same_structure(table, first):
                 raise ValueError("the tables of a ladder must differ in their coefficients alone")
+        self.start = (len(self.tables) - 1) // 2 if start is None else start
         self.target, self.adapting, self.gain, self.batch = target, adapting, gain, batch
         self.path, self.prediction, self.solver = first.path, first.prediction, first.solver
         self.op, self.calls, self.init_scale = first.op, first.calls, first.init_scale
@@ -82,9 +84,8 @@ class Ladder:
         return self._scales[self.index.cpu()]
 
     def restart(self, device: torch.device | str) -> None:
-        """Every sample back to the middle rung."""
-        middle = (len(self.tables) - 1) / 2
-        self._position = torch.full((self.batch,), middle, device=device)
+        """Every sample back to rung `start`."""
+        self._position = torch.full((self.batch,), float(self.start), device=device)
         self.index = self._position.round().long()
         self._seen = 0
 

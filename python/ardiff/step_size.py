@@ -16,7 +16,8 @@ from .solvers import solver as make_table
 from .solvers import solver_options, table_function
 from .table import StepTable
 
-RUNGS = tuple(2 ** (k / 2) for k in range(-4, 5))
+RUNGS = tuple(2 ** (k / 2) for k in range(-4, 13))  # where the data widen g, tau may be large
+START = RUNGS.index(1.0)
 PILOT_IDS = range(2**43 - 64, 2**43)
 
 
@@ -58,7 +59,7 @@ def make_ladder(
         merged.setdefault("dim", math.prod(sizes[1:]))
     scales, tables = _rungs(name, merged)
     rows = len(tables[0].accept_rows)
-    return Ladder(tables, sizes[0], target=target, adapting=rows // 2, scales=scales)
+    return Ladder(tables, sizes[0], target=target, adapting=rows // 2, start=START, scales=scales)
 
 
 def adapted_solver(
@@ -82,7 +83,7 @@ def adapted_solver(
     table that comes out is fixed: samples drawn with it depend on no batch.
 
     Args:
-        name, options: as in :func:`ardiff.solver`; `tau` is the middle of the ladder.
+        name, options: as in :func:`ardiff.solver`; `tau` is where the ladder starts.
         model_fn: ``model_fn(x, level, condition)`` with x `[len(pilot_ids), dim]`.
         dim: elements of a sample.
         pilot_ids, seed, condition: of the pilot's draws; the default ids are the last 64 of all.
@@ -100,7 +101,7 @@ def adapted_solver(
     _, tables = _rungs(name, options)
     stream = make_stream(list(pilot_ids), len(pilot_ids), 0, device)
     stages = int(tables[0].stage[-1]) + 1
-    position = np.full(stages, (len(tables) - 1) / 2)
+    position = np.full(stages, float(START))
     for n in range(1, passes + 1):
         table = splice(tables, np.rint(position).astype(int))
         key, decisions = make_key(seed + n, device), []
