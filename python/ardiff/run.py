@@ -59,11 +59,6 @@ def _bind(model, schedule: Schedule, condition: Any, batch: int) -> Callable[[in
     levels = schedule.level
     if hasattr(model, "hoist") and levels.dim() == 1:
         return model.hoist(levels, condition)
-    if not callable(model):
-        raise TypeError(
-            "samples with tables of their own need a model that can be called with a level for "
-            f"each: {type(model).__name__} has only hoist"
-        )
     each = _levels(schedule, batch)
     return lambda iteration, x: model(x, each[iteration], condition)
 

@@ -43,6 +43,11 @@ class CountedModel:
         return out.reshape(x.shape) if isinstance(out, Tensor) else out
 
     def __call__(self, x: Tensor, level: Tensor, condition: Any) -> Tensor:
+        if not callable(self.model):
+            raise TypeError(
+                "samples with tables of their own need a model that can be called with a level for "
+                f"each: {type(self.model).__name__} has only hoist"
+            )
         return self._counted(lambda x: self.model(x, level, condition), x)
 
     def _hoist(self, levels: Tensor, condition: Any) -> Callable[[int, Tensor], Tensor]:
