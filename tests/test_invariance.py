@@ -89,7 +89,14 @@ def _(x, level):
     return torch.empty_like(x)
 
 
-COMPILED = [("rtk-uld", {}), ("dpmpp-2m-sde", {}), ("rtk-ula", {"warm_start": "gaussian-factor"})]
+COMPILED = [
+    ("rtk-uld", {}),
+    ("dpmpp-2m-sde", {}),
+    ("rtk-ula", {"warm_start": "gaussian-factor"}),
+    ("rtk-harmonic", {}),
+    ("rtk-mala-projected", {"dim": D}),
+    ("rtk-hmc", {"inner": 1, "accept": "simpson", "leapfrog": 1}),
+]
 
 
 @pytest.mark.parametrize(("solver", "options"), COMPILED, ids=[n for n, _ in COMPILED])

@@ -5,7 +5,7 @@ it, and so must 2^17 simulated chains, to z-scores below 5.8 (6.6e-9 two-sided, 
 false-alarm rate is below 1e-6), while they reject every other integrator's value.
 
 Strong order: the rows are run on a nonlinear force with given normals, those of a fine path,
-composed exactly from its steps. The root mean square error over 4000 paths falls as tau^p. p is 2
+composed exactly from its steps. The root mean square error over 1500 paths falls as tau^p. p is 2
 for UBU (Sanz-Serna & Zygalakis 2021). It is 1 for ULD: freezing the force errs by G' v tau^2 / 2 a
 step, and these add up. It is 1 for BAOAB and OBABO: the position sees the velocity's noise at one
 point of a step only, an independent error of variance proportional to tau^3 a step.
@@ -147,7 +147,7 @@ def test_simulated_bias(name):
         assert score(exact_variance(other, GAMMA, TAU)) > 8
 
 
-FINE, TIME, PATHS = 2**10, 2.0, 4000
+FINE, TIME, PATHS = 2**10, 2.0, 1500
 
 
 def compose(xi_z, xi_v, gamma, time):
