@@ -11,7 +11,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' -o -name '*.inc')
 
-.PHONY: demo test lint format build bench gpu-check clean
+.PHONY: demo test lint format build bench gpu-check sanitize clean
 
 # Threads that spin at barriers take the processor from the one they wait for when the machine is
 # shared: 20 times slower there.
@@ -37,6 +37,10 @@ build: $(VENV)/.built
 
 bench: build
 	$(PY) -m ardiff bench $(SUITE) --json out/bench-$(SUITE).json
+
+# The C++ CPU kernels under ASan, UBSan and TSan.
+sanitize: $(VENV)/.installed
+	$(MAKE) -C tests/cpp PY=$(abspath $(PY))
 
 # Uses python3's own torch, needs no network and no .venv.
 gpu-check:

@@ -1,0 +1,48 @@
+#pragma once
+
+#include "step.h"
+
+ARDIFF_TEST_KERNEL(diffusion_step_tiles, DiffusionArgs)
+
+namespace ardiff_test {
+
+/// The second half of a [B, 2d] memory.
+template <class Tensor>
+Tensor second_half(Tensor tensor, int64_t d) {
+  if (tensor.data) tensor.data = (char*)(tensor.data) + d * size_of(tensor.type);
+  return tensor;
+}
+
+inline void test_diffusion_step() {
+  const auto kernels = diffusion_step_tiles();
+  for (const Shape& shape : shapes()) {
+    for (int index = 0; index < kStepOptions; index += stride_of(shape)) {
+      // All four of the state's type and the memory's width, in turn with the other options.
+      const Type state = index % 5 < 2 ? Type::bfloat16 : Type::float32;
+      const bool second = index % 7 < 3;
+      const Options options(index);
+      const bool learned = index % 11 < 4;
+      check("diffusion_step, options " + std::to_string(index), kernels, shape, [&](Call& call) {
+        ardiff::DiffusionArgs a{};
+        fill_step(a, call, options, learned ? 2 * call.d : call.d, 1);
+        const int64_t width = second ? 2 * call.d : call.d;
+        a.packed = a.packed && !second;
+        a.learned_range = learned;
+        a.clamped = options.guidance == 2;
+        a.x0_clamp = 0.75f;
+        a.x_new = options.in_place ? call.state(state) : call.output(state);
+        a.x = options.in_place ? as_input(a.x_new) : call.input(state);
+        a.memory_new = options.in_place ? call.state(state, width) : call.output(state, width);
+        a.memory = options.in_place ? as_input(a.memory_new) : call.input(state, width);
+        if (second) {
+          a.memory2 = second_half(a.memory, call.d);
+          a.memory2_new = second_half(a.memory_new, call.d);
+        }
+        a.x0 = options.in_place && options.z_model ? Out{} : call.output(state);
+        return a;
+      });
+    }
+  }
+}
+
+}  // namespace ardiff_test

@@ -1,0 +1,39 @@
+// Tests of the C++ CPU kernels under sanitizers; `make sanitize` builds and runs them. They need
+// torch's headers but not its libraries: the threads are std::thread's, which ThreadSanitizer
+// knows.
+#include "diffusion_step.h"
+#include "mala_accept.h"
+#include "philox_normal.h"
+#include "uld_step.h"
+
+extern "C" {
+
+/// Each thread takes an equal part, as at::parallel_for gives it.
+AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t, ParallelFunc function,
+                                  void* context) {
+  const int64_t n = std::min<int64_t>(end - begin, ardiff_test::threads);
+  std::vector<std::thread> workers;
+  for (int64_t i = 0; i < n; ++i) {
+    workers.emplace_back(function, begin + (end - begin) * i / n,
+                         begin + (end - begin) * (i + 1) / n, context);
+  }
+  for (std::thread& worker : workers) worker.join();
+  return 0;
+}
+
+AOTITorchError torch_get_num_threads(uint32_t* count) {
+  *count = ardiff_test::threads;
+  return 0;
+}
+}
+
+int main() {
+  ardiff_test::test_philox_normal();
+  ardiff_test::test_uld_step();
+  ardiff_test::test_diffusion_step();
+  ardiff_test::test_mala_accept();
+  std::printf("ok:");
+  for (const auto& kernel : ardiff_test::uld_step_tiles()) std::printf(" %s", kernel.isa);
+  std::printf("\n");
+  return 0;
+}
