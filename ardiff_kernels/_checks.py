@@ -52,6 +52,20 @@ def _matrix(op: str, name: str, t: Tensor | None, dtype: torch.dtype, shape: Seq
         raise RuntimeError(f"{op}: {name} must be {_name(dtype)} {_shape(shape)}, {_got(t)}")
 
 
+def _table(op: str, coef: Tensor) -> None:
+    if not (
+        coef.dtype == torch.float32
+        and coef.dim() == 2
+        and coef.shape[1] == COLUMNS
+        and coef.shape[0] >= 1
+        and coef.is_contiguous()
+    ):
+        raise RuntimeError(
+            f"{op}: coef must be a contiguous float32 [T, {COLUMNS}] table with T >= 1, "
+            f"{_got(coef)}"
+        )
+
+
 def _placement(op: str, tensors: Mapping[str, Tensor | None], written: Sequence[str]) -> None:
     """One device, unit stride inside a row, and no overlapping rows where we write."""
     present = {name: t for name, t in tensors.items() if t is not None}
@@ -161,17 +175,7 @@ def check_step(
             f"{op}: model_out must have the shape of {lead} {_shape((rows, d))}{wide}, got "
             f"{_shape(model_out.shape)}"
         )
-    if not (
-        coef.dtype == torch.float32
-        and coef.dim() == 2
-        and coef.shape[1] == COLUMNS
-        and coef.shape[0] >= 1
-        and coef.is_contiguous()
-    ):
-        raise RuntimeError(
-            f"{op}: coef must be a contiguous float32 [T, {COLUMNS}] table with T >= 1, "
-            f"{_got(coef)}"
-        )
+    _table(op, coef)
     _vector(op, "row", row, torch.int32, rows, shared=True)
     _vector(op, "draw", draw, torch.int32, rows, shared=True)
     _vector(op, "key", key, torch.int64, 1)

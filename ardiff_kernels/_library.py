@@ -26,3 +26,8 @@ def define(schema: str, check: Callable[..., None], fake: Callable | None = None
         return None if fake is None else fake(*args, **kwargs)
 
     torch.library.register_fake(f"{NAMESPACE}::{name}", checked_fake, lib=_LIBRARY)
+
+
+def implement_autograd(name: str, kernel: Callable) -> None:
+    """Register `kernel(keyset, *args, **kwargs)` at an op's Autograd key, for every device."""
+    _LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)

@@ -1,6 +1,6 @@
 """The ops, each a folder: schema, checks and docstring; its reference; its Triton kernels.
 
-Folders are discovered, so a new op edits nothing here.
+Folders are discovered, so a new op edits nothing here. An op may have an in-place form `<op>_`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import pkgutil
 
 NAMES = tuple(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg)
 
+__all__ = []
 for _op in NAMES:
     _module = importlib.import_module(f"{__name__}.{_op}")
-    globals()[_op] = getattr(_module, _op)
-    globals()[f"{_op}_"] = getattr(_module, f"{_op}_")
-
-__all__ = [*NAMES, *(f"{name}_" for name in NAMES)]
+    _forms = [name for name in (_op, f"{_op}_") if hasattr(_module, name)]
+    globals().update({name: getattr(_module, name) for name in _forms})
+    __all__ += _forms

@@ -43,6 +43,19 @@ def guided(
     return u2 + w2 * (u1 - u2) + w * (c - u1)
 
 
+def guidance_weights(
+    guidance: Tensor | None, guidance2: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor | float, ...]:
+    """Weights of model_out, uncond_out and uncond_out2 in the guided output."""
+    if guidance is None:
+        return 1.0, 0.0, 0.0
+    w = column(guidance, dtype)
+    if guidance2 is None:
+        return w, 1 - w, 0.0
+    w2 = column(guidance2, dtype)
+    return w, w2 - w, 1 - w2
+
+
 def step_counter(draw: Tensor) -> Tensor:
     """Counter word c1 of step noise (purpose 0)."""
     return 4 * draw.long()

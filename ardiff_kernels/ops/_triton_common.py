@@ -235,3 +235,41 @@ def guided_output(
             base = tl.fma(u - u2, w2, u2)
         out = tl.fma(out - u, w, base)
     return out
+
+
+@triton.jit
+def gradient_tile(ptr, like, sample, stride, col, lane, mask, ALIGN: tl.constexpr):
+    """A tile of a gradient as float32, zeros in the shape of `like` where it is absent."""
+    if ptr is not None:
+        return load_tile(ptr, sample, stride, col, lane, mask, ALIGN)
+    else:
+        return tl.zeros(like.shape, tl.float32)
+
+
+@triton.jit
+def store_wanted(ptr, value, sample, stride, col, lane, mask, ALIGN: tl.constexpr):
+    """Store a result where it is wanted."""
+    if ptr is not None:
+        store_tile(ptr, value, sample, stride, col, lane, mask, ALIGN)
+
+
+@triton.jit
+def store_output_gradients(
+    out, out_ptr, uncond_ptr, uncond2_ptr, guidance_ptr, guidance2_ptr,
+    out_stride, uncond_stride, uncond2_stride,
+    sample, col, lane, mask, ALIGN: tl.constexpr,
+    GUIDANCE_SHARED: tl.constexpr, GUIDANCE2_SHARED: tl.constexpr,
+):  # fmt: skip
+    """Spread the gradient of the guided output over the model outputs by its weights."""
+    if guidance_ptr is not None:
+        w = at_sample(guidance_ptr, sample, GUIDANCE_SHARED)
+        store_wanted(out_ptr, w * out, sample, out_stride, col, lane, mask, ALIGN)
+        base = 1.0
+        if guidance2_ptr is not None:
+            w2 = at_sample(guidance2_ptr, sample, GUIDANCE2_SHARED)
+            rest = (1.0 - w2) * out
+            store_wanted(uncond2_ptr, rest, sample, uncond2_stride, col, lane, mask, ALIGN)
+            base = w2
+        store_wanted(uncond_ptr, (base - w) * out, sample, uncond_stride, col, lane, mask, ALIGN)
+    else:
+        store_wanted(out_ptr, out, sample, out_stride, col, lane, mask, ALIGN)

@@ -54,6 +54,14 @@ def shared(x: torch.Tensor | None) -> bool:
     return x is None or x.numel() == 1
 
 
+def fresh(
+    kinds: Sequence[tuple[Sequence[int], torch.dtype]], device: torch.device
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]:
+    """New tensors of the given shapes and dtypes, and the same with None for the `[0]` ones."""
+    tensors = tuple(torch.empty(shape, dtype=dtype, device=device) for shape, dtype in kinds)
+    return tensors, tuple(t if t.dim() == 2 else None for t in tensors)
+
+
 def launch(
     kernel: Any,
     tensors: Sequence[torch.Tensor | None],
@@ -61,12 +69,12 @@ def launch(
     *scalars: int | float | None,
     **flags: bool,
 ) -> None:
-    """Run `kernel` over `[B, d]` tensors, of which the first is the leading state.
+    """Run `kernel` over `[B, d]` tensors, of which the first that is given sets B and d.
 
     The kernel's arguments are: `tensors`, `vectors` (the others), the row stride of each of
     `tensors`, `scalars`, B, d, the tiles of a sample, then `flags` and the tile by name.
     """
-    state = tensors[0]
+    state = next(t for t in tensors if t is not None)
     B, d = state.shape
     if B == 0 or d == 0:
         return

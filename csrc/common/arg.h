@@ -51,6 +51,27 @@ struct Arg {
   }
 };
 
+/// A fresh contiguous tensor of `dim` sizes beside `like`: float32, float16 or bfloat16.
+inline Tensor fresh_tensor(const Arg& like, ScalarType dtype, int64_t dim, const int64_t* sizes) {
+  const int64_t strides[] = {dim == 2 ? sizes[1] : 1, 1};
+  const int32_t code = dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
+                       : dtype == ScalarType::Half   ? aoti_torch_dtype_float16()
+                                                     : aoti_torch_dtype_float32();
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      dim, sizes, strides, code, like.device_type, like.device_index, &handle));
+  return Tensor(handle);
+}
+
+/// An empty [0] tensor: a result that is not wanted.
+inline Tensor no_result(const Arg& like, ScalarType dtype) {
+  const int64_t size = 0;
+  return fresh_tensor(like, dtype, 1, &size);
+}
+
+/// A result as an argument of a kernel; absent where it is no_result.
+inline Arg result(const char* name, const Tensor& t) { return t.dim() == 2 ? Arg(name, t) : Arg(); }
+
 template <class... Parts>
 [[noreturn]] inline void fail(const Parts&... parts) {
   std::ostringstream message;

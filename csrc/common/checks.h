@@ -36,6 +36,13 @@ inline void check_matrix(const char* op, const Arg& a, ScalarType dtype, int64_t
   fail(op, ": ", a.name, " must be ", name_of(dtype), " ", shape_of(rows, columns), ", ", got(a));
 }
 
+inline void check_table(const char* op, const Arg& coef) {
+  if (coef.dtype != ScalarType::Float || coef.dim != 2 || coef.sizes[1] != 16 ||
+      coef.sizes[0] < 1 || !coef.contiguous()) {
+    fail(op, ": coef must be a contiguous float32 [T, 16] table with T >= 1, ", got(coef));
+  }
+}
+
 /// One device, unit stride inside a row, and no overlapping rows where the op writes.
 inline void check_placement(const char* op, std::initializer_list<const Arg*> args,
                             std::initializer_list<const Arg*> written) {
@@ -178,10 +185,7 @@ inline void check_step(const StepRules& rules, const Arg& lead, const Arg& a, co
     fail(op, ": model_out must have the shape of ", lead.name, " ", shape_of(rows, d), wide,
          ", got ", shape_of(out));
   }
-  if (t.coef.dtype != ScalarType::Float || t.coef.dim != 2 || t.coef.sizes[1] != 16 ||
-      t.coef.sizes[0] < 1 || !t.coef.contiguous()) {
-    fail(op, ": coef must be a contiguous float32 [T, 16] table with T >= 1, ", got(t.coef));
-  }
+  check_table(op, t.coef);
   check_vector(op, t.row, ScalarType::Int, rows, 1);
   check_vector(op, t.draw, ScalarType::Int, rows, 1);
   check_vector(op, t.key, ScalarType::Long, 1);

@@ -32,4 +32,20 @@ ARDIFF_HD BFloat16 to_bfloat16(float x) {
   return BFloat16{static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
 }
 
+/// Rounded to nearest, ties to even; NaN keeps its sign and the top of its payload, as in hardware.
+ARDIFF_HD Float16 to_float16(float x) {
+  const uint32_t u = bits(x), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
+  uint32_t h;
+  if (magnitude > 0x7f800000u) {
+    h = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
+  } else if (magnitude >= 0x477ff000u) {  // 65520 and more
+    h = 0x7c00u;
+  } else if (magnitude >= 0x38800000u) {
+    h = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  } else {  // subnormal: the last place of 1/2 is that of the result
+    h = bits(from_bits(magnitude) + 0.5f) - 0x3f000000u;
+  }
+  return Float16{static_cast<uint16_t>(sign | h)};
+}
+
 }  // namespace ARDIFF_NS

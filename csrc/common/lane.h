@@ -85,6 +85,9 @@ ARDIFF_HD float select_zero(uint32_t s, float a, float b) { return s == 0 ? a : 
 /// t where c is not zero, else +0: a zero coefficient drops its term whatever t holds.
 ARDIFF_HD float keep_if_nonzero(float c, float t) { return c != 0.0f ? t : 0.0f; }
 
+/// t where c is zero, else +0.
+ARDIFF_HD float keep_if_zero(float c, float t) { return c == 0.0f ? t : 0.0f; }
+
 /// x limited to [lo, hi]; NaN stays NaN.
 ARDIFF_HD float clamp(float x, float lo, float hi) {
   const float y = x < lo ? lo : x;

@@ -85,4 +85,21 @@ struct DiffusionArgs : StepArgs {
   Out x_new, memory_new, memory2_new, x0;
 };
 
+/// Gradients of uld_step's results (null: zero) and of its inputs (null: not wanted). Of the step's
+/// own tensors only the row and the per-sample options are there.
+struct UldBackwardArgs : StepArgs {
+  int ways;  // of guidance: 0, 1 or 2 unconditional outputs
+  In grad_z, grad_v, grad_anchor;
+  Out z, v, out, anchor, uncond, uncond2, n1, n2;
+};
+
+/// The same for diffusion_step; `memory2` is the second half of a [B, 2d] memory.
+struct DiffusionBackwardArgs : StepArgs {
+  int ways;
+  bool learned_range, clamped, second_memory;
+  float x0_clamp;
+  In x, grad_x, grad_memory, grad_memory2, grad_x0;
+  Out new_x, memory, memory2, out, uncond, uncond2, n;
+};
+
 }  // namespace ardiff

@@ -28,11 +28,8 @@ void run(const Arg& x, const Arg& memory, const Arg& x_new, const Arg& memory_ne
   a.memory_new = output(memory_new);
   a.memory2_new = {};
   if (memory.sizes[1] != a.d) {
-    const int64_t bytes = a.d * (x.dtype == ScalarType::BFloat16 ? 2 : 4);
-    a.memory2 = a.memory;
-    a.memory2.data = static_cast<const char*>(a.memory.data) + bytes;
-    a.memory2_new = a.memory_new;
-    a.memory2_new.data = static_cast<char*>(a.memory_new.data) + bytes;
+    a.memory2 = second_half(a.memory, a.d);
+    a.memory2_new = second_half(a.memory_new, a.d);
   }
   a.x0 = output(x0);
   for (const Arg* s : {&x, &memory, &x_new, &memory_new, &x0}) {

@@ -28,6 +28,16 @@ inline Out output(const Arg& a) {
   return {a.tensor->mutable_data_ptr(), a.row_stride(), type_of(a.dtype)};
 }
 
+/// The part of a [B, 2d] tensor from column d on; absent where the tensor is.
+inline In second_half(In a, int64_t d) {
+  if (a.data) a.data = static_cast<const char*>(a.data) + d * (a.type == Type::float32 ? 4 : 2);
+  return a;
+}
+inline Out second_half(Out a, int64_t d) {
+  if (a.data) a.data = static_cast<char*>(a.data) + d * (a.type == Type::float32 ? 4 : 2);
+  return a;
+}
+
 template <class T>
 PerSample<T> per_sample(const Arg& a) {
   if (!a.given()) return {};
@@ -49,14 +59,9 @@ inline void ask_for_huge_pages(void* data, int64_t bytes) {
 
 /// A fresh contiguous [rows, columns] tensor beside `like`.
 inline Tensor empty_like(const Arg& like, ScalarType dtype, int64_t rows, int64_t columns) {
-  const int64_t sizes[] = {rows, columns}, strides[] = {columns, 1};
-  AtenTensorHandle handle = nullptr;
-  const int32_t code =
-      dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16() : aoti_torch_dtype_float32();
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(2, sizes, strides, code, like.device_type,
-                                                         like.device_index, &handle));
-  Tensor fresh(handle);
-  const int64_t bytes = rows * columns * (dtype == ScalarType::BFloat16 ? 2 : 4);
+  const int64_t sizes[] = {rows, columns};
+  Tensor fresh = fresh_tensor(like, dtype, 2, sizes);
+  const int64_t bytes = rows * columns * (dtype == ScalarType::Float ? 4 : 2);
   if (bytes >= int64_t{4} << 20) ask_for_huge_pages(fresh.mutable_data_ptr(), bytes);
   return fresh;
 }

@@ -1,7 +1,7 @@
 // Pieces of the step kernels: tiles, runs of samples that share a row, model outputs as float32.
 #pragma once
 
-#include "../common/step.h"
+#include "../common/step_backward.h"
 #include "noise.h"
 
 namespace ARDIFF_NS {
@@ -119,6 +119,7 @@ ARDIFF_INLINE F load_as(const T* p) {
 }
 ARDIFF_INLINE void store_as(float* p, float x) { *p = x; }
 ARDIFF_INLINE void store_as(BFloat16* p, float x) { *p = to_bfloat16(x); }
+ARDIFF_INLINE void store_as(Float16* p, float x) { *p = to_float16(x); }
 #if ARDIFF_LANES > 1
 template <class T>
 ARDIFF_INLINE void store_as(T* p, VFloat x) {
@@ -183,16 +184,62 @@ inline const float* guided_output(const StepArgs& a, int64_t b, int64_t i0, int6
   return scratch;
 }
 
+/// n elements of a gradient as float32: `zeros` where it is absent.
+inline const float* gradient(const In& in, int64_t b, int64_t i0, int64_t n, float* scratch,
+                             const float* zeros) {
+  return in.data ? as_float(in, b, i0, n, scratch) : zeros;
+}
+
+/// Learned deviations times the noise scale, from the second half of the model output.
+inline void fill_deviation(const StepArgs& a, const float* coef, float scale, int64_t b, int64_t i0,
+                           int64_t n, float* deviation) {
+  const float* range = as_float(a.model_out, b, a.d + i0, n, deviation);
+  for_each_lane(
+      n, [&](auto lane) { return diffusion_row<decltype(lane)>(coef); },
+      [&](int64_t i, auto lane, const auto& row) {
+        using F = decltype(lane);
+        store_as(deviation + i, learned_deviation(row, load_as<F>(range + i)) * F(scale));
+      });
+}
+
 /// Writes n float32 values to element i0 of sample b in the tensor's own type.
 inline void write(const Out& out, int64_t b, int64_t i0, int64_t n, const float* values) {
   if (!out.data) return;
-  if (out.type == Type::bfloat16) {
-    BFloat16* p = address<BFloat16>(out, b, i0);
+  if (out.type == Type::float32) {
+    float* p = address<float>(out, b, i0);
+    if (p != values) std::memcpy(p, values, sizeof(float) * n);
+    return;
+  }
+  with_type(out.type, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    T* p = address<T>(out, b, i0);
     for_each_lane(
         n, [&](int64_t i, auto lane) { store_as(p + i, load_as<decltype(lane)>(values + i)); });
-  } else if (address<float>(out, b, i0) != values) {
-    std::memcpy(address<float>(out, b, i0), values, sizeof(float) * n);
-  }
+  });
+}
+
+/// The same, multiplied by `factor`.
+inline void write_scaled(const Out& out, int64_t b, int64_t i0, int64_t n, const float* values,
+                         float factor) {
+  if (!out.data) return;
+  with_type(out.type, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    T* p = address<T>(out, b, i0);
+    for_each_lane(n, [&](int64_t i, auto lane) {
+      using F = decltype(lane);
+      store_as(p + i, load_as<F>(values + i) * F(factor));
+    });
+  });
+}
+
+/// Spreads the gradient of the guided output over the model outputs `out`, `uncond`, `uncond2`.
+template <class Args>
+void write_outputs(const Args& a, int64_t b, int64_t i0, int64_t n, const float* values) {
+  const OutputWeights w = output_weights(a.ways, a.guidance.data ? at(a.guidance, b) : 0.0f,
+                                         a.guidance2.data ? at(a.guidance2, b) : 0.0f);
+  write_scaled(a.out, b, i0, n, values, w.cond);
+  write_scaled(a.uncond, b, i0, n, values, w.uncond);
+  write_scaled(a.uncond2, b, i0, n, values, w.uncond2);
 }
 
 /// Where a kernel writes float32 results: the tensor itself, or scratch when it has another type.

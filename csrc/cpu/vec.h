@@ -29,6 +29,7 @@ ARDIFF_INLINE VFloat load(const Float16* p) { return to_float(*p); }
 ARDIFF_INLINE VWord load(const uint32_t* p) { return *p; }
 ARDIFF_INLINE void store(float* p, VFloat x) { *p = x; }
 ARDIFF_INLINE void store(BFloat16* p, VFloat x) { *p = to_bfloat16(x); }
+ARDIFF_INLINE void store(Float16* p, VFloat x) { *p = to_float16(x); }
 
 ARDIFF_INLINE VCounter to_counter(VWord w) { return w; }
 ARDIFF_INLINE VWord to_words(VCounter c) { return c; }
@@ -96,6 +97,7 @@ ARDIFF_INLINE VFloat select_zero(VWord s, VFloat a, VFloat b) { return s.v == 0 
 ARDIFF_INLINE VFloat keep_if_nonzero(VFloat c, VFloat t) {
   return c.v != 0.0f ? t.v : FloatVector{};
 }
+ARDIFF_INLINE VFloat keep_if_zero(VFloat c, VFloat t) { return c.v == 0.0f ? t.v : FloatVector{}; }
 ARDIFF_INLINE VFloat clamp(VFloat x, VFloat lo, VFloat hi) {
   const FloatVector y = x.v < lo.v ? lo.v : x.v;
   return y > hi.v ? hi.v : y;

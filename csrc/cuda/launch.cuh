@@ -65,13 +65,8 @@ PerSample<T> per_sample(const Arg& a) {
 
 /// A fresh contiguous [rows, columns] tensor on the device of `like`.
 inline Tensor fresh(const Arg& like, ScalarType dtype, int64_t rows, int64_t columns) {
-  const int64_t sizes[] = {rows, columns}, strides[] = {columns, 1};
-  AtenTensorHandle handle = nullptr;
-  const int32_t code =
-      dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16() : aoti_torch_dtype_float32();
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(2, sizes, strides, code, like.device_type,
-                                                         like.device_index, &handle));
-  return Tensor(handle);
+  const int64_t sizes[] = {rows, columns};
+  return fresh_tensor(like, dtype, 2, sizes);
 }
 
 #ifdef __CUDACC__

@@ -1,7 +1,7 @@
 // What the step kernels share: their arguments, table rows, and guided model outputs.
 #pragma once
 
-#include "../common/step.h"
+#include "../common/step_backward.h"
 #include "unit.cuh"
 
 namespace ardiff {
@@ -70,6 +70,41 @@ ARDIFF_HD Four<float> guided(const StepArgs& a, int64_t b, const ModelOutputs<Mo
                                   : guide(out.v[k], uncond, w);
   }
   return out;
+}
+
+/// n elements of a gradient, zeros where it is absent.
+template <class T, bool kVector>
+ARDIFF_HD Four<float> load_gradient(const In& in, int64_t b, int64_t i, int n) {
+  Four<T> g{};
+  if (in.data) g = load<T, kVector>(in, b, i, n);
+  return widened(g);
+}
+
+template <class T, bool kVector>
+ARDIFF_HD void store_if_wanted(const Out& out, int64_t b, int64_t i, int n, const Four<float>& x) {
+  if (out.data) store<T, kVector>(out, b, i, n, narrowed<T>(x));
+}
+
+/// Gradients of the model outputs; absent where not wanted. `ways` of guidance: 0, 1 or 2
+/// unconditional outputs.
+struct OutputGradients {
+  int ways;
+  Out cond, uncond, uncond2;
+};
+
+/// Spreads the gradient of the guided output over the model outputs.
+template <class Model, bool kVector>
+ARDIFF_HD void store_outputs(const StepArgs& a, const OutputGradients& to, int64_t b, int64_t i,
+                             int n, const Four<float>& g) {
+  const OutputWeights w = output_weights(to.ways, a.guidance.data ? at(a.guidance, b) : 0.0f,
+                                         a.guidance2.data ? at(a.guidance2, b) : 0.0f);
+  const float weights[] = {w.cond, w.uncond, w.uncond2};
+  const Out* const outs[] = {&to.cond, &to.uncond, &to.uncond2};
+  for (int way = 0; way < 3; ++way) {
+    Four<float> scaled;
+    for (int k = 0; k < kUnit; ++k) scaled.v[k] = weights[way] * g.v[k];
+    store_if_wanted<Model, kVector>(*outs[way], b, i, n, scaled);
+  }
 }
 
 }  // namespace ardiff

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "../common/convert.h"
 #include "../common/normal.h"
@@ -80,7 +81,7 @@ ARDIFF_HD void store(const Out& out, int64_t b, int64_t i, int n, const Four<T>&
     using Word = typename WordOf<sizeof x>::type;
     Word word;
     memcpy(&word, &x, sizeof x);
-    *reinterpret_cast<Word*>(p) = word;
+    __stwb(reinterpret_cast<Word*>(p), word);  // an assignment may be split into narrow stores
 #else
     std::memcpy(p, &x, sizeof x);
 #endif
@@ -105,10 +106,18 @@ ARDIFF_HD float widen(Float16 x) {
 
 template <class T>
 ARDIFF_HD T narrow(float x) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    return x;
-  } else {
+  if constexpr (std::is_same_v<T, Float16>) {
+#ifdef __CUDA_ARCH__
+    Float16 y;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+#else
+    return to_float16(x);
+#endif
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
     return to_bfloat16(x);
+  } else {
+    return x;
   }
 }
 

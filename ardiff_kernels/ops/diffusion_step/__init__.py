@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ... import _checks
+from ... import _autograd, _checks
 from ..._library import define
+from ..diffusion_step_backward import RESULTS
 
 COLUMNS = (
     *("p_x", "p_o"),
@@ -55,6 +59,25 @@ define(
 )
 
 
+def _constants(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    second_memory = arguments["memory"].shape[1] != arguments["x"].shape[1]
+    return {"x0_clamp": arguments["x0_clamp"], "second_memory": second_memory}
+
+
+_autograd.differentiable(
+    "diffusion_step",
+    _autograd.Formula(
+        inputs=RESULTS,
+        saved=(
+            *("x", "model_out", "coef", "row", "draw", "key", "stream"),
+            *("uncond_out", "uncond_out2", "guidance", "guidance2", "noise_scale", "noise"),
+        ),
+        constants=_constants,
+    ),
+)
+_autograd.in_place("diffusion_step_", "diffusion_step")
+
+
 def diffusion_step(
     x: Tensor,
     model_out: Tensor,
@@ -88,7 +111,8 @@ def diffusion_step(
 
     One row is a step of DDPM, DDIM, DPM-Solver++(2M), an Euler or flow step, or of unadjusted
     Langevin with `memory` as the anchor. x_x and m_x are float32 pairs (hi, lo). A zero
-    coefficient drops its term whatever the tensor holds, NaN included.
+    coefficient drops its term whatever the tensor holds, NaN included. Differentiable in x,
+    memory, the model outputs and given normals (`diffusion_step_backward`), not in the others.
 
     Args:
         x: `[B, d]`, float32 or bfloat16 (computed in float32, rounded to nearest even); unit inner
@@ -114,7 +138,8 @@ def diffusion_step(
         New x, new memory and x0, contiguous, of the shapes of x, memory and x and of x's dtype.
 
     Raises:
-        RuntimeError: a wrong shape, dtype, device, stride or combination of options.
+        RuntimeError: a wrong shape, dtype, device, stride or combination of options, or an
+            argument without a gradient that requires grad.
     """
     return torch.ops.ardiff.diffusion_step.default(
         x,
@@ -150,7 +175,7 @@ def diffusion_step_(
 
     Takes the options of `diffusion_step`, and `x0` (`[B, d]` of x's dtype) and `z_model`
     (bfloat16 `[B, d]`), filled with the data prediction and a copy of the new x for the model.
-    Inside `torch.compile` use the functional form.
+    Inside `torch.compile`, and for gradients, use the functional form.
     """
     torch.ops.ardiff.diffusion_step_.default(
         x, model_out, memory, coef, row, draw, key, stream, **options

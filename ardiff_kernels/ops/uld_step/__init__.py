@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import _checks
+from ... import _autograd, _checks
 from ..._library import define
+from ..uld_step_backward import RESULTS
 
 COLUMNS = (
     *("z_z", "z_z_lo", "z_d", "z_v", "z_o", "z_1", "z_2"),
@@ -52,6 +53,16 @@ define(
     check=_check_in_place,
 )
 
+_autograd.differentiable(
+    "uld_step",
+    _autograd.Formula(
+        inputs=RESULTS,
+        saved=("coef", "row", "guidance", "guidance2", "noise_scale"),
+        constants=lambda arguments: {"dtype": arguments["model_out"].dtype},
+    ),
+)
+_autograd.in_place("uld_step_", "uld_step")
+
 
 def uld_step(
     z: Tensor,
@@ -82,7 +93,8 @@ def uld_step(
 
     It serves underdamped Langevin (Cheng et al. 2018's exponential integrator), BAOAB and their
     kin on the centred reverse transition kernel. z_z and a_z are float32 pairs (hi, lo). A zero
-    coefficient drops its term whatever the tensor holds, NaN included.
+    coefficient drops its term whatever the tensor holds, NaN included. Differentiable in the
+    state, the model outputs and given normals (`uld_step_backward`), not in the others.
 
     Args:
         z, v, anchor: float32 `[B, d]`; unit inner stride, any row stride.
@@ -103,7 +115,8 @@ def uld_step(
         New z, v and anchor, contiguous float32 `[B, d]`.
 
     Raises:
-        RuntimeError: a wrong shape, dtype, device, stride or combination of options.
+        RuntimeError: a wrong shape, dtype, device, stride or combination of options, or an
+            argument without a gradient that requires grad.
     """
     return torch.ops.ardiff.uld_step.default(
         z,
@@ -140,7 +153,7 @@ def uld_step_(
     """In-place twin of `uld_step` for eager loops and CUDA graphs; writes z, v and anchor.
 
     Takes the options of `uld_step`, and `z_model`: bfloat16 `[B, d]`, filled with a copy of the
-    new z for the model. Inside `torch.compile` use the functional form.
+    new z for the model. Inside `torch.compile`, and for gradients, use the functional form.
     """
     torch.ops.ardiff.uld_step_.default(
         z, v, model_out, anchor, coef, row, draw, key, stream, **options

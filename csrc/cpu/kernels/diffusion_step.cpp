@@ -55,18 +55,6 @@ void apply(const DiffusionArgs& a, const float* coef, float scale, bool learned,
   }
 }
 
-/// Learned deviations times the noise scale, from the second half of the model output.
-void fill_deviation(const DiffusionArgs& a, const float* coef, float scale, int64_t b, int64_t i0,
-                    int64_t n, float* deviation) {
-  const float* range = as_float(a.model_out, b, a.d + i0, n, deviation);
-  for_each_lane(
-      n, [&](auto lane) { return diffusion_row<decltype(lane)>(coef); },
-      [&](int64_t i, auto lane, const auto& row) {
-        using F = decltype(lane);
-        store_as(deviation + i, learned_deviation(row, load_as<F>(range + i)) * F(scale));
-      });
-}
-
 bool needs_noise(const DiffusionArgs& a, const Tile& tile) {
   if (a.noise.data) return false;
   for (int64_t s = 0; s < tile.samples; ++s) {

@@ -1,0 +1,164 @@
+"""Gradients of the ops, registered at the dispatcher's Autograd key.
+
+`torch.library.register_autograd` takes no op with keyword-only tensors, which these have; this is
+the same mechanism for them. Inference mode excludes the Autograd key: there nothing of it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import _library
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What the op `<op>_backward` takes and gives; it computes the gradients of a functional op.
+
+    Its first arguments are the gradients of the op's results (None where one was not used), and
+    `wanted` has bit i set where the gradient of `inputs[i]` is asked for.
+
+    Attributes:
+        inputs: arguments that have a gradient, in the order of the backward op's results.
+        saved: tensor arguments that the backward op reads, by their names.
+        constants: from the op's arguments, whatever else the backward op takes.
+    """
+
+    inputs: tuple[str, ...]
+    saved: tuple[str, ...]
+    constants: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+FORMULAS: dict[str, Formula] = {}
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, step, step_backward, formula, names, *values):
+        arguments = dict(zip(names, values, strict=True))
+        ctx.step_backward, ctx.formula = step_backward, formula
+        ctx.places = [4 + names.index(name) for name in formula.inputs]
+        ctx.constants = formula.constants(arguments)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*(arguments[name] for name in formula.saved))
+        return step(arguments)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        results: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        if all(g is None for g in grads):
+            return tuple(results)
+        given = [None if g is None else g.contiguous() for g in grads]
+        saved = dict(zip(ctx.formula.saved, ctx.saved_tensors, strict=True))
+        needed = [ctx.needs_input_grad[place] for place in ctx.places]
+        wanted = sum(1 << i for i, need in enumerate(needed) if need)
+        found = ctx.step_backward(*given, **saved, **ctx.constants, wanted=wanted)
+        for place, need, gradient in zip(ctx.places, needed, found, strict=True):
+            results[place] = gradient if need else None
+        return tuple(results)
+
+
+def _overload(op: str) -> Any:
+    return getattr(getattr(torch.ops, _library.NAMESPACE), op).default
+
+
+def _below(overload: Any, keyset: Any, args: tuple, options: dict) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args, **options)
+
+
+class _Signature:
+    """Names and defaults of an op's arguments, which the dispatcher splits and shortens."""
+
+    def __init__(self, overload: Any) -> None:
+        arguments = overload._schema.arguments
+        self.names = tuple(a.name for a in arguments)
+        self.positional = tuple(a.name for a in arguments if not a.kwarg_only)
+        self.keyword = tuple(a.name for a in arguments if a.kwarg_only)
+        self.defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
+
+    def named(self, args: tuple, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Every argument by its name."""
+        return {**self.defaults, **dict(zip(self.names, args, strict=False)), **options}
+
+
+def _requiring_grad(arguments: Mapping[str, Any]) -> list[str]:
+    return [k for k, v in arguments.items() if isinstance(v, Tensor) and v.requires_grad]
+
+
+def differentiable(op: str, formula: Formula) -> None:
+    """Give a functional op its gradients, computed by the op `<op>_backward`."""
+    FORMULAS[op] = formula
+    overload = _overload(op)
+    signature = _Signature(overload)
+
+    def kernel(keyset, *args, **options):
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args, **options)):
+            return _below(overload, keyset, args, options)
+        arguments = signature.named(args, options)
+        for name in _requiring_grad(arguments):
+            if name not in formula.inputs:
+                raise RuntimeError(
+                    f"{op}: {name} requires grad but has no gradient here; pass {name}.detach()"
+                )
+
+        def step(arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
+            positional = tuple(arguments[name] for name in signature.positional)
+            keyword = {name: arguments[name] for name in signature.keyword}
+            return _below(overload, keyset, positional, keyword)
+
+        values = (arguments[name] for name in signature.names)
+        return _Step.apply(step, _overload(f"{op}_backward"), formula, signature.names, *values)
+
+    _library.implement_autograd(op, kernel)
+
+
+def in_place(op: str, functional: str) -> None:
+    """Let an in-place op refuse tensors that require grad, and tell autograd what it writes."""
+    overload = _overload(op)
+    signature = _Signature(overload)
+    changed = {a.name for a in overload._schema.arguments if a.alias_info is not None}
+    places = [i for i, name in enumerate(signature.positional) if name in changed]
+    keywords = [name for name in signature.keyword if name in changed]
+
+    def kernel(keyset, *args, **options):
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args, **options):
+            name = _requiring_grad(signature.named(args, options))[0]
+            raise RuntimeError(
+                f"{op}: {name} requires grad but an in-place step has no gradient; call "
+                f"{functional}, or enter torch.inference_mode()"
+            )
+        _below(overload, keyset, args, options)
+        written = [args[i] for i in places]
+        written += [options[name] for name in keywords if options.get(name) is not None]
+        torch.autograd.graph.increment_version(written)
+
+    _library.implement_autograd(op, kernel)
+
+
+def differentiable_reference(op: str) -> Callable[..., tuple[Tensor, ...]]:
+    """The reference of `op` with the gradients of the reference of `<op>_backward`.
+
+    Takes the op's arguments without checking them; float64 state and model outputs too, so that
+    `torch.autograd.gradcheck` can judge the formulas.
+    """
+    from . import _backends
+
+    forward = _backends.reference_function(op)
+    backward = _backends.reference_function(f"{op}_backward")
+    signature = _Signature(_overload(op))
+
+    def run(*args, **options):
+        arguments = signature.named(args, options)
+        values = (arguments[name] for name in signature.names)
+        step = lambda named: forward(**named)  # noqa: E731
+        return _Step.apply(step, backward, FORMULAS[op], signature.names, *values)
+
+    return run

@@ -1,0 +1,128 @@
+"""`diffusion_step_backward`: the transposed row of `diffusion_step`, for autograd."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..._backward_checks import check_diffusion_step_backward
+from ..._library import define
+
+RESULTS = ("x", "model_out", "memory", "uncond_out", "uncond_out2", "noise")
+ALL = 2 ** len(RESULTS) - 1
+
+
+def results(
+    x: Tensor,
+    model_out: Tensor,
+    second_memory: bool,
+    wanted: int,
+    uncond_out: Tensor | None,
+    uncond_out2: Tensor | None,
+) -> list[tuple[torch.Size, torch.dtype]]:
+    """Shape and dtype of each result: `[0]` where it is not wanted, or its input is absent."""
+    rows, d = x.shape
+    memory = (rows, 2 * d) if second_memory else x.shape
+    model = (model_out.shape, model_out.dtype)
+    noise = torch.float64 if x.dtype == torch.float64 else torch.float32
+    kinds = [(x.shape, x.dtype), model, (memory, x.dtype), model, model, (x.shape, noise)]
+    absent = (uncond_out is None) * 8 + (uncond_out2 is None) * 16
+    return [
+        (shape if (wanted & ~absent) >> i & 1 else (0,), dtype)
+        for i, (shape, dtype) in enumerate(kinds)
+    ]
+
+
+def _fake(
+    grad_x, grad_memory, grad_x0, x, model_out, *args, uncond_out=None, uncond_out2=None,
+    second_memory=False, wanted=ALL, **options,
+):  # fmt: skip
+    kinds = results(x, model_out, second_memory, wanted, uncond_out, uncond_out2)
+    return tuple(x.new_empty(shape, dtype=kind) for shape, kind in kinds)
+
+
+define(
+    "diffusion_step_backward(Tensor? grad_x, Tensor? grad_memory, Tensor? grad_x0, Tensor x, "
+    "Tensor model_out, Tensor coef, Tensor row, Tensor draw, Tensor key, Tensor stream, *, "
+    "Tensor? uncond_out=None, Tensor? uncond_out2=None, Tensor? guidance=None, "
+    "Tensor? guidance2=None, Tensor? noise_scale=None, Tensor? noise=None, float? x0_clamp=None, "
+    f"bool second_memory=False, int wanted={ALL}) -> ({', '.join(['Tensor'] * len(RESULTS))})",
+    check=check_diffusion_step_backward,
+    fake=_fake,
+)
+
+
+def diffusion_step_backward(
+    grad_x: Tensor | None,
+    grad_memory: Tensor | None,
+    grad_x0: Tensor | None,
+    x: Tensor,
+    model_out: Tensor,
+    coef: Tensor,
+    row: Tensor,
+    draw: Tensor,
+    key: Tensor,
+    stream: Tensor,
+    *,
+    uncond_out: Tensor | None = None,
+    uncond_out2: Tensor | None = None,
+    guidance: Tensor | None = None,
+    guidance2: Tensor | None = None,
+    noise_scale: Tensor | None = None,
+    noise: Tensor | None = None,
+    x0_clamp: float | None = None,
+    second_memory: bool = False,
+    wanted: int = ALL,
+) -> tuple[Tensor, ...]:
+    """Gradients of `diffusion_step`'s inputs from those of its results, in one launch.
+
+    The transposed row, with G0 the gradient that reaches the data prediction before its clamp (zero
+    where the clamp holds, for which x0 is computed again)::
+
+        G0     = grad_x0 + x_0 grad_x + m_0 grad_memory
+        x      = x_x grad_x + x_d grad_x + m_x grad_memory + s_x grad_memory2 + p_x G0
+        memory = x_m grad_x - x_d grad_x + s_m grad_memory2  (+ grad_memory if the memory stays)
+        out    = p_o G0
+        noise  = x_n grad_x
+
+    With a second memory the term of x_d is its own, beside s_2 grad_memory2 (or grad_memory2 if it
+    stays). Guidance spreads `out` over the model outputs by its weights; the second half of a
+    `[B, 2d]` output gets the gradient of the learned deviation, from the normals of the step. A
+    zero coefficient drops its term whatever the gradient holds. On finished rows the gradients of
+    the state pass through, grad_x0 to x, and the others are zero.
+
+    Args:
+        grad_x, grad_memory, grad_x0: of x's dtype, of the shapes of the results of
+            `diffusion_step`; at least one; None counts as zero.
+        x, model_out, coef, row, draw, key, stream, and the options: as given to `diffusion_step`.
+        second_memory: whether its memory was `[B, 2d]`.
+        wanted: bit i asks for result i of `RESULTS`.
+
+    Returns:
+        Gradients of `RESULTS`, contiguous, of the inputs' shapes and dtypes; that of the noise
+        float32. Empty `[0]` where not wanted, and for unconditional outputs that are not given.
+
+    Raises:
+        RuntimeError: a wrong shape, dtype, device or stride, or no gradient at all.
+    """
+    return torch.ops.ardiff.diffusion_step_backward.default(
+        grad_x,
+        grad_memory,
+        grad_x0,
+        x,
+        model_out,
+        coef,
+        row,
+        draw,
+        key,
+        stream,
+        uncond_out=uncond_out,
+        uncond_out2=uncond_out2,
+        guidance=guidance,
+        guidance2=guidance2,
+        noise_scale=noise_scale,
+        noise=noise,
+        x0_clamp=x0_clamp,
+        second_memory=second_memory,
+        wanted=wanted,
+    )

@@ -1,0 +1,167 @@
+"""Triton kernel of `diffusion_step_backward`: one launch; absent gradients and results that are not
+wanted are compiled away.
+
+The state and the model outputs are read only where x0 is clamped or the variance learned, and the
+normals of the step made again only for the latter.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .._triton_common import (
+    at_sample,
+    gradient_tile,
+    guided_output,
+    load_tile,
+    one_normal,
+    store_output_gradients,
+    store_wanted,
+    term,
+    tile,
+)
+from .._triton_launch import fresh, launch, shared
+from . import ALL, results
+
+
+@triton.jit
+def diffusion_step_backward_kernel(
+    x_ptr, grad_x_ptr, grad_memory_ptr, grad_x0_ptr, out_ptr, uncond_ptr, uncond2_ptr, noise_ptr,
+    new_x_ptr, new_out_ptr, new_memory_ptr, new_uncond_ptr, new_uncond2_ptr, new_noise_ptr,
+    coef_ptr, row_ptr, draw_ptr, key_ptr, stream_ptr, guidance_ptr, guidance2_ptr, scale_ptr,
+    x_stride, grad_x_stride, grad_memory_stride, grad_x0_stride, out_stride, uncond_stride,
+    uncond2_stride, noise_stride, new_x_stride, new_out_stride, new_memory_stride,
+    new_uncond_stride, new_uncond2_stride, new_noise_stride,
+    x0_clamp, T, B, d, nd,
+    LEARNED: tl.constexpr, SECOND: tl.constexpr,
+    ROW_SHARED: tl.constexpr, DRAW_SHARED: tl.constexpr, GUIDANCE_SHARED: tl.constexpr,
+    GUIDANCE2_SHARED: tl.constexpr, SCALE_SHARED: tl.constexpr,
+    BR: tl.constexpr, BD: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    sample, col, lane, mask = tile(B, d, nd, BR, BD, ALIGN)
+    g_x = gradient_tile(grad_x_ptr, mask, sample, grad_x_stride, col, lane, mask, ALIGN)
+    g_x0 = gradient_tile(grad_x0_ptr, mask, sample, grad_x0_stride, col, lane, mask, ALIGN)
+    g_m = gradient_tile(grad_memory_ptr, mask, sample, grad_memory_stride, col, lane, mask, ALIGN)
+    zero = tl.zeros(mask.shape, tl.float32)
+
+    row = at_sample(row_ptr, sample, ROW_SHARED)
+    live = (row >= 0) & (row < T)
+    c = coef_ptr + tl.where(live, row, 0).to(tl.int64) * 16
+    p_x = tl.load(c + 0)
+    p_o = tl.load(c + 1)
+    x_d = tl.load(c + 6)
+    x_n = tl.load(c + 7)
+    m_x = tl.load(c + 8)
+    m_x_lo = tl.load(c + 9)
+    m_0 = tl.load(c + 10)
+    g_0 = term(m_0, g_m, term(tl.load(c + 4), g_x, g_x0))
+    if x0_clamp is not None:
+        bound = tl.full([], x0_clamp, tl.float32)
+        x = load_tile(x_ptr, sample, x_stride, col, lane, mask, ALIGN)
+        out = guided_output(
+            out_ptr, uncond_ptr, uncond2_ptr, guidance_ptr, guidance2_ptr,
+            out_stride, uncond_stride, uncond2_stride, sample, col, lane, mask, ALIGN,
+            GUIDANCE_SHARED, GUIDANCE2_SHARED,
+        )  # fmt: skip
+        x0 = term(p_o, out, term(p_x, x, 0.0))
+        g_0 = tl.where((x0 >= -bound) & (x0 <= bound), g_0, 0.0)
+
+    sd = x_n
+    if LEARNED:
+        lv_min = tl.load(c + 11)
+        lv_max = tl.load(c + 12)
+        r = load_tile(out_ptr, sample, out_stride, col + d, lane, mask, ALIGN)
+        log_variance = tl.fma(0.5 * (r + 1.0), lv_max - lv_min, lv_min)
+        sd = tl.where(x_n != 0.0, tl.exp(0.5 * log_variance), 0.0)
+    if scale_ptr is not None:
+        sd = sd * at_sample(scale_ptr, sample, SCALE_SHARED)
+    if LEARNED and new_out_ptr is not None:
+        if noise_ptr is not None:
+            n = load_tile(noise_ptr, sample, noise_stride, col, lane, mask, ALIGN)
+        else:
+            c1 = at_sample(draw_ptr, sample, DRAW_SHARED).to(tl.uint32) << 2
+            n = one_normal(col, c1, key_ptr, tl.load(stream_ptr + sample), BR, BD)
+        g_r = term(sd, n, 0.0) * (0.25 * (lv_max - lv_min)) * g_x
+        g_r = tl.where(live & (x_n != 0.0), g_r, zero)
+        store_wanted(new_out_ptr, g_r, sample, new_out_stride, col + d, lane, mask, ALIGN)
+    if LEARNED:
+        store_wanted(new_uncond_ptr, zero, sample, new_uncond_stride, col + d, lane, mask, ALIGN)
+        store_wanted(new_uncond2_ptr, zero, sample, new_uncond2_stride, col + d, lane, mask, ALIGN)
+
+    new_x = term(m_x_lo, g_m, term(tl.load(c + 3), g_x, 0.0))
+    origin = term(-x_d, g_x, 0.0)
+    if SECOND:
+        g_m2 = gradient_tile(
+            grad_memory_ptr, mask, sample, grad_memory_stride, col + d, lane, mask, ALIGN
+        )
+        s_x = tl.load(c + 13)
+        s_m = tl.load(c + 14)
+        s_2 = tl.load(c + 15)
+        new_x = term(s_x, g_m2, new_x)
+        stays = (s_x == 0.0) & (s_m == 0.0) & (s_2 == 0.0)
+        new_m2 = tl.where(stays, origin + g_m2, term(s_2, g_m2, origin))
+        new_m2 = tl.where(live, new_m2, g_m2)
+        store_wanted(new_memory_ptr, new_m2, sample, new_memory_stride, col + d, lane, mask, ALIGN)
+        new_m = term(s_m, g_m2, 0.0)
+    else:
+        new_m = origin
+    new_x = term(p_x, g_0, new_x)
+    new_x = term(x_d, g_x, new_x)
+    new_x = term(m_x, g_m, new_x)
+    new_x = term(tl.load(c + 2), g_x, new_x)
+    new_m = term(tl.load(c + 5), g_x, new_m)
+    keep = (m_x == 0.0) & (m_x_lo == 0.0) & (m_0 == 0.0)
+    new_m = tl.where(keep, new_m + g_m, new_m)
+
+    new_x = tl.where(live, new_x, g_x + g_x0)
+    new_m = tl.where(live, new_m, g_m)
+    noise = tl.where(live, term(sd, g_x, 0.0), zero)
+    store_wanted(new_x_ptr, new_x, sample, new_x_stride, col, lane, mask, ALIGN)
+    store_wanted(new_memory_ptr, new_m, sample, new_memory_stride, col, lane, mask, ALIGN)
+    store_wanted(new_noise_ptr, noise, sample, new_noise_stride, col, lane, mask, ALIGN)
+    store_output_gradients(
+        tl.where(live, term(p_o, g_0, 0.0), zero), new_out_ptr, new_uncond_ptr, new_uncond2_ptr,
+        guidance_ptr, guidance2_ptr, new_out_stride, new_uncond_stride, new_uncond2_stride,
+        sample, col, lane, mask, ALIGN, GUIDANCE_SHARED, GUIDANCE2_SHARED,
+    )  # fmt: skip
+
+
+def diffusion_step_backward(
+    grad_x: torch.Tensor | None,
+    grad_memory: torch.Tensor | None,
+    grad_x0: torch.Tensor | None,
+    x: torch.Tensor,
+    model_out: torch.Tensor,
+    coef: torch.Tensor,
+    row: torch.Tensor,
+    draw: torch.Tensor,
+    key: torch.Tensor,
+    stream: torch.Tensor,
+    *,
+    uncond_out: torch.Tensor | None = None,
+    uncond_out2: torch.Tensor | None = None,
+    guidance: torch.Tensor | None = None,
+    guidance2: torch.Tensor | None = None,
+    noise_scale: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    x0_clamp: float | None = None,
+    second_memory: bool = False,
+    wanted: int = ALL,
+) -> tuple[torch.Tensor, ...]:
+    kinds = results(x, model_out, second_memory, wanted, uncond_out, uncond_out2)
+    new, targets = fresh(kinds, x.device)
+    launch(
+        diffusion_step_backward_kernel,
+        (x, grad_x, grad_memory, grad_x0, model_out, uncond_out, uncond_out2, noise, *targets),
+        (coef, row, draw, key, stream, guidance, guidance2, noise_scale),
+        x0_clamp,
+        coef.shape[0],
+        LEARNED=model_out.shape[1] != x.shape[1],
+        SECOND=second_memory,
+        ROW_SHARED=shared(row),
+        DRAW_SHARED=shared(draw),
+        GUIDANCE_SHARED=shared(guidance),
+        GUIDANCE2_SHARED=shared(guidance2),
+        SCALE_SHARED=shared(noise_scale),
+    )
+    return new
