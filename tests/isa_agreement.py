@@ -88,6 +88,30 @@ def diffusion(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor,
     return *results, x, memory, x0, model
 
 
+def gradients(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, ...]:
+    """Both backward ops; a NaN, an infinity and values past float16 among the gradients."""
+    wide = case % 2 == 1
+    state = torch.bfloat16 if case in (1, 3) else torch.float32
+    grads = [torch.randn(rows, d * (2 if wide and i == 1 else 1)) for i in range(3)]
+    grads[0][0, d // 2], grads[1][-1, 0] = float("nan"), float("inf")
+    grads[2][0] *= 1e5
+    coef, row, *address = arguments(rows, case)
+    options = common(rows, d, 2 * d if wide else d, dtype, case)
+    weights = {k: options[k] for k in ("guidance", "guidance2", "noise_scale") if k in options}
+    narrow = [g[:, :d].contiguous() for g in grads]
+    uld_backward = torch.ops.ardiff.uld_step_backward.default
+    results = uld_backward(*narrow, coef, row, **weights, dtype=dtype)
+    if case == 3:
+        grads[2] = None
+    grads = [None if g is None else g.to(state) for g in grads]
+    x, out = torch.randn(rows, d).to(state), torch.randn(rows, 2 * d if wide else d).to(dtype)
+    clamp = 0.7 if case in (0, 1) else None
+    step_backward = torch.ops.ardiff.diffusion_step_backward.default
+    inputs = (x, out, coef, row, row[:1].abs(), *address[1:])
+    more = step_backward(*grads, *inputs, **options, x0_clamp=clamp, second_memory=wide)
+    return *results, *more
+
+
 def normals(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, ...]:
     key, stream = torch.randint(-(2**62), 2**62, (1,)), torch.randint(-(2**62), 2**62, (rows,))
     return (torch.ops.ardiff.philox_normal.default(key, 2**32 - 1 - case, stream, d),)
@@ -103,7 +127,7 @@ def disagreements(first: str, second: str) -> tuple[int, list[str]]:
     """Number of cases compared, and those in which a result differs in any bit."""
     found, count = [], 0
     for op, (rows, d), dtype, case in itertools.product(
-        (words, uld, diffusion, normals), SHAPES, OUTPUTS, range(4)
+        (words, uld, diffusion, gradients, normals), SHAPES, OUTPUTS, range(4)
     ):
         results = []
         for isa in (first, second):

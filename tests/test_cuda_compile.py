@@ -2,7 +2,6 @@
 spills, and the library loads and registers its kernels with a torch that has no CUDA."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -44,7 +43,9 @@ def compiled(nvcc, tmp_path_factory) -> dict[str, Compiled]:
 
 
 def test_every_op_has_a_source():
-    assert {"philox_normal", "diffusion_step", "uld_step"} <= {s.stem for s in SOURCES}
+    steps = {"diffusion_step", "uld_step"}
+    found = {s.stem for s in SOURCES}
+    assert {"philox_normal", *steps, *(f"{step}_backward" for step in steps)} <= found
 
 
 @pytest.mark.parametrize("source", [s.stem for s in SOURCES])
@@ -57,12 +58,18 @@ def test_no_spills(compiled, source):
 
 
 @pytest.mark.parametrize(
-    ("source", "loads", "stores"), [("uld_step", 8, 3), ("diffusion_step", 6, 3)]
+    ("source", "body", "loads", "stores"),
+    [
+        ("uld_step", "UldBody<float", 8, 3),
+        ("diffusion_step", "DiffusionBody<float, false, float", 6, 3),
+        ("diffusion_step", "DiffusionBody<float, true, float", 7, 4),
+        ("uld_step_backward", "UldBackwardBody<float", 3, 8),
+        ("diffusion_step_backward", "DiffusionBackwardBody<float, float", 10, 10),
+    ],
 )
-def test_float32_moves_in_128_bits(compiled, source, loads, stores):
+def test_float32_moves_in_128_bits(compiled, source, body, loads, stores):
     """All [B, d] tensors of the float32 kernels, beside the coefficients; no narrower store."""
-    plain = r"kernel<(?:UldBody<float|DiffusionBody<float, false, float), true"
-    vector = [row for row in compiled[source].rows if re.match(plain, row["case"])]
+    vector = [r for r in compiled[source].rows if r["case"].startswith(f"kernel<{body}, true>")]
     assert {row["target"] for row in vector} == {"sm_80", "sm_90"} and len(vector) == 2
     for row in vector:
         assert row["load_128"] >= loads and row["store_128"] == stores, row
@@ -88,3 +95,4 @@ def test_the_library_loads_and_registers_without_a_gpu(nvcc, compiled, tmp_path)
     found = dict(line.split() for line in done.stdout.splitlines())
     for op in ("philox_normal", "diffusion_step", "uld_step"):
         assert found[op] == found[f"{op}_"] == "True"
+    assert found["diffusion_step_backward"] == found["uld_step_backward"] == "True"

@@ -8,7 +8,10 @@ import pytest
 
 pytest.importorskip("triton")
 SCRIPT = Path(__file__).with_name("triton_static.py")
-OPS = {"philox_normal", "diffusion_step", "uld_step"}
+OPS = {
+    *("philox_normal", "diffusion_step", "uld_step"),
+    *("diffusion_step_backward", "uld_step_backward"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,10 @@ def test_nothing_passes_between_lanes(compiled):
 
 @pytest.mark.parametrize(
     ("op", "loads", "stores"),
-    [("uld_step", 8, 6), ("diffusion_step", 6, 4), ("philox_normal", 0, 2)],
+    [
+        *(("uld_step", 8, 6), ("diffusion_step", 6, 4), ("philox_normal", 0, 2)),
+        *(("uld_step_backward", 6, 8), ("diffusion_step_backward", 6, 6)),
+    ],
 )
 def test_float32_moves_in_128_bits(compiled, op, loads, stores):
     """Eight elements a lane: two 128-bit accesses for each tensor, and no narrower store."""

@@ -40,6 +40,8 @@ NARROW_GUIDED = dict(out="bf16", uncond="bf16", guidance="fp32", z_model="bf16")
 NOISE = dict(noise="fp32", noise2="fp32")
 EVERYTHING = dict(THREE_WAY, x0="fp32", x0_clamp="fp32", noise="fp32", z_model="bf16")
 ULD, DIFFUSION, PHILOX = "uld_step", "diffusion_step", "philox_normal"
+ULD_BACKWARD, DIFFUSION_BACKWARD = "uld_step_backward", "diffusion_step_backward"
+NEW_OUTPUTS = dict.fromkeys(("out", "uncond", "new_out", "new_uncond"), "bf16")
 BF16_STATE = dict.fromkeys(("x", "memory", "x_new", "memory_new", "x0", "out"), "bf16")
 
 
@@ -82,12 +84,23 @@ CASES = [
         {**PER_SAMPLE, **PLAIN},
         False,
     ),
+    Case(ULD_BACKWARD, "large", LARGE, {}, SHARED),
+    Case(ULD_BACKWARD, "small, every option", SMALL, dict(THREE_WAY, **NOISE), PER_SAMPLE, False),
+    Case(DIFFUSION_BACKWARD, "large", LARGE, {}, {**SHARED, **PLAIN}),
+    Case(
+        DIFFUSION_BACKWARD,
+        "small, bf16 outputs, learned range",
+        SMALL,
+        dict(NEW_OUTPUTS, guidance="fp32", x0_clamp="fp32", new_noise="fp32"),
+        {**PER_SAMPLE, "LEARNED": True, "SECOND": True},
+        False,
+    ),
 ]
 
 _INTEGERS = {"row": "i32", "draw": "i32", "key": "i64", "stream": "i64"}
 _OPTIONAL = {
     "uncond", "uncond2", "noise", "noise2", "guidance", "guidance2", "scale", "z_model", "x0",
-    "x0_clamp",
+    "x0_clamp", "new_uncond", "new_uncond2", "new_noise",
 }  # fmt: skip
 
 

@@ -6,13 +6,6 @@ ARDIFF_TEST_KERNEL(diffusion_step_tiles, DiffusionArgs)
 
 namespace ardiff_test {
 
-/// The second half of a [B, 2d] memory.
-template <class Tensor>
-Tensor second_half(Tensor tensor, int64_t d) {
-  if (tensor.data) tensor.data = (char*)(tensor.data) + d * size_of(tensor.type);
-  return tensor;
-}
-
 inline void test_diffusion_step() {
   const auto kernels = diffusion_step_tiles();
   for (const Shape& shape : shapes()) {

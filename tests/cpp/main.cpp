@@ -2,9 +2,11 @@
 // torch's headers but not its libraries: the threads are std::thread's, which ThreadSanitizer
 // knows.
 #include "diffusion_step.h"
+#include "diffusion_step_backward.h"
 #include "mala_accept.h"
 #include "philox_normal.h"
 #include "uld_step.h"
+#include "uld_step_backward.h"
 
 extern "C" {
 
@@ -31,6 +33,8 @@ int main() {
   ardiff_test::test_philox_normal();
   ardiff_test::test_uld_step();
   ardiff_test::test_diffusion_step();
+  ardiff_test::test_uld_step_backward();
+  ardiff_test::test_diffusion_step_backward();
   ardiff_test::test_mala_accept();
   std::printf("ok:");
   for (const auto& kernel : ardiff_test::uld_step_tiles()) std::printf(" %s", kernel.isa);

@@ -64,6 +64,28 @@ inline void fill_step(ardiff::StepArgs& a, Call& call, const Options& options, i
   a.z_model = options.z_model ? call.output(Type::bfloat16) : Out{};
 }
 
+/// The same for a backward kernel, which writes no z_model.
+template <class Args>
+void fill_backward(Args& a, Call& call, Options options, int64_t columns) {
+  options.z_model = false;
+  fill_step(a, call, options, columns, 1);
+  a.ways = options.guidance;
+}
+
 inline In as_input(const Out& out) { return {out.data, out.stride, out.type}; }
+
+inline In input_unless(bool absent, Call& call, Type type, int64_t columns = 0) {
+  return absent ? In{} : call.input(type, columns);
+}
+inline Out output_unless(bool absent, Call& call, Type type, int64_t columns = 0) {
+  return absent ? Out{} : call.output(type, columns);
+}
+
+/// The second half of a [B, 2d] tensor.
+template <class Tensor>
+Tensor second_half(Tensor tensor, int64_t d) {
+  if (tensor.data) tensor.data = (char*)(tensor.data) + d * size_of(tensor.type);
+  return tensor;
+}
 
 }  // namespace ardiff_test

@@ -1,0 +1,46 @@
+#pragma once
+
+#include "step.h"
+
+ARDIFF_TEST_KERNEL(diffusion_step_backward_tiles, DiffusionBackwardArgs)
+
+namespace ardiff_test {
+
+inline void test_diffusion_step_backward() {
+  const auto kernels = diffusion_step_backward_tiles();
+  for (const Shape& shape : shapes()) {
+    for (int index = 0; index < kStepOptions; index += stride_of(shape)) {
+      const Type state = index % 5 < 2 ? Type::bfloat16 : Type::float32;
+      const bool second = index % 7 < 3, learned = index % 11 < 4;
+      const Options options(index);
+      const std::string name = "diffusion_step_backward, options " + std::to_string(index);
+      check(name, kernels, shape, [&](Call& call) {
+        const int64_t d = call.d, width = learned ? 2 * d : d;
+        ardiff::DiffusionBackwardArgs a{};
+        fill_backward(a, call, options, width);
+        a.packed = a.packed && !second;
+        a.learned_range = learned;
+        a.clamped = options.guidance == 2;
+        a.x0_clamp = 0.75f;
+        a.second_memory = second;
+        a.x = call.input(state);
+        a.grad_x = input_unless(index % 4 == 0, call, state);
+        a.grad_memory = input_unless(index % 4 == 1, call, state, second ? 2 * d : d);
+        a.grad_x0 = input_unless(index % 4 == 2, call, state);
+        a.new_x = output_unless(index % 5 == 0, call, state);
+        a.memory = output_unless(index % 5 == 1, call, state, second ? 2 * d : d);
+        if (second) {
+          a.grad_memory2 = second_half(a.grad_memory, d);
+          a.memory2 = second_half(a.memory, d);
+        }
+        a.out = output_unless(index % 5 == 2, call, options.type, width);
+        a.uncond = output_unless(options.guidance < 1, call, options.type, width);
+        a.uncond2 = output_unless(options.guidance < 2, call, options.type, width);
+        a.n = output_unless(index % 5 == 3, call, Type::float32);
+        return a;
+      });
+    }
+  }
+}
+
+}  // namespace ardiff_test
