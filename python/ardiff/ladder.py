@@ -93,7 +93,8 @@ class Ladder:
         """The schedule of a fresh run: one rung's iterations, the coefficients of all rungs."""
         self.restart(device)
         coef = torch.cat([table.coef(device) for table in self.tables])
-        return uniform(self.tables[0].to(device))._replace(coef=coef)
+        schedule = uniform(self.tables[0].to(device))
+        return schedule._replace(buffers=schedule.buffers._replace(coef=coef))
 
     def rows(self, row: Tensor) -> Tensor:
         """The rows of the samples' own rungs, int32 `[B]`, for a row `[1]` of the tables."""

@@ -18,7 +18,7 @@ from .table import DeviceTable, StepTable
 
 INITIAL_STATE = 1  # counter word c1 = 4 * draw + purpose, purpose 1 at draw 0
 
-Runnable = StepTable | DeviceTable | RaggedTable | Ladder
+Runnable = StepTable | DeviceTable | RaggedTable | Ladder | Schedule
 
 
 @runtime_checkable
@@ -56,7 +56,7 @@ def initial_state(
 
 def _bind(model, schedule: Schedule, condition: Any, batch: int) -> Callable[[int, Tensor], Tensor]:
     """``f(iteration, x) -> output`` of a hoistable or a plain model."""
-    levels = schedule.level
+    levels = schedule.buffers.level
     if hasattr(model, "hoist") and levels.dim() == 1:
         return model.hoist(levels, condition)
     each = _levels(schedule, batch)
@@ -65,7 +65,7 @@ def _bind(model, schedule: Schedule, condition: Any, batch: int) -> Callable[[in
 
 def _levels(schedule: Schedule, batch: int) -> tuple[Tensor, ...]:
     """The levels of each iteration, float32 `[B]`."""
-    levels = schedule.level
+    levels = schedule.buffers.level
     if levels.dim() == 1:
         levels = levels[:, None].expand(len(levels), batch)
     return levels.unbind(0)
@@ -151,7 +151,7 @@ def run(
     """
     compiling = torch.compiler.is_compiling()
     ladder = table if isinstance(table, Ladder) else None
-    schedule = _schedule(table, x)
+    schedule = make_schedule(table, x)
     if (uncond2 is None) != (guidance2 is None) or (guidance2 is not None and guidance is None):
         raise ValueError("guidance2 and uncond2 go together, and only with guidance and uncond")
     if schedule.energy and energy_fn is None:
@@ -165,20 +165,23 @@ def run(
                 calls.append(_bind(model, schedule, other, len(x)))
                 state.weights.append(weight)
         energy = _bind_energy(energy_fn, schedule, condition, len(x)) if schedule.energy else None
-        draws = schedule.draw.split(1)
-        for k, step in enumerate(schedule.steps):
+        draws = schedule.buffers.draw.split(1)
+        for k, step in enumerate(schedule.steps()):
             if step.calls_model is not False:
                 first, outs = state.first_call, [call(k, state.query(step)) for call in calls]
                 if first:
                     for out in outs:
                         _check_output(out, x)
                 state.take(outs, step)
-            where = (schedule.coef, draws[k], key, stream)
+            where = (schedule.buffers.coef, draws[k], key, stream)
             _execute(state, k, step, where, ladder, energy, decisions)
     return state.x if compiling else state.x.clone()
 
 
-def _schedule(table: Runnable, x: Tensor) -> Schedule:
+def make_schedule(table: Runnable, x: Tensor) -> Schedule:
+    """What the loop does for `x`, with its tensors on the device of `x`."""
+    if isinstance(table, Schedule):
+        return table
     if isinstance(table, StepTable):
         table = table.to(x.device)
     if isinstance(table, DeviceTable):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +14,14 @@ from .table import DeviceTable, StepTable
 Flag = bool | Tensor  # of all live samples, or bool [B, 1]
 
 
+class At(NamedTuple):
+    """Where the buffers hold a value that differs between samples."""
+
+    place: int
+
+
 class Step(NamedTuple):
-    """One iteration.
+    """One iteration. A plan has an :class:`At` wherever the loop has a tensor.
 
     Attributes:
         launches: (op, row), row int32 `[1]` or `[B]`; -1 where a sample has finished or this
@@ -25,44 +31,75 @@ class Step(NamedTuple):
         accepts: samples at an accept row.
     """
 
-    launches: tuple[tuple[str, Tensor], ...]
-    calls_model: Flag
-    midpoint: Flag
-    saves_origin: Flag
-    ball_margin: float | Tensor
-    accepts: Flag
+    launches: tuple[tuple[str, Tensor | At], ...]
+    calls_model: Flag | At
+    midpoint: Flag | At
+    saves_origin: Flag | At
+    ball_margin: float | Tensor | At
+    accepts: Flag | At
 
 
-class Schedule(NamedTuple):
-    """The loop's iterations and the tensors they share.
+class Buffers(NamedTuple):
+    """The tensors of a schedule.
 
     Attributes:
-        steps: one an iteration.
         coef: float32 `[rows of all tables, 16]`.
         level: float32 `[iterations]`, or `[iterations, B]` where samples have their own tables.
         draw: int32 `[iterations]`, 0 up: it addresses the noise.
-        kinetic, accepts, second_memory, energy: what the state and the run need.
+        row: int32 `[launches, 1]` or `[launches, B]`.
+        flag: bool `[flags, B, 1]`.
+        margin: float32 `[margins, B]`.
     """
 
-    steps: tuple[Step, ...]
     coef: Tensor
     level: Tensor
     draw: Tensor
+    row: Tensor
+    flag: Tensor
+    margin: Tensor
+
+
+class Schedule(NamedTuple):
+    """The loop's iterations: a plan, which is hashable, and the tensors that fill it.
+
+    Attributes:
+        plan: one step an iteration.
+        buffers: what its steps refer to.
+        kinetic, accepts, second_memory, energy: what the state and the run need.
+    """
+
+    plan: tuple[Step, ...]
+    buffers: Buffers
     kinetic: bool
     accepts: bool
     second_memory: bool
     energy: bool
 
+    def steps(self) -> Iterator[Step]:
+        """The plan with its tensors."""
+        rows, flags, margins = (
+            buffer.unbind(0)
+            for buffer in (self.buffers.row, self.buffers.flag, self.buffers.margin)
+        )
+        for step in self.plan:
+            launches = tuple((op, rows[at.place]) for op, at in step.launches)
+            margin = step.ball_margin
+            margin = margins[margin.place] if isinstance(margin, At) else margin
+            kinds = (step.calls_model, step.midpoint, step.saves_origin, step.accepts)
+            calls, midpoint, saves, accepts = (
+                flags[kind.place] if isinstance(kind, At) else kind for kind in kinds
+            )
+            yield Step(launches, calls, midpoint, saves, margin, accepts)
+
 
 def uniform(table: DeviceTable) -> Schedule:
     """Every sample runs the rows of `table`."""
-    rows = table.row.split(1)
-    steps = []
+    plan = []
     for i, op in enumerate(table.op):
         skip = table.midpoint[i]
-        steps.append(
+        plan.append(
             Step(
-                () if skip else ((op, rows[i]),),
+                () if skip else ((op, At(i)),),
                 table.calls_model[i],
                 skip,
                 table.saves_origin[i],
@@ -70,9 +107,13 @@ def uniform(table: DeviceTable) -> Schedule:
                 op == "accept" and not skip,
             )
         )
+    none = table.row[:0, None]
+    buffers = Buffers(
+        table.coef, table.level, table.row, table.row[:, None], none.bool(), none.float()
+    )
     return Schedule(
-        tuple(steps), table.coef, table.level, table.row, "uld" in table.op, "accept" in table.op,
-        table.second_memory, table.energy,
+        tuple(plan), buffers, "uld" in table.op, "accept" in table.op, table.second_memory,
+        table.energy,
     )  # fmt: skip
 
 
@@ -159,39 +200,52 @@ class RaggedTable:
             for name in ("calls_model", "midpoint", "saves_origin", "ball_margin")
         }
         live = rows >= 0
-        steps = []
+        launched, flagged, margins, plan = [], [], [], []
+
+        def keep(values: list[np.ndarray], value: np.ndarray) -> At:
+            values.append(value)
+            return At(len(values) - 1)
+
+        def flag(values: np.ndarray, among: np.ndarray) -> bool | At:
+            """True or False where the samples of `among` agree."""
+            if not values[among].any():
+                return False
+            return True if values[among].all() else keep(flagged, values & among)
+
         for k in range(iterations):
             running = live[k] & ~flags["midpoint"][k].astype(bool)
-            ops = sorted(set(op[k][running]), key=list(op[k]).index)
             launches = []
-            for name in ops:
+            for name in sorted(set(op[k][running]), key=list(op[k]).index):
                 chosen = np.where(running & (op[k] == name), rows[k], -1)
-                launches.append((name, torch.tensor(chosen, dtype=torch.int32, device=device)))
+                launches.append((name, keep(launched, chosen)))
+            margin = flags["ball_margin"][k]
             each = {
-                name: _flag(flags[name][k].astype(bool), live[k], device)
+                name: flag(flags[name][k].astype(bool), live[k])
                 for name in ("calls_model", "midpoint", "saves_origin")
             }
-            margin = torch.tensor(flags["ball_margin"][k], dtype=torch.float32, device=device)
-            steps.append(
+            plan.append(
                 Step(
                     launches=tuple(launches),
-                    ball_margin=margin if bool((margin > 0).any()) else 0.0,
-                    accepts=_flag(running & (op[k] == "accept"), np.ones_like(running), device),
+                    ball_margin=keep(margins, margin) if (margin > 0).any() else 0.0,
+                    accepts=flag(running & (op[k] == "accept"), np.ones_like(running)),
                     **each,
                 )
             )
-        coef = torch.cat([table.coef(device) for table in self.tables])
-        return Schedule(
-            tuple(steps), coef, torch.tensor(level, device=device).reshape(iterations, len(which)),
+
+        batch = len(which)
+
+        def buffer(values, dtype: torch.dtype, *shape: int) -> Tensor:
+            return torch.tensor(np.array(values), dtype=dtype, device=device).reshape(shape)
+
+        buffers = Buffers(
+            torch.cat([table.coef(device) for table in self.tables]),
+            buffer(level, torch.float32, iterations, batch),
             torch.arange(iterations, dtype=torch.int32, device=device),
-            "uld" in self.op, "accept" in self.op, self.second_memory, self.energy,
+            buffer(launched, torch.int32, len(launched), batch),
+            buffer(flagged, torch.bool, len(flagged), batch, 1),
+            buffer(margins, torch.float32, len(margins), batch),
+        )
+        return Schedule(
+            tuple(plan), buffers, "uld" in self.op, "accept" in self.op, self.second_memory,
+            self.energy,
         )  # fmt: skip
-
-
-def _flag(values: np.ndarray, live: np.ndarray, device: torch.device | str) -> Flag:
-    """True or False where the samples of `live` agree, else bool `[B, 1]`."""
-    if not values[live].any():
-        return False
-    if values[live].all():
-        return True
-    return torch.tensor(values & live, device=device)[:, None]
