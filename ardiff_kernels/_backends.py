@@ -162,6 +162,11 @@ def backend(name: str) -> Iterator[None]:
         _force(before)
 
 
+def forced_backend() -> str | None:
+    """The backend that every op is forced onto; None where each takes the best."""
+    return _forced
+
+
 def status() -> list[dict[str, str]]:
     """A row for each op, device and backend: op, device, backend, chosen ("yes"/""), reason."""
     rows = []

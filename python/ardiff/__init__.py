@@ -8,6 +8,7 @@ _EXPORTS = {
     "sample": ("ardiff.sampling", "sample"),
     "adapted_solver": ("ardiff.step_size", "adapted_solver"),
     "solver": ("ardiff.solvers", "solver"),
+    "clear_graphs": ("ardiff.graphs", "clear_graphs"),
     "load": ("ardiff.sampler", "load"),
     "ARSampler": ("ardiff.sampler", "ARSampler"),
     "get_path": ("ardiff.paths", "get_path"),
@@ -16,8 +17,8 @@ _EXPORTS = {
     "paths": ("ardiff.paths", None),
 }
 __all__ = [
-    "ARSampler", "RaggedTable", "StepTable", "adapted_solver", "get_path", "load", "paths",
-    "sample", "solver",
+    "ARSampler", "RaggedTable", "StepTable", "adapted_solver", "clear_graphs", "get_path",
+    "load", "paths", "sample", "solver",
 ]  # fmt: skip
 
 

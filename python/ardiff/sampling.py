@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .callables import CountedModel, shaped_energy
+from .graphs import check_graph, run_captured
 from .paths import Path
 from .run import Decision, initial_state, run
 from .schedule import RaggedTable
@@ -22,37 +24,6 @@ from .table import StepTable
 
 PATCH_BITS = 20
 MAX_SAMPLE_ID = 2**43
-
-
-class CountedModel:
-    """Counts the calls of a model, hoisted or plain, and gives it x in the caller's shape."""
-
-    def __init__(self, model: Callable, shape: tuple[int, ...]) -> None:
-        self.model, self.shape, self.calls = model, shape, 0
-        if hasattr(model, "hoist"):
-            self.hoist = self._hoist
-
-    def _counted(self, function: Callable[..., Tensor], x: Tensor) -> Tensor:
-        self.calls += 1
-        out = function(x.view(self.shape))
-        if isinstance(out, Tensor) and tuple(out.shape) != self.shape:
-            raise ValueError(
-                f"the model must return the shape of its input {list(self.shape)}, got "
-                f"{list(out.shape)}"
-            )
-        return out.reshape(x.shape) if isinstance(out, Tensor) else out
-
-    def __call__(self, x: Tensor, level: Tensor, condition: Any) -> Tensor:
-        if not callable(self.model):
-            raise TypeError(
-                "samples with tables of their own need a model that can be called with a level for "
-                f"each: {type(self.model).__name__} has only hoist"
-            )
-        return self._counted(lambda x: self.model(x, level, condition), x)
-
-    def _hoist(self, levels: Tensor, condition: Any) -> Callable[[int, Tensor], Tensor]:
-        function = self.model.hoist(levels, condition)
-        return lambda row, x: self._counted(lambda x: function(row, x), x)
 
 
 def make_key(
@@ -200,6 +171,7 @@ def sample(
     energy_fn: Callable[[Tensor, Tensor, Any], Tensor] | None = None,
     adapt: str | None = None,
     target_acceptance: float = 0.57,
+    cuda_graph: bool | Sequence[int] = False,
     **options,
 ) -> Tensor | tuple[Tensor, SampleStats]:
     """Sample with any denoiser. Sample i is a function of (seed, sample_ids[i], patch) alone.
@@ -230,6 +202,12 @@ def sample(
         adapt: ``"sample"``: solvers that accept and reject scale tau for each sample by its own
             decisions in the first half of their stages, towards `target_acceptance`. To adapt once
             for all, see :func:`ardiff.adapted_solver`.
+        cuda_graph: True captures the whole loop as a CUDA graph at the first call of its kind, and
+            replays it from then on: one launch for all steps. Calls are of a kind if they have the
+            same `model_fn` and shapes and equal ops row by row; values may differ, those of tables
+            too. The batch is padded to the next 2^k or 3 2^k, or to the next of the batch sizes
+            given here; of `condition` and the others, tensors whose first size is B are padded
+            with it. Captures hold their memory until :func:`ardiff.clear_graphs`.
         return_stats: also return :class:`SampleStats`.
 
     Returns:
@@ -244,6 +222,11 @@ def sample(
     choices = {"path": path, "prediction": prediction, "solver": solver, "steps": steps}
     if adapt is None:
         table = choose_table(table, choices, options, sizes)
+    elif cuda_graph is not False:
+        raise ValueError(
+            "adapt and cuda_graph do not go together: adapt once with ardiff.adapted_solver and "
+            "pass its table"
+        )
     elif adapt != "sample":
         raise ValueError(f"unknown adapt {adapt!r}; known: sample")
     elif table is not None or not isinstance(steps, int):
@@ -265,6 +248,8 @@ def sample(
     if energies != (energy_fn is not None):
         raise ValueError('accept="energy" and energy_fn go together: pass both or neither')
     batch = sizes[0]
+    if cuda_graph is not False:
+        check_graph(cuda_graph, batch, device)
     if guidance is not None:
         guidance = per_sample("guidance", guidance, batch, device, low=-math.inf)
     if guidance2 is not None:
@@ -275,19 +260,25 @@ def sample(
     stream = make_stream(sample_ids, batch, patch, device)
     key = make_key(seed, device, generator)
 
-    counted = CountedModel(model_fn, sizes)
-    decisions: list[Decision] | None = [] if "accept" in table.op else None
+    decisions: list[Decision] = []
     start = time.perf_counter()
     x = initial_state(table, key, stream, math.prod(sizes[1:]), dtype)
-    x = run(
-        table, counted, x, key=key, stream=stream, condition=condition, uncond=uncond,
-        guidance=guidance, uncond2=uncond2, guidance2=guidance2, noise_scale=noise_scale,
-        energy_fn=energy_fn and (lambda x, *rest: energy_fn(x.view(sizes), *rest)),
-        decisions=decisions,
-    )  # fmt: skip
+    inputs = {
+        "condition": condition, "uncond": uncond, "guidance": guidance, "uncond2": uncond2,
+        "guidance2": guidance2, "noise_scale": noise_scale, "key": key, "stream": stream,
+    }  # fmt: skip
+    if cuda_graph and batch:
+        x, decisions, calls = run_captured(
+            table, model_fn, x, sizes, buckets=cuda_graph, energy_fn=energy_fn, **inputs
+        )
+    else:
+        counted = CountedModel(model_fn, sizes)
+        energy = energy_fn and shaped_energy(energy_fn, sizes)
+        x = run(table, counted, x, energy_fn=energy, decisions=decisions, **inputs)
+        calls = counted.calls
     if return_stats and x.is_cuda:
         torch.cuda.synchronize(x.device)
     x = x.view(sizes)
     if not return_stats:
         return x
-    return x, collect(table, counted.calls, time.perf_counter() - start, decisions)
+    return x, collect(table, calls, time.perf_counter() - start, decisions)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+import ardiff
 import ardiff_kernels
+from ardiff.solvers import SOLVERS
 from ardiff_kernels.testing import Call
 
 from . import calls
@@ -96,3 +98,27 @@ def test_compiles_as_one_graph(op: str, backend: str) -> None:
         got = torch.compile(three_steps, fullgraph=True)(*call.args.values())
     for a, b in zip(got, expected, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_sample_by_replays(solver: str) -> None:
+    """Other keys, ids, conditions and guidance through one capture: the loop's samples, to the bit.
+    A batch of 3 is captured as 3, one of 5 padded to 6."""
+    weight = torch.linspace(-1, 1, 36, device=calls.DEVICE).view(6, 6)
+
+    def model(x, level, condition):
+        return torch.tanh((x[:, None] * weight).sum(2) + 0.001 * level[:, None] + condition)
+
+    ardiff.clear_graphs()
+    for batch in (3, 5):
+        for seed in range(3):
+            options = {
+                "condition": torch.full((batch, 1), 0.1 * seed, device=calls.DEVICE),
+                "uncond": torch.zeros(batch, 1, device=calls.DEVICE),
+                "guidance": 1.0 + seed, "temperature": 0.9, "seed": seed, "device": calls.DEVICE,
+                "sample_ids": list(range(seed, seed + batch)),
+            }  # fmt: skip
+            arguments = (model, (batch, 6), "vp-cosine", "v_prediction", solver, 25)
+            replayed = ardiff.sample(*arguments, cuda_graph=True, **options)
+            assert torch.equal(replayed, ardiff.sample(*arguments, **options))
+    ardiff.clear_graphs()

@@ -1,0 +1,44 @@
+"""A caller's functions as the loop calls them, on `[B, d]`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+class CountedModel:
+    """Counts the calls of a model, hoisted or plain, and gives it x in the caller's shape."""
+
+    def __init__(self, model: Callable, shape: tuple[int, ...]) -> None:
+        self.model, self.shape, self.calls = model, shape, 0
+        if hasattr(model, "hoist"):
+            self.hoist = self._hoist
+
+    def _counted(self, function: Callable[..., Tensor], x: Tensor) -> Tensor:
+        self.calls += 1
+        out = function(x.view(self.shape))
+        if isinstance(out, Tensor) and tuple(out.shape) != self.shape:
+            raise ValueError(
+                f"the model must return the shape of its input {list(self.shape)}, got "
+                f"{list(out.shape)}"
+            )
+        return out.reshape(x.shape) if isinstance(out, Tensor) else out
+
+    def __call__(self, x: Tensor, level: Tensor, condition: Any) -> Tensor:
+        if not callable(self.model):
+            raise TypeError(
+                "samples with tables of their own need a model that can be called with a level for "
+                f"each: {type(self.model).__name__} has only hoist"
+            )
+        return self._counted(lambda x: self.model(x, level, condition), x)
+
+    def _hoist(self, levels: Tensor, condition: Any) -> Callable[[int, Tensor], Tensor]:
+        function = self.model.hoist(levels, condition)
+        return lambda row, x: self._counted(lambda x: function(row, x), x)
+
+
+def shaped_energy(energy_fn: Callable, shape: tuple[int, ...]) -> Callable[..., Tensor]:
+    """``energy_fn(x, level, condition)`` that gets x in `shape`."""
+    return lambda x, level, condition: energy_fn(x.view(shape), level, condition)
