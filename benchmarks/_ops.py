@@ -97,16 +97,21 @@ def compare(
     ours: dict[str, Callable[[], object]],
     eager: Callable[[], object],
     settings: Settings,
+    costs: tuple[str, ...] = (),
 ) -> Iterator[Row]:
     """Time the op's forms against the eager expression and the same under `torch.compile`.
 
-    Speedups are those of the first form, in place; the other forms are rows of time only.
+    Speedups are those of the first form, in place; the other forms are rows of time, and for those
+    named in `costs` also of `cost`: the first form's time over theirs.
     """
     compiled = torch.compile(eager, fullgraph=True, dynamic=False)
     rivals = settings.pick({"eager": eager, "compile": compiled})
     with torch.inference_mode():
         seconds = _harness.interleave({**ours, **rivals}, settings)
     yield from _harness.comparison(SUITE, shape.case, seconds, shape.elements, tuple(rivals))
+    for name in costs:
+        ratios = [a / b for a, b in zip(seconds[_harness.OURS], seconds[name], strict=True)]
+        yield _harness.spread_row(SUITE, shape.case, name, "cost", ratios, "x")
     torch.compiler.reset()
 
 

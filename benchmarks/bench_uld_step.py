@@ -19,7 +19,9 @@ CASES = (
     "uld_step/1024/float32",
     "uld_step/4194304/float32",
     "uld_step-d16/4194304/float32",
+    "uld_step/16777216/float32",
 )
+NOISELESS = "ardiff-noiseless"
 GAMMA, TAU, INVERSE_VARIANCE = 2.0, 0.1, 0.5
 
 
@@ -69,16 +71,22 @@ def correctness(shape: _ops.Shape, tensors: dict[str, Tensor], suite: str = SUIT
 
 
 def run(case: str, settings: Settings) -> Iterator[Row]:
-    """Correctness, then the in-place and the functional form against eager and compile."""
+    """Correctness, then the in-place and the functional form against eager and compile, and against
+    the same row without noise."""
     shape = _ops.parse(case)
     tensors = inputs(shape, settings)
     yield from correctness(shape, tensors)
     state = {name: tensors[name].clone() for name in ("z", "v", "anchor")}
     in_place, functional = tuple({**tensors, **state}.values()), tuple(tensors.values())
+    values = row_values()
+    quiet = {**values, "z_1": 0.0, "z_2": 0.0, "v_1": 0.0}
+    coef = _ops.coefficients(COLUMNS, quiet, settings.device)
+    noiseless = tuple({**tensors, **state, "coef": coef}.values())
     ours: dict[str, Callable[[], object]] = {
         _harness.OURS: lambda: uld_step_(*in_place),
         "ardiff-functional": lambda: uld_step(*functional),
+        NOISELESS: lambda: uld_step_(*noiseless),
     }
-    values = row_values()
     z, v, score, anchor = (tensors[n] for n in ("z", "v", "model_out", "anchor"))
-    yield from _ops.compare(shape, ours, lambda: eager_step(z, v, score, anchor, values), settings)
+    eager = lambda: eager_step(z, v, score, anchor, values)  # noqa: E731
+    yield from _ops.compare(shape, ours, eager, settings, costs=(NOISELESS,))

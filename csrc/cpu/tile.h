@@ -1,6 +1,8 @@
 // Pieces of the step kernels: tiles, runs of samples that share a row, model outputs as float32.
 #pragma once
 
+#include <initializer_list>
+
 #include "../common/step_backward.h"
 #include "noise.h"
 
@@ -30,20 +32,33 @@ inline void close_gaps(float* values, int64_t samples, int64_t d, int64_t slot) 
   }
 }
 
-/// Normals of a tile, those of sample s at s * d.
+/// Normals of a tile, those of sample s at s * d; meanwhile fetches what `ahead` names.
 template <int kPerQuad>
 inline void fill_noise(NoiseTile<kPerQuad>& noise, const NoiseAddress& address, int64_t d,
-                       const Tile& tile) {
+                       const Tile& tile, const Fetch& ahead) {
   if (tile.samples == 1) {
     const int64_t quads = (tile.length + kPerQuad - 1) / kPerQuad;
-    fill_one_sample(noise, address, tile.b, tile.i0 / kPerQuad, quads);
+    fill_one_sample(noise, address, tile.b, tile.i0 / kPerQuad, quads, ahead);
     return;
   }
   const int64_t quads = (d + kPerQuad - 1) / kPerQuad;
-  fill_samples(noise, address, tile.b, tile.samples, quads);
+  fill_samples(noise, address, tile.b, tile.samples, quads, ahead);
   if (quads * kPerQuad == d) return;
   close_gaps(noise.n1, tile.samples, d, quads * kPerQuad);
   if (kPerQuad == 2) close_gaps(noise.n2, tile.samples, d, quads * kPerQuad);
+}
+
+ARDIFF_INLINE int64_t size_of(Type type) { return type == Type::float32 ? 4 : 2; }
+
+/// What a step reads of a tile that is one run of memory in each tensor, else nothing.
+inline Fetch fetch_of(const StepArgs& a, const Tile& tile, std::initializer_list<const In*> state) {
+  Fetch ahead;
+  if (tile.samples > 1 && !a.packed) return ahead;
+  for (const In* in : state) ahead.add(in->data, in->stride, size_of(in->type), tile.b, tile.i0);
+  for (const In* in : {&a.model_out, &a.uncond_out, &a.uncond_out2}) {
+    ahead.add(in->data, in->stride, size_of(in->type), tile.b, tile.i0);
+  }
+  return ahead;
 }
 
 template <class T>

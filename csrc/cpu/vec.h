@@ -27,6 +27,7 @@ ARDIFF_INLINE VFloat load(const float* p) { return *p; }
 ARDIFF_INLINE VFloat load(const BFloat16* p) { return to_float(*p); }
 ARDIFF_INLINE VFloat load(const Float16* p) { return to_float(*p); }
 ARDIFF_INLINE VWord load(const uint32_t* p) { return *p; }
+ARDIFF_INLINE void store(uint32_t* p, VWord x) { *p = x; }
 ARDIFF_INLINE void store(float* p, VFloat x) { *p = x; }
 ARDIFF_INLINE void store(BFloat16* p, VFloat x) { *p = to_bfloat16(x); }
 ARDIFF_INLINE void store(Float16* p, VFloat x) { *p = to_float16(x); }
@@ -148,6 +149,7 @@ ARDIFF_INLINE VFloat load(const float* p) {
   std::memcpy(&x.v, p, sizeof x.v);
   return x;
 }
+ARDIFF_INLINE void store(uint32_t* p, VWord x) { std::memcpy(p, &x.v, sizeof x.v); }
 ARDIFF_INLINE void store(float* p, VFloat x) { std::memcpy(p, &x.v, sizeof x.v); }
 
 ARDIFF_INLINE VFloat load(const BFloat16* p) {

@@ -80,7 +80,11 @@ void diffusion_step_backward_tiles(const DiffusionBackwardArgs& a, int64_t first
   for (int64_t t = first; t < last; ++t) {
     const Tile tile = tile_at(a.tiling, a.B, a.d, t);
     const bool noisy = needs_noise(a, tile);
-    if (noisy) fill_noise(scratch.noise, a.address, a.d, tile);
+    if (noisy) {
+      const Fetch ahead =
+          fetch_of(a, tile, {&a.grad_x, &a.grad_memory, &a.grad_memory2, &a.grad_x0});
+      fill_noise(scratch.noise, a.address, a.d, tile, ahead);
+    }
     for (int64_t s = 0; s < tile.samples;) {
       const int64_t b = tile.b + s, i0 = tile.i0;
       const int64_t samples = a.packed ? run_length(a, b, tile.samples - s) : 1;

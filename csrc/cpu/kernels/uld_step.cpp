@@ -52,7 +52,9 @@ void uld_step_tiles(const UldArgs& a, int64_t first, int64_t last) {
   for (int64_t t = first; t < last; ++t) {
     const Tile tile = tile_at(a.tiling, a.B, a.d, t);
     const bool noisy = needs_noise(a, tile);
-    if (noisy) fill_noise(scratch.noise, a.address, a.d, tile);
+    if (noisy) {
+      fill_noise(scratch.noise, a.address, a.d, tile, fetch_of(a, tile, {&a.z, &a.v, &a.anchor}));
+    }
     for (int64_t s = 0; s < tile.samples;) {
       const int64_t b = tile.b + s, i0 = tile.i0;
       const int64_t samples = a.packed ? run_length(a, b, tile.samples - s) : 1;
