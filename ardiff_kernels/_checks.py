@@ -7,6 +7,7 @@ RuntimeError, as PyTorch's own operators do.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -90,6 +91,19 @@ def _placement(op: str, tensors: Mapping[str, Tensor | None], written: Sequence[
                 f"{op}: {name} is written in place but its rows overlap (row stride "
                 f"{t.stride(0)}, {d} elements a row); clone it first"
             )
+    for one, other in itertools.combinations([n for n in written if n in present], 2):
+        if _same_memory(present[one], present[other]):
+            raise RuntimeError(
+                f"{op}: {one} and {other} are written in place but share their memory; clone one"
+            )
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors begin at one address; subclasses such as fake tensors have none."""
+    if a is b:
+        return a.numel() > 0
+    real = type(a) is type(b) is Tensor
+    return real and a.numel() > 0 and b.numel() > 0 and a.data_ptr() == b.data_ptr()
 
 
 def _counter(op: str, counter: int) -> None:

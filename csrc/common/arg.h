@@ -39,6 +39,10 @@ struct Arg {
   }
 
   bool given() const { return tensor != nullptr; }
+  /// Of the first element; null where there is none.
+  const void* address() const {
+    return given() && tensor->numel() > 0 ? tensor->const_data_ptr() : nullptr;
+  }
   int64_t row_stride() const { return sizes[0] <= 1 ? 0 : strides[0]; }
   bool contiguous() const {
     int64_t expected = 1;

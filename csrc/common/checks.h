@@ -68,6 +68,14 @@ inline void check_placement(const char* op, std::initializer_list<const Arg*> ar
       }
     }
   }
+  for (const Arg* const* w = written.begin(); w != written.end(); ++w) {
+    for (const Arg* const* o = w + 1; o != written.end(); ++o) {
+      if ((*w)->address() && (*w)->address() == (*o)->address()) {
+        fail(op, ": ", (*w)->name, " and ", (*o)->name,
+             " are written in place but share their memory; clone one");
+      }
+    }
+  }
 }
 
 constexpr int64_t kQuads = int64_t{1} << 32;  // quads that one stream can address

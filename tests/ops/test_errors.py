@@ -40,7 +40,8 @@ uld, diffusion = testing.uld_call, testing.diffusion_call
 
 def invalid_calls() -> dict[str, tuple]:
     """Calls and their messages; tensors on the default device."""
-    some, key, stream = torch.zeros(4, 8), torch.tensor([1]), torch.arange(4)
+    some, same = torch.zeros(4, 8), torch.zeros(4, 8)
+    key, stream = torch.tensor([1]), torch.arange(4)
     return {
         "philox key dtype": (
             lambda: ops.philox_normal(key.float(), 0, stream, 4),
@@ -193,6 +194,10 @@ def invalid_calls() -> dict[str, tuple]:
             "uld_step_: v is written in place but its rows overlap (row stride 0, 8 elements a "
             "row); clone it first",
         ),
+        "uld same memory": (
+            change(uld, written=True, v=same, z=same),
+            "uld_step_: z and v are written in place but share their memory; clone one",
+        ),
         "uld z_model dtype": (
             change(uld, written=True, z_model=torch.zeros(4, 8)),
             "uld_step_: z_model must be bfloat16 [4, 8], got float32 [4, 8]",
@@ -214,6 +219,10 @@ def invalid_calls() -> dict[str, tuple]:
             change(diffusion, written=True, memory=torch.zeros(4, 32).as_strided((4, 16), (8, 1))),
             "diffusion_step_: memory is written in place but its rows overlap (row stride 8, 16 "
             "elements a row); clone it first",
+        ),
+        "diffusion same memory": (
+            change(diffusion, written=True, x=same, x0=same.view(4, 8)),
+            "diffusion_step_: x and x0 are written in place but share their memory; clone one",
         ),
         "diffusion output shape": (
             change(diffusion, model_out=torch.zeros(4, 9)),

@@ -33,7 +33,7 @@ def call(**new):
     return invalid
 
 
-DONE = torch.zeros(4, dtype=torch.bool)
+DONE, SAME = torch.zeros(4, dtype=torch.bool), torch.zeros(4, 8)
 INVALID = {
     "dimensions": (call(x=torch.zeros(2, 4, 8)), "mala_accept: x must be [B, d], got 3 dimensions"),
     "state dtype": (call(x=M.half()), "mala_accept: x must be float32, got float16"),
@@ -109,6 +109,10 @@ INVALID = {
         call(accepted=DONE, y=lambda: torch.zeros(1, 8).expand(4, 8)),
         "mala_accept_: y is written in place but its rows overlap (row stride 0, 8 elements a "
         "row); clone it first",
+    ),
+    "same memory": (
+        call(accepted=DONE, y=lambda: SAME, v_x=M, v_y=lambda: SAME),
+        "mala_accept_: y and v_y are written in place but share their memory; clone one",
     ),
     "accepted dtype": (
         call(accepted=V),
