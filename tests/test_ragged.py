@@ -42,20 +42,23 @@ VARIANTS += [
 ]
 VARIANTS += [(name, {"accept": "simpson"}) for name in ("rtk-mala", "rtk-hmc")]
 VARIANTS += [("rtk-hmc", {"inner": 2, "refresh": "persistent"})]
+VARIANTS += [("rtk-harmonic-mala", {"accept": "simpson", "steps": [25, 33, 47, 25, 30]})]
 
 
 @pytest.mark.parametrize(("solver", "own"), VARIANTS, ids=lambda v: str(v))
 def test_each_sample_is_as_alone(solver, own):
     options = {"uncond": 0.05, "condition": -0.05, **own}
-    together = draw(STEPS, range(5), solver, guidance=GUIDANCE, temperature=TEMPERATURE, **options)
-    for i, steps in enumerate(STEPS):
+    counts = options.pop("steps", STEPS)
+    together = draw(counts, range(5), solver, guidance=GUIDANCE, temperature=TEMPERATURE, **options)
+    for i, steps in enumerate(counts):
         alone = draw(
             steps, [i], solver, guidance=GUIDANCE[i].item(), temperature=TEMPERATURE[i].item(),
             **options,
         )  # fmt: skip
         assert torch.equal(alone[0], together[i]), i
-    one = draw(13, range(5), solver, guidance=GUIDANCE, temperature=TEMPERATURE, **options)
-    same = [i for i in range(5) if STEPS[i] == 13]
+    first = counts[0]
+    one = draw(first, range(5), solver, guidance=GUIDANCE, temperature=TEMPERATURE, **options)
+    same = [i for i in range(5) if counts[i] == first]
     assert torch.equal(one[same], together[same]) and not torch.equal(one[1], together[1])
 
 
@@ -115,18 +118,40 @@ def test_outputs_for_finished_samples_are_not_used():
     assert torch.equal(ardiff.sample(late_nan, *arguments), ardiff.sample(EXACT, *arguments))
 
 
-def test_tables_of_different_solvers():
+SMALL = {"ball_radius": 1.0, "step_radius": 0.3}
+MIXES = {
+    "ops": [("rtk-uld", 14, {}), ("rtk-mala", 20, {}), ("rtk-hmc", 17, {}), ("ddim", 6, {})],
+    "rules": [
+        ("rtk-mala", 25, {"accept": "simpson"}), ("rtk-hmc", 25, {}), ("rtk-mala", 22, {"inner": 1}),
+        ("rtk-mala", 29, {"accept": "simpson", "inner": 3}),
+    ],
+    "balls": [
+        ("rtk-mala-projected", 25, {"dim": D}), ("rtk-mala", 25, {}), ("rtk-hmc", 25, {}),
+        ("rtk-mala-projected", 25, {"dim": D, **SMALL}),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("index", [[3, 1, 0, 2, 1], [0, 3, 2, 1, 1]], ids=str)
+@pytest.mark.parametrize("mix", MIXES)
+def test_tables_of_different_solvers(mix, index):
+    """Decisions too: another sample's midpoint or ball is not this one's."""
     options = {"path": "vp-cosine", "prediction": "v_prediction"}
-    tables = [
-        ardiff.solver(name, steps=n, **options)
-        for name, n in (("rtk-uld", 14), ("rtk-mala", 20), ("rtk-hmc", 17), ("ddim", 6))
-    ]
-    index = [3, 1, 0, 2, 1]
+    tables = [ardiff.solver(name, steps=n, **options, **own) for name, n, own in MIXES[mix]]
+    ids = [5, 4, 3, 2, 1]
     ragged = RaggedTable(tables, index)
-    together = ardiff.sample(EXACT, (5, D), table=ragged, sample_ids=[5, 4, 3, 2, 1])
-    for i, (which, name) in enumerate(zip(index, [5, 4, 3, 2, 1], strict=True)):
-        alone = ardiff.sample(EXACT, (1, D), table=tables[which], sample_ids=[name])
+    together, found = ardiff.sample(
+        EXACT, (5, D), table=ragged, sample_ids=ids, return_stats=True
+    )  # fmt: skip
+    taken = 0.0
+    for i, (which, name) in enumerate(zip(index, ids, strict=True)):
+        alone, stats = ardiff.sample(
+            EXACT, (1, D), table=tables[which], sample_ids=[name], return_stats=True
+        )
         assert torch.equal(alone[0], together[i])
+        if stats.acceptance is not None:
+            taken += float((stats.acceptance * stats.decisions).sum())
+    assert taken == pytest.approx(float((found.acceptance * found.decisions).sum()))
 
 
 def test_acceptance_is_of_each_samples_own_stages():

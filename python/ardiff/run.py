@@ -209,21 +209,20 @@ def _execute(
         if energy is not None and (step.calls_model is not False or state.energy is None):
             state.energy = energy(k, state.x)
         state.save_origin(step.saves_origin)
-    for op, row in step.launches:
+    if energy is not None and any(kind.op == "accept" for kind, _ in step.launches):
+        state.energy = energy(k, state.x)
+    for kind, row in step.launches:
         if ladder is not None:
             row = ladder.rows(row)
         place = (coef, row, draw, key, stream)
-        if op != "accept":
-            state.set_ball(op, place, step)
-            state.move(op, place)
+        if kind.op != "accept":
+            state.set_ball(kind.op, place, step)
+            state.move(kind.op, place)
             continue
-        if energy is not None:
-            state.energy = energy(k, state.x)
-        accepted, log_alpha = state.accept(place)
-        if step.accepts is not True:
-            at_row = step.accepts.squeeze(1)
-            accepted = accepted & at_row
-            log_alpha = torch.where(at_row, log_alpha, torch.nan)
+        accepted, log_alpha = state.accept(place, kind)
+        if ladder is None and len(row) > 1:
+            accepted = accepted & (row >= 0)
+            log_alpha = torch.where(row >= 0, log_alpha, torch.nan)
         if ladder is not None:
             ladder.observe(log_alpha)
         if decisions is not None:

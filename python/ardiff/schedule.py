@@ -20,23 +20,37 @@ class At(NamedTuple):
     place: int
 
 
+class Kind(NamedTuple):
+    """What a launch runs: an op, and for ``accept`` whether its samples have a midpoint's output
+    and a ball of their own."""
+
+    op: str
+    midpoint: bool = False
+    ball: bool = False
+
+
+class Launch(NamedTuple):
+    """A launch of an op: `row` is int32 `[1]` or `[B]`, -1 where a sample has finished or this
+    iteration of its own table runs another kind."""
+
+    kind: Kind
+    row: Tensor | At
+
+
 class Step(NamedTuple):
     """One iteration. A plan has an :class:`At` wherever the loop has a tensor.
 
     Attributes:
-        launches: (op, row), row int32 `[1]` or `[B]`; -1 where a sample has finished or this
-            iteration of its own table runs another op.
+        launches: of the kinds that any sample runs; each sample is in one of them at most.
         calls_model, midpoint, saves_origin: as in :class:`ardiff.table.StepTable`.
         ball_margin: as there, a number or float32 `[B]`.
-        accepts: samples at an accept row.
     """
 
-    launches: tuple[tuple[str, Tensor | At], ...]
+    launches: tuple[Launch, ...]
     calls_model: Flag | At
     midpoint: Flag | At
     saves_origin: Flag | At
     ball_margin: float | Tensor | At
-    accepts: Flag | At
 
 
 class Buffers(NamedTuple):
@@ -82,29 +96,44 @@ class Schedule(NamedTuple):
             for buffer in (self.buffers.row, self.buffers.flag, self.buffers.margin)
         )
         for step in self.plan:
-            launches = tuple((op, rows[at.place]) for op, at in step.launches)
+            launches = tuple(Launch(kind, rows[at.place]) for kind, at in step.launches)
             margin = step.ball_margin
             margin = margins[margin.place] if isinstance(margin, At) else margin
-            kinds = (step.calls_model, step.midpoint, step.saves_origin, step.accepts)
-            calls, midpoint, saves, accepts = (
+            kinds = (step.calls_model, step.midpoint, step.saves_origin)
+            calls, midpoint, saves = (
                 flags[kind.place] if isinstance(kind, At) else kind for kind in kinds
             )
-            yield Step(launches, calls, midpoint, saves, margin, accepts)
+            yield Step(launches, calls, midpoint, saves, margin)
+
+
+def launch_kinds(table: StepTable | DeviceTable) -> list[Kind | None]:
+    """The kind of each row; None for a midpoint, which runs no op."""
+    kinds: list[Kind | None] = []
+    midpoint = ball = False
+    for op, halfway, margin in zip(table.op, table.midpoint, table.ball_margin, strict=True):
+        midpoint, ball = midpoint or bool(halfway), ball or bool(margin > 0)
+        if halfway:
+            kinds.append(None)
+        elif op == "accept":
+            kinds.append(Kind(op, midpoint, ball))
+            midpoint = False
+        else:
+            kinds.append(Kind(op))
+    return kinds
 
 
 def uniform(table: DeviceTable) -> Schedule:
     """Every sample runs the rows of `table`."""
     plan = []
-    for i, op in enumerate(table.op):
-        skip = table.midpoint[i]
+    for i, kind in enumerate(launch_kinds(table)):
+        skip = kind is None
         plan.append(
             Step(
-                () if skip else ((op, At(i)),),
+                () if skip else (Launch(kind, At(i)),),
                 table.calls_model[i],
                 skip,
                 table.saves_origin[i],
                 table.ball_margin[i],
-                op == "accept" and not skip,
             )
         )
     none = table.row[:0, None]
@@ -194,7 +223,10 @@ class RaggedTable:
 
         rows = spread(lambda i, t: range(first[i], first[i + 1]), -1, np.int32)
         level = spread(lambda i, t: t.level, None, object).astype(np.float32)
-        op = spread(lambda i, t: t.op, "", object)
+        kinds = [launch_kinds(table) for table in self.tables]
+        known = sorted({kind for column in kinds for kind in column if kind is not None})
+        code = {kind: i for i, kind in enumerate(known)} | {None: -1}
+        codes = spread(lambda i, t: [code[kind] for kind in kinds[i]], -1, np.int32)
         flags = {
             name: spread(lambda i, t, name=name: getattr(t, name), 0, float)
             for name in ("calls_model", "midpoint", "saves_origin", "ball_margin")
@@ -213,13 +245,12 @@ class RaggedTable:
             return True if values[among].all() else keep(flagged, values & among)
 
         for k in range(iterations):
-            running = live[k] & ~flags["midpoint"][k].astype(bool)
             launches = []
-            for name in sorted(set(op[k][running]), key=list(op[k]).index):
-                chosen = np.where(running & (op[k] == name), rows[k], -1)
-                launches.append((name, keep(launched, chosen)))
+            for place in sorted(set(codes[k]) - {-1}):
+                chosen = np.where(codes[k] == place, rows[k], -1)
+                launches.append(Launch(known[place], keep(launched, chosen)))
             margin = flags["ball_margin"][k]
-            each = {
+            choices = {
                 name: flag(flags[name][k].astype(bool), live[k])
                 for name in ("calls_model", "midpoint", "saves_origin")
             }
@@ -227,8 +258,7 @@ class RaggedTable:
                 Step(
                     launches=tuple(launches),
                     ball_margin=keep(margins, margin) if (margin > 0).any() else 0.0,
-                    accepts=flag(running & (op[k] == "accept"), np.ones_like(running)),
-                    **each,
+                    **choices,
                 )
             )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ardiff_kernels import ops
 
-from .schedule import Flag, Schedule, Step
+from .schedule import Flag, Kind, Schedule, Step
 
 
 class State:
@@ -112,7 +112,9 @@ class State:
             still["noise2"] = still["noise"]
         mean = self._moved(op, place, still)[0]
         radius = mean.double().square().sum(1).sqrt().float() + margin
-        self._ball = _choose(margin > 0 if isinstance(margin, Tensor) else True, radius, self._ball)
+        row = place[1]
+        moves = (margin > 0) & (row >= 0) if isinstance(margin, Tensor) else True
+        self._ball = _choose(moves, radius, self._ball)
 
     def _moved(self, op: str, place: tuple, more: dict[str, Tensor]) -> tuple[Tensor, ...]:
         options = self._options | more
@@ -134,9 +136,13 @@ class State:
         else:
             ops.diffusion_step_(self.x, out, self.memory, *place, **self._options)
 
-    def accept(self, place: tuple) -> tuple[Tensor, Tensor]:
+    def accept(self, place: tuple, kind: Kind) -> tuple[Tensor, Tensor]:
         """One `accept` row: the proposal stays or the origin returns. (accepted, log_alpha)."""
-        origin, options = self._origin, {"out_mid": self._mid, "ball_radius": self._ball}
+        origin, options = self._origin, {}
+        if kind.midpoint:
+            options["out_mid"] = self._mid
+        if kind.ball:
+            options["ball_radius"] = self._ball
         if self.v is not None:
             options |= {"v_x": origin["v"], "v_y": self.v}
         if self.energy is not None:
@@ -152,7 +158,6 @@ class State:
             log_alpha = torch.zeros(len(self.x), device=self.x.device)
             decided = {"accepted": accepted, "log_alpha": log_alpha}
             ops.mala_accept_(*tensors, *place, **options, **decided)
-        self._mid = None
         return accepted, log_alpha
 
 
