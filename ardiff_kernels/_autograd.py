@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from . import _library
@@ -93,6 +94,14 @@ def _requiring_grad(arguments: Mapping[str, Any]) -> list[str]:
     return [k for k, v in arguments.items() if isinstance(v, Tensor) and v.requires_grad]
 
 
+def _refuse_tangents(op: str, signature: _Signature, args: tuple, options: dict) -> None:
+    if forward_ad._current_level < 0:
+        return
+    for name, value in signature.named(args, options).items():
+        if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+            raise RuntimeError(f"{op}: {name} has a tangent, but there is no forward-mode gradient")
+
+
 def differentiable(op: str, formula: Formula) -> None:
     """Give a functional op its gradients, computed by the op `<op>_backward`."""
     FORMULAS[op] = formula
@@ -100,6 +109,7 @@ def differentiable(op: str, formula: Formula) -> None:
     signature = _Signature(overload)
 
     def kernel(keyset, *args, **options):
+        _refuse_tangents(op, signature, args, options)
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args, **options)):
             return _below(overload, keyset, args, options)
         arguments = signature.named(args, options)
@@ -120,25 +130,27 @@ def differentiable(op: str, formula: Formula) -> None:
     _library.implement_autograd(op, kernel)
 
 
-def in_place(op: str, functional: str) -> None:
-    """Let an in-place op refuse tensors that require grad, and tell autograd what it writes."""
+def without_gradient(op: str, instead: str) -> None:
+    """Let an op refuse tensors that require grad (the message ends in `instead`, what to do), and
+    tell autograd what it writes in place."""
     overload = _overload(op)
     signature = _Signature(overload)
     changed = {a.name for a in overload._schema.arguments if a.alias_info is not None}
-    places = [i for i, name in enumerate(signature.positional) if name in changed]
-    keywords = [name for name in signature.keyword if name in changed]
 
     def kernel(keyset, *args, **options):
+        _refuse_tangents(op, signature, args, options)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args, **options):
             name = _requiring_grad(signature.named(args, options))[0]
             raise RuntimeError(
-                f"{op}: {name} requires grad but an in-place step has no gradient; call "
-                f"{functional}, or enter torch.inference_mode()"
+                f"{op}: {name} requires grad but this op has no gradient; {instead}, or enter "
+                "torch.inference_mode()"
             )
-        _below(overload, keyset, args, options)
-        written = [args[i] for i in places]
-        written += [options[name] for name in keywords if options.get(name) is not None]
-        torch.autograd.graph.increment_version(written)
+        results = _below(overload, keyset, args, options)
+        if changed:
+            given = signature.named(args, options)
+            written = [given[name] for name in changed if given[name] is not None]
+            torch.autograd.graph.increment_version(written)
+        return results
 
     _library.implement_autograd(op, kernel)
 

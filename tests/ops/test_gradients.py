@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from accept_calls import accept_call
 from gradient_calls import (
     LARGER,
     SMALL,
@@ -17,6 +18,7 @@ from gradient_calls import (
     upstream,
     widened,
 )
+from torch.autograd import forward_ad
 
 from ardiff_kernels import _autograd, ops, testing
 from ardiff_kernels.ops.diffusion_step import COLUMNS as DIFFUSION_COLUMNS
@@ -193,11 +195,39 @@ def test_refusals(implementation, make):
             call.functional()
     call = make(3, 4)
     call.args["model_out"].requires_grad_()
-    message = rf"^{call.op}_: model_out requires grad but an in-place step has no gradient; call"
+    message = rf"^{call.op}_: model_out requires grad but this op has no gradient; call"
     with pytest.raises(RuntimeError, match=message):
         call.in_place()
     with torch.no_grad():
         call.in_place()
+
+
+def test_accepting_has_no_gradient(implementation):
+    for in_place in (False, True):
+        call = accept_call(4, 8)
+        call.args["y"].requires_grad_()
+        function = call.in_place if in_place else call.functional
+        message = f"^mala_accept{'_' * in_place}: y requires grad but this op has no gradient; deta"
+        with pytest.raises(RuntimeError, match=message):
+            function()
+        with torch.no_grad():
+            function()
+    out = torch.zeros(2, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="^philox_normal_: out requires grad but this op has no"):
+        ops.philox_normal_(out, torch.tensor([1]), 0, torch.arange(2))
+
+
+@STEPS
+def test_forward_mode_is_refused(make):
+    call = make(2, 3)
+    with forward_ad.dual_level():
+        out = call.args["model_out"]
+        call.args["model_out"] = forward_ad.make_dual(out, torch.ones_like(out))
+        for function in (call.functional, call.in_place):
+            with pytest.raises(RuntimeError, match=": model_out has a tangent, but there is no fo"):
+                function()
+        call.args["model_out"] = out
+        call.functional()
 
 
 def test_no_second_derivative():
@@ -217,3 +247,18 @@ def test_autograd_sees_in_place_steps():
     ops.diffusion_step_(*call.args.values())
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         results[0].sum().backward()
+
+
+def test_autograd_sees_in_place_accepts_and_normals():
+    call = accept_call(4, 8)
+    saved = call.args["y"]
+    factor = torch.ones(4, 8, requires_grad=True)
+    product = (factor * saved).sum()
+    marks = {"accepted": torch.zeros(4, dtype=torch.bool), "log_alpha": torch.zeros(4)}
+    ops.mala_accept_(*call.args.values(), **call.options, **marks)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+    product = (factor * saved).sum()
+    ops.philox_normal_(saved, torch.tensor([1]), 0, torch.arange(4))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()

@@ -75,7 +75,7 @@ _autograd.differentiable(
         constants=_constants,
     ),
 )
-_autograd.in_place("diffusion_step_", "diffusion_step")
+_autograd.without_gradient("diffusion_step_", "call diffusion_step")
 
 
 def diffusion_step(

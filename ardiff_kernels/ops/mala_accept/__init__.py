@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ... import _autograd
 from ..._accept_checks import check_accept
 from ..._library import define
 
@@ -61,6 +62,8 @@ define(
     "Tensor(e!) accepted, Tensor(f!) log_alpha) -> ()",
     check=_check_in_place,
 )
+for _op in ("mala_accept", "mala_accept_"):
+    _autograd.without_gradient(_op, "detach it")
 
 
 def mala_accept(

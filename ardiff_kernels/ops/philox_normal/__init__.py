@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import _checks
+from ... import _autograd, _checks
 from ..._library import define
 
 
@@ -22,6 +22,7 @@ define(
     "philox_normal_(Tensor(a!) out, Tensor key, int counter, Tensor stream) -> ()",
     check=_checks.check_philox_normal_,
 )
+_autograd.without_gradient("philox_normal_", "call philox_normal")
 
 
 def philox_normal(key: Tensor, counter: int, stream: Tensor, n: int) -> Tensor:

@@ -61,7 +61,7 @@ _autograd.differentiable(
         constants=lambda arguments: {"dtype": arguments["model_out"].dtype},
     ),
 )
-_autograd.in_place("uld_step_", "uld_step")
+_autograd.without_gradient("uld_step_", "call uld_step")
 
 
 def uld_step(
