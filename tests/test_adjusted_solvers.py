@@ -69,8 +69,10 @@ def mala(gradient, drop, mean, scale, start, inner, width, normals, tau, ball=No
 
 
 def default_ball(mean, scale, width, tau):
-    d = mean.size
-    return 3 * math.sqrt(2 * tau * width**2 * d), np.linalg.norm(mean) + 6 * scale * math.sqrt(d)
+    margin = 6 * scale * math.sqrt(mean.size)
+    drift = 0.0 if scale == width else tau * margin  # of a Gaussian-factor start
+    step = 3 * math.sqrt(2 * tau * width**2 * mean.size) + drift
+    return step, np.linalg.norm(mean) + margin
 
 
 def small_ball(mean, scale, width, tau):

@@ -217,6 +217,71 @@ def test_projection_leaves_the_mixture_in_its_ball(draws):
     assert p_value(on_the_origin, exact) < KS_FALSE_ALARM
 
 
+STEP, KEPT = 0.9, 0.5
+
+
+def partly_refreshed(x: Tensor, turns_round: bool = True, **changes: float) -> tuple:
+    """Four steps of HMC on the mixture that keep half of the velocity between them (Horowitz 1991):
+    position and velocity after them, and how many proposals were rejected."""
+    rows, (_, _, key, stream) = len(x), address(len(x))
+    anchor = TARGET.anchor.float().expand(rows, 2).contiguous()
+    rule = dict(g_d=TARGET.k, g_o=-1.0, s_o=1.0, c_d=-0.5, c_v=1.0) | changes
+    accept, rejected = testing.table(ACCEPT, [rule]), 0
+    v, moves = normals(rows, 2, 3), leapfrog_rows(STEP, TARGET.k)
+    for i in range(4):
+        v = KEPT * v + math.sqrt(1 - KEPT**2) * normals(rows, 2, 4 * i + 7)
+        z, w, scores, energies = x.clone(), v.clone(), [], []
+        for j in range(3):
+            score, row = TARGET.score(z).float(), torch.full((1,), j, dtype=torch.int32)
+            if j == 0:
+                scores.append(score)
+                energies.append(TARGET.energy(z).float())
+            ops.uld_step_(z, w, score, anchor, moves, row, row, key, stream)
+        scores.append(TARGET.score(z).float())
+        energies.append(TARGET.energy(z).float())
+        x, _, turned, _, accepted, _ = ops.mala_accept(
+            x, z, *scores, anchor, accept, *address(rows, i), v_x=v, v_y=w,
+            energy_x=energies[0], energy_y=energies[1],
+        )  # fmt: skip
+        v = turned if turns_round else torch.where(accepted[:, None], w, v)
+        rejected += int((~accepted).sum())
+    return x, v, rejected
+
+
+def test_persistent_hmc_leaves_the_mixture(draws):
+    x, exact = draws
+    new, v, rejected = partly_refreshed(x)
+    assert 0.05 * DRAWS < rejected
+    assert p_value(new, exact) > KS_FALSE_ALARM
+    assert p_value(v, normals(DRAWS, 2, 9)) > KS_FALSE_ALARM
+
+
+@pytest.mark.parametrize("control", [{"turns_round": False}, {"c_v": 0.0}], ids=str)
+def test_hmc_controls_are_seen(draws, control):
+    """No turn after a rejection; no kinetic energy."""
+    x, exact = draws
+    assert p_value(partly_refreshed(x, **control)[0], exact) < KS_FALSE_ALARM
+
+
+def test_reversibility_of_hmc():
+    """dH along a trajectory and along its way back cancel, in float64."""
+    x, y = (TARGET.draw(2000, seed).double() for seed in (3, 4))
+    velocities = torch.randn(2, 2000, 2, generator=torch.Generator().manual_seed(9)).double()
+    row = dict(g_d=TARGET.k, g_o=-1.0, s_o=1.0, c_d=-0.5, c_v=1.0)
+    found = []
+    for (a, v_a), (b, v_b) in ((pair := list(zip((x, y), velocities, strict=True))), pair[::-1]):
+        scores = [TARGET.score(a), TARGET.score(b)]
+        energies = {"energy_x": TARGET.energy(a), "energy_y": TARGET.energy(b)}
+        found.append(log_alpha64(a, b, scores, row, v_x=v_a, v_y=-v_b, **energies))
+    total = [
+        TARGET.energy(z) + 0.5 * TARGET.k * (z - TARGET.anchor).square().sum(1)
+        + 0.5 * v.square().sum(1)
+        for z, v in pair
+    ]  # fmt: skip
+    assert (found[0] - (total[0] - total[1])).abs().max() < 1e-12
+    assert (found[0] + found[1]).abs().max() < 1e-12
+
+
 def log_alpha64(x: Tensor, y: Tensor, scores: list[Tensor], row: dict, **options) -> Tensor:
     """The float64 reference's log_alpha with a float64 table."""
     table = torch.tensor([[row.get(name, 0.0) for name in ACCEPT]], dtype=torch.float64)

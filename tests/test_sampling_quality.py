@@ -20,7 +20,7 @@ from scipy.special import ndtr
 import ardiff
 from ardiff.data.mixture import GaussianMixture
 from ardiff.paths import PATHS, PREDICTIONS, get_path
-from ardiff.solvers import SOLVERS
+from ardiff.solvers import SOLVERS, solver_options
 
 SAMPLES, MEASURED = 2**14, 2**16
 STEPS = 48
@@ -114,6 +114,39 @@ def test_reaches_the_mixture(solver, path, mixture, distance):
     x = draw(mixture.model(path, "sample"), solver, path)
     assert distance(x) < BIAS[solver][0] + SPREAD
     assert abs(width_score(mixture, x, solver, path)) < Z_MAX
+
+
+MANY, FEWER = 500, 2**13
+EULER = {"rtk-ula": 0.12}  # unadjusted steps of tau = .4 widen by about this at any number of calls
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_converges(solver, mixture):
+    """At 500 calls the width errs by less than .05, and the standard error. At 48 calls most err by
+    more."""
+    x = ardiff.sample(
+        mixture.model("ou", "sample"), (FEWER, 2), "ou", "sample", solver, MANY, seed=8
+    )
+    assert abs(width(mixture, x) - 1) < EULER.get(solver, 0.05) + Z_MAX / FEWER**0.5
+
+
+# rtk-harmonic and rtk-hybrid refresh once a stage: too little from so far away.
+FACTOR = {name: {} for name in SOLVERS if "warm_start" in solver_options(name)}
+for _name in ("rtk-harmonic", "rtk-hybrid"):
+    del FACTOR[_name]
+FACTOR["rtk-mala-projected"] = {"dim": 2}
+
+
+@pytest.mark.parametrize("solver", FACTOR)
+def test_gaussian_factor_starts_converge_with_enough_inner_steps(solver, mixture):
+    """20 stages of 30 inner steps: within .15; the default of two stays far off, up to 4,000."""
+    table = ardiff.solver(
+        solver, path="ou", prediction="sample", steps=2000, stages=20, inner=30,
+        warm_start="gaussian-factor", **FACTOR[solver],
+    )  # fmt: skip
+    x = ardiff.sample(mixture.model("ou", "sample"), (FEWER, 2), table=table, seed=8)
+    assert abs(width(mixture, x) - 1) < 0.15 + Z_MAX / FEWER**0.5
+    assert float(x.abs().max()) < 4
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

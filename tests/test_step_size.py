@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ardiff
+from ardiff import metropolis
 from ardiff.data.mixture import GaussianMixture
 from ardiff.ladder import Ladder, acceptance_probability, splice
 from ardiff.metropolis import ACCEPTS
@@ -17,6 +18,7 @@ from ardiff.run import initial_state, run
 from ardiff.sampling import make_key, make_stream
 from ardiff.stats import LOG_ALPHA_EDGES
 from ardiff.step_size import RUNGS
+from ardiff_kernels import ops
 
 D = 12
 MIXTURE = GaussianMixture(
@@ -220,13 +222,17 @@ BAD = {
     ),
     "rule": (dict(accept="exact"), "unknown accept 'exact'; known: trapezoid, simpson, energy"),
     "refresh": (dict(solver="rtk-hmc", refresh="half"), "unknown refresh 'half'; known: full"),
+    "persistent": (
+        dict(solver="rtk-hmc", refresh="persistent", inner=1), "needs inner=2 or more",
+    ),
+    "gamma": (dict(solver="rtk-hmc", gamma=2.0), 'uses gamma with refresh="persistent" alone'),
     "angle": (dict(solver="rtk-harmonic-mala", tau=3.2), "tau is an angle below pi, got 3.2"),
     "window": (dict(solver="rtk-harmonic", window_low=1.0), "expected 0 <= window_low"),
     "stages": (dict(stages=20), "makes 61 model calls, more than steps=25"),
     "few steps": (dict(steps=6), "needs two stages or more: with inner=2 proposals of 1 calls"),
     "leapfrog": (dict(solver="rtk-hmc", leapfrog=0), "leapfrog must be an integer of 1 or more"),
     "radius": (dict(solver="rtk-mala-projected", ball_radius=-1.0), "ball_radius must be positive"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -235,6 +241,99 @@ def test_invalid_calls(case):
     options = {"solver": "rtk-mala", "steps": 25, **OPTIONS, **changes}
     with pytest.raises(ValueError, match=message):
         ardiff.sample(FAST, (2, D), **options)
+
+
+def test_a_pilot_needs_samples_and_passes():
+    options = {"dim": D, "steps": 16, **OPTIONS}
+    for bad, message in (
+        ({"pilot_ids": []}, "one sample or more"),
+        ({"passes": 0}, "must be 1 or"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ardiff.adapted_solver("rtk-mala", FAST, **options, **bad)
+    with pytest.raises(ValueError, match="target_acceptance must be in"):
+        ardiff.adapted_solver("rtk-mala", FAST, **options, target_acceptance=None)
+
+
+def test_a_pilot_runs_as_the_samples_will():
+    """Guided, the score is steeper: the pilot takes smaller steps."""
+    pilot = {"dim": D, "steps": 16, "ratio_min": 0.05, **OPTIONS}
+
+    def shifted(x, level, condition):
+        return FAST(x, level) + (0.0 if condition is None else condition)
+
+    plain = ardiff.adapted_solver("rtk-mala", shifted, **pilot)
+    guided = ardiff.adapted_solver(
+        "rtk-mala",
+        shifted,
+        **pilot,
+        condition=torch.zeros(()),
+        uncond=torch.zeros(()),
+        guidance=3.0,
+    )
+    np.testing.assert_array_equal(plain.coefficients, guided.coefficients)
+    far = ardiff.adapted_solver(
+        "rtk-mala", shifted, **pilot, condition=None, uncond=torch.full((), 0.5), guidance=3.0
+    )
+    assert not np.array_equal(plain.coefficients, far.coefficients)
+
+
+@pytest.mark.parametrize("inner", [1, 3])
+@pytest.mark.parametrize("solver", ["rtk-mala", "rtk-hmc"])
+def test_energies_of_every_stage(solver, inner):
+    """On a Gaussian the trapezoid is exact: all decisions of all stages are those by energies."""
+    gaussian = GaussianMixture(torch.full((1, D), 0.3), torch.linspace(0.2, 1.5, D)[None])
+    model = gaussian.model("ou", "sample", row_by_row=True)
+
+    def energies(x, level, condition):
+        path, level = get_path("ou"), level[:1].double().numpy()
+        alpha, sigma = (torch.from_numpy(f(level)) for f in (path.alpha, path.sigma))
+        return -gaussian.log_density(x, alpha, sigma)
+
+    found = []
+    for accept in ("trapezoid", "energy"):
+        table = ardiff.solver(
+            solver, stages=2, inner=inner, steps=60, accept=accept, grid=GRID, **OPTIONS
+        )  # fmt: skip
+        key, stream, decisions = make_key(1, "cpu"), make_stream(None, 64, 0, "cpu"), []
+        x = initial_state(table, key, stream, D)
+        options = {"energy_fn": energies} if accept == "energy" else {}
+        run(table, model, x, key=key, stream=stream, decisions=decisions, **options)
+        found.append(torch.stack([d.log_alpha for d in decisions]))
+    assert found[0].shape == (2 * inner, 64)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=2e-4)
+
+
+def test_the_default_ball_rejects():
+    """A margin that proposals often exceed: those outside |m| + margin stay where they were."""
+    path, margin = get_path("ou"), 1.5
+    plan = metropolis.plan("rtk-mala", 10, 2, 2, 1, "ancestral", True)
+
+    def rejections(margin):
+        table = metropolis.langevin_table(
+            "rtk-mala", path, "sample", lambda n: GRID[:n], plan, 0.4, "trapezoid",
+            lambda t: metropolis.Ball(0.0, 0.0, margin),
+        )  # fmt: skip
+        key, stream, decisions = make_key(1, "cpu"), make_stream(None, 500, 0, "cpu"), []
+        x = initial_state(table, key, stream, D)
+        run(table, FAST, x, key=key, stream=stream, decisions=decisions)
+        return table, x, key, stream, decisions
+
+    table, x, key, stream, decisions = rejections(margin)
+    coef, first = table.coef(), torch.zeros(1, dtype=torch.int32)
+    level = torch.full((500,), float(table.level[0]))
+    still = torch.zeros_like(x)
+    place = (coef, first, first, key, stream)
+    mean = ops.diffusion_step(x, FAST(x, level), still, *place, noise=still)[0]
+    start, anchor, _ = ops.diffusion_step(x, FAST(x, level), still, *place)
+    level = torch.full((500,), float(table.level[1]))
+    place = (coef, first + 1, first + 1, key, stream)
+    proposal = ops.diffusion_step(start, FAST(start, level), anchor, *place)[0]
+    outside = proposal.norm(dim=1) > mean.norm(dim=1) + margin
+    free = rejections(1e6)[4][0]
+    assert 50 < int(outside.sum()) < 450
+    assert torch.equal(decisions[0].accepted, free.accepted & ~outside)
+    assert int(free.accepted[outside].sum()) > 20
 
 
 def test_projection_needs_the_dimension():

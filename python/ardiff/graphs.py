@@ -8,6 +8,7 @@ if its key and streams do.
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -86,6 +87,8 @@ class _Captured:
         torch.set_autocast_cache_enabled(False)  # a cached cast of a weight dies before a replay
         try:
             self._replay, self._result = record(lambda: function(inputs))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise RuntimeError(
                 f"cuda_graph: the loop could not be captured: {error}. A captured model must not "
@@ -168,7 +171,7 @@ def run_captured(
         )  # fmt: skip
         return GraphResult(found, decisions, counted.calls)
 
-    with torch.inference_mode():
+    with torch.inference_mode(), _current(x.device):
         if kind not in _captured:
             _captured[kind] = _Captured(function, leaves, spec)
             if len(_captured) > CAPACITY:
@@ -203,6 +206,11 @@ def _require_hashable(kind: tuple) -> None:
             f"cuda_graph: model_fn, energy_fn and what a condition holds beside tensors must be "
             f"hashable, to tell one captured loop from another: {error}"
         ) from None
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager:
+    """Makes the samples' GPU the current one: streams and captures are those of the current GPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _autocast(device: torch.device) -> torch.dtype | None:

@@ -112,7 +112,7 @@ class Ladder:
 
 def check_target(target: float) -> None:
     """ValueError unless an acceptance rate strictly between 0 and 1."""
-    if isinstance(target, str) or not 0 < target < 1:
+    if not isinstance(target, (int, float)) or not 0 < target < 1:
         raise ValueError(f"target_acceptance must be in (0, 1), got {target!r}")
 
 

@@ -194,7 +194,8 @@ def sample(
             or `[B]`; u is the model at condition `uncond`.
         uncond2, guidance2: three-way guidance u2 + w2 (u - u2) + w (c - u), with weight w2 =
             `guidance2`; u2 is the model at condition `uncond2`.
-        temperature: multiplies the step noise (not the initial state), a number or `[B]`.
+        temperature: multiplies the step noise (not the initial state), a number or `[B]`. Accept
+            steps do not know of it: away from 1 they adjust towards no exact density.
         patch: index of the patch within an autoregressive sample, in [0, 2^20).
         dtype: of the state; float32, or bfloat16 for solvers without kinetic rows.
         energy_fn: ``energy_fn(x, level, condition) -> [B]``, -log of the density at the level up to
@@ -204,10 +205,11 @@ def sample(
             for all, see :func:`ardiff.adapted_solver`.
         cuda_graph: True captures the whole loop as a CUDA graph at the first call of its kind, and
             replays it from then on: one launch for all steps. Calls are of a kind if they have the
-            same `model_fn` and shapes and equal ops row by row; values may differ, those of tables
-            too. The batch is padded to the next 2^k or 3 2^k, or to the next of the batch sizes
-            given here; of `condition` and the others, tensors whose first size is B are padded
-            with it. Captures hold their memory until :func:`ardiff.clear_graphs`.
+            same `model_fn` and shapes, and equal ops row by row; values may differ, those of tables
+            too, but not those that `model_fn` closes over, and every new lambda is a new model.
+            The batch is padded to the next 2^k or 3 2^k, or to the next of the batch sizes given
+            here; of `condition` and the others, tensors whose first size is B are padded with it.
+            16 captures are kept, with their memory, until :func:`ardiff.clear_graphs`.
         return_stats: also return :class:`SampleStats`.
 
     Returns:

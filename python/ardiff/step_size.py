@@ -72,6 +72,11 @@ def adapted_solver(
     pilot_ids: Sequence[int] = PILOT_IDS,
     seed: int = 0,
     condition: Any = None,
+    uncond: Any = None,
+    guidance: float | None = None,
+    uncond2: Any = None,
+    guidance2: float | None = None,
+    temperature: float | None = None,
     energy_fn: Callable | None = None,
     device: torch.device | str = "cpu",
     **options,
@@ -86,18 +91,26 @@ def adapted_solver(
         name, options: as in :func:`ardiff.solver`; `tau` is where the ladder starts.
         model_fn: ``model_fn(x, level, condition)`` with x `[len(pilot_ids), dim]`.
         dim: elements of a sample.
-        pilot_ids, seed, condition: of the pilot's draws; the default ids are the last 64 of all.
+        pilot_ids, seed: of the pilot's draws; the default ids are the last 64 of all.
+        condition, uncond, guidance, uncond2, guidance2, temperature, energy_fn: as in
+            :func:`ardiff.sample`, one value for all, and those that the samples will be drawn with.
 
     Raises:
-        ValueError: a solver without tau or accept step, a target outside (0, 1), no pass.
+        ValueError: a solver without tau or accept step, a target outside (0, 1), no pass, no pilot.
     """
     from .sampling import make_key, make_stream
 
     check_target(target_acceptance)
     if passes < 1:
         raise ValueError(f"passes must be 1 or more, got {passes}")
+    if not len(pilot_ids):
+        raise ValueError("pilot_ids must name one sample or more")
     if "dim" in solver_options(name):
         options.setdefault("dim", dim)
+    modifiers = {"uncond": uncond, "uncond2": uncond2}
+    given = {"guidance": guidance, "guidance2": guidance2, "noise_scale": temperature}
+    for weight, value in given.items():
+        modifiers[weight] = None if value is None else torch.tensor([float(value)], device=device)
     _, tables = _rungs(name, options)
     stream = make_stream(list(pilot_ids), len(pilot_ids), 0, device)
     stages = int(tables[0].stage[-1]) + 1
@@ -108,7 +121,7 @@ def adapted_solver(
         x = initial_state(table, key, stream, dim)
         run(
             table, model_fn, x, key=key, stream=stream, condition=condition, energy_fn=energy_fn,
-            decisions=decisions,
+            decisions=decisions, **modifiers,
         )  # fmt: skip
         rate = np.array([_mean_acceptance(d) for d in decisions])
         count = np.bincount(table.stage)

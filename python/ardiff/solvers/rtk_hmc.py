@@ -22,17 +22,28 @@ REFRESHES = ("full", "persistent")
 
 def table(
     path, prediction, levels, steps, *,
-    stages=None, inner=1, leapfrog=2, tau=0.7, refresh="full", gamma=1.0, accept="trapezoid",
+    stages=None, inner=None, leapfrog=2, tau=0.7, refresh="full", gamma=None, accept="trapezoid",
     warm_start="ancestral", denoise_last=True,
 ) -> StepTable:  # fmt: skip
-    """Each stage a warm start and `inner` proposals of `leapfrog` steps."""
-    rtk.check_positive("rtk-hmc", tau=tau, gamma=gamma)
-    rtk.check_count(leapfrog=leapfrog)
+    """Each stage a warm start and `inner` proposals of `leapfrog` steps.
+
+    `inner` is 1 by default, 2 with ``refresh="persistent"``, which shows between proposals alone;
+    so does `gamma`, 1 by default there.
+    """
     if refresh not in REFRESHES:
         raise ValueError(f"unknown refresh {refresh!r}; known: {', '.join(REFRESHES)}")
+    persistent = refresh == "persistent"
+    if gamma is not None and not persistent:
+        raise ValueError('rtk-hmc uses gamma with refresh="persistent" alone')
+    if persistent and inner == 1:
+        raise ValueError('rtk-hmc with refresh="persistent" needs inner=2 or more')
+    gamma = 1.0 if gamma is None else gamma
+    inner = 1 + persistent if inner is None else inner
+    rtk.check_positive("rtk-hmc", tau=tau, gamma=gamma)
+    rtk.check_count(leapfrog=leapfrog)
     cost = leapfrog + (metropolis.check_accept(accept) == "simpson")
     plan = metropolis.plan("rtk-hmc", steps, stages, inner, cost, warm_start, denoise_last)
-    persistence = 0.0 if refresh == "full" else math.exp(-gamma * tau * leapfrog)
+    persistence = math.exp(-gamma * tau * leapfrog) if persistent else 0.0
     return metropolis.hamiltonian_table(
         "rtk-hmc", path, prediction, levels(plan.stages + 1), plan,
         kick=tau / 2, drift=tau, leapfrog=leapfrog, persistence=persistence, accept=accept,

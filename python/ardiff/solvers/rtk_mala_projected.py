@@ -3,9 +3,10 @@
 As ``rtk-mala``, but a proposal y is rejected unless it lies in B(z, r) and in B(0, R); both are
 tested on the proposal. Radii are in data units and the same at every stage when given:
 
-    r = `step_radius`, default 3 sqrt(2 tau w^2 d), three times the usual length of a step;
-    R = `ball_radius`, default |m| + 6 w sqrt(d) for each sample, m the mean of the stage's start
-        and w the start's standard deviation.
+    r = `step_radius`, default 3 sqrt(2 tau w^2 d), three times the usual noise of a step, w the
+        width of the stage's envelope; from a Gaussian-factor start 6 tau s sqrt(d) more, its drift;
+    R = `ball_radius`, default |m| + 6 s sqrt(d) for each sample, m the mean of the stage's start
+        and s its standard deviation.
 
 The defaults need `dim`, the number d of elements of a sample, which `ardiff.sample` fills in.
 """
@@ -37,10 +38,13 @@ def table(
     plan = metropolis.plan(name, steps, stages, inner, cost, warm_start, denoise_last)
 
     def ball(t: Transition) -> metropolis.Ball:
-        step = step_radius or 3 * math.sqrt(2 * tau * dim) * t.width
+        ancestral = warm_start == "ancestral"
+        spread = t.width if ancestral else math.sqrt(t.s2) / t.r
+        margin = 6 * spread * math.sqrt(dim or 0)
+        drift = 0.0 if ancestral else tau * margin
+        step = step_radius or 3 * math.sqrt(2 * tau * dim) * t.width + drift
         if ball_radius is not None:
             return metropolis.Ball(step, ball_radius, 0.0)
-        spread = t.width if warm_start == "ancestral" else math.sqrt(t.s2) / t.r
-        return metropolis.Ball(step, 0.0, 6 * spread * math.sqrt(dim))
+        return metropolis.Ball(step, 0.0, margin)
 
     return metropolis.langevin_table(name, path, prediction, levels, plan, tau, accept, ball)
