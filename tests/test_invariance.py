@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import ardiff
+import ardiff_kernels
 from ardiff.data.mixture import GaussianMixture
 from ardiff.run import initial_state, run
 from ardiff.sampling import make_key, make_stream
 from ardiff.solvers import SOLVERS
+from ardiff_kernels import testing
 
 BATCH, D, STEPS, SEED = 64, 3, 8, 20
 MIXTURE = GaussianMixture(
@@ -46,6 +48,32 @@ def test_batch_order_and_shard(solver, options):
     assert torch.equal(backward.flip(0), whole)
     shards = [draw(solver, options, range(0, 23)), draw(solver, options, range(23, BATCH))]
     assert torch.equal(torch.cat(shards), whole)
+
+
+@pytest.mark.parametrize("backend", testing.usable_backends("mala_accept"))
+@pytest.mark.parametrize("solver", ["rtk-mala-projected", "rtk-hmc"])
+def test_batch_order_and_shard_on_each_backend(solver, backend):
+    """Accept decisions included. The Triton interpreter is slow: fewer samples and steps there."""
+    batch, steps = (3, 8) if backend == "triton" else (13, 25)
+    generator = torch.Generator().manual_seed(1)
+    wide = GaussianMixture(0.5 * torch.randn(3, 19, generator=generator), torch.full((3, 19), 0.1))
+    model = wide.model(PATH, PREDICTION, row_by_row=True)
+
+    def draw(ids):
+        x, stats = ardiff.sample(
+            model, (len(ids), 19), PATH, PREDICTION, solver, steps, sample_ids=ids,
+            return_stats=True,
+        )  # fmt: skip
+        return x, stats
+
+    with ardiff_kernels.backend(backend):
+        whole, stats = draw(range(batch))
+        backward, reverse = draw(range(batch - 1, -1, -1))
+        shards = torch.cat([draw([0])[0], draw(range(1, batch))[0]])
+    assert torch.equal(backward.flip(0), whole) and torch.equal(shards, whole)
+    if stats.acceptance is not None:
+        assert torch.equal(reverse.acceptance, stats.acceptance)
+        assert torch.equal(reverse.log_alpha_histogram, stats.log_alpha_histogram)
 
 
 def test_negative_control():

@@ -62,16 +62,16 @@ def test_each_sample_is_as_alone(solver, own):
     assert torch.equal(one[same], together[same]) and not torch.equal(one[1], together[1])
 
 
-def test_three_way_guidance_of_each_sample():
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_three_way_guidance_of_each_sample(solver):
     options = {"condition": -0.05, "uncond": 0.05, "uncond2": 0.1}
-    for solver in ("ddpm", "rtk-uld", "rtk-mala"):
-        together = draw(STEPS, range(5), solver, guidance=GUIDANCE, guidance2=GUIDANCE2, **options)
-        for i, steps in enumerate(STEPS):
-            weights = {"guidance": GUIDANCE[i].item(), "guidance2": GUIDANCE2[i].item()}
-            assert torch.equal(draw(steps, [i], solver, **weights, **options)[0], together[i])
+    together = draw(STEPS, range(5), solver, guidance=GUIDANCE, guidance2=GUIDANCE2, **options)
+    for i, steps in enumerate(STEPS):
+        weights = {"guidance": GUIDANCE[i].item(), "guidance2": GUIDANCE2[i].item()}
+        assert torch.equal(draw(steps, [i], solver, **weights, **options)[0], together[i])
 
 
-@pytest.mark.parametrize("solver", ["ddpm", "rtk-mala"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_three_way_guidance_is_the_mix_of_three_calls(solver):
     """u2 + w2 (u - u2) + w (c - u)."""
 

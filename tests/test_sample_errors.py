@@ -80,6 +80,7 @@ INVALID = [
     ("stages fraction", solver(stages=2.5), ValueError, "stages must be an integer of 1 or more, got 2.5"),
     ("gamma sign", solver(gamma=-1.0), ValueError, "rtk-uld: gamma must be positive and finite, got -1.0"),
     ("tau NaN", solver("rtk-baoab", tau=float("nan")), ValueError, "rtk-baoab: tau must be positive and finite, got nan"),
+    ("tau bool", solver(tau=True), ValueError, "rtk-uld: tau must be positive and finite, got True"),
     ("tau name", solver(tau="small"), ValueError, "rtk-uld: tau must be positive and finite, got 'small'"),
     ("tau list", solver(tau=[0.1, 0.2]), TypeError, "tau must be a number or a name, got list"),
     ("grid number", solver(grid=7), TypeError, "grid must be a name or a sequence of levels, got 7"),

@@ -231,6 +231,7 @@ BAD = {
     "stages": (dict(stages=20), "makes 61 model calls, more than steps=25"),
     "few steps": (dict(steps=6), "needs two stages or more: with inner=2 proposals of 1 calls"),
     "leapfrog": (dict(solver="rtk-hmc", leapfrog=0), "leapfrog must be an integer of 1 or more"),
+    "dim": (dict(solver="rtk-mala-projected", dim=7), "dim is 7, but the samples have 12 elements"),
     "radius": (dict(solver="rtk-mala-projected", ball_radius=-1.0), "ball_radius must be positive"),
 }  # fmt: skip
 

@@ -149,7 +149,7 @@ def check_count(**values: int | None) -> None:
 def check_positive(name: str, **values: float) -> None:
     """ValueError unless every value is a positive finite number."""
     for option, value in values.items():
-        if isinstance(value, str) or not (np.isfinite(value) and value > 0):
+        if isinstance(value, (str, bool)) or not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name}: {option} must be positive and finite, got {value!r}")
 
 

@@ -120,7 +120,11 @@ def choose_table(
             raise TypeError(f"sample needs {', '.join(missing)}, or a table from ardiff.solver")
         name, steps = choices.pop("solver"), choices.pop("steps")
         if "dim" in solver_options(name):
-            options.setdefault("dim", math.prod(sizes[1:]))
+            dim = options.setdefault("dim", math.prod(sizes[1:]))
+            if dim != math.prod(sizes[1:]):
+                raise ValueError(
+                    f"dim is {dim}, but the samples have {math.prod(sizes[1:])} elements"
+                )
         if isinstance(steps, (Tensor, list, tuple)):
             return _ragged(name, steps, choices | options, sizes[0])
         return make_table(name, steps=steps, **choices, **options)

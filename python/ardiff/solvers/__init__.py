@@ -71,8 +71,10 @@ def solver(
         options: the solver's own. The ``rtk-*`` solvers take `stages`, `inner` (Langevin steps a
             stage, default 2), `tau` and `gamma` (in units of the stage's Gaussian envelope of width
             w: step tau w and friction gamma / w for kinetic solvers, step tau w^2 for ``rtk-ula``)
-            and `warm_start` (``ancestral`` or ``gaussian-factor``). Solvers that accept and reject
-            take `accept` (``trapezoid``, ``simpson`` or ``energy``). None means the default.
+            and `warm_start`: ``ancestral``, or ``gaussian-factor``, which begins a stage where its
+            data are not known at all and so needs many inner steps (20 stages of 30, say; the
+            default of 2 does not get there). Solvers that accept and reject take `accept`
+            (``trapezoid``, ``simpson`` or ``energy``). None means the default.
 
     Raises:
         ValueError: an unknown name, an option that the solver does not take (it is named), too few
