@@ -45,36 +45,33 @@ def _tile(rows: int, inner: int, outer: int, dtype: torch.dtype, device: str) ->
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` whose calls have one shape whatever the number of rows of x `[..., inner]`."""
-    flat = x.reshape(-1, x.shape[-1])
-    tile = _tile(TILE, weight.shape[1], weight.shape[0], x.dtype, str(x.device))
-    rows = len(flat)
-    if rows % tile or not flat.is_contiguous() or flat.data_ptr() % 64:
-        # a fresh tensor is also aligned, and products round by alignment too
-        padded = flat.new_zeros(-(-rows // tile) * tile, flat.shape[1])
-        padded[:rows] = flat
-        flat = padded
-    if len(flat) == tile:
-        out = F.linear(flat, weight, bias)
-    else:
-        out = flat.new_empty(len(flat), weight.shape[0])
-        for first in range(0, len(flat), tile):
-            out[first : first + tile] = F.linear(_aligned(flat[first : first + tile]), weight, bias)
-    return out[:rows].view(*x.shape[:-1], weight.shape[0])
-
-
-def _aligned(x: Tensor) -> Tensor:
-    return x.clone() if x.data_ptr() % 64 else x
+    outer, inner = weight.shape
+    flat = x.reshape(-1, inner)
+    rows = flat.shape[0]
+    tile = _tile(TILE, inner, outer, x.dtype, str(x.device))
+    parts = []
+    for first in range(0, rows, tile):
+        # A fresh tensor is aligned; products may round by alignment too.
+        part = flat.new_zeros(tile, inner)
+        part[: min(tile, rows - first)] = flat[first : first + tile]
+        parts.append(F.linear(part, weight, bias))
+    if not parts:
+        return x.new_empty(*x.shape[:-1], outer)
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out[:rows].view(*x.shape[:-1], outer)
 
 
 def _elementwise(function: Callable, tensors: list[Tensor], args: tuple, options: dict) -> Tensor:
-    tensors = list(torch.broadcast_tensors(*tensors))
+    if len(tensors) > 1:
+        tensors = torch.broadcast_tensors(*tensors)
     shape, count = tensors[0].shape, tensors[0].numel()
-    flat = [F.pad(t.reshape(-1), (0, -count % _VECTOR)) for t in tensors]
-    parts = [
-        function(*pieces, *args, **options)
-        for pieces in zip(*(t.split(_SERIAL) for t in flat), strict=True)
-    ]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[:count].view(shape)
+    flat = [t.reshape(-1) for t in tensors]
+    if count % _VECTOR:
+        flat = [F.pad(t, (0, -count % _VECTOR)) for t in flat]
+    if count <= _SERIAL:
+        return function(*flat, *args, **options)[:count].view(shape)
+    pieces = zip(*(t.split(_SERIAL) for t in flat), strict=True)
+    return torch.cat([function(*each, *args, **options) for each in pieces])[:count].view(shape)
 
 
 class batch_invariant(TorchFunctionMode):  # noqa: N801  (used like a function)

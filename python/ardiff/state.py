@@ -136,11 +136,11 @@ class State:
         if self._spans is None:
             yield place, tensors, options
             return
-        batch, (coef, row, draw, _, stream) = len(self.x), place
+        batch, (coef, row, draw, _, stream) = self.x.shape[0], place
         for rows, key in self._spans:
 
             def cut(t: Tensor | None, rows: slice = rows) -> Tensor | None:
-                return t if t is None or len(t) != batch else t[rows]
+                return t if t is None or t.shape[0] != batch else t[rows]
 
             where = (coef, cut(row), cut(draw), key, cut(stream))
             yield where, tuple(map(cut, tensors)), {k: cut(t) for k, t in options.items()}
