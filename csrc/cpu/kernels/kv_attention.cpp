@@ -13,6 +13,7 @@ namespace {
 constexpr int kVectors = kKeys / kLanes;
 constexpr int kParts = 16;      // of a softmax's sum
 constexpr int kBlock = 4;       // queries that share what is loaded
+constexpr int kDotDims = 32;    // that are summed one after the other
 constexpr int kValueKeys = 32;  // keys whose values stay in the first-level cache
 constexpr float kInfinity = __builtin_inff();
 
@@ -110,14 +111,15 @@ void prepare_queries(const KvAttentionArgs& a, const Unit& u, Scratch& s) {
   });
 }
 
-/// q.k of a tile of transposed keys.
+/// Adds q.k over dimensions [from, to) of a tile of transposed keys to `weight`.
 template <int kWidth>
-ARDIFF_INLINE void dots(const float* query, const float* keys, int64_t D, float* weight) {
+ARDIFF_INLINE void add_dots(const float* query, const float* keys, int64_t from, int64_t to,
+                            float* weight) {
   VFloat sums[kWidth][kVectors];
   for (int i = 0; i < kWidth; ++i) {
     for (int v = 0; v < kVectors; ++v) sums[i][v] = VFloat(0.0f);
   }
-  for (int64_t d = 0; d < D; ++d) {
+  for (int64_t d = from; d < to; ++d) {
     VFloat key[kVectors];
     for (int v = 0; v < kVectors; ++v) key[v] = load_as<VFloat>(keys + d * kKeys + v * kLanes);
     for (int i = 0; i < kWidth; ++i) {
@@ -126,7 +128,18 @@ ARDIFF_INLINE void dots(const float* query, const float* keys, int64_t D, float*
     }
   }
   for (int i = 0; i < kWidth; ++i) {
-    for (int v = 0; v < kVectors; ++v) store_as(weight + i * kSplit + v * kLanes, sums[i][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      float* out = weight + i * kSplit + v * kLanes;
+      store_as(out, from == 0 ? sums[i][v] : load_as<VFloat>(out) + sums[i][v]);
+    }
+  }
+}
+
+/// q.k of a tile; sums of sums, since one long sum would round D times.
+template <int kWidth>
+ARDIFF_INLINE void dots(const float* query, const float* keys, int64_t D, float* weight) {
+  for (int64_t d = 0; d < D; d += kDotDims) {
+    add_dots<kWidth>(query, keys, d, smaller(d + kDotDims, D), weight);
   }
 }
 
