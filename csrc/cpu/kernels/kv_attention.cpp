@@ -13,6 +13,7 @@ namespace {
 constexpr int kVectors = kKeys / kLanes;
 constexpr int kParts = 16;      // of a softmax's sum
 constexpr int kBlock = 4;       // queries that share what is loaded
+constexpr int kDotDims = 32;    // that are summed one after the other
 constexpr int kValueKeys = 32;  // keys whose values stay in the first-level cache
 constexpr float kInfinity = __builtin_inff();
 
@@ -28,12 +29,18 @@ struct alignas(64) Softmax {
   float acc[kQueryGroup][kMostDims];
 };
 
+/// Where the keys of a split lie that some query sees.
+struct Places {
+  Range seen;
+  int64_t offset[kSplit];
+};
+
 struct alignas(64) Scratch {
   float query[kQueryGroup * kMostDims];  // blocks of queries, each [D, queries]
   float keys[kMostDims * kKeys];
   float weight[kQueryGroup][kSplit];
   float k_scale[kSplit], v_scale[kSplit];
-  int64_t offset[kSplit];
+  Places places[2];  // of the split at work and of the next
   Softmax split, total;
 };
 
@@ -104,14 +111,15 @@ void prepare_queries(const KvAttentionArgs& a, const Unit& u, Scratch& s) {
   });
 }
 
-/// q.k of a tile of transposed keys.
+/// Adds q.k over dimensions [from, to) of a tile of transposed keys to `weight`.
 template <int kWidth>
-ARDIFF_INLINE void dots(const float* query, const float* keys, int64_t D, float* weight) {
+ARDIFF_INLINE void add_dots(const float* query, const float* keys, int64_t from, int64_t to,
+                            float* weight) {
   VFloat sums[kWidth][kVectors];
   for (int i = 0; i < kWidth; ++i) {
     for (int v = 0; v < kVectors; ++v) sums[i][v] = VFloat(0.0f);
   }
-  for (int64_t d = 0; d < D; ++d) {
+  for (int64_t d = from; d < to; ++d) {
     VFloat key[kVectors];
     for (int v = 0; v < kVectors; ++v) key[v] = load_as<VFloat>(keys + d * kKeys + v * kLanes);
     for (int i = 0; i < kWidth; ++i) {
@@ -120,7 +128,18 @@ ARDIFF_INLINE void dots(const float* query, const float* keys, int64_t D, float*
     }
   }
   for (int i = 0; i < kWidth; ++i) {
-    for (int v = 0; v < kVectors; ++v) store_as(weight + i * kSplit + v * kLanes, sums[i][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      float* out = weight + i * kSplit + v * kLanes;
+      store_as(out, from == 0 ? sums[i][v] : load_as<VFloat>(out) + sums[i][v]);
+    }
+  }
+}
+
+/// q.k of a tile; sums of sums, since one long sum would round D times.
+template <int kWidth>
+ARDIFF_INLINE void dots(const float* query, const float* keys, int64_t D, float* weight) {
+  for (int64_t d = 0; d < D; d += kDotDims) {
+    add_dots<kWidth>(query, keys, d, smaller(d + kDotDims, D), weight);
   }
 }
 
@@ -220,46 +239,64 @@ void add_visible(const T* values, const int64_t* offset, const float* weight, co
   for (int i = 0; i < kWidth; ++i) alone(i, common.hi, own[i].hi);
 }
 
-/// Where keys [lo, hi) of the split lie; those beside them in a tile repeat the nearest.
-void find_keys(const KvAttentionArgs& a, const Unit& u, int64_t base, Range r, Scratch& s) {
+/// The keys of split `index` that the unit sees; those beside them in a tile repeat the nearest.
+void find_keys(const KvAttentionArgs& a, const Unit& u, int64_t index, Places& places) {
   const KvCache& cache = a.cache;
+  const int64_t base = index * kSplit;
+  const Range r{larger_of(u.lo - base, 0), smaller(u.hi - base, kSplit)};
+  places.seen = r;
+  if (r.empty()) return;
   for (int64_t j = r.lo; j < r.hi;) {
     const int64_t position = base + j, at = cache_offset(cache, u.b, u.h, position);
-    const int64_t run =
-        smaller(r.hi - j, cache.S - (cache.block_table ? position % cache.S : position));
-    for (int64_t i = 0; i < run; ++i) s.offset[j + i] = at + i * cache.D;
+    const int64_t block_end = cache.S - (cache.block_table ? position % cache.S : position);
+    const int64_t run = smaller(r.hi - j, block_end);
+    for (int64_t i = 0; i < run; ++i) places.offset[j + i] = at + i * cache.D;
     j += run;
   }
   const int64_t begin = r.lo / kKeys * kKeys, end = (r.hi + kKeys - 1) / kKeys * kKeys;
-  for (int64_t j = begin; j < r.lo; ++j) s.offset[j] = s.offset[r.lo];
-  for (int64_t j = r.hi; j < end; ++j) s.offset[j] = s.offset[r.hi - 1];
-  if (!cache.k_scale) return;
-  for (int64_t j = begin; j < end; ++j) {
-    s.k_scale[j] = cache.k_scale[s.offset[j] / cache.D];
-    s.v_scale[j] = cache.v_scale[s.offset[j] / cache.D];
+  for (int64_t j = begin; j < r.lo; ++j) places.offset[j] = places.offset[r.lo];
+  for (int64_t j = r.hi; j < end; ++j) places.offset[j] = places.offset[r.hi - 1];
+}
+
+void read_scales(const KvCache& cache, const Places& places, Scratch& s) {
+  const int64_t end = (places.seen.hi + kKeys - 1) / kKeys * kKeys;
+  for (int64_t j = places.seen.lo / kKeys * kKeys; j < end; ++j) {
+    s.k_scale[j] = cache.k_scale[places.offset[j] / cache.D];
+    s.v_scale[j] = cache.v_scale[places.offset[j] / cache.D];
   }
 }
 
-/// s.split = the softmax over split `index` of the unit.
+/// Asks for rows [from, from + n) of those that are seen.
 template <class T>
-void attend(const KvAttentionArgs& a, const Unit& u, int64_t index, Scratch& s) {
+ARDIFF_INLINE void prefetch(const T* rows, const Places& places, int64_t from, int64_t n,
+                            int64_t D) {
+  const int64_t end = smaller(from + n, places.seen.hi);
+  for (int64_t j = larger_of(from, places.seen.lo); j < end; ++j) {
+    const char* row = reinterpret_cast<const char*>(rows + places.offset[j]);
+    for (int64_t i = 0; i < D * static_cast<int64_t>(sizeof(T)); i += 64) {
+      __builtin_prefetch(row + i, 0, 2);
+    }
+  }
+}
+
+/// s.split = the softmax over split `index` of the unit, whose keys lie at `now`. While it reads
+/// keys it asks for the split's values, and while it reads these for the keys of `next`.
+template <class T>
+void attend(const KvAttentionArgs& a, const Unit& u, int64_t index, const Places& now,
+            const Places& next, Scratch& s) {
   const int64_t D = a.cache.D, base = index * kSplit;
   const T *keys = static_cast<const T*>(a.cache.k), *values = static_cast<const T*>(a.cache.v);
-  Range range[kQueryGroup], all{kSplit, 0};
+  Range range[kQueryGroup];
   for (int i = 0; i < u.n; ++i) {
     range[i] = {larger_of(u.range[i].lo - base, 0), smaller(u.range[i].hi - base, kSplit)};
+    if (range[i].empty()) range[i] = {0, 0};
     s.split.sum[i] = 0.0f;
-    if (range[i].empty()) {
-      range[i] = {0, 0};
-      continue;
-    }
-    all = {smaller(all.lo, range[i].lo), larger_of(all.hi, range[i].hi)};
     std::memset(s.split.acc[i], 0, sizeof s.split.acc[i]);
   }
-  if (all.empty()) return;
-  find_keys(a, u, base, all, s);
-  for (int64_t j = all.lo / kKeys * kKeys; j < all.hi; j += kKeys) {
-    transpose_keys(keys, s.offset + j, D, s.keys);
+  if (a.cache.k_scale) read_scales(a.cache, now, s);
+  for (int64_t j = now.seen.lo / kKeys * kKeys; j < now.seen.hi; j += kKeys) {
+    prefetch(values, now, j, kKeys, D);
+    transpose_keys(keys, now.offset + j, D, s.keys);
     for_each_block(
         u.n, [&](auto width, int i) { dots<width>(s.query + i * D, s.keys, D, s.weight[i] + j); });
   }
@@ -267,10 +304,11 @@ void attend(const KvAttentionArgs& a, const Unit& u, int64_t index, Scratch& s) 
     if (range[i].empty()) continue;
     softmax(s.weight[i], range[i], s, a.cache.k_scale, s.split.high[i], s.split.sum[i]);
   }
-  for (int64_t j = all.lo; j < all.hi; j += kValueKeys) {
-    const int64_t end = smaller(j + kValueKeys, all.hi);
+  for (int64_t j = now.seen.lo / kValueKeys * kValueKeys; j < now.seen.hi; j += kValueKeys) {
+    prefetch(keys, next, j, kValueKeys, D);
     for_each_block(u.n, [&](auto width, int i) {
-      add_visible<width>(values, s.offset, s.weight[i], range + i, j, end, D, s.split.acc[i]);
+      add_visible<width>(values, now.offset, s.weight[i], range + i, j, j + kValueKeys, D,
+                         s.split.acc[i]);
     });
   }
 }
@@ -333,29 +371,48 @@ Range splits_of(const Unit& u) {
 }
 
 template <class T>
+void run_split(const KvAttentionArgs& a, int64_t tile, Scratch& s) {
+  const int64_t index = a.order[tile / a.splits];
+  const Unit u = unit_at(a, index);
+  const Range splits = splits_of(u);
+  const int64_t split = splits.lo + tile % a.splits;
+  if (split >= splits.hi) return;
+  prepare_queries(a, u, s);
+  find_keys(a, u, split, s.places[0]);
+  s.places[1].seen = {0, 0};
+  attend<T>(a, u, split, s.places[0], s.places[1], s);
+  write_partial(a, u, s.split, partial_of(a, index, split - splits.lo));
+}
+
+template <class T>
+void run_unit(const KvAttentionArgs& a, int64_t tile, Scratch& s) {
+  const Unit u = unit_at(a, a.order[tile]);
+  const Range splits = splits_of(u);
+  for (int i = 0; i < u.n; ++i) s.total.sum[i] = 0.0f;
+  if (!splits.empty()) {
+    prepare_queries(a, u, s);
+    find_keys(a, u, splits.lo, s.places[splits.lo % 2]);
+  }
+  for (int64_t split = splits.lo; split < splits.hi; ++split) {
+    Places &now = s.places[split % 2], &next = s.places[1 - split % 2];
+    find_keys(a, u, split + 1, next);
+    attend<T>(a, u, split, now, next, s);
+    for (int i = 0; i < u.n; ++i) {
+      merge(s.split.high[i], s.split.sum[i], s.split.acc[i], a.cache.D, s.total, i);
+    }
+  }
+  write(a, u, s.total);
+}
+
+template <class T>
 void run(const KvAttentionArgs& a, int64_t first, int64_t last) {
   Scratch s;
   for (int64_t tile = first; tile < last; ++tile) {
-    const int64_t index = a.order[a.partial ? tile / a.splits : tile];
-    const Unit u = unit_at(a, index);
-    Range splits = splits_of(u);
     if (a.partial) {
-      const int64_t split = splits.lo + tile % a.splits;
-      if (split >= splits.hi) continue;
-      prepare_queries(a, u, s);
-      attend<T>(a, u, split, s);
-      write_partial(a, u, s.split, partial_of(a, index, split - splits.lo));
-      continue;
+      run_split<T>(a, tile, s);
+    } else {
+      run_unit<T>(a, tile, s);
     }
-    if (!splits.empty()) prepare_queries(a, u, s);
-    for (int i = 0; i < u.n; ++i) s.total.sum[i] = 0.0f;
-    for (int64_t split = splits.lo; split < splits.hi; ++split) {
-      attend<T>(a, u, split, s);
-      for (int i = 0; i < u.n; ++i) {
-        merge(s.split.high[i], s.split.sum[i], s.split.acc[i], a.cache.D, s.total, i);
-      }
-    }
-    write(a, u, s.total);
   }
 }
 
