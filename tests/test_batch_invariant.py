@@ -53,7 +53,7 @@ FUNCTIONS = [
     F.silu, F.gelu, lambda t: F.gelu(t, approximate="tanh"), torch.sigmoid, torch.tanh, torch.exp,
     torch.sin, torch.Tensor.cos, lambda t: t.exp(), F.softplus,
     lambda t: torch.addcmul(t, t[:1], t + 1), lambda t: F.layer_norm(t, t.shape[-1:]),
-    lambda t: F.rms_norm(t, t.shape[-1:], eps=1e-6),
+    lambda t: F.rms_norm(t, t.shape[-1:], eps=1e-6), lambda t: t.softmax(-1),
 ]  # fmt: skip
 
 
@@ -113,6 +113,9 @@ def test_inside_and_outside():
         assert str(error.value) == (
             "batch_invariant: expected a product [..., n] @ [n, m], got [2, 3, 4] @ [2, 4, 5]"
         )
+        for write in (lambda t: F.silu(t, inplace=True), lambda t: torch.exp(t, out=t)):
+            with pytest.raises(NotImplementedError, match="expected no out= and no inplace=True"):
+                write(rows(3))
         assert F.linear(rows(0, 4), rows(3, 4)).shape == (0, 3)
         assert F.silu(rows(0, 4)).shape == (0, 4)
     assert not is_batch_invariant()

@@ -78,9 +78,10 @@ class batch_invariant(TorchFunctionMode):  # noqa: N801  (used like a function)
     """Context in which each row of a network is computed as it would be alone, to the bit.
 
     It covers `F.linear`, products of activations `[..., inner]` with a matrix, and elementwise
-    functions; norms over the last dimension are row by row already. Attention and convolutions of
-    PyTorch are not covered: `kv_attention` needs no help, and `CausalEncoder.prefill` runs row by
-    row here. Products with a batch of matrices raise.
+    functions; norms and softmax over the last dimension are row by row already. Attention and
+    convolutions of PyTorch are not covered: `kv_attention` needs no help, and
+    `CausalEncoder.prefill` runs row by row here. Products with a batch of matrices, and elementwise
+    functions told to write in place, raise.
     """
 
     def __torch_function__(self, function, types, args: tuple = (), kwargs: Any = None):
@@ -95,10 +96,11 @@ class batch_invariant(TorchFunctionMode):  # noqa: N801  (used like a function)
                     f"{list(x.shape)} @ {list(matrix.shape)}"
                 )
             return linear(x, matrix.t().contiguous())
-        if function in _ELEMENTWISE and not kwargs.get("inplace") and "out" not in kwargs:
+        if function in _ELEMENTWISE and args[0].device.type == "cpu":
+            if kwargs.get("out") is not None or kwargs.pop("inplace", False):
+                raise NotImplementedError("batch_invariant: expected no out= and no inplace=True")
             tensors = [a for a in args if isinstance(a, Tensor)]
-            if tensors and tensors[0].device.type == "cpu":
-                return _elementwise(function, tensors, args[len(tensors) :], kwargs)
+            return _elementwise(function, tensors, args[len(tensors) :], kwargs)
         return function(*args, **kwargs)
 
 

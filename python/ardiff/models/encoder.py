@@ -62,8 +62,8 @@ class CausalEncoder(nn.Module):
         Args:
             x: tokens `[B, T, width]`.
             position: integers `[B, T]`, default 0..T-1.
-            mask: bool `[T, T]`, True where a token (row) sees another; default causal, within the
-                window.
+            mask: bool `[T, T]`, True where a token (row) sees another within the window; default
+                causal.
 
         Returns:
             `[B, T, width]`, after the last norm.
@@ -82,9 +82,10 @@ class CausalEncoder(nn.Module):
         if position is None:
             self._check_positions(tokens)
             position = torch.arange(tokens, device=x.device).expand(len(x), tokens)
-        if mask is None and 0 < self.config.window < tokens:
+        if 0 < self.config.window < tokens:
             at = torch.arange(tokens, device=x.device)
-            mask = (at <= at[:, None]) & (at > at[:, None] - self.config.window)
+            near = at > at[:, None] - self.config.window
+            mask = near & ((at <= at[:, None]) if mask is None else mask)
         x = self._placed(x, position)
         for layer, block in enumerate(self.blocks):
             x, k, v = block.whole(x, position, self.rotary, mask)

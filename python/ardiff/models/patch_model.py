@@ -73,6 +73,40 @@ class PatchModel(nn.Module):
         tokens = torch.where(fresh[:, None, None], self.start, self.embed(last))
         return tokens if self.place is None else tokens + self.place[target]
 
+    def contexts(
+        self, patches: Tensor, order: Tensor | None = None, prompt: Tensor | None = None
+    ) -> Tensor:
+        """The contexts of all patches of whole sequences at once, for training.
+
+        Args:
+            patches: `[B, K, d]`, in the order they are made.
+            order: int64 `[B, K]`, their places; default 0..K-1.
+            prompt: tokens `[B, n, width]`, or None.
+
+        Returns:
+            `[B, K, width]`; the context of a patch depends on the blocks before its own.
+        """
+        batch, count, block = len(patches), patches.shape[1], self.block
+        if order is None:
+            order = torch.arange(count, device=patches.device).expand(batch, count)
+        blocks = -(-count // block)
+        target = torch.cat([order, order[:, -1:].expand(batch, blocks * block - count)], 1)
+        known = patches[:, : (blocks - 1) * block]
+        tokens = torch.cat([self.start.expand(batch, -1, -1), self.embed(known)], 1)
+        if self.place is not None:
+            tokens = tokens + self.place[target]
+        at = torch.arange(block, device=patches.device).expand(batch, block)
+        position = torch.cat([at, block + order[:, : known.shape[1]]], 1)
+        first = 0 if prompt is None else prompt.shape[1]
+        if first:
+            ahead = torch.arange(first, device=patches.device).expand(batch, first)
+            tokens = torch.cat([prompt, tokens], 1)
+            position = torch.cat([ahead, first + position], 1)
+        index = torch.arange(tokens.shape[1], device=patches.device)
+        turn = torch.where(index < first, index, first + (index - first) // block * block)
+        hidden = self.encoder(tokens, position, turn <= turn[:, None] if block > 1 else None)
+        return hidden[:, first : first + count]
+
     def clip(self, patch: Tensor, place: Tensor) -> Tensor:
         """Patches `[B, d]` at int64 `[B]` places, within what they may hold."""
         if self.low is None:
