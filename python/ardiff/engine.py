@@ -17,7 +17,7 @@ from .batch_invariant import batch_invariant as batch_invariant_mode
 from .models.ar_model import ARModel
 from .models.kv_cache import KVCache
 from .models.patch_model import PatchModel, patch_model
-from .requests import Finished, MadePatch, Request, make_request
+from .requests import Finished, MadePatch, Request, check_room, make_request
 
 _log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class AREngine:
             temperature=temperature, order=order, stop=stop, on_patch=on_patch,
         )  # fmt: skip
         self._solver.table(steps)
-        self._check_room(request)
+        check_room(request, self.model, self.plan)
         self._next_id += 1
         self._waiting.append(request)
         return request.id
@@ -165,6 +165,7 @@ class AREngine:
 
         An exception of the model leaves the requests where they were. One raised by a callback
         cancels its request and is raised again when all patches of the step are delivered.
+        Callbacks may submit and cancel, but not step.
 
         Returns:
             Patches made; 0 when there is nothing to do.
@@ -202,32 +203,10 @@ class AREngine:
         """
         if not 0 <= request < self._next_id:
             raise KeyError(f"no request {request}; ids go from 0 to {self._next_id - 1}")
-        for found in [r for r in (*self._waiting, *self._running) if r.id == request]:
-            self._release(found)
-            return True
-        return False
-
-    def _check_room(self, request: Request) -> None:
-        tokens, plan = request.tokens(self.model.block), self.plan
-        if max(tokens) > plan.capacity:
-            raise ValueError(
-                f"the request needs {max(tokens)} tokens, but the engine's cache holds "
-                f"{plan.capacity} tokens a sequence; make a larger capacity"
-            )
-        blocks = sum(plan.blocks_of(n) for n in tokens)
-        if len(tokens) > plan.rows or blocks > plan.blocks:
-            raise ValueError(
-                f"the request needs {len(tokens)} rows and {blocks} blocks, but the engine's cache "
-                f"has {plan.rows} rows and {plan.blocks} blocks"
-            )
-        config, block = self.model.encoder.config, self.model.block
-        last = request.order[: len(request.order) - 1 - (len(request.order) - 1) % block]
-        far = max(len(p) for p in request.prompts) + block + max(last, default=-1) + 1
-        if config.position != "none" and far > config.positions:
-            raise ValueError(
-                f"the request reaches position {far - 1}, but the encoder has {config.positions} "
-                "positions"
-            )
+        found = [r for r in (*self._waiting, *self._running) if r.id == request]
+        for each in found:
+            self._release(each)
+        return bool(found)
 
     def _admit(self) -> None:
         """Gives waiting requests rows, first come, first served, and takes in their prompts."""
@@ -265,12 +244,12 @@ class AREngine:
     def _deliver(self, running: list[Request], made: Tensor) -> None:
         """Gives each request its patches `[B, d]`, calls back, and ends those that are done."""
         counts = [len(request.target(self.model.block)) for request in running]
-        failure: Exception | None = None
+        failure: BaseException | None = None
         blocks = [r.take(p) for r, p in zip(running, made.split(counts), strict=True)]
         for request, patches in zip(running, blocks, strict=True):
             try:
                 self._call_back(request, patches)
-            except Exception as error:
+            except BaseException as error:
                 failure = failure or error
                 self._release(request)
         if failure is not None:

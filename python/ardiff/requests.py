@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .guidance import guidance_weights
+from .models.kv_cache import CachePlan
 from .models.patch_model import PatchModel
 from .sampling import MAX_SAMPLE_ID, PATCH_BITS
 
@@ -171,6 +172,28 @@ def make_request(
         stop,
         on_patch,
     )
+
+
+def check_room(request: Request, model: PatchModel, plan: CachePlan) -> None:
+    """Raises ValueError for a request that a cache or the encoder's positions can never hold."""
+    tokens, block, config = request.tokens(model.block), model.block, model.encoder.config
+    if max(tokens) > plan.capacity:
+        raise ValueError(
+            f"the request needs {max(tokens)} tokens, but the engine's cache holds "
+            f"{plan.capacity} tokens a sequence; make a larger capacity"
+        )
+    blocks = sum(plan.blocks_of(n) for n in tokens)
+    if len(tokens) > plan.rows or blocks > plan.blocks:
+        raise ValueError(
+            f"the request needs {len(tokens)} rows and {blocks} blocks, but the engine's cache has "
+            f"{plan.rows} rows and {plan.blocks} blocks"
+        )
+    taken_in = request.order[: (len(request.order) - 1) // block * block]
+    far = max(map(len, request.prompts)) + block + max(taken_in, default=-1)
+    if config.position != "none" and far >= config.positions:
+        raise ValueError(
+            f"the request reaches position {far}, but the encoder has {config.positions} positions"
+        )
 
 
 def _prompt(name: str, tokens: Tensor | None, model: PatchModel) -> Tensor:
