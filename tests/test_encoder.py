@@ -207,6 +207,8 @@ def test_compiled_append(feature, backend):
     found = torch.cat([model.append(t, plain[1]) for t in x.split(1, 1)], 1)
     close(found, expected)
     assert compiled.frame_count == 1
+    whole = torch.compile(model, fullgraph=True, backend="aot_eager")
+    close(whole(x), expected)
 
 
 ERRORS = [

@@ -28,9 +28,9 @@ def contexts(
     """Takes in the newest tokens of all streams, in one call of the encoder.
 
     Returns:
-        Contexts `[B, width]` of the B patches to be made, request after request, and the contexts
-        that guidance compares with. A request without guidance has its own context there, so that
-        u + w (c - u) is c to the bit; both are None where no request has guidance.
+        Contexts `[B, width]` of the B patches to be made, request after request, and those that
+        guidance compares with, None where no request has guidance. One without beside others with
+        it has its own context there: u + w (c - u) is then c to the bit.
     """
     device, block = model.start.device, model.block
     blank = model.start.new_zeros(block, model.patch_dim)
@@ -71,17 +71,17 @@ class PatchSolver:
 
     def __init__(self, model: PatchModel, name: str, options: dict) -> None:
         self.model = model
-        self._solver = {"path": model.path, "prediction": model.prediction, **model.grid, **options}
-        self._solver["name"] = name
+        own = {"name": name, "path": model.path, "prediction": model.prediction}
+        self._choices = {**own, **model.grid, **options}
         if "dim" in solver_options(name):
-            self._solver.setdefault("dim", model.patch_dim)
+            self._choices.setdefault("dim", model.patch_dim)
         self._tables: dict[int, StepTable] = {}
         self._schedules: OrderedDict[tuple, tuple[RaggedTable, Schedule]] = OrderedDict()
 
     def table(self, steps: int) -> StepTable:
         """The table of `steps` steps; ValueError for one that cannot run here."""
         if steps not in self._tables:
-            table = make_table(steps=steps, **self._solver)
+            table = make_table(steps=steps, **self._choices)
             if table.energy:
                 raise ValueError(
                     'accept="energy" needs a density, which a model of this kind lacks; use '
