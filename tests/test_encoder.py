@@ -8,6 +8,7 @@ import torch
 from small_models import randomise
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from ardiff.batch_invariant import batch_invariant
 from ardiff.models.encoder import CausalEncoder, EncoderConfig
 
 B, T = 3, 21
@@ -134,6 +135,18 @@ def test_a_long_prompt_behind_a_short_one():
     model.append(x[:, :1], cache)
     found = model.prefill(x[:, 1:], cache, count=counts)
     close(found[1, :80], model(x)[1, 1:81])
+
+
+def test_a_batch_invariant_prefill_is_to_the_bit_that_of_a_row_alone():
+    """Whatever the lengths beside it: PyTorch's attention cuts its work by the longest row."""
+    model, x, counts = encoder(positions=512, heads=2), tokens(3, 300, 64), [300, 37, 150]
+    cache, alone = model.new_cache(3, 310), model.new_cache(3, 310, block_size=8)
+    with batch_invariant():
+        found = model.prefill(x, cache, count=counts)
+        after = model.append(x[:, :1], cache)
+        for row, n in enumerate(counts):
+            assert torch.equal(model.prefill(x[row : row + 1, :n], alone, [row])[0], found[row, :n])
+            assert torch.equal(model.append(x[row : row + 1, :1], alone, [row])[0], after[row])
 
 
 # bfloat16 keys round by 2^-9; int8 by max / 254; float8_e4m3 by 2^-4 of each value.
