@@ -1,8 +1,9 @@
 """What the context of a patch costs behind K others: a KV cache against encoding the prefix anew.
 
-One case is a whole curve, `<model>/K=<longest>/float32`: all its lengths are timed interleaved, so
-that a growth is a ratio within one run. Rivals: `reference-ddpm` encodes the prefix anew as that
-loop does, `sdpa` is a preallocated cache read by `scaled_dot_product_attention`.
+One case is a whole curve, `<model>/K=<longest>/float32`: its lengths are timed interleaved, so that
+a growth is a ratio within one run, and so are ours and one rival after the other. Rivals:
+`reference-ddpm` encodes the prefix anew as that loop does, `sdpa` is a preallocated cache read by
+`scaled_dot_product_attention`.
 
     python -m ardiff bench context --json out/bench-context.json
     python -m benchmarks.plot_context out/bench-context.json docs/context_cost.svg
@@ -10,7 +11,8 @@ loop does, `sdpa` is a preallocated cache read by `scaled_dot_product_attention`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -75,19 +77,15 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
         for rival, found in contexts.incremental(SHORTEST).items():
             yield _harness.error_row(SUITE, case, rival, found, expected, TOLERANCE)
         contexts.fill()
-        competitors: dict[str, Callable[[], object]] = {}
-        for k in lengths:
-            rivals = {
-                "sdpa": lambda k=k: contexts.sliced(k),
-                "reference-ddpm": lambda k=k: contexts.anew(k),
-            }
-            competitors[f"{_harness.OURS}/{k}"] = lambda k=k: contexts.cached(k)
-            competitors[f"sampling/{k}"] = lambda k=k: contexts.draw(contexts.cached(k))
-            for rival, call in settings.pick(rivals).items():
-                if k <= LONGEST_ANEW or rival != "reference-ddpm":
-                    competitors[f"{rival}/{k}"] = call
-        seconds = _harness.interleave(competitors, settings)
-    yield from _rows(name, lengths, seconds)
+        ways = {"sdpa": contexts.sliced, "reference-ddpm": contexts.anew}
+        for rival, way in settings.pick(ways).items():
+            few = [k for k in lengths if k <= LONGEST_ANEW or rival != "reference-ddpm"]
+            calls = {(_harness.OURS, k): partial(contexts.cached, k) for k in few}
+            calls |= {(rival, k): partial(way, k) for k in few}
+            yield from _against(name, rival, few, _harness.interleave(calls, settings))
+        for metric, way in (("encoder", contexts.cached), ("sampling", contexts.sample)):
+            calls = {k: partial(way, k) for k in lengths}
+            yield from _curve(name, metric, _harness.interleave(calls, settings))
 
 
 class _Contexts:
@@ -134,7 +132,9 @@ class _Contexts:
         for part in (*view.keys, *view.values, self.slices.keys, self.slices.values):
             part.normal_()
 
-    def draw(self, context: torch.Tensor) -> torch.Tensor:
+    def sample(self, k: int) -> torch.Tensor:
+        """A whole patch: its context, then all steps of the head."""
+        context = self.cached(k)
         stream = torch.arange(BATCH, device=context.device) << 20
         key = torch.zeros(1, dtype=torch.int64, device=context.device)
         x = initial_state(self.table, key, stream, self.model.config.patch_dim)
@@ -143,20 +143,21 @@ class _Contexts:
         )
 
 
-def _rows(name: str, lengths: list[int], seconds: dict[str, list[float]]) -> Iterator[Row]:
-    ours = _harness.OURS
+def _against(
+    name: str, rival: str, lengths: list[int], seconds: dict[tuple[str, int], list[float]]
+) -> Iterator[Row]:
     for k in lengths:
-        case = f"{name}/K={k}/float32"
-        for rival in (ours, "sdpa", "reference-ddpm"):
-            if (times := seconds.get(f"{rival}/{k}")) is not None:
-                milli = [value * 1e3 for value in times]
-                yield _harness.spread_row(SUITE, case, rival, "encoder-time", milli, "ms/patch")
-                if rival != ours:
-                    yield _harness.speedup_row(SUITE, case, rival, times, seconds[f"{ours}/{k}"])
-        milli = [value * 1e3 for value in seconds[f"sampling/{k}"]]
-        yield _harness.spread_row(SUITE, case, ours, "sampling-time", milli, "ms/patch")
+        case, theirs = f"{name}/K={k}/float32", seconds[rival, k]
+        milli = [value * 1e3 for value in theirs]
+        yield _harness.spread_row(SUITE, case, rival, "encoder-time", milli, "ms/patch")
+        yield _harness.speedup_row(SUITE, case, rival, theirs, seconds[_harness.OURS, k])
+
+
+def _curve(name: str, metric: str, seconds: dict[int, list[float]]) -> Iterator[Row]:
+    """Times at each length, and their growth from `BASE`."""
+    for k, times in seconds.items():
+        case, milli = f"{name}/K={k}/float32", [value * 1e3 for value in times]
+        yield _harness.spread_row(SUITE, case, _harness.OURS, f"{metric}-time", milli, "ms/patch")
         if k > BASE:
-            for metric, kind in (("encoder-growth", ours), ("sampling-growth", "sampling")):
-                pairs = zip(seconds[f"{kind}/{k}"], seconds[f"{kind}/{BASE}"], strict=True)
-                ratios = [late / early for late, early in pairs]
-                yield _harness.spread_row(SUITE, case, ours, metric, ratios, "x")
+            ratios = [late / early for late, early in zip(times, seconds[BASE], strict=True)]
+            yield _harness.spread_row(SUITE, case, _harness.OURS, f"{metric}-growth", ratios, "x")
