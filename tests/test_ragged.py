@@ -8,6 +8,7 @@ import torch
 
 import ardiff
 from ardiff.data.mixture import GaussianMixture
+from ardiff.run import initial_state, run
 from ardiff.schedule import RaggedTable
 from ardiff.solvers import SOLVERS, solver_options
 
@@ -26,6 +27,10 @@ EXACT = MIXTURE.model("vp-cosine", "v_prediction", row_by_row=True)
 def model(x, level, condition):
     """Row by row; the condition shifts the output."""
     return EXACT(x, level) + (0.0 if condition is None else condition)
+
+
+def dim(solver) -> dict:
+    return {"dim": D} if "dim" in solver_options(solver) else {}
 
 
 def draw(steps, ids, solver, **options):
@@ -60,6 +65,37 @@ def test_each_sample_is_as_alone(solver, own):
     one = draw(first, range(5), solver, guidance=GUIDANCE, temperature=TEMPERATURE, **options)
     same = [i for i in range(5) if counts[i] == first]
     assert torch.equal(one[same], together[same]) and not torch.equal(one[1], together[1])
+
+
+@pytest.mark.parametrize(("solver", "own"), VARIANTS, ids=lambda v: str(v))
+def test_samples_with_keys_of_their_own_are_as_alone(solver, own):
+    """Neighbours that share a key, in one run of ragged tables: to the bit the run of each key."""
+    options, stream = dict(own), torch.arange(5) * 2**20
+    counts = options.pop("steps", STEPS)
+    tables = [
+        ardiff.solver(
+            solver, path="vp-cosine", prediction="v_prediction", steps=n, **options, **dim(solver)
+        )
+        for n in counts
+    ]
+    spans = [
+        (slice(0, 2), torch.tensor([3])),
+        (slice(2, 3), torch.tensor([-7])),
+        (slice(3, 5), torch.tensor([3])),
+    ]
+
+    def drawn(rows, key):
+        table = RaggedTable([tables[i] for i in range(5)][rows], range(len(counts[rows])))
+        x = initial_state(table, key, stream[rows], D)
+        return run(
+            table, model, x, key=key, stream=stream[rows], condition=-0.05, uncond=0.05,
+            guidance=GUIDANCE[rows], noise_scale=TEMPERATURE[rows],
+        )  # fmt: skip
+
+    together = drawn(slice(None), spans)
+    for rows, key in spans:
+        assert torch.equal(drawn(rows, key), together[rows])
+    assert not torch.equal(drawn(slice(None), torch.tensor([3]))[2], together[2])
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

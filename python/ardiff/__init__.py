@@ -11,14 +11,15 @@ _EXPORTS = {
     "clear_graphs": ("ardiff.graphs", "clear_graphs"),
     "load": ("ardiff.sampler", "load"),
     "ARSampler": ("ardiff.sampler", "ARSampler"),
+    "AREngine": ("ardiff.engine", "AREngine"),
     "get_path": ("ardiff.paths", "get_path"),
     "StepTable": ("ardiff.table", "StepTable"),
     "RaggedTable": ("ardiff.schedule", "RaggedTable"),
     "paths": ("ardiff.paths", None),
 }
 __all__ = [
-    "ARSampler", "RaggedTable", "StepTable", "adapted_solver", "clear_graphs", "get_path",
-    "load", "paths", "sample", "solver",
+    "AREngine", "ARSampler", "RaggedTable", "StepTable", "adapted_solver", "clear_graphs",
+    "get_path", "load", "paths", "sample", "solver",
 ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ class CountedModel:
         self.model, self.shape, self.calls = model, shape, 0
         if hasattr(model, "hoist"):
             self.hoist = self._hoist
+            self.hoists_ragged = getattr(model, "hoists_ragged", False)
 
     def _counted(self, function: Callable[..., Tensor], x: Tensor) -> Tensor:
         self.calls += 1

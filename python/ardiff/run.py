@@ -13,7 +13,7 @@ from ardiff_kernels import ops
 
 from .ladder import Ladder
 from .schedule import RaggedTable, Schedule, Step, uniform
-from .state import State
+from .state import Spans, State
 from .table import DeviceTable, StepTable
 
 INITIAL_STATE = 1  # counter word c1 = 4 * draw + purpose, purpose 1 at draw 0
@@ -23,10 +23,16 @@ Runnable = StepTable | DeviceTable | RaggedTable | Ladder | Schedule
 
 @runtime_checkable
 class HoistableModel(Protocol):
-    """A model that does what depends on level and condition once, before the loop."""
+    """A model that does what depends on level and condition once, before the loop.
+
+    With an attribute ``hoists_ragged = True`` it also serves samples with tables of their own.
+    """
 
     def hoist(self, levels: Tensor, condition: Any) -> Callable[[int, Tensor], Tensor]:
-        """`levels` float32 `[T]`, one a row of the table; returns ``f(row, x) -> output``."""
+        """`levels` float32 `[T]`, one a row of the table; returns ``f(row, x) -> output``.
+
+        In a ragged run `[T, B]`, one a row and sample.
+        """
         ...
 
 
@@ -46,10 +52,14 @@ class Decision(NamedTuple):
 
 
 def initial_state(
-    table: Runnable, key: Tensor, stream: Tensor, d: int, dtype=torch.float32
+    table: Runnable, key: Tensor | Spans, stream: Tensor, d: int, dtype=torch.float32
 ) -> Tensor:
     """init_scale times the addressed normals of the initial state: `[len(stream), d]`."""
-    normal = ops.philox_normal(key, INITIAL_STATE, stream, d)
+    if isinstance(key, Tensor):
+        normal = ops.philox_normal(key, INITIAL_STATE, stream, d)
+    else:
+        parts = [ops.philox_normal(own, INITIAL_STATE, stream[rows], d) for rows, own in key]
+        normal = torch.cat(parts)
     scale = table.init_scale
     return (normal * (scale(stream.device) if callable(scale) else scale)).to(dtype)
 
@@ -57,7 +67,7 @@ def initial_state(
 def _bind(model, schedule: Schedule, condition: Any, batch: int) -> Callable[[int, Tensor], Tensor]:
     """``f(iteration, x) -> output`` of a hoistable or a plain model."""
     levels = schedule.buffers.level
-    if hasattr(model, "hoist") and levels.dim() == 1:
+    if hasattr(model, "hoist") and (levels.dim() == 1 or getattr(model, "hoists_ragged", False)):
         return model.hoist(levels, condition)
     each = _levels(schedule, batch)
     return lambda iteration, x: model(x, each[iteration], condition)
@@ -105,7 +115,7 @@ def run(
     model: Any,
     x: Tensor,
     *,
-    key: Tensor,
+    key: Tensor | Spans,
     stream: Tensor,
     condition: Any = None,
     uncond: Any = None,
@@ -126,11 +136,12 @@ def run(
             :class:`~ardiff.schedule.RaggedTable` gives each sample its own, a
             :class:`~ardiff.ladder.Ladder` its own step size.
         model: ``model(x, level, condition) -> output`` with x `[B, d]` and level float32 `[B]`, or
-            an object with ``hoist`` (:class:`HoistableModel`; ragged runs call it plainly). It must
-            not keep or change x, and returns `[B, d]` float32, float16 or bfloat16.
+            an object with ``hoist`` (:class:`HoistableModel`). It must not keep or change x, and
+            returns `[B, d]` float32, float16 or bfloat16.
         x: `[B, d]` float32 (bfloat16 too for tables of ``diffusion`` rows alone); not changed. See
             :func:`initial_state`.
-        key: int64 `[1]`, the seed.
+        key: int64 `[1]`, the seed; or, eagerly, (slice of the samples, key) for each run of
+            neighbours that share a seed. The model is called for all of them at once.
         stream: int64 `[B]`, sample_id * 2^20 + patch.
         condition: passed to the model as it is.
         uncond, guidance: with `guidance` (float32 `[B]` or `[1]`) the model is called a second time
@@ -158,7 +169,8 @@ def run(
         raise ValueError("this table accepts by energies: pass energy_fn")
     mode = contextlib.nullcontext() if compiling else torch.inference_mode()
     with mode:
-        state = State(x, schedule, compiling, noise_scale)
+        spans = None if isinstance(key, Tensor) else key
+        state = State(x, schedule, compiling, noise_scale, spans)
         calls = [_bind(model, schedule, condition, len(x))]
         for weight, other in ((guidance, uncond), (guidance2, uncond2)):
             if weight is not None:
@@ -173,7 +185,7 @@ def run(
                     for out in outs:
                         _check_output(out, x)
                 state.take(outs, step)
-            where = (schedule.buffers.coef, draws[k], key, stream)
+            where = (schedule.buffers.coef, draws[k], key if spans is None else spans[0][1], stream)
             _execute(state, k, step, where, ladder, energy, decisions)
     return state.x if compiling else state.x.clone()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from ardiff_kernels import ops
 
 from .schedule import Flag, Kind, Schedule, Step
+
+Spans = Sequence[tuple[slice, Tensor]]  # neighbouring samples and their key, in order
 
 
 class State:
@@ -23,7 +26,12 @@ class State:
     """
 
     def __init__(
-        self, x: Tensor, schedule: Schedule, compiling: bool, noise_scale: Tensor | None
+        self,
+        x: Tensor,
+        schedule: Schedule,
+        compiling: bool,
+        noise_scale: Tensor | None,
+        spans: Spans | None = None,
     ) -> None:
         self.x = x.clone(memory_format=torch.contiguous_format)
         width = x.shape[1] * (2 if schedule.second_memory else 1)
@@ -32,6 +40,7 @@ class State:
         self.weights: list[Tensor] = []
         self.energy: Tensor | None = None
         self._compiling, self._accepts = compiling, schedule.accepts
+        self._spans = spans
         self._options: dict[str, Tensor | None] = {"noise_scale": noise_scale}
         self._out: Tensor | None = None
         self._blank: Tensor | None = None  # stands for an output before the first call
@@ -122,6 +131,22 @@ class State:
             return ops.uld_step(self.x, self.v, self._model_out(), self.memory, *place, **options)
         return ops.diffusion_step(self.x, self._model_out(), self.memory, *place, **options)
 
+    def _launches(
+        self, place: tuple, tensors: tuple, options: dict[str, Tensor | None]
+    ) -> Iterator[tuple[tuple, tuple, dict]]:
+        """Place, tensors and options of each in-place launch: one, or one for each key."""
+        if self._spans is None:
+            yield place, tensors, options
+            return
+        batch, (coef, row, draw, _, stream) = self.x.shape[0], place
+        for rows, key in self._spans:
+
+            def cut(t: Tensor | None, rows: slice = rows) -> Tensor | None:
+                return t if t is None or t.shape[0] != batch else t[rows]
+
+            where = (coef, cut(row), cut(draw), key, cut(stream))
+            yield where, tuple(map(cut, tensors)), {k: cut(t) for k, t in options.items()}
+
     def move(self, op: str, place: tuple) -> None:
         """One `diffusion` or `uld` row."""
         if self._compiling:
@@ -130,11 +155,12 @@ class State:
             else:
                 self.x, self.memory, _ = self._moved(op, place, {})
             return
-        out = self._model_out()
-        if op == "uld":
-            ops.uld_step_(self.x, self.v, out, self.memory, *place, **self._options)
-        else:
-            ops.diffusion_step_(self.x, out, self.memory, *place, **self._options)
+        tensors = (self.x, self.v, self._model_out(), self.memory)
+        for where, (x, v, out, memory), options in self._launches(place, tensors, self._options):
+            if op == "uld":
+                ops.uld_step_(x, v, out, memory, *where, **options)
+            else:
+                ops.diffusion_step_(x, out, memory, *where, **options)
 
     def accept(self, place: tuple, kind: Kind) -> tuple[Tensor, Tensor]:
         """One `accept` row: the proposal stays or the origin returns. (accepted, log_alpha)."""
@@ -156,8 +182,9 @@ class State:
         else:
             accepted = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
             log_alpha = torch.zeros(len(self.x), device=self.x.device)
-            decided = {"accepted": accepted, "log_alpha": log_alpha}
-            ops.mala_accept_(*tensors, *place, **options, **decided)
+            options |= {"accepted": accepted, "log_alpha": log_alpha}
+            for where, parts, each in self._launches(place, tensors, options):
+                ops.mala_accept_(*parts, *where, **each)
         return accepted, log_alpha
 
 

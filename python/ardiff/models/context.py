@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 @dataclass
-class KVCache:
+class SlicedCache:
     """Keys and values `[depth, B, heads, positions, head_dim]` of the first `length` tokens."""
 
     keys: Tensor
@@ -37,7 +37,7 @@ class Block(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, cache: SlicedCache | None = None, layer: int = 0) -> Tensor:
         """`[B, n, width]` -> the same shape; with a cache, x is the one token that follows it."""
         batch, n, width = x.shape
         qkv = self.qkv(self.norm1(x)).view(batch, n, 3, self.heads, width // self.heads)
@@ -93,11 +93,11 @@ class ContextEncoder(nn.Module):
             x = block(x)
         return self.norm(x)
 
-    def new_cache(self, batch: int) -> KVCache:
+    def new_cache(self, batch: int) -> SlicedCache:
         shape = (len(self.blocks), batch, self.heads, self.patches, self.width // self.heads)
-        return KVCache(self.start.new_empty(shape), self.start.new_empty(shape))
+        return SlicedCache(self.start.new_empty(shape), self.start.new_empty(shape))
 
-    def step(self, patch: Tensor | None, cache: KVCache) -> Tensor:
+    def step(self, patch: Tensor | None, cache: SlicedCache) -> Tensor:
         """Takes in the patch just made and returns the context of the next one.
 
         Args:

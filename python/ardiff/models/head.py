@@ -115,11 +115,13 @@ class DiffusionHead(nn.Module):
         shift, scale = last.bias.chunk(2)
         return torch.cat([*weights, last.weight]), torch.cat([*biases, shift, 1 + scale])
 
+    hoists_ragged = True
+
     def hoist(self, levels: Tensor, c: Tensor) -> Callable[[int, Tensor], Tensor]:
         """Computes once what depends on level and context; the function returned does the rest.
 
         Args:
-            levels: `[T]`, the level of each row of the loop.
+            levels: `[T]`, the level of each row of the loop, or `[T, B]`, one for each sample.
             c: `[B, context]`.
 
         Returns:
@@ -127,7 +129,8 @@ class DiffusionHead(nn.Module):
             depth + 2) width elements; past 128 MiB they are computed in runs of rows, each when the
             loop first enters it.
         """
-        time, context = self.time_embed(levels), self.cond_embed(c)
+        time, context = self.time_embed(levels.reshape(-1)), self.cond_embed(c)
+        time = time.view(len(levels), -1 if levels.numel() else 1, self.width)
         weight, bias = self._fused_modulation()
         row_bytes = len(c) * len(bias) * bias.element_size()
         run = max(1, min(len(levels), _HOIST_BYTES // max(1, row_bytes)))
@@ -137,7 +140,7 @@ class DiffusionHead(nn.Module):
             first = row - row % run
             if first not in held:
                 held.clear()
-                y = F.silu(time[first : first + run, None] + context)
+                y = F.silu(time[first : first + run] + context)
                 chunks = F.linear(y, weight, bias).split(self.width, -1)
                 held[first] = [
                     list(parts) for parts in zip(*map(torch.unbind, chunks), strict=True)
@@ -181,13 +184,18 @@ class EDMHead:
         inner = self.head(x * norm.rsqrt(), self._noise_level(level), c)
         return x / norm + inner * sigma * norm.rsqrt()
 
+    hoists_ragged = True
+
     def hoist(self, levels: Tensor, c: Tensor) -> Callable[[int, Tensor], Tensor]:
         """As `DiffusionHead.hoist`, with the preconditioning around it."""
         inner = self.head.hoist(self._noise_level(levels), c)
-        sigmas = levels.double().tolist()
+        sigma = levels.double().reshape(len(levels), -1, 1)
+        norm = 1 + sigma**2
+        skip, scale_in, scale_out = (
+            f.to(c.dtype) for f in (1 / norm, norm**-0.5, sigma * norm**-0.5)
+        )
 
         def step(row: int, x: Tensor) -> Tensor:
-            norm = 1 + sigmas[row] ** 2
-            return x / norm + inner(row, x * norm**-0.5) * (sigmas[row] * norm**-0.5)
+            return x * skip[row] + inner(row, x * scale_in[row]) * scale_out[row]
 
         return step

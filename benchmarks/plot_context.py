@@ -1,0 +1,79 @@
+"""The curve of `bench_context` as an SVG: time a patch against patches before it, both in powers.
+
+python -m benchmarks.plot_context out/bench-context.json docs/context_cost.svg
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+CURVES = (
+    ("reference-ddpm", "encoder-time", "prefix encoded anew", "#b03a2e"),
+    ("sdpa", "encoder-time", "cache, SDPA", "#7f8c8d"),
+    ("ardiff", "encoder-time", "cache, kv_attention", "#1f618d"),
+    ("ardiff", "sampling-time", "whole patch, 100 steps", "#1e8449"),
+)
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 400, 70, 190, 20, 50
+
+
+def curves(rows: list[dict]) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """(K, milliseconds) of each rival and metric, in order of K."""
+    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for row in rows:
+        if row["unit"] == "ms/patch":
+            k = int(row["case"].split("/K=")[1].split("/")[0])
+            found.setdefault((row["rival"], row["metric"]), []).append((k, row["value"]))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def svg(rows: list[dict]) -> str:
+    """The plot; ValueError where the rows hold no times."""
+    found = curves(rows)
+    points = [point for curve in found.values() for point in curve]
+    if not points:
+        raise ValueError("no rows in ms/patch: expected the report of `ardiff bench context`")
+    ks = [k for k, _ in points]
+    decades = [math.log10(ms) for _, ms in points]
+    low, high = math.floor(min(decades)), max(math.ceil(max(decades)), math.floor(min(decades)) + 1)
+    octaves = max(math.log2(max(ks) / min(ks)), 1)
+
+    def place(k: float, ms: float) -> tuple[float, float]:
+        x = LEFT + (WIDTH - LEFT - RIGHT) * math.log2(k / min(ks)) / octaves
+        y = TOP + (HEIGHT - TOP - BOTTOM) * (high - math.log10(ms)) / (high - low)
+        return round(x, 1), round(y, 1)
+
+    def text(x: float, y: float, words: str, anchor: str, colour: str = "#333") -> str:
+        return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{colour}">{words}</text>'
+
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, "K, patches in the context", "middle"),
+        text(LEFT, TOP - 6, "ms a patch of 8 images", "middle"),
+    ]
+    for decade in range(low, high + 1):
+        x, y = place(min(ks), 10**decade)
+        lines.append(f'<path d="M{x} {y}H{WIDTH - RIGHT}" stroke="#ddd"/>')
+        lines.append(text(x - 6, y + 4, f"{10**decade:g}", "end"))
+    for k in sorted(set(ks)):
+        x, y = place(k, 10**low)
+        lines.append(f'<path d="M{x} {y}V{TOP}" stroke="#eee"/>')
+        lines.append(text(x, y + 16, str(k), "middle"))
+    for rival, metric, label, colour in CURVES:
+        curve = [place(*point) for point in found.get((rival, metric), [])]
+        if curve:
+            path = " ".join(f"{x},{y}" for x, y in curve)
+            lines.append(
+                f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
+            )
+            lines.append(text(curve[-1][0] + 8, curve[-1][1] + 4, label, "start", colour))
+    return "\n".join([*lines, "</svg>\n"])
+
+
+if __name__ == "__main__":
+    report, out = sys.argv[1:]
+    Path(out).write_text(svg(json.loads(Path(report).read_text())["rows"]))

@@ -1,0 +1,155 @@
+// Argument checks of kv_append and kv_attention, shared by the CPU and CUDA libraries. They repeat
+// ardiff_kernels/_kv_checks.py in order and wording.
+#pragma once
+
+#include "checks.h"
+
+namespace ardiff {
+
+/// The arguments that both ops have; `tokens` is k or q, `norm` k_norm or q_norm.
+struct KvTensors {
+  Arg tokens, v, k_cache, v_cache, length;
+  Arg count, block_table, position, cos, sin, norm, k_scale, v_scale;
+};
+
+inline void check_exact(const char* op, const Arg& a, ScalarType dtype, const int64_t* sizes,
+                        int64_t dim) {
+  if (!a.given()) return;
+  bool same = a.dtype == dtype && a.dim == dim && a.contiguous();
+  for (int64_t i = 0; same && i < dim; ++i) same = a.sizes[i] == sizes[i];
+  if (same) return;
+  fail(op, ": ", a.name, " must be a contiguous ", name_of(dtype), " ", list_of(sizes, dim), ", ",
+       got(a));
+}
+
+inline void check_tokens(const char* op, const Arg& a) {
+  if (a.dim != 4) {
+    fail(op, ": ", a.name, " must be [B, T, H, D], got ", a.dim, " dimensions");
+  }
+  if (a.dtype != ScalarType::Float && a.dtype != ScalarType::BFloat16) {
+    fail(op, ": ", a.name, " must be float32 or bfloat16, got ", name_of(a.dtype));
+  }
+}
+
+inline void check_unit_stride(const char* op, const Arg& a) {
+  if (a.sizes[0] * a.sizes[1] * a.sizes[2] * a.sizes[3] > 0 && a.strides[3] != 1) {
+    fail(op, ": ", a.name, " must have unit stride in its last dimension, got strides ",
+         list_of(a.strides, a.dim), "; call .contiguous() first");
+  }
+}
+
+inline bool is_quantized(ScalarType dtype) {
+  return dtype == ScalarType::Char || dtype == ScalarType::Float8_e4m3fn;
+}
+
+inline void check_cache(const char* op, const KvTensors& t) {
+  const Arg& k = t.k_cache;
+  if (k.dim != 4) fail(op, ": k_cache must be [N, H, S, D], got ", k.dim, " dimensions");
+  const bool quantized = is_quantized(k.dtype);
+  if (k.dtype != ScalarType::Float && k.dtype != ScalarType::BFloat16 && !quantized) {
+    fail(op, ": k_cache must be float32, bfloat16, int8 or float8_e4m3fn, got ", name_of(k.dtype));
+  }
+  const int64_t d = k.sizes[3];
+  if (k.sizes[1] < 1 || k.sizes[2] < 1 || d < 32 || d > 256 || d % 8) {
+    fail(op,
+         ": k_cache must be [N, H, S, D] with H and S at least 1 and D a multiple of 8 from 32 to "
+         "256, got ",
+         shape_of(k));
+  }
+  check_exact(op, k, k.dtype, k.sizes, 4);
+  check_exact(op, t.v_cache, k.dtype, k.sizes, 4);
+  if (t.k_scale.given() != quantized || t.v_scale.given() != quantized) {
+    fail(op,
+         ": k_scale and v_scale go with an int8 or float8_e4m3fn cache and with no other, and the "
+         "cache is ",
+         name_of(k.dtype));
+  }
+  check_exact(op, t.k_scale, ScalarType::Float, k.sizes, 3);
+  check_exact(op, t.v_scale, ScalarType::Float, k.sizes, 3);
+}
+
+/// What belongs to the rows of a batch, and the rotary tables.
+inline void check_rows(const char* op, const KvTensors& t) {
+  const int64_t rows = t.tokens.sizes[0], d = t.k_cache.sizes[3];
+  check_vector(op, t.length, ScalarType::Int, rows);
+  check_vector(op, t.count, ScalarType::Int, rows);
+  const Arg& table = t.block_table;
+  if (!table.given()) {
+    if (t.k_cache.sizes[0] < rows) {
+      fail(op, ": without block_table the cache needs a block for each of the ", rows,
+           " rows, got k_cache ", shape_of(t.k_cache));
+    }
+  } else if (table.dim != 2 || table.dtype != ScalarType::Int || table.sizes[0] != rows ||
+             table.sizes[1] < 1 || !table.contiguous()) {
+    fail(op, ": block_table must be a contiguous int32 [", rows, ", M] with M >= 1, ", got(table));
+  }
+  if (t.cos.given() != t.sin.given()) {
+    fail(op, ": cos and sin go together: pass both or neither");
+  }
+  if (t.position.given() && !t.cos.given()) {
+    fail(op, ": position selects rows of cos and sin: pass them too");
+  }
+  const Arg& cos = t.cos;
+  if (cos.given()) {
+    if (cos.dim != 2 || cos.dtype != ScalarType::Float || cos.sizes[0] < 1 || cos.sizes[1] < 1 ||
+        2 * cos.sizes[1] > d || !cos.contiguous()) {
+      fail(op, ": cos must be a contiguous float32 [P, R / 2] with P >= 1 and 2 <= R <= ", d, ", ",
+           got(cos));
+    }
+    check_exact(op, t.sin, ScalarType::Float, cos.sizes, 2);
+  }
+  check_exact(op, t.position, ScalarType::Int, t.tokens.sizes, 2);
+}
+
+inline void check_norm(const char* op, const Arg& weight, double eps, int64_t d) {
+  check_vector(op, weight, ScalarType::Float, d);
+  if (weight.given() && !(eps >= 0)) {
+    fail(op, ": norm_eps must be at least 0, got ", python_float(eps));
+  }
+}
+
+inline void check_kv_placement(const char* op, const KvTensors& t) {
+  check_placement(op,
+                  {&t.tokens, &t.v, &t.k_cache, &t.v_cache, &t.length, &t.count, &t.block_table,
+                   &t.position, &t.cos, &t.sin, &t.norm, &t.k_scale, &t.v_scale},
+                  {});
+}
+
+inline void check_kv_append(const char* op, const KvTensors& t, double eps) {
+  const Arg &k = t.tokens, &v = t.v, &cache = t.k_cache;
+  check_tokens(op, k);
+  check_cache(op, t);
+  if (k.sizes[1] < 1 || k.sizes[2] != cache.sizes[1] || k.sizes[3] != cache.sizes[3]) {
+    fail(op, ": k must be [B, T, ", cache.sizes[1], ", ", cache.sizes[3],
+         "] with T >= 1 for a cache ", shape_of(cache), ", got ", shape_of(k));
+  }
+  bool same = v.dim == 4 && v.dtype == k.dtype;
+  for (int i = 0; same && i < 4; ++i) same = v.sizes[i] == k.sizes[i];
+  if (!same) fail(op, ": v must be ", name_of(k.dtype), " ", shape_of(k), " as k, ", got(v));
+  check_unit_stride(op, k);
+  check_unit_stride(op, v);
+  check_rows(op, t);
+  check_norm(op, t.norm, eps, k.sizes[3]);
+  check_kv_placement(op, t);
+}
+
+inline void check_kv_attention(const char* op, const KvTensors& t, double eps, int64_t window) {
+  constexpr int64_t kMostTokens = 64;
+  const Arg &q = t.tokens, &cache = t.k_cache;
+  check_tokens(op, q);
+  check_cache(op, t);
+  const int64_t tokens = q.sizes[1], heads = q.sizes[2], kv_heads = cache.sizes[1];
+  if (tokens < 1 || tokens > kMostTokens || heads < 1 || heads % kv_heads ||
+      q.sizes[3] != cache.sizes[3]) {
+    fail(op, ": q must be [B, T, H, ", cache.sizes[3], "] with T from 1 to ", kMostTokens,
+         " and H a multiple of ", kv_heads, " for a cache ", shape_of(cache), ", got ",
+         shape_of(q));
+  }
+  check_unit_stride(op, q);
+  check_rows(op, t);
+  check_norm(op, t.norm, eps, q.sizes[3]);
+  if (window < 0) fail(op, ": window must be at least 0, got ", window);
+  check_kv_placement(op, t);
+}
+
+}  // namespace ardiff

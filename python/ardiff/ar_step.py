@@ -1,0 +1,141 @@
+"""One autoregressive step of some requests: contexts from the encoder, patches from the solver."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from .models.kv_cache import KVCache
+from .models.patch_model import PatchModel
+from .requests import Request
+from .run import initial_state, make_schedule, run
+from .sampling import PATCH_BITS, make_key
+from .schedule import RaggedTable, Schedule
+from .solvers import solver as make_table
+from .solvers import solver_options
+from .state import Spans
+from .table import StepTable
+
+_SCHEDULES = 64  # ragged ones kept; the least recently used goes first
+
+
+def contexts(
+    model: PatchModel, cache: KVCache, running: list[Request]
+) -> tuple[Tensor, Tensor | None]:
+    """Takes in the newest tokens of all streams, in one call of the encoder.
+
+    Returns:
+        Contexts `[B, width]` of the B patches to be made, request after request, and those that
+        guidance compares with, None where no request has guidance. One without beside others with
+        it has its own context there: u + w (c - u) is then c to the bit.
+    """
+    device, block = model.start.device, model.block
+    blank = model.start.new_zeros(block, model.patch_dim)
+    targets = [request.target(block) for request in running]
+    tokens = model.tokens(
+        torch.stack([blank if request.last is None else request.last for request in running]),
+        torch.tensor([request.last is None for request in running], device=device),
+        torch.tensor([t + t[-1:] * (block - len(t)) for t in targets], device=device),
+    )
+    owner = [i for i, request in enumerate(running) for _ in request.rows]
+    hidden = model.encoder.append(
+        tokens[owner],
+        cache,
+        [row for request in running for row in request.rows],
+        position=torch.tensor([at for request in running for at in request.positions(block)]),
+        causal=block == 1,
+    ).flatten(0, 1)
+    first = [owner.index(i) for i in range(len(running))]
+    slots = [(i, j) for i, target in enumerate(targets) for j in range(len(target))]
+    context = hidden[[first[i] * block + j for i, j in slots]]
+    if all(request.weights is None for request in running):
+        return context, None
+    second = [row + len(request.rows) - 1 for row, request in zip(first, running, strict=True)]
+    uncond = hidden[[second[i] * block + j for i, j in slots]]
+    if model.null is not None:
+        nulled = [running[i].weights is not None and len(running[i].rows) == 1 for i, _ in slots]
+        uncond = torch.where(torch.tensor(nulled, device=device)[:, None], model.null, uncond)
+    return context, uncond
+
+
+class PatchSolver:
+    """Draws the next patches of requests, each with its own steps, guidance and temperature.
+
+    Args:
+        model: whose denoiser is called.
+        name, options: a name of `ardiff.solvers` and its options.
+    """
+
+    def __init__(self, model: PatchModel, name: str, options: dict) -> None:
+        self.model = model
+        own = {"name": name, "path": model.path, "prediction": model.prediction}
+        self._choices = {**own, **model.grid, **options}
+        if "dim" in solver_options(name):
+            self._choices.setdefault("dim", model.patch_dim)
+        self._tables: dict[int, StepTable] = {}
+        self._schedules: OrderedDict[tuple, tuple[RaggedTable, Schedule]] = OrderedDict()
+
+    def table(self, steps: int) -> StepTable:
+        """The table of `steps` steps; ValueError for one that cannot run here."""
+        if steps not in self._tables:
+            table = make_table(steps=steps, **self._choices)
+            if table.energy:
+                raise ValueError(
+                    'accept="energy" needs a density, which a model of this kind lacks; use '
+                    '"trapezoid" or "simpson"'
+                )
+            self._tables[steps] = table
+        return self._tables[steps]
+
+    def draw(self, running: list[Request], context: Tensor, uncond: Tensor | None) -> Tensor:
+        """The next patches `[B, d]` of requests in order of seed; arguments as of `contexts`."""
+        model, device = self.model, context.device
+        slots = [
+            (request, len(request.made) + j, place)
+            for request in running
+            for j, place in enumerate(request.target(model.block))
+        ]
+        streams = [request.sample_id * 2**PATCH_BITS + place for request, _, place in slots]
+        stream = torch.tensor(streams, dtype=torch.int64, device=device)
+        modifiers = {}
+        if uncond is not None:
+            weights = [1.0 if r.weights is None else r.weights[index] for r, index, _ in slots]
+            modifiers = {"uncond": uncond, "guidance": torch.tensor(weights, device=device)}
+        if any(request.temperature != 1 for request in running):
+            scale = [request.temperature for request, _, _ in slots]
+            modifiers["noise_scale"] = torch.tensor(scale, device=device)
+        keys = _spans([request.seed for request, _, _ in slots], device)
+        table, schedule = self._schedule([request.steps for request, _, _ in slots], context)
+        x = initial_state(table, keys, stream, model.patch_dim)
+        x = run(
+            schedule, model.denoiser, x, key=keys, stream=stream, condition=context, **modifiers
+        )
+        return model.clip(x, torch.tensor([place for _, _, place in slots], device=device))
+
+    def _schedule(self, steps: list[int], like: Tensor) -> tuple[StepTable | RaggedTable, Schedule]:
+        """The table of each patch, and what the loop does for them."""
+        kinds, kept = sorted(set(steps)), self._schedules
+        if len(kinds) == 1:
+            table = self.table(kinds[0])
+            return table, make_schedule(table, like)
+        if tuple(steps) not in kept:
+            index = [kinds.index(n) for n in steps]
+            table = RaggedTable([self.table(n) for n in kinds], index)
+            kept[tuple(steps)] = (table, make_schedule(table, like))
+            if len(kept) > _SCHEDULES:
+                kept.popitem(last=False)
+        kept.move_to_end(tuple(steps))
+        return kept[tuple(steps)]
+
+
+def _spans(seeds: list[int], device: torch.device) -> Spans:
+    """The runs of equal seeds and their keys."""
+    spans, first = [], 0
+    for seed, same in groupby(seeds):
+        last = first + len(list(same))
+        spans.append((slice(first, last), make_key(seed, device)))
+        first = last
+    return spans
