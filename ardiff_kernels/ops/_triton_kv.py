@@ -62,20 +62,21 @@ def row_fits(b, length, count, sound, table_ptr, position_ptr, T, N, S, M, P):
 
 @triton.jit
 def places(b, position, mask, table_ptr, N, S, M):
-    """Block (int64) and token in it of positions of row b, and where that block exists."""
+    """Block (int64) and token in it of positions of row b; block 0 where it names none there is."""
     if table_ptr is None:
-        return b + position * 0, position, mask
+        return b + position * 0, position
     else:
         position = position.to(tl.int32)
         block = tl.load(table_ptr + b * M + position // S, mask=mask, other=0)
-        return block.to(tl.int64), (position % S).to(tl.int64), mask & (block >= 0) & (block < N)
+        block = tl.where((block >= 0) & (block < N), block, 0)
+        return block.to(tl.int64), (position % S).to(tl.int64)
 
 
 @triton.jit
 def load_heads(x_ptr, start, d, mask, ALIGN: tl.constexpr):
     """Heads beginning at `start` `[rows, 1]` as float32."""
-    at = tl.multiple_of(start, [ALIGN, ALIGN]) + d
-    return widen(tl.load(x_ptr + at, mask=mask, other=0.0))
+    at = x_ptr + tl.multiple_of(start, [ALIGN, ALIGN])
+    return widen(tl.load(at + d, mask=mask, other=0.0))
 
 
 @triton.jit

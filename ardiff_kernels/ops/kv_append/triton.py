@@ -84,7 +84,7 @@ def kv_append_kernel(
     length, count, sound = row_of(b, length_ptr, count_ptr, T)
     fits = row_fits(b, length, count, sound, table_ptr, position_ptr, T, N, S, M, P)
     real = fits & (t < T) & (t < count)
-    block, token, there = places(b, length + t, real, table_ptr, N, S, M)
+    block, token = places(b, length + t, real, table_ptr, N, S, M)
     at = (block * H + head) * S + token
     position = length + t
     if position_ptr is not None:
@@ -93,17 +93,21 @@ def kv_append_kernel(
     key = prepared_heads(
         k_ptr, start, real, position, norm_ptr, cos_ptr, sin_ptr, P, half, eps, D, DP, ALIGN
     )
-    store_heads(k_cache_ptr, k_scale_ptr, key, at, there, D, DP, KIND)
+    store_heads(k_cache_ptr, k_scale_ptr, key, at, real, D, DP, KIND)
     start = b * v_stride_b + t.to(tl.int64) * v_stride_t + head.to(tl.int64) * v_stride_h
     d = tl.arange(0, DP)[None, :]
     value = load_heads(v_ptr, start, d, real & (d < D), ALIGN)
-    store_heads(v_cache_ptr, v_scale_ptr, value, at, there, D, DP, KIND)
+    store_heads(v_cache_ptr, v_scale_ptr, value, at, real, D, DP, KIND)
 
 
 def tile_rows(heads: int, columns: int, interpreted: bool = False) -> int:
     """Heads of a program: those of 1,024 elements; the interpreter pays by the program."""
     limit = max(1, (1 << 15 if interpreted else 1024) // columns)
     return min(triton.next_power_of_2(heads), limit)
+
+
+def launch_options(rows: int, columns: int) -> dict[str, int]:
+    return dict(num_warps=max(1, rows * columns // 256))
 
 
 def kv_append_(
@@ -137,7 +141,7 @@ def kv_append_(
             *k_strides, *v_strides, T, H, *places_of(k_cache, block_table),
             *((0, 0) if cos is None else cos.shape), norm_eps,
             KIND=kind, D=D, DP=columns, BR=rows, ALIGN=min(k_align, v_align),
-            num_warps=max(1, rows * columns // 256),
+            **launch_options(rows, columns),
         )  # fmt: skip
 
 

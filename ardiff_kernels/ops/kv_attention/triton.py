@@ -37,7 +37,6 @@ from .reference import SPLIT
 _INT8 = tl.constexpr(INT8)
 _FLOAT8 = tl.constexpr(FLOAT8)
 _SPLIT = tl.constexpr(SPLIT)
-_QUERIES = 16
 _WORKSPACE = 2**26  # float32 elements; larger batches are launched part by part
 
 
@@ -73,10 +72,10 @@ def loaded_operand(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def multiply(a, b, acc, PARTS: tl.constexpr):
+def multiply(a, b, acc, PARTS: tl.constexpr, PRECISION: tl.constexpr):
     """acc + a b for float32 `a`: in PARTS bfloat16 parts, or as it is where PARTS is 0."""
     part = operand(a, PARTS == 0)
-    acc = tl.dot(part, b, acc, input_precision="ieee")
+    acc = tl.dot(part, b, acc, input_precision=PRECISION)
     if PARTS > 1:
         a -= part.to(tl.float32)
         part = operand(a, False)
@@ -87,29 +86,87 @@ def multiply(a, b, acc, PARTS: tl.constexpr):
 
 
 @triton.jit
+def places_of_tile(
+    first, used, b, head, heads, table_ptr, N, S, M, ONE_BLOCK: tl.constexpr, BK: tl.constexpr
+):
+    """Index of the token at position `first` and those of the BK keys from there, less that."""
+    if ONE_BLOCK:
+        block, token = places(b, first, True, table_ptr, N, S, M)
+        return (block * heads + head) * S + token, tl.arange(0, BK)
+    else:
+        block, token = places(b, first + tl.arange(0, BK), used, table_ptr, N, S, M)
+        return tl.full((), 0, tl.int64), (block * heads + head) * S + token
+
+
+@triton.jit
+def load_keys(ptr, base, key, used, EDGE: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr,
+              DP: tl.constexpr):  # fmt: skip
+    """Keys or values `[BK, DP]` as an operand."""
+    d = tl.arange(0, DP)[None, :]
+    at = ptr + tl.multiple_of(base * D, 8) + tl.multiple_of(key * D, 8)[:, None] + d
+    if EDGE:
+        x = tl.load(at, mask=used[:, None] & (d < D), other=0.0)
+    elif D < DP:
+        x = tl.load(at, mask=d < D, other=0.0)
+    else:
+        x = tl.load(at)
+    return loaded_operand(x, KIND)
+
+
+@triton.jit
+def load_scales(ptr, base, key, used, EDGE: tl.constexpr):
+    if EDGE:
+        return tl.load(ptr + base + key, mask=used, other=0.0)[None, :]
+    else:
+        return tl.load(ptr + base + key)[None, :]
+
+
+@triton.jit
+def finite(x):
+    """Where a bfloat16 or float32 is finite."""
+    if x.dtype == tl.bfloat16:
+        return (x.to(tl.int16, bitcast=True) & 0x7F80) != 0x7F80
+    else:
+        return tl.abs(x) < float("inf")
+
+
+@triton.jit
+def spoil(
+    acc, key, lo, hi, b, head, heads, v_ptr, table_ptr, N, S, M,
+    KIND: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+):  # fmt: skip
+    """acc, NaN where a query sees this key and its value is not finite."""
+    d = tl.arange(0, DP)
+    block, token = places(b, key, True, table_ptr, N, S, M)
+    at = v_ptr + ((block * heads + head) * S + token) * D + d
+    seen = (key >= lo) & (key < hi)
+    v = loaded_operand(tl.load(at, mask=(d < D) & (tl.max(seen.to(tl.int32), 0) != 0), other=0.0), KIND)
+    return tl.where(seen[:, None] & (finite(v) == 0)[None, :], float("nan"), acc)
+
+
+@triton.jit
 def attend(
     q, high, sums, acc, lo, hi, b, head, heads, first, begin, stop, scale,
     k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr, N, S, M,
     EDGE: tl.constexpr, KIND: tl.constexpr, Q_PARTS: tl.constexpr, P_PARTS: tl.constexpr,
-    D: tl.constexpr, DP: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr, ONE_BLOCK: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    BK: tl.constexpr,
 ):  # fmt: skip
     """Add the keys [first, first + BK), of which those in [begin, stop) are used, and, at an EDGE,
     by a query those in its own [lo, hi)."""
-    key = first + tl.arange(0, BK)
-    d = tl.arange(0, DP)
-    used = (key >= begin) & (key < stop)
-    block, token, used = places(b, key, used, table_ptr, N, S, M)
-    at = (block * heads + head) * S + token
-    mask = used[:, None] & (d < D)[None, :]
-    offset = tl.multiple_of(at * D, 8)[:, None] + d[None, :]
-    k = loaded_operand(tl.load(k_ptr + offset, mask=mask, other=0.0), KIND)
-    s = multiply(q, tl.trans(k), tl.zeros([q.shape[0], BK], tl.float32), Q_PARTS)
+    lane = tl.arange(0, BK)
+    used = (lane >= begin - first) & (lane < stop - first)
+    base, key = places_of_tile(first, used, b, head, heads, table_ptr, N, S, M, ONE_BLOCK, BK)
+    k = load_keys(k_ptr, base, key, used, EDGE, KIND, D, DP)
+    s = multiply(q, tl.trans(k), tl.zeros([q.shape[0], BK], tl.float32), Q_PARTS, PRECISION)
     if k_scale_ptr is not None:
-        s = s * tl.load(k_scale_ptr + at, mask=used, other=0.0)[None, :]
+        s = s * load_scales(k_scale_ptr, base, key, used, EDGE)
     # In base 2. The product before the sum is rounded here and fused below, in both kinds of tile.
     level = s * scale
     if EDGE:
-        seen = (key[None, :] >= lo[:, None]) & (key[None, :] < hi[:, None])
+        seen = (lane[None, :] >= (lo - first).to(tl.int32)[:, None]) & (
+            lane[None, :] < (hi - first).to(tl.int32)[:, None]
+        )
         level = tl.where(seen, level, float("-inf"))
     most = tl.maximum(high, tl.max(level, 1))
     shift = tl.where(most == float("-inf"), 0.0, most)
@@ -118,23 +175,23 @@ def attend(
     if EDGE:
         p = tl.where(seen, p, 0.0)
     ones = operand(tl.full([BK, 16], 1.0, tl.float32), P_PARTS == 0)
-    sums = multiply(p, ones, sums * old[:, None], P_PARTS)
+    sums = multiply(p, ones, sums * old[:, None], P_PARTS, PRECISION)
     if v_scale_ptr is not None:
-        p = p * tl.load(v_scale_ptr + at, mask=used, other=0.0)[None, :]
+        p = p * load_scales(v_scale_ptr, base, key, used, EDGE)
         if EDGE:
             p = tl.where(seen, p, 0.0)
     acc = acc * old[:, None]
-    v = loaded_operand(tl.load(v_ptr + offset, mask=mask, other=0.0), KIND)
+    v = load_keys(v_ptr, base, key, used, EDGE, KIND, D, DP)
     if EDGE and KIND != _INT8:
         # A value that is not finite spoils the queries that see it and no other.
-        bad = (tl.abs(v.to(tl.float32)) < float("inf")) == 0
-        spoilt = multiply(
-            seen.to(tl.float32), operand(bad.to(tl.float32), P_PARTS == 0), tl.zeros_like(acc),
-            min(P_PARTS, 1),
-        )  # fmt: skip
-        acc = tl.where(spoilt > 0.0, float("nan"), acc)
-        v = tl.where(bad, 0.0, v).to(v.dtype)
-    return most, sums, multiply(p, v, acc, P_PARTS)
+        good = finite(v)
+        v = tl.where(good, v, 0.0).to(v.dtype)
+        if tl.min(tl.min(good.to(tl.int32), 1), 0) == 0:
+            for j in range(0, BK):
+                acc = spoil(
+                    acc, first + j, lo, hi, b, head, heads, v_ptr, table_ptr, N, S, M, KIND, D, DP
+                )
+    return most, sums, multiply(p, v, acc, P_PARTS, PRECISION)
 
 
 @triton.jit(do_not_specialize=[
@@ -147,8 +204,8 @@ def kv_attention_kernel(
     q_stride_b, q_stride_t, q_stride_h, first_row, G, T, N, S, M, P, half,
     tiles, splits, heads, window, eps, scale,
     CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, KIND: tl.constexpr, Q_PARTS: tl.constexpr,
-    P_PARTS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
-    ALIGN: tl.constexpr,
+    P_PARTS: tl.constexpr, PRECISION: tl.constexpr, ONE_BLOCK: tl.constexpr, D: tl.constexpr,
+    DP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0) % tiles
     head = tl.program_id(0) // tiles % heads
@@ -162,7 +219,7 @@ def kv_attention_kernel(
         capacity *= M
     t_first = tile * BQ // G
     t_last = tl.minimum((tile * BQ + BQ - 1) // G, count - 1)
-    if (sound == 0) | (end > capacity) | (t_first >= count):
+    if (sound == 0) | (end > capacity) | (t_first >= count) | (N == 0):
         return
     index = tile * BQ + tl.arange(0, BQ)
     t = index // G
@@ -208,19 +265,19 @@ def kv_attention_kernel(
             high, sums, acc = attend(
                 q, high, sums, acc, lo, hi, b, head, heads, first, begin, stop, scale,
                 k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr, N, S, M,
-                True, KIND, Q_PARTS, P_PARTS, D, DP, BK,
+                True, KIND, Q_PARTS, P_PARTS, PRECISION, ONE_BLOCK, D, DP, BK,
             )  # fmt: skip
     for first in range(full, full_end, BK):
         high, sums, acc = attend(
             q, high, sums, acc, lo, hi, b, head, heads, first, begin, stop, scale,
             k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr, N, S, M,
-            False, KIND, Q_PARTS, P_PARTS, D, DP, BK,
+            False, KIND, Q_PARTS, P_PARTS, PRECISION, ONE_BLOCK, D, DP, BK,
         )  # fmt: skip
     for first in tl.range(full_end, stop, BK, num_stages=1):
         high, sums, acc = attend(
             q, high, sums, acc, lo, hi, b, head, heads, first, begin, stop, scale,
             k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr, N, S, M,
-            True, KIND, Q_PARTS, P_PARTS, D, DP, BK,
+            True, KIND, Q_PARTS, P_PARTS, PRECISION, ONE_BLOCK, D, DP, BK,
         )  # fmt: skip
     query = t * (heads * G) + head_of_query
     at = (row.to(tl.int64) * splits + slot) * (T * heads * G) + query
@@ -262,12 +319,13 @@ def kv_attention_merge_kernel(
     top = tl.where(real, top, 0)
     last = tl.max(top, 0)
     at = row * splits * queries + index
-    high = tl.full([BQ], float("-inf"), tl.float32)
+    highs = tl.full([BQ, BS], float("-inf"), tl.float32)
     for first in range(0, last, BS):
         s = first + tl.arange(0, BS)
         seen = (s[None, :] >= low[:, None]) & (s[None, :] < top[:, None])
         each = high_ptr + at[:, None] + s[None, :].to(tl.int64) * queries
-        high = tl.maximum(high, tl.max(tl.load(each, mask=seen, other=float("-inf")), 1))
+        highs = tl.maximum(highs, tl.load(each, mask=seen, other=float("-inf")))
+    high = tl.max(highs, 1)
     high = tl.where(high == float("-inf"), 0.0, high)
     total = tl.zeros([BQ], tl.float32)
     acc = tl.zeros([BQ, DP], tl.float32)
@@ -297,13 +355,27 @@ def parts(q: torch.dtype, cache: torch.dtype, prepared: bool) -> tuple[int, int]
     return (2 if prepared else 1), 2
 
 
-def key_tile(columns: int, cache: torch.dtype, interpreted: bool = False) -> tuple[int, int, int]:
-    """Keys of a tile, warps and pipeline stages; the keys by the cache alone."""
+def product(hip: bool) -> str:
+    """How float32 is multiplied by float32: six bfloat16 products keep its precision, where the
+    matrix units do not take it as it is."""
+    return "ieee" if hip or triton.knobs.runtime.interpret else "bf16x6"
+
+
+def key_tile(
+    columns: int, cache: torch.dtype, interpreted: bool = False
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Queries and keys of a tile, and how it is launched; by the cache alone."""
     if interpreted:
-        return SPLIT, 1, 1
+        return dict(BQ=16, BK=SPLIT), {}
     if cache == torch.float32:
-        return 32, 4, 2
-    return (64 if columns <= 128 else 32), 4, 3
+        return dict(BQ=16, BK=32), dict(num_warps=4, num_stages=2)
+    return dict(BQ=16, BK=64 if columns <= 128 else 32), dict(num_warps=4, num_stages=3)
+
+
+def merge_tile(queries: int, columns: int, interpreted: bool = False) -> dict[str, int]:
+    """Queries of a program that merges, and the splits that it reads at a time."""
+    most = min(triton.next_power_of_2(queries), (1 << 14) // columns)
+    return dict(BQ=most if interpreted else 1, BS=64, UNROLL=8)
 
 
 def slots(capacity: int, tokens: int, window: int) -> int:
@@ -342,16 +414,16 @@ def kv_attention(
     columns = head_columns(D)
     prepared = cos is not None or q_norm is not None
     q_parts, p_parts = parts(q.dtype, k_cache.dtype, prepared)
-    block, warps, stages = key_tile(columns, k_cache.dtype, interpreted)
+    group, queries = query_heads // heads, T * query_heads
+    tile, options = key_tile(columns, k_cache.dtype, interpreted)
+    merged = merge_tile(queries, columns, interpreted)
     N, S, M = places_of(k_cache, block_table)
     P, half = (0, 0) if cos is None else cos.shape
-    group, queries = query_heads // heads, T * query_heads
-    tiles = triton.cdiv(T * group, _QUERIES)
+    tiles = triton.cdiv(T * group, tile["BQ"])
     splits = slots(S * M, T, window)
     rows = max(1, min(B, _WORKSPACE // (splits * queries * D)))
     factor = (D**-0.5 if scale is None else scale) / math.log(2)
     flags = dict(CAUSAL=causal, WINDOWED=window > 0, D=D, DP=columns)
-    merged = min(triton.next_power_of_2(queries), (1 << 14) // columns) if interpreted else 1
 
     def workspace(*shape: int) -> torch.Tensor:
         return torch.empty((rows, splits, queries, *shape), dtype=torch.float32, device=q.device)
@@ -365,12 +437,13 @@ def kv_attention(
                 length, count, block_table, position, q_norm, cos, sin,
                 *strides, first, group, T, N, S, M, P, half, tiles, splits, heads, window,
                 norm_eps, factor,
-                **flags, KIND=kind, Q_PARTS=q_parts, P_PARTS=p_parts, BQ=_QUERIES, BK=block,
-                ALIGN=align, num_warps=warps, num_stages=stages,
+                **flags, KIND=kind, Q_PARTS=q_parts, P_PARTS=p_parts, PRECISION=product(torch.version.hip is not None),
+                ONE_BLOCK=block_table is None or S % tile["BK"] == 0, ALIGN=align,
+                **tile, **options,
             )  # fmt: skip
-            kv_attention_merge_kernel[(n * triton.cdiv(queries, merged),)](
+            kv_attention_merge_kernel[(n * triton.cdiv(queries, merged["BQ"]),)](
                 out, *partial, length, count, block_table, position,
                 first, T, N, S, M, P, splits, query_heads, window,
-                **flags, BQ=merged, BS=64, UNROLL=8, num_warps=1,
+                **flags, **merged, num_warps=1,
             )  # fmt: skip
     return out
