@@ -59,6 +59,7 @@ CASES = [
     Case(APPEND, "float8, rotary", 256, F32, F8, ("cos", "sin", *SCALES), everywhere=True),
     Case(ATTENTION, "decode", 128, everywhere=True),
     Case(ATTENTION, "paged, rotary, norm", 128, given=("count", "table", *ROTARY), one_block=False),
+    Case(ATTENTION, "paged, D = 80", 80, given=("table",)),
     Case(ATTENTION, "D = 64, window", 64, window=True, everywhere=True),
     Case(ATTENTION, "D = 256, rotary", 256, given=("cos", "sin")),
     Case(ATTENTION, "float32 queries", 128, F32, given=("table", "cos", "sin"), everywhere=True),
@@ -68,33 +69,36 @@ CASES = [
     Case(ATTENTION, "int8", 128, cache=I8, given=("cos", "sin", *SCALES), everywhere=True),
     Case(ATTENTION, "float8, block-causal", 128, cache=F8, given=SCALES, causal=False,
          everywhere=True),
-    Case(ATTENTION, "int8, float32 queries, D = 256", 256, F32, I8, ("table", *SCALES), one_block=False),
+    Case(ATTENTION, "int8, float32 queries, D = 256", 256, F32, I8, ("table", *SCALES),
+         one_block=False),
     Case(MERGE, "decode", 128, everywhere=True),
     Case(MERGE, "D = 256, paged, window", 256, given=("count", "table", "position"), window=True),
 ]  # fmt: skip
 
 
-def constants_of(case: Case, hip: bool) -> tuple[dict, dict[str, int]]:
+def constants_of(case: Case) -> tuple[dict, dict[str, int]]:
     """The compile-time arguments and launch options that a launch would choose."""
     columns = _triton_kv.head_columns(case.D)
     kind = {I8: _triton_kv.INT8, F8: _triton_kv.FLOAT8}.get(case.cache, _triton_kv.FLOAT)
     shape = dict(D=case.D, DP=columns)
     if case.kernel == APPEND:
         rows = append.tile_rows(case.heads, columns)
-        return dict(**shape, KIND=kind, BR=rows, ALIGN=8), append.launch_options(rows, columns)
+        return dict(**shape, KIND=kind, BR=rows, K_ALIGN=8, V_ALIGN=8), append.launch_options(
+            rows, columns
+        )
     flags = dict(**shape, CAUSAL=case.causal, WINDOWED=case.window)
     if case.kernel == MERGE:
         return dict(**flags, **attention.merge_tile(64, columns)), {"num_warps": 1}
     q_parts, p_parts = attention.parts(case.new, case.cache, "cos" in case.given)
     tile, options = attention.key_tile(columns, case.cache)
-    flags |= dict(KIND=kind, Q_PARTS=q_parts, P_PARTS=p_parts, PRECISION=attention.product(hip))
+    flags |= dict(KIND=kind, Q_PARTS=q_parts, P_PARTS=p_parts)
     return dict(**flags, ONE_BLOCK=case.one_block, ALIGN=8, **tile), options
 
 
-def source(case: Case, hip: bool) -> tuple[ASTSource, dict[str, int]]:
+def source(case: Case) -> tuple[ASTSource, dict[str, int]]:
     """The kernel specialised as a launch with these tensors would specialise it."""
     kernel = KERNELS[case.kernel]
-    constexprs, options = constants_of(case, hip)
+    constexprs, options = constants_of(case)
     types = {"k_cache": case.cache, "v_cache": case.cache, "q": case.new, "out": case.new}
     types |= dict.fromkeys(("k", "v"), case.new if case.kernel == APPEND else case.cache)
     signature, constants, attributes = {}, {}, {}
@@ -114,7 +118,7 @@ def source(case: Case, hip: bool) -> tuple[ASTSource, dict[str, int]]:
 
 def compile_case(index: int, target: str) -> dict[str, int | str]:
     case = CASES[index]
-    src, options = source(case, target == "gfx942")
+    src, options = source(case)
     compiled = triton.compile(src, target=TARGETS[target], options=options)
     cubin = compiled.asm.get("cubin")
     usage = nvidia_usage(cubin) if cubin else amd_usage(compiled.asm["amdgcn"])

@@ -1,8 +1,7 @@
 """What the Triton kernels of `kv_append` and `kv_attention` share: new heads and places in a cache.
 
 A head is `D` of the `DP` columns of a tile (the next power of two); a row of a tile is a head of a
-token. Loads rely on ALIGN, which divides all strides and D: it is never left to the compiler, which
-would choose the order of a sum by it.
+token. ALIGN divides all strides and D: left to the compiler it would set the order of sums.
 """
 
 import math
@@ -73,16 +72,15 @@ def places(b, position, mask, table_ptr, N, S, M):
 
 
 @triton.jit
-def load_heads(x_ptr, start, d, mask, ALIGN: tl.constexpr):
-    """Heads beginning at `start` `[rows, 1]` as float32."""
-    at = x_ptr + tl.multiple_of(start, [ALIGN, ALIGN])
-    return widen(tl.load(at + d, mask=mask, other=0.0))
+def start_of(b, t, head, stride_b, stride_t, stride_h, ALIGN: tl.constexpr):
+    """Offset (int64) of a head of token t of row b; the strides are in units of ALIGN."""
+    return (b * stride_b + t.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h) * ALIGN
 
 
 @triton.jit
 def prepared_heads(
     x_ptr, start, real, position, norm_ptr, cos_ptr, sin_ptr, P, half, eps,
-    D: tl.constexpr, DP: tl.constexpr, ALIGN: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
     """Heads beginning at `start` `[rows, 1]`, RMS-normed and rotated: float32 `[rows, DP]`.
 
@@ -90,7 +88,7 @@ def prepared_heads(
     """
     d = tl.arange(0, DP)[None, :]
     inside = real & (d < D)
-    x = load_heads(x_ptr, start, d, inside, ALIGN)
+    x = widen(tl.load(x_ptr + start + d, mask=inside, other=0.0))
     factor = 1.0
     if norm_ptr is not None:
         mean = tl.sum(x * x, 1, keep_dims=True) / D
@@ -119,11 +117,12 @@ def cache_view(cache: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def token_strides(x: torch.Tensor) -> tuple[list[int], int]:
-    """Strides of a `[B, T, H, D]` tensor, zero where a dimension has one entry, and what divides
-    them, D and the address: 8 or 1."""
+    """Strides of a `[B, T, H, D]` tensor, zero where a dimension has one entry, in units of what
+    divides them and the address: 8 or 1."""
     strides = [0 if n == 1 else s for n, s in zip(x.shape[:3], x.stride()[:3], strict=True)]
     aligned = not any(s % 8 for s in strides) and x.data_ptr() % (8 * x.element_size()) == 0
-    return strides, 8 if aligned else 1
+    unit = 8 if aligned else 1
+    return [s // unit for s in strides], unit
 
 
 def places_of(k_cache: torch.Tensor, block_table: torch.Tensor | None) -> tuple[int, int, int]:

@@ -8,19 +8,19 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton_common import narrow
+from .._triton_common import narrow, widen
 from .._triton_kv import (
     FLOAT8,
     INT8,
     cache_view,
     head_columns,
-    load_heads,
     on_device_of,
     places,
     places_of,
     prepared_heads,
     row_fits,
     row_of,
+    start_of,
     token_strides,
 )
 
@@ -74,7 +74,8 @@ def kv_append_kernel(
     length_ptr, count_ptr, table_ptr, position_ptr, norm_ptr, cos_ptr, sin_ptr,
     k_stride_b, k_stride_t, k_stride_h, v_stride_b, v_stride_t, v_stride_h,
     T, H, N, S, M, P, half, eps,
-    KIND: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BR: tl.constexpr, ALIGN: tl.constexpr,
+    KIND: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BR: tl.constexpr,
+    K_ALIGN: tl.constexpr, V_ALIGN: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(T * H, BR)
     b = (tl.program_id(0) // tiles).to(tl.int64)
@@ -89,14 +90,14 @@ def kv_append_kernel(
     position = length + t
     if position_ptr is not None:
         position = tl.load(position_ptr + b * T + t, mask=real, other=0).to(tl.int64)
-    start = b * k_stride_b + t.to(tl.int64) * k_stride_t + head.to(tl.int64) * k_stride_h
+    start = start_of(b, t, head, k_stride_b, k_stride_t, k_stride_h, K_ALIGN)
     key = prepared_heads(
-        k_ptr, start, real, position, norm_ptr, cos_ptr, sin_ptr, P, half, eps, D, DP, ALIGN
+        k_ptr, start, real, position, norm_ptr, cos_ptr, sin_ptr, P, half, eps, D, DP
     )
     store_heads(k_cache_ptr, k_scale_ptr, key, at, real, D, DP, KIND)
-    start = b * v_stride_b + t.to(tl.int64) * v_stride_t + head.to(tl.int64) * v_stride_h
+    start = start_of(b, t, head, v_stride_b, v_stride_t, v_stride_h, V_ALIGN)
     d = tl.arange(0, DP)[None, :]
-    value = load_heads(v_ptr, start, d, real & (d < D), ALIGN)
+    value = widen(tl.load(v_ptr + start + d, mask=real & (d < D), other=0.0))
     store_heads(v_cache_ptr, v_scale_ptr, value, at, real, D, DP, KIND)
 
 
@@ -140,7 +141,7 @@ def kv_append_(
             length, count, block_table, position, k_norm, cos, sin,
             *k_strides, *v_strides, T, H, *places_of(k_cache, block_table),
             *((0, 0) if cos is None else cos.shape), norm_eps,
-            KIND=kind, D=D, DP=columns, BR=rows, ALIGN=min(k_align, v_align),
+            KIND=kind, D=D, DP=columns, BR=rows, K_ALIGN=k_align, V_ALIGN=v_align,
             **launch_options(rows, columns),
         )  # fmt: skip
 

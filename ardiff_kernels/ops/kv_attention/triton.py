@@ -17,9 +17,9 @@ import torch
 import triton
 import triton.language as tl
 
+from ..._kv_checks import QUANTIZED
 from .._triton_common import INTERPRETED, narrow, widen
 from .._triton_kv import (
-    FLOAT,
     FLOAT8,
     INT8,
     cache_view,
@@ -30,6 +30,7 @@ from .._triton_kv import (
     prepared_heads,
     row_fits,
     row_of,
+    start_of,
     token_strides,
 )
 from .reference import SPLIT
@@ -72,10 +73,10 @@ def loaded_operand(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def multiply(a, b, acc, PARTS: tl.constexpr, PRECISION: tl.constexpr):
+def multiply(a, b, acc, PARTS: tl.constexpr):
     """acc + a b for float32 `a`: in PARTS bfloat16 parts, or as it is where PARTS is 0."""
     part = operand(a, PARTS == 0)
-    acc = tl.dot(part, b, acc, input_precision=PRECISION)
+    acc = tl.dot(part, b, acc, input_precision="ieee")
     if PARTS > 1:
         a -= part.to(tl.float32)
         part = operand(a, False)
@@ -87,11 +88,18 @@ def multiply(a, b, acc, PARTS: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def places_of_tile(
-    first, used, b, head, heads, table_ptr, N, S, M, ONE_BLOCK: tl.constexpr, BK: tl.constexpr
-):
-    """Index of the token at position `first` and those of the BK keys from there, less that."""
+    first, used, blocks, b, head, heads, table_ptr, N, S, M,
+    ONE_BLOCK: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Index in the cache of the token at position `first`, and those of the BK keys from there less
+    that. `blocks` are those of the split's tiles where a tile lies in ONE_BLOCK."""
     if ONE_BLOCK:
-        block, token = places(b, first, True, table_ptr, N, S, M)
+        block = b
+        token = first
+        if table_ptr is not None:
+            mine = tl.arange(0, _SPLIT // BK) == (first % _SPLIT // BK).to(tl.int32)
+            block = tl.sum(tl.where(mine, blocks, 0), 0)
+            token = (first.to(tl.int32) % S).to(tl.int64)
         return (block * heads + head) * S + token, tl.arange(0, BK)
     else:
         block, token = places(b, first + tl.arange(0, BK), used, table_ptr, N, S, M)
@@ -99,14 +107,16 @@ def places_of_tile(
 
 
 @triton.jit
-def load_keys(ptr, base, key, used, EDGE: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr,
-              DP: tl.constexpr):  # fmt: skip
-    """Keys or values `[BK, DP]` as an operand."""
-    d = tl.arange(0, DP)[None, :]
+def load_keys(
+    ptr, base, key, used, FIRST: tl.constexpr, EDGE: tl.constexpr, KIND: tl.constexpr,
+    D: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Dimensions [FIRST, FIRST + COLUMNS) of keys or values as an operand."""
+    d = FIRST + tl.arange(0, COLUMNS)[None, :]
     at = ptr + tl.multiple_of(base * D, 8) + tl.multiple_of(key * D, 8)[:, None] + d
     if EDGE:
         x = tl.load(at, mask=used[:, None] & (d < D), other=0.0)
-    elif D < DP:
+    elif D < FIRST + COLUMNS:
         x = tl.load(at, mask=d < D, other=0.0)
     else:
         x = tl.load(at)
@@ -140,25 +150,40 @@ def spoil(
     block, token = places(b, key, True, table_ptr, N, S, M)
     at = v_ptr + ((block * heads + head) * S + token) * D + d
     seen = (key >= lo) & (key < hi)
-    v = loaded_operand(tl.load(at, mask=(d < D) & (tl.max(seen.to(tl.int32), 0) != 0), other=0.0), KIND)
+    v = loaded_operand(
+        tl.load(at, mask=(d < D) & (tl.max(seen.to(tl.int32), 0) != 0), other=0.0), KIND
+    )
     return tl.where(seen[:, None] & (finite(v) == 0)[None, :], float("nan"), acc)
 
 
 @triton.jit
 def attend(
-    q, high, sums, acc, lo, hi, b, head, heads, first, begin, stop, scale,
+    q, high, sums, acc, lo, hi, blocks, b, head, heads, first, begin, stop, scale,
     k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr, N, S, M,
     EDGE: tl.constexpr, KIND: tl.constexpr, Q_PARTS: tl.constexpr, P_PARTS: tl.constexpr,
-    PRECISION: tl.constexpr, ONE_BLOCK: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    ONE_BLOCK: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     BK: tl.constexpr,
 ):  # fmt: skip
     """Add the keys [first, first + BK), of which those in [begin, stop) are used, and, at an EDGE,
     by a query those in its own [lo, hi)."""
     lane = tl.arange(0, BK)
     used = (lane >= begin - first) & (lane < stop - first)
-    base, key = places_of_tile(first, used, b, head, heads, table_ptr, N, S, M, ONE_BLOCK, BK)
-    k = load_keys(k_ptr, base, key, used, EDGE, KIND, D, DP)
-    s = multiply(q, tl.trans(k), tl.zeros([q.shape[0], BK], tl.float32), Q_PARTS, PRECISION)
+    base, key = places_of_tile(
+        first, used, blocks, b, head, heads, table_ptr, N, S, M, ONE_BLOCK, BK
+    )
+    s = tl.zeros([q.shape[0], BK], tl.float32)
+    if Q_PARTS == 0 and DP > 128:
+        # In halves, made of q at each tile (which the condition is for): all of it as an operand
+        # would not fit in the registers.
+        q = tl.where(first < 0, 0.0, q)
+        q_0, q_1 = tl.split(tl.permute(tl.reshape(q, [q.shape[0], 2, DP // 2]), (0, 2, 1)))
+        k_0 = load_keys(k_ptr, base, key, used, 0, EDGE, KIND, D, DP // 2)
+        s = multiply(q_0, tl.trans(k_0), s, Q_PARTS)
+        k_1 = load_keys(k_ptr, base, key, used, DP // 2, EDGE, KIND, D, DP // 2)
+        s = multiply(q_1, tl.trans(k_1), s, Q_PARTS)
+    else:
+        k = load_keys(k_ptr, base, key, used, 0, EDGE, KIND, D, DP)
+        s = multiply(q, tl.trans(k), s, Q_PARTS)
     if k_scale_ptr is not None:
         s = s * load_scales(k_scale_ptr, base, key, used, EDGE)
     # In base 2. The product before the sum is rounded here and fused below, in both kinds of tile.
@@ -175,13 +200,13 @@ def attend(
     if EDGE:
         p = tl.where(seen, p, 0.0)
     ones = operand(tl.full([BK, 16], 1.0, tl.float32), P_PARTS == 0)
-    sums = multiply(p, ones, sums * old[:, None], P_PARTS, PRECISION)
+    sums = multiply(p, ones, sums * old[:, None], P_PARTS)
     if v_scale_ptr is not None:
         p = p * load_scales(v_scale_ptr, base, key, used, EDGE)
         if EDGE:
             p = tl.where(seen, p, 0.0)
     acc = acc * old[:, None]
-    v = load_keys(v_ptr, base, key, used, EDGE, KIND, D, DP)
+    v = load_keys(v_ptr, base, key, used, 0, EDGE, KIND, D, DP)
     if EDGE and KIND != _INT8:
         # A value that is not finite spoils the queries that see it and no other.
         good = finite(v)
@@ -191,7 +216,7 @@ def attend(
                 acc = spoil(
                     acc, first + j, lo, hi, b, head, heads, v_ptr, table_ptr, N, S, M, KIND, D, DP
                 )
-    return most, sums, multiply(p, v, acc, P_PARTS, PRECISION)
+    return most, sums, multiply(p, v, acc, P_PARTS)
 
 
 @triton.jit(do_not_specialize=[
@@ -204,7 +229,7 @@ def kv_attention_kernel(
     q_stride_b, q_stride_t, q_stride_h, first_row, G, T, N, S, M, P, half,
     tiles, splits, heads, window, eps, scale,
     CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, KIND: tl.constexpr, Q_PARTS: tl.constexpr,
-    P_PARTS: tl.constexpr, PRECISION: tl.constexpr, ONE_BLOCK: tl.constexpr, D: tl.constexpr,
+    P_PARTS: tl.constexpr, ONE_BLOCK: tl.constexpr, D: tl.constexpr,
     DP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0) % tiles
@@ -246,38 +271,40 @@ def kv_attention_kernel(
     if begin >= stop:
         return
     head_of_query = head * G + index % G
-    start = b * q_stride_b + t.to(tl.int64) * q_stride_t + head_of_query.to(tl.int64) * q_stride_h
+    start = start_of(b, t, head_of_query, q_stride_b, q_stride_t, q_stride_h, ALIGN)
     position = length + t
     if position_ptr is not None:
         position = tl.load(position_ptr + b * T + t, mask=real, other=0).to(tl.int64)
     q = prepared_heads(
         q_ptr, start[:, None], real[:, None], position[:, None], norm_ptr, cos_ptr, sin_ptr, P,
-        half, eps, D, DP, ALIGN,
+        half, eps, D, DP,
     )  # fmt: skip
     high = tl.full([BQ], float("-inf"), tl.float32)
     sums = tl.zeros([BQ, 16], tl.float32)
     acc = tl.zeros([BQ, DP], tl.float32)
+    tiles_of_split = split * _SPLIT + tl.arange(0, _SPLIT // BK) * BK
+    blocks, _ = places(b, tiles_of_split, tiles_of_split < stop, table_ptr, N, S, M)
     # Tiles [full, full_end) are seen whole by every query; at the edges masks are needed.
     full = tl.cdiv(tl.maximum(begin, common_lo), BK) * BK
     full_end = tl.maximum(tl.minimum(stop, common_hi) // BK * BK, full)
     if WINDOWED:
         for first in tl.range(begin // BK * BK, tl.minimum(full, stop), BK, num_stages=1):
             high, sums, acc = attend(
-                q, high, sums, acc, lo, hi, b, head, heads, first, begin, stop, scale,
+                q, high, sums, acc, lo, hi, blocks, b, head, heads, first, begin, stop, scale,
                 k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr, N, S, M,
-                True, KIND, Q_PARTS, P_PARTS, PRECISION, ONE_BLOCK, D, DP, BK,
+                True, KIND, Q_PARTS, P_PARTS, ONE_BLOCK, D, DP, BK,
             )  # fmt: skip
     for first in range(full, full_end, BK):
         high, sums, acc = attend(
-            q, high, sums, acc, lo, hi, b, head, heads, first, begin, stop, scale,
+            q, high, sums, acc, lo, hi, blocks, b, head, heads, first, begin, stop, scale,
             k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr, N, S, M,
-            False, KIND, Q_PARTS, P_PARTS, PRECISION, ONE_BLOCK, D, DP, BK,
+            False, KIND, Q_PARTS, P_PARTS, ONE_BLOCK, D, DP, BK,
         )  # fmt: skip
     for first in tl.range(full_end, stop, BK, num_stages=1):
         high, sums, acc = attend(
-            q, high, sums, acc, lo, hi, b, head, heads, first, begin, stop, scale,
+            q, high, sums, acc, lo, hi, blocks, b, head, heads, first, begin, stop, scale,
             k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr, N, S, M,
-            True, KIND, Q_PARTS, P_PARTS, PRECISION, ONE_BLOCK, D, DP, BK,
+            True, KIND, Q_PARTS, P_PARTS, ONE_BLOCK, D, DP, BK,
         )  # fmt: skip
     query = t * (heads * G) + head_of_query
     at = (row.to(tl.int64) * splits + slot) * (T * heads * G) + query
@@ -355,12 +382,6 @@ def parts(q: torch.dtype, cache: torch.dtype, prepared: bool) -> tuple[int, int]
     return (2 if prepared else 1), 2
 
 
-def product(hip: bool) -> str:
-    """How float32 is multiplied by float32: six bfloat16 products keep its precision, where the
-    matrix units do not take it as it is."""
-    return "ieee" if hip or triton.knobs.runtime.interpret else "bf16x6"
-
-
 def key_tile(
     columns: int, cache: torch.dtype, interpreted: bool = False
 ) -> tuple[dict[str, int], dict[str, int]]:
@@ -368,8 +389,12 @@ def key_tile(
     if interpreted:
         return dict(BQ=16, BK=SPLIT), {}
     if cache == torch.float32:
-        return dict(BQ=16, BK=32), dict(num_warps=4, num_stages=2)
-    return dict(BQ=16, BK=64 if columns <= 128 else 32), dict(num_warps=4, num_stages=3)
+        return dict(BQ=16, BK=16), dict(num_warps=8, num_stages=2)
+    if cache in QUANTIZED:
+        return dict(BQ=16, BK=32), dict(num_warps=4 if columns <= 128 else 8, num_stages=3)
+    if columns <= 128:
+        return dict(BQ=16, BK=64), dict(num_warps=4, num_stages=3)
+    return dict(BQ=16, BK=32), dict(num_warps=8, num_stages=3)
 
 
 def merge_tile(queries: int, columns: int, interpreted: bool = False) -> dict[str, int]:
@@ -423,6 +448,7 @@ def kv_attention(
     splits = slots(S * M, T, window)
     rows = max(1, min(B, _WORKSPACE // (splits * queries * D)))
     factor = (D**-0.5 if scale is None else scale) / math.log(2)
+    one_block = block_table is None or S % tile["BK"] == 0
     flags = dict(CAUSAL=causal, WINDOWED=window > 0, D=D, DP=columns)
 
     def workspace(*shape: int) -> torch.Tensor:
@@ -437,9 +463,8 @@ def kv_attention(
                 length, count, block_table, position, q_norm, cos, sin,
                 *strides, first, group, T, N, S, M, P, half, tiles, splits, heads, window,
                 norm_eps, factor,
-                **flags, KIND=kind, Q_PARTS=q_parts, P_PARTS=p_parts, PRECISION=product(torch.version.hip is not None),
-                ONE_BLOCK=block_table is None or S % tile["BK"] == 0, ALIGN=align,
-                **tile, **options,
+                **flags, KIND=kind, Q_PARTS=q_parts, P_PARTS=p_parts, ONE_BLOCK=one_block,
+                ALIGN=align, **tile, **options,
             )  # fmt: skip
             kv_attention_merge_kernel[(n * triton.cdiv(queries, merged["BQ"]),)](
                 out, *partial, length, count, block_table, position,
