@@ -19,7 +19,7 @@ OUTPUTS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def bits(results: tuple[Tensor, ...]) -> list[Tensor]:
-    kinds = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+    kinds = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
     return [t.contiguous().view(kinds[t.element_size()]) for t in results]
 
 
@@ -123,11 +123,33 @@ def words(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, ...
     return (testing.cpu_philox_words(key, 2**32 - 1 - case, stream, rows * d),)
 
 
+def attention(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, ...]:
+    """kv_append and kv_attention; float32 or bfloat16 tokens, a type of cache for each case."""
+    cache = (torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn)[case]
+    dim, tokens, rows = (32, 40, 72, 128)[d % 4], 1 + d % 7, min(rows, 3)
+    dtype = torch.float32 if dtype == torch.float16 else dtype
+    before = torch.randint(0, min(d, 600) + 1, (rows,), dtype=torch.int32)
+    capacity = min(d, 600) + tokens
+    shape = (rows, 2, capacity, dim)
+    history = (torch.randn(rows, capacity, 2, dim).to(dtype) for _ in range(2))
+    caches = [torch.zeros(shape).to(cache) for _ in range(2)]
+    scales = {f"{n}_scale": torch.zeros(shape[:3]) for n in "kv" if case >= 2}
+    rotary = {"cos": torch.randn(capacity, dim // 4), "sin": torch.randn(capacity, dim // 4)}
+    norm, count = torch.rand(dim), before + tokens
+    torch.ops.ardiff.kv_append_.default(
+        *history, *caches, before * 0, count=count, **rotary, k_norm=norm, **scales
+    )
+    q = torch.randn(rows, tokens, 2 * (1 + d % 5), dim).to(dtype)
+    options = {"window": d % 50, "causal": case != 1, "q_norm": norm, **rotary, **scales}
+    found = torch.ops.ardiff.kv_attention.default(q, *caches, before, **options)
+    return *caches, *scales.values(), found
+
+
 def disagreements(first: str, second: str) -> tuple[int, list[str]]:
     """Number of cases compared, and those in which a result differs in any bit."""
     found, count = [], 0
     for op, (rows, d), dtype, case in itertools.product(
-        (words, uld, diffusion, gradients, normals), SHAPES, OUTPUTS, range(4)
+        (words, uld, diffusion, gradients, normals, attention), SHAPES, OUTPUTS, range(4)
     ):
         results = []
         for isa in (first, second):

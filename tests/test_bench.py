@@ -19,6 +19,7 @@ from benchmarks import (  # noqa: E402
     _harness,
     bench_bandwidth,
     bench_diffusion_step,
+    bench_kv_attention,
     bench_sampler,
     bench_uld_step,
     gpu_check,
@@ -128,6 +129,27 @@ def test_bandwidth_runs_on_a_cpu_at_a_small_size() -> None:
         assert ("cpu", "share_of_copy_bandwidth") in metrics
         assert ("device-copy", "bandwidth") in metrics
         assert ("cpu", "host_time_of_a_1024_element_call") in metrics
+
+
+@pytest.mark.parametrize("length", ["40", "1-40"])
+def test_attention_benchmark_at_a_small_size(length: str, monkeypatch) -> None:
+    case = f"kv_attention/B=3/heads=4:2/D=32/length={length}/bfloat16"
+    settings = Settings(rounds=2, seconds=1e-4)
+    rows = _harness.gated(bench_kv_attention.run(case, settings))
+    assert [r.rival for r in rows[:2]] == ["reference", "sdpa"] and rows[1].value <= 1
+    metrics = {(r.rival, r.metric) for r in rows}
+    assert {("sdpa", "speedup"), (OURS, "share_of_read_bandwidth")} <= metrics
+    op, calls = bench_kv_attention.kv_attention, []
+
+    def wrong(*args):
+        """The first call is the reference's."""
+        calls.append(args)
+        return op(*args) + (1e-1 if len(calls) == 2 else 0)
+
+    monkeypatch.setattr(bench_kv_attention, "kv_attention", wrong)
+    assert len(_harness.gated(bench_kv_attention.run(case, settings))) == 1
+    with pytest.raises(ValueError, match="expected kv_attention/B="):
+        bench_kv_attention.inputs("kv_attention/B=3/float32", settings)
 
 
 def test_sampler_benchmark_at_two_images(monkeypatch) -> None:

@@ -3,6 +3,8 @@
 // knows.
 #include "diffusion_step.h"
 #include "diffusion_step_backward.h"
+#include "kv_append.h"
+#include "kv_attention.h"
 #include "mala_accept.h"
 #include "philox_normal.h"
 #include "uld_step.h"
@@ -36,6 +38,8 @@ int main() {
   ardiff_test::test_uld_step_backward();
   ardiff_test::test_diffusion_step_backward();
   ardiff_test::test_mala_accept();
+  ardiff_test::test_kv_append();
+  ardiff_test::test_kv_attention();
   std::printf("ok:");
   for (const auto& kernel : ardiff_test::uld_step_tiles()) std::printf(" %s", kernel.isa);
   std::printf("\n");

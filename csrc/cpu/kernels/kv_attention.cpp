@@ -4,6 +4,13 @@
 // each query's softmax; then the weighted values, where a lane is a dimension and the weights are
 // broadcast. No sum crosses the lanes of a vector, but the softmax's, which has 16 parts always:
 // all instruction sets give the same bits, and a query's bits depend on no other query.
+#if defined(__GNUC__) && !defined(__clang__)
+// The eight sums in flight and what they take leave no register to spare.
+#pragma GCC optimize("no-schedule-insns")
+#endif
+
+#include <type_traits>
+
 #include "../kv_head.h"
 #include "../kv_lanes.h"
 
@@ -13,6 +20,7 @@ namespace {
 constexpr int kVectors = kKeys / kLanes;
 constexpr int kParts = 16;      // of a softmax's sum
 constexpr int kBlock = 4;       // queries that share what is loaded
+constexpr int kDotDims = 32;    // that are summed one after the other
 constexpr int kValueKeys = 32;  // keys whose values stay in the first-level cache
 constexpr float kInfinity = __builtin_inff();
 
@@ -28,12 +36,19 @@ struct alignas(64) Softmax {
   float acc[kQueryGroup][kMostDims];
 };
 
+/// Where the keys of a split lie that some query sees.
+struct Places {
+  Range seen;
+  int64_t offset[kSplit];
+};
+
 struct alignas(64) Scratch {
-  float query[kQueryGroup * kMostDims];  // blocks of queries, each [D, queries]
-  float keys[kMostDims * kKeys];
+  float query[kQueryGroup * kMostDims];   // blocks of queries, each [D, queries]
+  float keys[kMostDims * kKeys];          // transposed
+  uint32_t pairs[kMostDims / 2 * kKeys];  // the same of a bfloat16 cache
   float weight[kQueryGroup][kSplit];
   float k_scale[kSplit], v_scale[kSplit];
-  int64_t offset[kSplit];
+  Places places[2];  // of the split at work and of the next
   Softmax split, total;
 };
 
@@ -104,23 +119,54 @@ void prepare_queries(const KvAttentionArgs& a, const Unit& u, Scratch& s) {
   });
 }
 
-/// q.k of a tile of transposed keys.
-template <int kWidth>
-ARDIFF_INLINE void dots(const float* query, const float* keys, int64_t D, float* weight) {
+/// Two neighbouring dimensions of some keys.
+ARDIFF_INLINE void load_two(const float* keys, VFloat& first, VFloat& second) {
+  first = load_as<VFloat>(keys);
+  second = load_as<VFloat>(keys + kKeys);
+}
+ARDIFF_INLINE void load_two(const uint32_t* pairs, VFloat& first, VFloat& second) {
+  const VWord words = load(pairs);
+  first = from_bits(words << 16);
+  second = from_bits(words & VWord(0xffff0000u));
+}
+
+/// Adds q.k over dimensions [from, to) of a tile of transposed keys to `weight`.
+template <int kWidth, class Keys>
+ARDIFF_INLINE void add_dots(const float* query, const Keys* keys, int64_t from, int64_t to,
+                            float* weight) {
+  constexpr int64_t kStep = std::is_same_v<Keys, float> ? 2 * kKeys : kKeys;
   VFloat sums[kWidth][kVectors];
   for (int i = 0; i < kWidth; ++i) {
     for (int v = 0; v < kVectors; ++v) sums[i][v] = VFloat(0.0f);
   }
-  for (int64_t d = 0; d < D; ++d) {
-    VFloat key[kVectors];
-    for (int v = 0; v < kVectors; ++v) key[v] = load_as<VFloat>(keys + d * kKeys + v * kLanes);
+#pragma GCC unroll 2
+  for (int64_t d = from; d < to; d += 2) {
+    VFloat first[kVectors], second[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      load_two(keys + d / 2 * kStep + v * kLanes, first[v], second[v]);
+    }
     for (int i = 0; i < kWidth; ++i) {
       const VFloat q(query[d * kWidth + i]);
-      for (int v = 0; v < kVectors; ++v) sums[i][v] = fma(q, key[v], sums[i][v]);
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = fma(q, first[v], sums[i][v]);
+    }
+    for (int i = 0; i < kWidth; ++i) {
+      const VFloat q(query[(d + 1) * kWidth + i]);
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = fma(q, second[v], sums[i][v]);
     }
   }
   for (int i = 0; i < kWidth; ++i) {
-    for (int v = 0; v < kVectors; ++v) store_as(weight + i * kSplit + v * kLanes, sums[i][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      float* out = weight + i * kSplit + v * kLanes;
+      store_as(out, from == 0 ? sums[i][v] : load_as<VFloat>(out) + sums[i][v]);
+    }
+  }
+}
+
+/// q.k of a tile; sums of sums, since one long sum would round D times.
+template <int kWidth, class Keys>
+ARDIFF_INLINE void dots(const float* query, const Keys* keys, int64_t D, float* weight) {
+  for (int64_t d = 0; d < D; d += kDotDims) {
+    add_dots<kWidth>(query, keys, d, smaller(d + kDotDims, D), weight);
   }
 }
 
@@ -171,6 +217,7 @@ ARDIFF_INLINE void add_vectors(const T* values, const int64_t* offset, const flo
       sums[i][v] = load_as<VFloat>(acc + i * kMostDims + d + v * kLanes);
     }
   }
+#pragma GCC unroll 2
   for (int64_t j = j0; j < j1; ++j) {
     const T* row = values + offset[j] + d;
     VFloat value[kCount];
@@ -189,9 +236,10 @@ ARDIFF_INLINE void add_vectors(const T* values, const int64_t* offset, const flo
 
 template <int kWidth, class T>
 void add_values(const T* values, const int64_t* offset, const float* weight, int64_t j0, int64_t j1,
-                int64_t D, float* acc) {
+                int64_t D, float* acc, Ahead<T>& ahead) {
   int64_t d = 0;
   for (; d + kLanes < D; d += 2 * kLanes) {
+    ahead.ask(static_cast<int>(sizeof(T)) * kLanes);
     add_vectors<kWidth, 2>(values, offset, weight, j0, j1, d, D, acc);
   }
   if (d < D) add_vectors<kWidth, 1>(values, offset, weight, j0, j1, d, D, acc);
@@ -201,7 +249,7 @@ void add_values(const T* values, const int64_t* offset, const float* weight, int
 /// hold NaN.
 template <int kWidth, class T>
 void add_visible(const T* values, const int64_t* offset, const float* weight, const Range* range,
-                 int64_t j0, int64_t j1, int64_t D, float* acc) {
+                 int64_t j0, int64_t j1, int64_t D, float* acc, Ahead<T>& ahead) {
   Range own[kWidth], common{j0, j1};
   for (int i = 0; i < kWidth; ++i) {
     own[i] = {larger_of(range[i].lo, j0), smaller(range[i].hi, j1)};
@@ -211,66 +259,83 @@ void add_visible(const T* values, const int64_t* offset, const float* weight, co
   if (common.empty()) common.lo = common.hi = j1;
   const auto alone = [&](int i, int64_t from, int64_t to) {
     if (from < to) {
-      add_values<1>(values, offset, weight + i * kSplit, from, to, D, acc + i * kMostDims);
+      add_values<1>(values, offset, weight + i * kSplit, from, to, D, acc + i * kMostDims, ahead);
     }
   };
   for (int i = 0; i < kWidth; ++i) alone(i, own[i].lo, smaller(own[i].hi, common.lo));
   if (common.empty()) return;
-  add_values<kWidth>(values, offset, weight, common.lo, common.hi, D, acc);
+  add_values<kWidth>(values, offset, weight, common.lo, common.hi, D, acc, ahead);
   for (int i = 0; i < kWidth; ++i) alone(i, common.hi, own[i].hi);
 }
 
-/// Where keys [lo, hi) of the split lie; those beside them in a tile repeat the nearest.
-void find_keys(const KvAttentionArgs& a, const Unit& u, int64_t base, Range r, Scratch& s) {
+/// The keys of split `index` that the unit sees; those beside them in a tile repeat the nearest.
+void find_keys(const KvAttentionArgs& a, const Unit& u, int64_t index, Places& places) {
   const KvCache& cache = a.cache;
+  const int64_t base = index * kSplit;
+  const Range r{larger_of(u.lo - base, 0), smaller(u.hi - base, kSplit)};
+  places.seen = r;
+  if (r.empty()) return;
   for (int64_t j = r.lo; j < r.hi;) {
     const int64_t position = base + j, at = cache_offset(cache, u.b, u.h, position);
-    const int64_t run =
-        smaller(r.hi - j, cache.S - (cache.block_table ? position % cache.S : position));
-    for (int64_t i = 0; i < run; ++i) s.offset[j + i] = at + i * cache.D;
+    const int64_t block_end = cache.S - (cache.block_table ? position % cache.S : position);
+    const int64_t run = smaller(r.hi - j, block_end);
+    for (int64_t i = 0; i < run; ++i) places.offset[j + i] = at + i * cache.D;
     j += run;
   }
   const int64_t begin = r.lo / kKeys * kKeys, end = (r.hi + kKeys - 1) / kKeys * kKeys;
-  for (int64_t j = begin; j < r.lo; ++j) s.offset[j] = s.offset[r.lo];
-  for (int64_t j = r.hi; j < end; ++j) s.offset[j] = s.offset[r.hi - 1];
-  if (!cache.k_scale) return;
-  for (int64_t j = begin; j < end; ++j) {
-    s.k_scale[j] = cache.k_scale[s.offset[j] / cache.D];
-    s.v_scale[j] = cache.v_scale[s.offset[j] / cache.D];
+  for (int64_t j = begin; j < r.lo; ++j) places.offset[j] = places.offset[r.lo];
+  for (int64_t j = r.hi; j < end; ++j) places.offset[j] = places.offset[r.hi - 1];
+}
+
+void read_scales(const KvCache& cache, const Places& places, Scratch& s) {
+  const int64_t end = (places.seen.hi + kKeys - 1) / kKeys * kKeys;
+  for (int64_t j = places.seen.lo / kKeys * kKeys; j < end; ++j) {
+    s.k_scale[j] = cache.k_scale[places.offset[j] / cache.D];
+    s.v_scale[j] = cache.v_scale[places.offset[j] / cache.D];
   }
 }
 
-/// s.split = the softmax over split `index` of the unit.
+template <class T, class Keys>
+void dots_of_tile(int n, Scratch& s, const T* keys, Keys* transposed, const int64_t* offset,
+                  int64_t j, int64_t D, Ahead<T>& ahead) {
+  transpose_keys(keys, offset, D, transposed, ahead);
+  for_each_block(
+      n, [&](auto width, int i) { dots<width>(s.query + i * D, transposed, D, s.weight[i] + j); });
+}
+
+/// s.split = the softmax over split `index` of the unit, whose keys lie at `now`. While it reads
+/// keys it asks for the split's values, and while it reads these for the keys of `next`.
 template <class T>
-void attend(const KvAttentionArgs& a, const Unit& u, int64_t index, Scratch& s) {
+void attend(const KvAttentionArgs& a, const Unit& u, int64_t index, const Places& now,
+            const Places& next, Scratch& s) {
   const int64_t D = a.cache.D, base = index * kSplit;
   const T *keys = static_cast<const T*>(a.cache.k), *values = static_cast<const T*>(a.cache.v);
-  Range range[kQueryGroup], all{kSplit, 0};
+  Range range[kQueryGroup];
   for (int i = 0; i < u.n; ++i) {
     range[i] = {larger_of(u.range[i].lo - base, 0), smaller(u.range[i].hi - base, kSplit)};
+    if (range[i].empty()) range[i] = {0, 0};
     s.split.sum[i] = 0.0f;
-    if (range[i].empty()) {
-      range[i] = {0, 0};
-      continue;
-    }
-    all = {smaller(all.lo, range[i].lo), larger_of(all.hi, range[i].hi)};
     std::memset(s.split.acc[i], 0, sizeof s.split.acc[i]);
   }
-  if (all.empty()) return;
-  find_keys(a, u, base, all, s);
-  for (int64_t j = all.lo / kKeys * kKeys; j < all.hi; j += kKeys) {
-    transpose_keys(keys, s.offset + j, D, s.keys);
-    for_each_block(
-        u.n, [&](auto width, int i) { dots<width>(s.query + i * D, s.keys, D, s.weight[i] + j); });
+  if (a.cache.k_scale) read_scales(a.cache, now, s);
+  const int64_t bytes = D * static_cast<int64_t>(sizeof(T));
+  Ahead<T> next_values{values, now.offset, now.seen.lo, now.seen.hi, bytes};
+  Ahead<T> next_keys{keys, next.offset, next.seen.lo, next.seen.hi, bytes};
+  for (int64_t j = now.seen.lo / kKeys * kKeys; j < now.seen.hi; j += kKeys) {
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      dots_of_tile(u.n, s, keys, s.pairs, now.offset + j, j, D, next_values);
+    } else {
+      dots_of_tile(u.n, s, keys, s.keys, now.offset + j, j, D, next_values);
+    }
   }
   for (int i = 0; i < u.n; ++i) {
     if (range[i].empty()) continue;
     softmax(s.weight[i], range[i], s, a.cache.k_scale, s.split.high[i], s.split.sum[i]);
   }
-  for (int64_t j = all.lo; j < all.hi; j += kValueKeys) {
-    const int64_t end = smaller(j + kValueKeys, all.hi);
+  for (int64_t j = now.seen.lo / kValueKeys * kValueKeys; j < now.seen.hi; j += kValueKeys) {
     for_each_block(u.n, [&](auto width, int i) {
-      add_visible<width>(values, s.offset, s.weight[i], range + i, j, end, D, s.split.acc[i]);
+      add_visible<width>(values, now.offset, s.weight[i], range + i, j, j + kValueKeys, D,
+                         s.split.acc[i], next_keys);
     });
   }
 }
@@ -333,29 +398,48 @@ Range splits_of(const Unit& u) {
 }
 
 template <class T>
+void run_split(const KvAttentionArgs& a, int64_t tile, Scratch& s) {
+  const int64_t index = a.order[tile / a.splits];
+  const Unit u = unit_at(a, index);
+  const Range splits = splits_of(u);
+  const int64_t split = splits.lo + tile % a.splits;
+  if (split >= splits.hi) return;
+  prepare_queries(a, u, s);
+  find_keys(a, u, split, s.places[0]);
+  s.places[1].seen = {0, 0};
+  attend<T>(a, u, split, s.places[0], s.places[1], s);
+  write_partial(a, u, s.split, partial_of(a, index, split - splits.lo));
+}
+
+template <class T>
+void run_unit(const KvAttentionArgs& a, int64_t tile, Scratch& s) {
+  const Unit u = unit_at(a, a.order[tile]);
+  const Range splits = splits_of(u);
+  for (int i = 0; i < u.n; ++i) s.total.sum[i] = 0.0f;
+  if (!splits.empty()) {
+    prepare_queries(a, u, s);
+    find_keys(a, u, splits.lo, s.places[splits.lo % 2]);
+  }
+  for (int64_t split = splits.lo; split < splits.hi; ++split) {
+    Places &now = s.places[split % 2], &next = s.places[1 - split % 2];
+    find_keys(a, u, split + 1, next);
+    attend<T>(a, u, split, now, next, s);
+    for (int i = 0; i < u.n; ++i) {
+      merge(s.split.high[i], s.split.sum[i], s.split.acc[i], a.cache.D, s.total, i);
+    }
+  }
+  write(a, u, s.total);
+}
+
+template <class T>
 void run(const KvAttentionArgs& a, int64_t first, int64_t last) {
   Scratch s;
   for (int64_t tile = first; tile < last; ++tile) {
-    const int64_t index = a.order[a.partial ? tile / a.splits : tile];
-    const Unit u = unit_at(a, index);
-    Range splits = splits_of(u);
     if (a.partial) {
-      const int64_t split = splits.lo + tile % a.splits;
-      if (split >= splits.hi) continue;
-      prepare_queries(a, u, s);
-      attend<T>(a, u, split, s);
-      write_partial(a, u, s.split, partial_of(a, index, split - splits.lo));
-      continue;
+      run_split<T>(a, tile, s);
+    } else {
+      run_unit<T>(a, tile, s);
     }
-    if (!splits.empty()) prepare_queries(a, u, s);
-    for (int i = 0; i < u.n; ++i) s.total.sum[i] = 0.0f;
-    for (int64_t split = splits.lo; split < splits.hi; ++split) {
-      attend<T>(a, u, split, s);
-      for (int i = 0; i < u.n; ++i) {
-        merge(s.split.high[i], s.split.sum[i], s.split.acc[i], a.cache.D, s.total, i);
-      }
-    }
-    write(a, u, s.total);
   }
 }
 

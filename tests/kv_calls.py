@@ -1,0 +1,184 @@
+"""Random calls of `kv_append` and `kv_attention`, their oracle, and PyTorch's own attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ardiff_kernels import _backends
+from ardiff_kernels.ops.kv_append.reference import quantize, rms_norm, rotate
+
+F32, BF16, I8, F8 = torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn
+INTERPRETED = ("triton",)
+
+
+def random(seed: int, *shape: int, dtype: torch.dtype = F32) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    values = torch.randn(*shape, generator=generator, device="cpu").to(dtype)
+    return values.to(torch.get_default_device())
+
+
+def integers(values: Sequence[int]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.int32)
+
+
+def bits(t: Tensor) -> Tensor:
+    """The tensor as integers, so that NaN equals itself."""
+    return t.contiguous().view({4: torch.int32, 2: torch.int16, 1: torch.int8}[t.element_size()])
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
+
+
+def unused(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor of NaN, or for int8 of its largest code."""
+    if dtype == I8:
+        return torch.full(shape, 127, dtype=dtype)
+    return torch.full(shape, math.nan).to(dtype)
+
+
+@dataclass
+class Call:
+    """Arguments of `kv_attention`, and the keys and values `[B, capacity, Hkv, D]` behind them."""
+
+    q: Tensor
+    k_cache: Tensor
+    v_cache: Tensor
+    length: Tensor
+    options: dict[str, Tensor | float | int | bool | None] = field(default_factory=dict)
+
+    def run(self) -> Tensor:
+        tensors = (self.q, self.k_cache, self.v_cache, self.length)
+        return torch.ops.ardiff.kv_attention.default(*tensors, **self.options)
+
+    def oracle(self) -> Tensor:
+        """The float64 reference on the identical inputs."""
+        function = _backends.reference_function("kv_attention")
+        return function(self.q.double(), self.k_cache, self.v_cache, self.length, **self.options)
+
+    def row(self, b: int) -> Call:
+        """Row b alone."""
+        options = dict(self.options)
+        for name in ("count", "position", "block_table"):
+            if options.get(name) is not None:
+                options[name] = options[name][b : b + 1].contiguous()
+        caches = [self.k_cache, self.v_cache]
+        if options.get("block_table") is None:
+            caches = [c.view(torch.int8)[b : b + 1].view(c.dtype) for c in caches]
+            for name in ("k_scale", "v_scale"):
+                if options.get(name) is not None:
+                    options[name] = options[name][b : b + 1]
+        return Call(self.q[b : b + 1], *caches, self.length[b : b + 1].contiguous(), options)
+
+    def token(self, t: int) -> Call:
+        """New token t alone, the ones before it being in the cache already."""
+        options = dict(self.options)
+        count = options.get("count")
+        if count is not None:
+            options["count"] = (count - t).clamp(0, 1).int()
+        if options.get("position") is not None:
+            options["position"] = options["position"][:, t : t + 1].contiguous()
+        length = self.length + t
+        if count is not None:
+            length = torch.minimum(length, self.length + count)
+        return replace(self, q=self.q[:, t : t + 1], length=length.int(), options=options)
+
+    def sdpa(self) -> Tensor:
+        """`scaled_dot_product_attention` in q's dtype, row by row with a mask."""
+        o = self.options
+        out = torch.zeros_like(self.q)
+        for b, before in enumerate(self.length.tolist()):
+            new = self.q.shape[1] if o.get("count") is None else int(o["count"][b])
+            if new == 0:
+                continue
+            at = before + torch.arange(new)
+            query = rms_norm(self.q[b, :new], o.get("q_norm"), o.get("norm_eps", 1e-6))
+            position = at if o.get("position") is None else o["position"][b, :new]
+            query = rotate(query, position, o.get("cos"), o.get("sin")).transpose(0, 1)
+            keys, values = (self.logical(name, b, before + new) for name in "kv")
+            p = torch.arange(before + new)
+            seen = p <= at[:, None] if o.get("causal", True) else (p >= 0).expand(new, -1)
+            if o.get("window"):
+                seen = seen & (p > at[:, None] - o["window"])
+            result = torch.nn.functional.scaled_dot_product_attention(
+                query[None], keys[None], values[None], attn_mask=seen, enable_gqa=True,
+                scale=o.get("scale"),
+            )  # fmt: skip
+            out[b, :new] = result[0].transpose(0, 1)
+        return out
+
+    def logical(self, name: str, b: int, n: int) -> Tensor:
+        """The first n keys or values of row b in q's dtype, `[Hkv, n, D]`."""
+        cache, scale = getattr(self, f"{name}_cache"), self.options.get(f"{name}_scale")
+        p, size, table = torch.arange(n), cache.shape[2], self.options.get("block_table")
+        block = torch.full_like(p, b) if table is None else table[b].long()[p // size]
+        codes = cache.view(torch.int8) if cache.dtype == F8 else cache
+        rows = codes[block, :, p % size].view(cache.dtype).float()
+        if scale is not None:
+            rows = rows * scale[block, :, p % size].unsqueeze(-1)
+        return rows.transpose(0, 1).to(self.q.dtype)
+
+
+def attention_call(
+    length: Sequence[int],
+    T: int = 1,
+    heads: int = 4,
+    kv_heads: int = 2,
+    D: int = 64,
+    dtype: torch.dtype = F32,
+    cache: torch.dtype | None = None,
+    count: Sequence[int] | None = None,
+    block: int = 0,
+    capacity: int = 0,
+    rotary: int = 0,
+    norm: bool = False,
+    seed: int = 0,
+    **options,
+) -> Call:
+    """A call whose cache is NaN wherever no query may look.
+
+    `block` is the size of the blocks of a paged cache, which lie in a shuffled order among unused
+    ones; `capacity` widens the cache beyond what the longest row needs; `rotary` is R.
+    """
+    cache = cache or dtype
+    rows, counts = len(length), count or [T] * len(length)
+    ends = [a + b for a, b in zip(length, counts, strict=True)]
+    size = block or max(max(ends, default=1), capacity, 1)
+    columns = -(-max(max(ends, default=1), capacity, 1) // size)
+    blocks = 2 * rows * columns + 1 if block else max(rows, 1)
+    shape = (blocks, kv_heads, size, D)
+    order = torch.randperm(blocks, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    table = order[: rows * columns].reshape(rows, columns).int().to(torch.get_default_device())
+    caches = {}
+    for i, name in enumerate("kv"):
+        codes, scales = unused(shape, cache), torch.full(shape[:3], math.nan)
+        for b, end in enumerate(ends):
+            values = random(seed + 100 * b + i + 1, max(end, 1), kv_heads, D)[:end]
+            p = torch.arange(end)
+            where = (table[b].long()[p // size] if block else torch.full_like(p, b), p % size)
+            if cache in (I8, F8):
+                rounded, scales[where[0], :, where[1]] = quantize(values, cache)
+            else:
+                rounded = values.to(cache)
+            codes.view(torch.int8 if cache == F8 else cache)[where[0], :, where[1]] = (
+                rounded.view(torch.int8) if cache == F8 else rounded
+            )
+        caches[f"{name}_cache"] = codes
+        if cache in (I8, F8):
+            options[f"{name}_scale"] = scales
+    if block:
+        options["block_table"] = table
+    if count is not None:
+        options["count"] = integers(count)
+    if rotary:
+        angles = torch.arange(max(ends) + 1)[:, None] / 50.0 ** (torch.arange(rotary // 2) / rotary)
+        options |= {"cos": angles.cos(), "sin": angles.sin()}
+    if norm:
+        options["q_norm"] = 1 + 0.1 * random(seed + 7, D)
+    q = random(seed, rows, T, heads, D, dtype=dtype)
+    return Call(q, *caches.values(), integers(length), options)

@@ -1,0 +1,230 @@
+"""`kv_append` on every implementation: what is written, where, and that nothing else is."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from kv_calls import BF16, F8, F32, I8, INTERPRETED, bits, integers, random, same_bits, unused
+
+from ardiff_kernels import _backends
+from ardiff_kernels.ops.kv_append.reference import LARGEST, rms_norm, rotate
+
+OPS = torch.ops.ardiff
+SMALL = {
+    "float32": dict(length=[3, 0], T=2),
+    "bfloat16": dict(length=[3, 0], T=2, dtype=BF16),
+    "rotary and norm": dict(length=[3], T=2, rotary=32, norm=True, cache=BF16),
+    "int8 pages": dict(length=[6, 0], T=3, cache=I8, block=4, rotary=64),
+    "float8": dict(length=[3], T=2, cache=F8),
+}
+CASES = {
+    "empty": dict(length=[]),
+    "counts": dict(length=[9, 0, 300, 2], T=5, count=[5, 0, 3, 1], heads=3, D=40),
+    "rotary": dict(length=[9, 0, 300], T=7, rotary=128, D=128, dtype=BF16),
+    "partial rotary pages": dict(length=[9, 0, 300], T=7, rotary=34, D=72, block=16, norm=True),
+    "prompt": dict(length=[0, 1], T=200, rotary=64, norm=True, cache=BF16),
+    "int8 bfloat16": dict(length=[9, 0], T=3, cache=I8, dtype=BF16, norm=True, D=256),
+    "float8 pages": dict(length=[9, 31], T=3, cache=F8, block=32, rotary=32, D=32),
+    "bfloat16 tokens, float32 cache": dict(length=[9, 0], T=3, dtype=BF16, cache=F32),
+    **SMALL,
+}
+
+
+def append_call(
+    length, T=1, heads=2, D=64, dtype=F32, cache=None, count=None, block=0, rotary=0, norm=False,
+    seed=0,
+):  # fmt: skip
+    """Positional arguments and options; every cache holds NaN."""
+    cache = cache or dtype
+    rows = len(length)
+    most = max((n + T for n in length), default=1)
+    size = block or most + 3
+    columns = -(-most // size)
+    shape = (rows * columns + 2, heads, size, D)
+    options = {}
+    if count is not None:
+        options["count"] = integers(count)
+    if block:
+        order = torch.randperm(shape[0], generator=torch.Generator().manual_seed(3), device="cpu")
+        table = order[: rows * columns].reshape(rows, columns).int()
+        options["block_table"] = table.to(torch.get_default_device())
+    if rotary:
+        angles = torch.arange(most)[:, None] / 50.0 ** (torch.arange(rotary // 2) / rotary)
+        options |= {"cos": angles.cos(), "sin": angles.sin()}
+    if norm:
+        options |= {"k_norm": 1 + 0.1 * random(seed + 7, D), "norm_eps": 1e-5}
+    if cache in LARGEST:
+        options |= {f"{n}_scale": torch.full(shape[:3], math.nan) for n in "kv"}
+    k, v = (random(seed + i, rows, T, heads, D, dtype=dtype) for i in range(2))
+    return [k, v, unused(shape, cache), unused(shape, cache), integers(length)], options
+
+
+@pytest.fixture
+def serving(implementation):
+    """The implementation, where it has the op."""
+    name, _, variant = implementation.partition("-")
+    if reason := _backends.unusable("kv_append", name, "cuda" if variant == "gpu" else "cpu"):
+        pytest.skip(f"{name}: {reason}")
+    return implementation
+
+
+def places(length, T, count, block_table, size):
+    """(row, token, block, place) of every token that is to be written."""
+    for b, before in enumerate(length.tolist()):
+        for t in range(T if count is None else int(count[b])):
+            p = before + t
+            yield b, t, b if block_table is None else int(block_table[b, p // size]), p % size
+
+
+def check(args, options, results) -> None:
+    """Every written vector against float64, and that the others are untouched."""
+    k, v, k_cache, v_cache, length = args
+    table, size = options.get("block_table"), k_cache.shape[2]
+    cache = k_cache.dtype
+    rest = [t.clone() for t in results]
+    for b, t, block, place in places(length, k.shape[1], options.get("count"), table, size):
+        at = place if table is None else int(length[b]) + t
+        key = rms_norm(k[b, t].double(), options.get("k_norm"), options.get("norm_eps", 1e-6))
+        key = rotate(key[None], torch.tensor([at]), options.get("cos"), options.get("sin"))[0]
+        for i, exact in enumerate((key, v[b, t].double())):
+            wide = results[i].view(torch.int8) if cache == F8 else results[i]
+            found = wide[block, :, place].view(cache).double()
+            float32 = 3e-6 * exact.abs().amax(-1, keepdim=True)
+            if cache in LARGEST:
+                scale = results[2 + i][block, :, place].double()
+                assert ((scale * LARGEST[cache] / exact.abs().amax(-1) - 1).abs() < 1e-5).all()
+                step = 0.5 * torch.ones_like(exact)
+                if cache == F8:
+                    magnitude = (exact / scale[:, None]).abs()
+                    step = torch.maximum(magnitude * 2.0**-4, torch.tensor(2.0**-10))
+                bound = 1.001 * step * scale[:, None] + float32
+                found = found * scale[:, None]
+                rest[2 + i][block, :, place] = math.nan
+            else:
+                bound = float32 + (exact.abs() * 2.0**-8 if cache == BF16 else 0)
+                if i == 1:
+                    assert same_bits(wide[block, :, place], v[b, t].to(cache))
+            assert ((found - exact).abs() <= bound).all()
+            wide_rest = rest[i].view(torch.int8) if cache == F8 else rest[i]
+            untouched = unused((1,), cache)
+            wide_rest[block, :, place] = untouched.view(wide_rest.dtype)
+    for found, before in zip(rest[:2], (k_cache, v_cache), strict=True):
+        assert same_bits(found, before)
+    for found in rest[2:]:
+        assert found.isnan().all()
+
+
+def skip_large(serving, name) -> None:
+    if serving in INTERPRETED and name not in SMALL:
+        pytest.skip("too many programs for the interpreter")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tokens_are_written_in_their_places(serving, name):
+    skip_large(serving, name)
+    args, options = append_call(**CASES[name])
+    check(args, options, OPS.kv_append(*args, **options))
+
+
+@pytest.mark.parametrize("name", ["place", "neighbour", "value", "position"])
+def test_a_wrong_result_would_be_noticed(name):
+    """Negative control of `check`."""
+    args, options = append_call([3, 0], T=2, rotary=64)
+    results = OPS.kv_append(*args, **options)
+    check(args, options, results)
+    if name == "place":
+        results = [t.roll(1, 2) for t in results[:2]] + list(results[2:])
+    elif name == "neighbour":
+        results[1][3, 1, 2, 5] = 0.0
+    elif name == "value":
+        results[1][0, 0, 3, 0] += 1e-3
+    else:
+        options["position"] = args[4][:, None] + torch.arange(2).int() + 1
+        options["cos"], options["sin"] = options["cos"].repeat(2, 1), options["sin"].repeat(2, 1)
+        results = OPS.kv_append(*args, **options)
+    with pytest.raises(AssertionError):
+        check(args, options, results)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_in_place_twin_gives_the_same_bits(serving, name):
+    skip_large(serving, name)
+    args, options = append_call(**CASES[name])
+    results = OPS.kv_append(*args, **options)
+    OPS.kv_append_(*args, **options)
+    written = [*args[2:4], *(options[f"{n}_scale"] for n in "kv" if f"{n}_scale" in options)]
+    for found, expected in zip(written, results, strict=False):
+        assert same_bits(found, expected)
+    assert all(s.shape == (0,) for s in results[len(written) :])
+
+
+@pytest.mark.parametrize("name", ["rotary", "int8 bfloat16", "partial rotary pages"])
+def test_rows_and_tokens_apart_give_the_same_bits(serving, name):
+    skip_large(serving, name)
+    args, options = append_call(**CASES[name])
+    k, v, k_cache, v_cache, length = args
+    expected = OPS.kv_append(*args, **options)
+    scales = [options[f"{n}_scale"].clone() for n in "kv" if f"{n}_scale" in options]
+    caches = [k_cache.clone(), v_cache.clone()]
+    for b in reversed(range(len(k))):
+        for t in range(k.shape[1]):
+            alone = dict(options)
+            if "block_table" in options:
+                alone["block_table"] = options["block_table"][b : b + 1]
+                views, cut = caches, scales
+            else:
+                views, cut = ([x[b:] for x in group] for group in (caches, scales))
+            alone |= dict(zip(("k_scale", "v_scale"), cut, strict=False))
+            new = (x[b : b + 1, t : t + 1] for x in (k, v))
+            OPS.kv_append_(*new, *views, length[b : b + 1] + t, **alone)
+    for found, whole in zip([*caches, *scales], expected, strict=False):
+        assert same_bits(found, whole)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_slices_of_a_fused_projection(serving, dtype):
+    args, options = append_call([3, 0], T=2, dtype=dtype)
+    expected = OPS.kv_append(*args, **options)
+    fused = torch.full((2, 2, 8, 64), math.nan, dtype=dtype)
+    fused[:, :, 4:6], fused[:, :, 6:] = args[0], args[1]
+    found = OPS.kv_append(fused[:, :, 4:6], fused[:, :, 6:], *args[2:], **options)
+    assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("cache", [I8, F8])
+def test_codes_of_zero_and_of_what_is_not_finite(serving, cache):
+    """Zeros: scale 0 and zeros. inf or NaN: scale NaN and zeros. The largest: the largest code."""
+    args, options = append_call([0], T=4, heads=1, cache=cache)
+    v = args[1]
+    v[0, 0], v[0, 1, 0, 5], v[0, 2, 0, 6] = 0.0, math.inf, math.nan
+    v[0, 3] = torch.linspace(-2.5, 1.0, 64)
+    _, codes, _, scale = OPS.kv_append(*args, **options)
+    assert scale[0, 0, 0] == 0 and scale[0, 0, 1:3].isnan().all()
+    found = bits(codes)[0, 0].view(cache).float()
+    assert (found[:3] == 0).all()
+    assert found[3, 0] == -LARGEST[cache]
+
+
+@pytest.mark.parametrize("cache", [F32, BF16, I8, F8])
+def test_bits_of_the_codes_are_those_of_pytorch(serving, cache):
+    """Without norm and rotation the reference's codes come from PyTorch's own conversions."""
+    args, options = append_call([0], T=20, heads=2, D=256, cache=cache, seed=5)
+    args[0][0, 3] *= 1e-3
+    args[0][0, 4, :, :128] *= 1e-4  # float8 subnormals
+    reference = _backends.reference_function("kv_append")
+    for a, b in zip(OPS.kv_append(*args, **options), reference(*args, **options), strict=True):
+        assert same_bits(a, b)
+
+
+@pytest.mark.parametrize("name", ["rotary and norm", "int8 pages"])
+def test_opcheck(serving, name):
+    if serving in INTERPRETED:
+        pytest.skip("too many programs for the interpreter")
+    args, options = append_call(**CASES[name])
+    for t in (*args[2:4], *(options.get(f"{n}_scale", args[2]) for n in "kv")):
+        t.zero_()  # NaN would never be equal
+    torch.library.opcheck(OPS.kv_append.default, tuple(args), options)
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(OPS.kv_append_.default, tuple(args), options, test_utils=tests)
