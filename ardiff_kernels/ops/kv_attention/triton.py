@@ -17,7 +17,6 @@ import torch
 import triton
 import triton.language as tl
 
-from ..._kv_checks import QUANTIZED
 from .._triton_common import INTERPRETED, narrow, widen
 from .._triton_kv import (
     FLOAT8,
@@ -390,11 +389,7 @@ def key_tile(
         return dict(BQ=16, BK=SPLIT), {}
     if cache == torch.float32:
         return dict(BQ=16, BK=16), dict(num_warps=8, num_stages=2)
-    if cache in QUANTIZED:
-        return dict(BQ=16, BK=32), dict(num_warps=4 if columns <= 128 else 8, num_stages=3)
-    if columns <= 128:
-        return dict(BQ=16, BK=64), dict(num_warps=4, num_stages=3)
-    return dict(BQ=16, BK=32), dict(num_warps=8, num_stages=3)
+    return dict(BQ=16, BK=32 if columns <= 128 else 16), dict(num_warps=4, num_stages=4)
 
 
 def merge_tile(queries: int, columns: int, interpreted: bool = False) -> dict[str, int]:
