@@ -72,16 +72,27 @@ def loaded_operand(x, KIND: tl.constexpr):
 
 
 @triton.jit
+def product(a, b, acc):
+    """acc + a b, each row of which depends on that row of `a` alone. The interpreter's library does
+    not promise that; float64 makes it so but for rare roundings."""
+    if INTERPRETED:
+        exact = tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64)
+        return (acc.to(tl.float64) + exact).to(tl.float32)
+    else:
+        return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
 def multiply(a, b, acc, PARTS: tl.constexpr):
     """acc + a b for float32 `a`: in PARTS bfloat16 parts, or as it is where PARTS is 0."""
     part = operand(a, PARTS == 0)
-    acc = tl.dot(part, b, acc, input_precision="ieee")
+    acc = product(part, b, acc)
     if PARTS > 1:
         a -= part.to(tl.float32)
         part = operand(a, False)
-        acc = tl.dot(part, b, acc)
+        acc = product(part, b, acc)
     if PARTS > 2:
-        acc = tl.dot(operand(a - part.to(tl.float32), False), b, acc)
+        acc = product(operand(a - part.to(tl.float32), False), b, acc)
     return acc
 
 
@@ -165,6 +176,7 @@ def attend(
 ):  # fmt: skip
     """Add the keys [first, first + BK), of which those in [begin, stop) are used, and, at an EDGE,
     by a query those in its own [lo, hi)."""
+    first = tl.full((), 0, tl.int64) + first  # the interpreter has a Python int
     lane = tl.arange(0, BK)
     used = (lane >= begin - first) & (lane < stop - first)
     base, key = places_of_tile(
