@@ -155,7 +155,8 @@ def check_append(
     _norm(op, "k_norm", k_norm, norm_eps, d)
     tensors = {"k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache, "length": length, **options}
     tensors |= {"k_norm": k_norm, "k_scale": k_scale, "v_scale": v_scale}
-    _placement(op, tensors, ())
+    written = ("k_cache", "v_cache", "k_scale", "v_scale")
+    _placement(op, tensors, written if op.endswith("_") else ())
 
 
 def check_attention(

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from small_models import randomise
@@ -291,3 +293,34 @@ def test_past_the_capacity_or_the_positions():
     model.prefill(tokens(B, 12, 64), larger)
     with pytest.raises(ValueError, match=positions):
         model.append(tokens(B, 1, 64), larger)
+
+
+@pytest.mark.parametrize("feature", ["qwen2", "gpt"])
+def test_given_positions_out_of_range(feature):
+    """Refused before anything is taken in; those of tokens that are not real do not count."""
+    model, x = encoder(**FEATURES[feature]), tokens(2, 3, 64)
+    cache = model.new_cache(2, 8)
+    for wrong in ([[0, 1, 64], [0, 1, 2]], [[0, 1, 2], [0, -1, 2]]):
+        for take in (model.append, model.prefill):
+            with pytest.raises(
+                ValueError, match=r"position must lie in \[0, 64\), got (64|-1) in r"
+            ):
+                take(x, cache, position=torch.tensor(wrong))
+    with pytest.raises(
+        ValueError, match=r"position must be integers of shape \[2, 3\], got \[1, 3"
+    ):
+        model.append(x, cache, position=torch.tensor([[0, 1, 2]]))
+    assert cache.lengths == [0, 0]
+    model.append(x, cache, count=[2, 3], position=torch.tensor([[0, 1, 64], [0, 1, 2]]))
+
+
+def test_a_prefill_takes_in_all_or_nothing():
+    model = encoder()
+    cache = model.new_cache(2, 50)
+    model.prefill(tokens(2, 10, 64), cache)
+    for invariant in (False, True):
+        with batch_invariant() if invariant else contextlib.nullcontext():
+            with pytest.raises(ValueError, match="row 1 needs room for 60 tokens"):
+                model.prefill(tokens(2, 50, 64), cache, count=[40, 50])
+    assert cache.lengths == [10, 10]
+    assert model.prefill(tokens(0, 5, 64), cache, rows=[]).shape == (0, 5, 64)

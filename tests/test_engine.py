@@ -12,7 +12,7 @@ from small_models import small_model
 
 import ardiff
 from ardiff.engine import AREngine
-from ardiff.models.ar_model import ModelConfig
+from ardiff.models.ar_model import ARModel, ModelConfig
 
 TOLERANCE = 1e-3  # see test_engine_events.py
 
@@ -267,3 +267,38 @@ def test_orders_matter_and_places_address_the_noise():
     found = drain(engine)
     assert torch.allclose(found[0].patches, found[2].patches, atol=1e-5)
     assert (found[0].patches[0] - found[1].patches[1]).abs().max() > 1e-2
+
+
+def test_the_callers_model_is_left_as_it_was():
+    """An engine samples from a copy: training goes on with the original."""
+    model = ARModel(
+        ModelConfig(image_size=8, patch_size=4, context_width=64, context_heads=2)
+    ).train()
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    engine = AREngine(model, "ddpm", 5, rows=1, capacity=4)
+    engine.submit(None, 1)
+    engine.step()
+    assert all(p.requires_grad for p in model.parameters()) and model.head.training
+    assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+
+
+def test_a_callback_must_not_step_and_may_change_its_values():
+    engine = AREngine(tiny_model(), SOLVER, 3, rows=1, capacity=12)
+    engine.submit(None, 2, on_patch=lambda patch: patch.values.zero_())
+    while engine.step():
+        pass
+    (changed,) = engine.collect()
+    engine.submit(None, 2, sample_id=0)
+    while engine.step():
+        pass
+    assert torch.equal(engine.collect()[0].patches, changed.patches)
+    engine.submit(None, 1, on_patch=lambda patch: engine.step())
+    with pytest.raises(RuntimeError, match="may submit and cancel, but not step"):
+        engine.step()
+
+
+def test_other_dtypes_are_refused():
+    with pytest.raises(
+        ValueError, match="must be float32, got bfloat16 and an encoder of bfloat16"
+    ):
+        AREngine(tiny_model().bfloat16(), SOLVER, 3)

@@ -28,6 +28,7 @@ from ardiff.models.patch_model import PatchModel
         (None, 1, {"sample_id": -1}, f"sample_id must lie in [0, {2**43}), got -1"),
         (None, 2, {"order": [1, 1]}, "order must hold 2 different places in [0, 8), got [1, 1]"),
         (None, 2, {"order": [1, 8]}, "order must hold 2 different places in [0, 8), got [1, 8]"),
+        (None, 2, {"order": [1.5, 0]}, "order must hold integers, got [1.5, 0]"),
         (None, 2, {"order": [1]}, "order must hold 2 different places in [0, 8), got [1]"),
         (None, 9, {}, "order must hold 9 different places in [0, 8), got [0, 1, 2, 3, 4, 5, 6, 7, 8]"),
         (prompt_of(9), 4, {}, "the request needs 13 tokens, but the engine's cache holds 12 tokens a sequence; make a larger capacity"),

@@ -109,3 +109,14 @@ def test_reserve_is_all_or_nothing():
     with pytest.raises(ValueError, match="row 1 needs room for 9 tokens, but the cache holds 8"):
         cache.reserve([0, 1], [4, 9])
     assert cache.free_blocks == 3
+
+
+def test_rows_that_are_not_there():
+    cache = KVCache(CachePlan(1, 1, 32, 2, 8))
+    for rows in ([0, 0], [-1, 1]):
+        for use, more in ((cache.reserve, ([8, 8],)), (cache.view, ())):
+            with pytest.raises(ValueError, match="rows must be different integers in"):
+                use(rows, *more)
+    cache.reserve([0, 1], [8, 8])
+    cache.reset(row for row in (0, 1))
+    assert cache.free_blocks == cache.plan.blocks

@@ -15,7 +15,7 @@ from ardiff.engine import AREngine
 from ardiff.models.checkpoint import CheckpointError
 from ardiff.models.head import DiffusionHead
 from ardiff.models.patch_model import PatchModel
-from ardiff.models.qwen2 import load_layers
+from ardiff.models.qwen2 import encoder_config, load_layers
 from ardiff.models.transformers_context import StockContext, encoder_of
 from ardiff.run import initial_state, run
 
@@ -217,3 +217,34 @@ def test_loading_errors(damage, error, message):
 def test_transformers_is_imported_by_nobody_else():
     code = "import sys, ardiff, ardiff.engine, ardiff.models.transformers_context; sys.exit('transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+WINDOWED = {
+    "model_type": "qwen2", "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2,
+    "intermediate_size": 96, "max_position_embeddings": 64, "sliding_window": 5,
+    "use_sliding_window": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "granite"}, "model_type must be one of qwen2, qwen3, llama, mistral, got"),
+        ({"max_window_layers": 1}, "all layers must be of one type"),
+    ],
+)
+def test_configs_that_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        encoder_config({**WINDOWED, **changes}, set())
+
+
+def test_windows_of_configs_without_layer_types():
+    """As older configs say it: the first max_window_layers see everything."""
+    for changes, window in (
+        ({"max_window_layers": 0}, 5), ({"max_window_layers": 2}, 0), ({}, 0),
+        ({"max_window_layers": 0, "use_sliding_window": False}, 0),
+        ({"model_type": "mistral"}, 5),
+    ):  # fmt: skip
+        assert encoder_config({**WINDOWED, **changes}, set()).window == window
+    without = {name: value for name, value in WINDOWED.items() if name != "use_sliding_window"}
+    assert encoder_config({**without, "max_window_layers": 0}, set()).window == 0

@@ -108,14 +108,18 @@ inline void check_norm(const char* op, const Arg& weight, double eps, int64_t d)
   }
 }
 
-inline void check_kv_placement(const char* op, const KvTensors& t) {
-  check_placement(op,
-                  {&t.tokens, &t.v, &t.k_cache, &t.v_cache, &t.length, &t.count, &t.block_table,
-                   &t.position, &t.cos, &t.sin, &t.norm, &t.k_scale, &t.v_scale},
-                  {});
+inline void check_kv_placement(const char* op, const KvTensors& t, bool in_place) {
+  const std::initializer_list<const Arg*> all = {
+      &t.tokens,   &t.v,   &t.k_cache, &t.v_cache, &t.length,  &t.count,  &t.block_table,
+      &t.position, &t.cos, &t.sin,     &t.norm,    &t.k_scale, &t.v_scale};
+  if (in_place) {
+    check_placement(op, all, {&t.k_cache, &t.v_cache, &t.k_scale, &t.v_scale});
+  } else {
+    check_placement(op, all, {});
+  }
 }
 
-inline void check_kv_append(const char* op, const KvTensors& t, double eps) {
+inline void check_kv_append(const char* op, const KvTensors& t, double eps, bool in_place) {
   const Arg &k = t.tokens, &v = t.v, &cache = t.k_cache;
   check_tokens(op, k);
   check_cache(op, t);
@@ -130,7 +134,7 @@ inline void check_kv_append(const char* op, const KvTensors& t, double eps) {
   check_unit_stride(op, v);
   check_rows(op, t);
   check_norm(op, t.norm, eps, k.sizes[3]);
-  check_kv_placement(op, t);
+  check_kv_placement(op, t, in_place);
 }
 
 inline void check_kv_attention(const char* op, const KvTensors& t, double eps, int64_t window) {
@@ -149,7 +153,7 @@ inline void check_kv_attention(const char* op, const KvTensors& t, double eps, i
   check_rows(op, t);
   check_norm(op, t.norm, eps, q.sizes[3]);
   if (window < 0) fail(op, ": window must be at least 0, got ", window);
-  check_kv_placement(op, t);
+  check_kv_placement(op, t, false);
 }
 
 }  // namespace ardiff

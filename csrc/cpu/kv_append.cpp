@@ -39,7 +39,7 @@ void kv_append_(Tensor k, Tensor v, Tensor k_cache, Tensor v_cache, Tensor lengt
                     {"k_norm", k_norm},
                     {"k_scale", k_scale},
                     {"v_scale", v_scale}};
-  check_kv_append("kv_append_", t, norm_eps);
+  check_kv_append("kv_append_", t, norm_eps, true);
   run(t, norm_eps);
 }
 
@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> kv_append(Tensor k, Tensor v, Tensor 
               {"k_norm", k_norm},
               {"k_scale", k_scale},
               {"v_scale", v_scale}};
-  check_kv_append("kv_append", t, norm_eps);
+  check_kv_append("kv_append", t, norm_eps, false);
   const Tensor keys = torch::stable::clone(k_cache), values = torch::stable::clone(v_cache);
   t.k_cache = {"k_cache", keys};
   t.v_cache = {"v_cache", values};

@@ -82,6 +82,12 @@ class AREngine:
             raise TypeError(
                 f"AREngine: model must be a PatchModel or an ARModel, got {type(model).__name__}"
             )
+        if model.start.dtype != torch.float32 or model.encoder.dtype != torch.float32:
+            raise ValueError(
+                "AREngine: the model must be float32, got "
+                f"{str(model.start.dtype)[6:]} and an encoder of {str(model.encoder.dtype)[6:]}; "
+                "the cache may have another dtype"
+            )
         self.model, self.steps, self.backend = model, steps, backend
         self.batch_invariant = batch_invariant
         self._solver = PatchSolver(model, solver, options)
@@ -96,6 +102,7 @@ class AREngine:
         self._running: list[Request] = []
         self._finished: list[Finished] = []
         self._next_id = 0
+        self._stepping = False
 
     @property
     def waiting(self) -> int:
@@ -176,6 +183,15 @@ class AREngine:
         Returns:
             Patches made; 0 when there is nothing to do.
         """
+        if self._stepping:
+            raise RuntimeError("a callback may submit and cancel, but not step")
+        self._stepping = True
+        try:
+            return self._step()
+        finally:
+            self._stepping = False
+
+    def _step(self) -> int:
         with ExitStack() as modes:
             modes.enter_context(torch.no_grad())
             if self.backend:

@@ -85,12 +85,12 @@ class Request:
 
     def take(self, patches: Tensor) -> list[MadePatch]:
         """Keeps a block of patches `[block or fewer, d]`."""
-        first, self.last = len(self.made), patches
+        first, self.last = len(self.made), patches.clone()
+        self.made += [patch.clone() for patch in patches]
         found = [
-            MadePatch(self.id, first + i, self.order[first + i], patch)
-            for i, patch in enumerate(patches.unbind(0))
+            MadePatch(self.id, first + i, self.order[first + i], patch.clone())
+            for i, patch in enumerate(patches)
         ]
-        self.made += [patch.values for patch in found]
         self.done = len(self.made) == len(self.order)
         return found
 
@@ -143,7 +143,10 @@ def make_request(
     """A request with every argument checked; see :meth:`ardiff.engine.AREngine.submit`."""
     patches = integer("patches", patches, 1, 2**PATCH_BITS)
     places = patches if model.place is None else len(model.place)
-    order = list(range(patches)) if order is None else [int(place) for place in order]
+    try:
+        order = list(range(patches)) if order is None else [operator.index(at) for at in order]
+    except TypeError:
+        raise TypeError(f"order must hold integers, got {order!r}") from None
     if len(order) != patches or len({*order} & {*range(places)}) != patches:
         raise ValueError(
             f"order must hold {patches} different places in [0, {places}), got {order}"

@@ -50,7 +50,12 @@ def attention(**new):
 
 TWO_BLOCKS = {"k_cache": zeros(2, 2, 8, 64), "v_cache": zeros(2, 2, 8, 64)}
 TOGETHER = "k_scale and v_scale go with an int8 or float8_e4m3fn cache and with no other, and the "
+ONE = torch.zeros(3, 2, 8, 64)
 INVALID = {
+    "same memory": (
+        call("kv_append_", k_cache=lambda: ONE, v_cache=lambda: ONE),
+        "kv_append_: k_cache and v_cache are written in place but share their memory; clone one",
+    ),
     "dimensions": (append(k=zeros(3, 2, 64)), "kv_append: k must be [B, T, H, D], got 3 dimen"),
     "token dtype": (
         append(k=zeros(3, 2, 2, 64, dtype=F16)),
@@ -233,3 +238,20 @@ def test_nothing_is_written_before_an_error(serving):
 def test_mixed_devices():
     with pytest.raises(RuntimeError, match="must be on one device, but q is on cpu and cos on"):
         attention(cos=lambda: zeros(4, 32).to("meta"), sin=lambda: zeros(4, 32).to("meta"))()
+
+
+def test_no_gradient_is_lost_in_silence(serving):
+    """Tensors that require grad are refused; autograd knows what an append has written."""
+    caches = torch.zeros(1, 1, 4, 32), torch.zeros(1, 1, 4, 32)
+    length, new = torch.zeros(1, dtype=torch.int32), torch.ones(1, 1, 1, 32)
+    wanted = torch.ones(1, 1, 1, 32, requires_grad=True)
+    for name, tokens in (("kv_append", (wanted, new)), ("kv_append_", (new, wanted))):
+        with pytest.raises(RuntimeError, match=f"^{name}: [kv] requires grad but this op has no"):
+            getattr(OPS, name).default(*tokens, *caches, length)
+    with pytest.raises(RuntimeError, match="^kv_attention: q requires grad but this op has no"):
+        OPS.kv_attention.default(wanted, *caches, length)
+    factor = torch.ones(1, 1, 4, 32, requires_grad=True)
+    product = (factor * caches[0]).sum()
+    OPS.kv_append_.default(new, new, *caches, length)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()

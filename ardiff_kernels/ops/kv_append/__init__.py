@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ... import _autograd
 from ..._kv_checks import check_append
 from ..._library import define
 
@@ -33,6 +34,8 @@ define(
     f"{_OPTIONS}, Tensor(c!)? k_scale=None, Tensor(d!)? v_scale=None) -> ()",
     check=lambda *args, **options: check_append("kv_append_", *args, **options),
 )
+for _op in ("kv_append", "kv_append_"):
+    _autograd.without_gradient(_op, "train with scaled_dot_product_attention, which needs no cache")
 
 
 def kv_append_(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ... import _autograd
 from ..._kv_checks import check_attention
 from ..._library import define
 
@@ -21,6 +22,7 @@ define(
     check=lambda *args, **options: check_attention("kv_attention", *args, **options),
     fake=_fake,
 )
+_autograd.without_gradient("kv_attention", "train with scaled_dot_product_attention")
 
 
 def kv_attention(

@@ -43,6 +43,10 @@ class CausalEncoder(nn.Module):
         return self.norm.weight.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.norm.weight.dtype
+
+    @property
     def rotary(self) -> Rotary:
         return Rotary(self.cos, self.sin)
 
@@ -97,7 +101,7 @@ class CausalEncoder(nn.Module):
         """x with the learned positions added."""
         if self.position is None:
             return x
-        return x + self.position[position.clamp(max=self.config.positions - 1)]
+        return x + self.position[position.clamp(0, self.config.positions - 1)]
 
     def _check_positions(self, tokens: int) -> None:
         if self.config.position != "none" and tokens > self.config.positions:
@@ -141,7 +145,7 @@ class CausalEncoder(nn.Module):
 
         Args, returns, raises: as :meth:`append`, with any T.
         """
-        rows, count = _checked(x, cache, rows, count)
+        rows, count = self._ready(x, cache, rows, count, position)
         if is_batch_invariant():
             out = x.new_zeros(x.shape)
             for i, (row, n) in enumerate(zip(rows, count, strict=True)):
@@ -169,8 +173,6 @@ class CausalEncoder(nn.Module):
                 at = None if position is None else position[:, part]
                 parts.append(self.append(x[:, part], cache, rows, new, at))
             return torch.cat(parts, 1)
-        self._check_positions(max(count) if position is None else 0)
-        cache.reserve(rows, count)
         view = cache.view(rows)
         new = torch.tensor(count, dtype=torch.int32, device=x.device)
         hidden = self._whole(x, position, None, view, new)
@@ -204,16 +206,46 @@ class CausalEncoder(nn.Module):
             ValueError: rows, counts or positions out of range, a row past the cache's capacity.
             MemoryError: no free block.
         """
-        rows, count = _checked(x, cache, rows, count)
-        after = [cache.lengths[row] + n for row, n in zip(rows, count, strict=True)]
-        self._check_positions(max(after, default=0) if position is None else 0)
-        cache.reserve(rows, after)
+        rows, count = self._ready(x, cache, rows, count, position)
         new = torch.tensor(count, dtype=torch.int32, device=x.device)
         if position is not None:
             position = position.to(x.device, torch.int32).contiguous()
         hidden = self.extend(x, cache.view(rows), new, position, causal)
         cache.advance(rows, count)
         return hidden
+
+    def _ready(
+        self,
+        x: Tensor,
+        cache: KVCache,
+        rows: Sequence[int] | None,
+        count: Sequence[int] | None,
+        position: Tensor | None,
+    ) -> tuple[list[int], list[int]]:
+        """Rows and counts that fit x, their blocks reserved; raises before anything changes."""
+        rows, count = _checked(x, cache, rows, count)
+        after = [cache.lengths[row] + n for row, n in zip(rows, count, strict=True)]
+        if position is None:
+            self._check_positions(max(after, default=0))
+        else:
+            self._check_given(position, x, count)
+        cache.reserve(rows, after)
+        return rows, count
+
+    def _check_given(self, position: Tensor, x: Tensor, count: list[int]) -> None:
+        if tuple(position.shape) != tuple(x.shape[:2]) or position.is_floating_point():
+            raise ValueError(
+                f"position must be integers of shape {list(x.shape[:2])}, got "
+                f"{list(position.shape)} of {str(position.dtype)[6:]}"
+            )
+        if self.config.position == "none":
+            return
+        for b, (places, n) in enumerate(zip(position.tolist(), count, strict=True)):
+            wrong = [at for at in places[:n] if not 0 <= at < self.config.positions]
+            if wrong:
+                raise ValueError(
+                    f"position must lie in [0, {self.config.positions}), got {wrong[0]} in row {b}"
+                )
 
     def extend(
         self,

@@ -184,6 +184,7 @@ class KVCache:
             ValueError: more tokens than `capacity`.
             MemoryError: more blocks than are free.
         """
+        self.check_rows(rows)
         plan, wanted = self.plan, []
         for row, count in zip(rows, tokens, strict=True):
             if count > plan.capacity:
@@ -205,6 +206,7 @@ class KVCache:
 
     def view(self, rows: Sequence[int]) -> CacheView:
         """The tensors of `rows`, in this order."""
+        self.check_rows(rows)
         length = torch.tensor([self.lengths[row] for row in rows], dtype=torch.int32)
         table = self._table[list(rows)]
         return CacheView(
@@ -218,7 +220,7 @@ class KVCache:
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Empties rows (all when None) and returns their blocks to the pool."""
-        rows = range(self.plan.rows) if rows is None else rows
+        rows = range(self.plan.rows) if rows is None else list(rows)
         self.check_rows(rows)
         for row in rows:
             self._free.extend(reversed(self._blocks[row]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -56,8 +57,8 @@ class PatchModel(nn.Module):
         self.start = nn.Parameter(torch.randn(block, width) * 0.02)
         self.place = nn.Parameter(torch.randn(places, width) * 0.3) if places else None
         self.null: Tensor | None = None
-        self.low: Tensor | None = None
-        self.high: Tensor | None = None
+        self.register_buffer("low", None, persistent=False)
+        self.register_buffer("high", None, persistent=False)
 
     def tokens(self, last: Tensor, fresh: Tensor, target: Tensor) -> Tensor:
         """The next tokens of some sequences.
@@ -115,7 +116,7 @@ class PatchModel(nn.Module):
 
 
 def patch_model(model: ARModel) -> PatchModel:
-    """An `ARModel`, such as `ardiff.load` returns, over a `CausalEncoder` with its weights.
+    """An `ARModel`, such as `ardiff.load` returns, over a `CausalEncoder`: a copy, for sampling.
 
     Raises:
         ValueError: a head size that the cache does not hold (see `EncoderConfig`).
@@ -129,13 +130,13 @@ def patch_model(model: ARModel) -> PatchModel:
     with torch.device(model.mean.device):
         encoder = CausalEncoder(config)
         made = PatchModel(
-            encoder, model.denoiser, c.patch_dim, path=c.path, prediction=c.prediction,
-            grid=c.grid_options(),
+            encoder, copy.deepcopy(model.denoiser), c.patch_dim, path=c.path,
+            prediction=c.prediction, grid=c.grid_options(),
         )  # fmt: skip
     own = model.context.state_dict()
     encoder.load_state_dict({k: v for k, v in own.items() if not k.startswith(("start", "embed"))})
     made.embed.load_state_dict(model.context.embed.state_dict())
     made.start.data[0] = model.context.start.data
-    made.null = model.null
+    made.null = None if model.null is None else copy.deepcopy(model.null)
     made.low, made.high = (-1 - model.mean) / model.std, (1 - model.mean) / model.std
     return made.eval().requires_grad_(False)

@@ -23,6 +23,7 @@ _RENAMED = {
     "mlp.down": "mlp.down_proj",
 }
 _HEAD_NORMS = {"q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight"}
+MODEL_TYPES = ("qwen2", "qwen3", "llama", "mistral")
 _NOT_LAYERS = ("embed_tokens.weight", "lm_head.weight", "rotary_emb.inv_freq")
 
 
@@ -37,8 +38,13 @@ def encoder_config(
         positions: length of the rotary tables; None for max_position_embeddings.
 
     Raises:
-        ValueError: another activation or rotary scaling, layers with and without a window.
+        ValueError: another type of model, activation or rotary scaling, layers with and without a
+            window.
     """
+    if config.get("model_type", "qwen2") not in MODEL_TYPES:
+        raise ValueError(
+            f"model_type must be one of {', '.join(MODEL_TYPES)}, got {config['model_type']!r}"
+        )
     if config.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act must be silu, got {config['hidden_act']!r}")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -69,10 +75,17 @@ def encoder_config(
 
 
 def _window(config: Mapping[str, Any]) -> int:
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    qwen = str(config.get("model_type", "")).startswith("qwen")
+    used = config.get("use_sliding_window", not qwen)
+    window = config.get("sliding_window") if used else None
     if not window:
         return 0
-    kinds = set(config.get("layer_types") or ["sliding_attention"])
+    depth = config["num_hidden_layers"]
+    whole = min(config.get("max_window_layers", 0 if not qwen else 28), depth) if qwen else 0
+    kinds = set(
+        config.get("layer_types")
+        or ["full_attention"] * whole + ["sliding_attention"] * (depth - whole)
+    )
     if len(kinds) > 1:
         raise ValueError(f"all layers must be of one type, got {', '.join(sorted(kinds))}")
     return window if kinds == {"sliding_attention"} else 0
