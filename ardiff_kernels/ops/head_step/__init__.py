@@ -1,0 +1,95 @@
+"""`head_step`: one evaluation of a diffusion head whose modulations are already known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, ops
+
+from ..._head_checks import FAMILIES, check_head
+from ..._library import define
+
+
+def _fake(
+    x: Tensor, modulation: Tensor, set: int, weights: Sequence[Tensor], *args, ways: int = 1, **rest
+) -> Tensor:
+    return x.new_empty((ways, x.shape[0], weights[-2].shape[0]))
+
+
+define(
+    "head_step(Tensor x, Tensor modulation, SymInt set, Tensor[] weights, Tensor[] scales, *, "
+    "int family, int depth, float eps, int ways=1, bool batch_invariant=False) -> Tensor",
+    check=lambda *args, **options: check_head("head_step", *args, **options),
+    fake=_fake,
+)
+
+
+def head_step(
+    x: Tensor,
+    modulation: Tensor,
+    set: int,
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor] = (),
+    *,
+    family: int | str = "mar",
+    depth: int,
+    eps: float,
+    ways: int = 1,
+    batch_invariant: bool = False,
+) -> Tensor:
+    """What is left of a diffusion head in the sampling loop: input projection, blocks, final layer.
+
+    With h = x W_in + b_in and, for each block, its shift s, scale m (1 + scale, any affine of the
+    norm folded in) and gate g of width w:
+
+    - mar (Li et al. 2024) and pocket: h += g (W2 silu(W1 (n m + s) + b1) + b2), where n is h less
+      its mean over sqrt(var + eps), the variance being that of the w elements;
+    - vibevoice: h += g Wd (silu(Wg y) * (Wu y)), y = n m + s, where n = h / sqrt(mean(h^2) + eps).
+
+    The result is W_out (n m + s) + b_out with the final shift and scale. Sums are float32.
+
+    Each of N patches is evaluated under `ways` conditions (guidance), which share the input
+    projection. Results do not depend on the number of threads.
+
+    Args:
+        x: float32 `[N, d]`, unit stride in d, any row stride.
+        modulation: contiguous float32 or bfloat16 `[S, R, (3 depth + 2) w]`: S sets, of which one
+            is used; R = ways N, row way N + n belonging to patch n, or R = ways: shared by all
+            patches. Columns: s, m, g of each block in turn, then s, m of the final layer.
+        set: which set, in [0, S).
+        weights: matrix, bias of the input `[w, d]`; for each block matrix, bias `[f, w]` and
+            matrix, bias `[w, f]` (vibevoice: gate above up `[2 f, w]`, then down `[w, f]`); of the
+            final layer `[out, w]`. Matrices are contiguous float32, bfloat16 or int8, those of all
+            blocks alike, input and final like them or float32. A bias is float32, `[0]` for none.
+        scales: empty, or with int8 matrices one tensor a matrix in their order: float32, the factor
+            of each row of an int8 matrix, or `[0]` for a matrix that is not int8.
+        family: mar, vibevoice or pocket, or its index.
+        depth: number of blocks.
+        eps: of the norms.
+        ways: 1, 2 or 3 conditions a patch.
+        batch_invariant: the bits of a patch's results depend on no other patch, on N, `ways` or its
+            place. The C++ kernels always compute so.
+
+    Returns:
+        float32 `[ways, N, out]`, contiguous.
+
+    Raises:
+        RuntimeError: a wrong number, shape, dtype, device or stride; a number outside its range.
+        ValueError: an unknown name of a family.
+    """
+    if isinstance(family, str):
+        if family not in FAMILIES:
+            raise ValueError(f"unknown family {family!r}: expected mar, vibevoice or pocket")
+        family = FAMILIES.index(family)
+    return ops.ardiff.head_step.default(
+        x,
+        modulation,
+        set,
+        list(weights),
+        list(scales),
+        family=family,
+        depth=depth,
+        eps=eps,
+        ways=ways,
+        batch_invariant=batch_invariant,
+    )
