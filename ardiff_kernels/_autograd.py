@@ -6,7 +6,7 @@ the same mechanism for them. Inference mode excludes the Autograd key: there not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,14 +91,22 @@ class _Signature:
 
 
 def _requiring_grad(arguments: Mapping[str, Any]) -> list[str]:
-    return [k for k, v in arguments.items() if isinstance(v, Tensor) and v.requires_grad]
+    return [name for name, t in _tensors(arguments) if t.requires_grad]
+
+
+def _tensors(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor with its argument's name, those of tensor lists too."""
+    for name, value in arguments.items():
+        for t in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(t, Tensor):
+                yield name, t
 
 
 def _refuse_tangents(op: str, signature: _Signature, args: tuple, options: dict) -> None:
     if forward_ad._current_level < 0:
         return
-    for name, value in signature.named(args, options).items():
-        if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+    for name, t in _tensors(signature.named(args, options)):
+        if forward_ad.unpack_dual(t).tangent is not None:
             raise RuntimeError(f"{op}: {name} has a tangent, but there is no forward-mode gradient")
 
 

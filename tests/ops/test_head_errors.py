@@ -183,3 +183,16 @@ def test_a_family_by_name():
     assert ops.head_step(*args, family="pocket", depth=1, eps=0.0).shape == (1, 3, 4)
     with pytest.raises(ValueError, match="unknown family 'mer': expected mar, vibevoice or pocket"):
         ops.head_step(*args, family="mer", depth=1, eps=0.0)
+
+
+def test_weights_that_require_grad_are_refused(serving):
+    weights = [zeros(*shape) for shape in SHAPES]
+    weights[2].requires_grad_()
+    args = (zeros(3, 5), zeros(1, 1, 40), 0, weights)
+    options = {"family": "mar", "depth": 1, "eps": 0.0}
+    with pytest.raises(
+        RuntimeError, match="^head_step: weights requires grad but this op has no gr"
+    ):
+        ops.head_step(*args, **options)
+    with torch.no_grad():
+        ops.head_step(*args, **options)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, ops
 
+from ... import _autograd
 from ..._head_checks import FAMILIES, check_head
 from ..._library import define
 
@@ -22,6 +23,7 @@ define(
     check=lambda *args, **options: check_head("head_step", *args, **options),
     fake=_fake,
 )
+_autograd.without_gradient("head_step", "train the module itself")
 
 
 def head_step(
