@@ -1,0 +1,140 @@
+// Argument checks of head_step, shared by the CPU and CUDA libraries. They repeat
+// ardiff_kernels/_head_checks.py in order and wording.
+#pragma once
+
+#include <vector>
+
+#include "checks.h"
+
+namespace ardiff {
+
+constexpr int64_t kVibeVoice = 1;  // index of the family
+
+struct HeadOptions {
+  int64_t family, depth;
+  double eps;
+  int64_t ways;
+};
+
+/// `names` holds what the Args point to.
+struct HeadTensors {
+  Arg x, modulation;
+  std::vector<Arg> weights, scales;
+  std::vector<std::string> names;
+};
+
+inline bool is_weight_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Char;
+}
+
+/// A contiguous matrix of dtype `one` or `other`; `letter` names a number of rows that may be any
+/// from 1, else it is `rows`.
+inline void check_weight(const char* op, const Arg& a, ScalarType one, ScalarType other,
+                         const char* letter, int64_t rows, int64_t columns) {
+  if (a.dim == 2 && (a.dtype == one || a.dtype == other) && a.contiguous() &&
+      (letter ? a.sizes[0] >= 1 : a.sizes[0] == rows) && a.sizes[1] == columns) {
+    return;
+  }
+  const std::string kinds =
+      one == other ? name_of(one) : std::string(name_of(one)) + " or " + name_of(other);
+  const std::string first = letter ? letter : std::to_string(rows);
+  fail(op, ": ", a.name, " must be a contiguous ", kinds, " [", first, ", ", columns, "], ",
+       got(a));
+}
+
+inline void check_bias(const char* op, const Arg& a, int64_t rows) {
+  if (a.dim == 1 && a.dtype == ScalarType::Float && a.contiguous() &&
+      (a.sizes[0] == rows || a.sizes[0] == 0)) {
+    return;
+  }
+  fail(op, ": ", a.name, " must be a contiguous float32 [", rows, "], or [0] for none, ", got(a));
+}
+
+/// Returns the width.
+inline int64_t check_weights(const char* op, const HeadTensors& t, const HeadOptions& o) {
+  const std::vector<Arg>& w = t.weights;
+  const size_t count = static_cast<size_t>(4 * o.depth + 4);
+  if (w.size() != count) {
+    fail(op, ": weights must hold ", count, " tensors at depth ", o.depth,
+         " (a matrix and its bias for the input, twice a block, and for the final layer), got ",
+         w.size());
+  }
+  const ScalarType kind = w[2].dtype;
+  if (!is_weight_dtype(kind)) {
+    fail(op, ": weights[2] must be float32, bfloat16 or int8, got ", name_of(kind));
+  }
+  check_weight(op, w[0], ScalarType::Float, kind, "w", 0, t.x.sizes[1]);
+  const int64_t width = w[0].sizes[0];
+  check_bias(op, w[1], width);
+  for (size_t i = 2; i + 2 < count; i += 4) {
+    check_weight(op, w[i], kind, kind, "f", 0, width);
+    int64_t inner = w[i].sizes[0];
+    check_bias(op, w[i + 1], inner);
+    if (o.family == kVibeVoice) {
+      if (inner % 2) {
+        fail(op, ": ", w[i].name, " must hold gate and up, an even number of rows, got ",
+             shape_of(w[i]));
+      }
+      inner /= 2;
+    }
+    check_weight(op, w[i + 2], kind, kind, nullptr, width, inner);
+    check_bias(op, w[i + 3], width);
+  }
+  check_weight(op, w[count - 2], ScalarType::Float, kind, "out", 0, width);
+  check_bias(op, w[count - 1], w[count - 2].sizes[0]);
+  return width;
+}
+
+inline void check_scales(const char* op, const HeadTensors& t) {
+  size_t count = 0;
+  for (size_t i = 0; i < t.weights.size(); i += 2) {
+    if (t.weights[i].dtype == ScalarType::Char) count = t.weights.size() / 2;
+  }
+  if (t.scales.size() != count) {
+    fail(op, ": scales must hold ", count,
+         " tensors (with int8 matrices one a matrix, else none), got ", t.scales.size());
+  }
+  for (size_t i = 0; i < count; ++i) {
+    const Arg &matrix = t.weights[2 * i], &scale = t.scales[i];
+    check_vector(op, scale, ScalarType::Float,
+                 matrix.dtype == ScalarType::Char ? matrix.sizes[0] : 0);
+  }
+}
+
+inline void check_head_placement(const char* op, const HeadTensors& t) {
+  check_placement(op, {&t.x, &t.modulation}, {});
+  for (const std::vector<Arg>* list : {&t.weights, &t.scales}) {
+    for (const Arg& a : *list) check_placement(op, {&t.x, &a}, {});
+  }
+}
+
+inline void check_head_step(const char* op, const HeadTensors& t, int64_t set,
+                            const HeadOptions& o) {
+  const Arg &x = t.x, &m = t.modulation;
+  if (x.dim != 2) fail(op, ": x must be [N, d], got ", x.dim, " dimensions");
+  if (x.dtype != ScalarType::Float) fail(op, ": x must be float32, got ", name_of(x.dtype));
+  if (x.sizes[1] < 1) fail(op, ": x must have at least 1 element a row, got ", shape_of(x));
+  if (o.family < 0 || o.family > 2) {
+    fail(op, ": family must be 0 (mar), 1 (vibevoice) or 2 (pocket), got ", o.family);
+  }
+  if (o.depth < 1) fail(op, ": depth must be at least 1, got ", o.depth);
+  if (o.ways < 1 || o.ways > 3) fail(op, ": ways must be 1, 2 or 3, got ", o.ways);
+  if (!(o.eps >= 0)) fail(op, ": eps must be at least 0, got ", python_float(o.eps));
+  const int64_t columns = (3 * o.depth + 2) * check_weights(op, t, o);
+  check_scales(op, t);
+  const int64_t rows = o.ways * x.sizes[0];
+  if (m.dim != 3 || (m.dtype != ScalarType::Float && m.dtype != ScalarType::BFloat16) ||
+      m.sizes[0] < 1 || m.sizes[2] != columns || !m.contiguous() ||
+      (m.sizes[1] != o.ways && m.sizes[1] != rows)) {
+    std::string either = std::to_string(o.ways);
+    if (x.sizes[0] != 1) either += " or " + std::to_string(rows);
+    fail(op, ": modulation must be a contiguous float32 or bfloat16 [S, ", either, ", ", columns,
+         "] with S >= 1, ", got(m));
+  }
+  if (set < 0 || set >= m.sizes[0]) {
+    fail(op, ": set must lie in [0, ", m.sizes[0], "), got ", set);
+  }
+  check_head_placement(op, t);
+}
+
+}  // namespace ardiff

@@ -1,0 +1,54 @@
+// What the torch side hands to the kernel of head_step: plain data.
+#pragma once
+
+#include <cstdint>
+
+namespace ardiff {
+
+enum class WeightType { float32, bfloat16, int8 };
+
+/// A layer: rows x columns, contiguous. Absent bias and scale are null.
+struct HeadMatrix {
+  const void* data;
+  const float *bias, *scale;
+  int64_t rows, columns;
+  WeightType type;
+};
+
+enum class HeadPart { input, norm, inner, outer, last };
+
+/// A part of the step that threads share: tickets [begin, next phase's begin), each `share` rows of
+/// the batch (norm) or of the matrix. All of a phase is done before the next begins.
+struct HeadPhase {
+  HeadPart part;
+  int64_t block;  // norm: of the final layer, depth
+  int64_t begin, share;
+};
+
+/// Tickets taken and done, on cache lines of their own.
+struct HeadTickets {
+  alignas(64) int64_t taken;
+  alignas(64) int64_t done;
+};
+
+struct HeadStepArgs {
+  int64_t N, ways, R;  // R = ways N rows, way-major
+  int64_t width, depth;
+  bool rms_norm;  // else LayerNorm
+  bool gated;     // SwiGLU, else SiLU
+  float eps;
+  const HeadMatrix* matrix;  // [2 depth + 2]
+  const void* modulation;    // [modulation_rows, (3 depth + 2) width]
+  bool modulation_bfloat16;
+  int64_t modulation_rows;
+  // Activations, the elements from the last column to the next multiple of 8 zero. y holds a norm's
+  // result, then the sums of the layer that leads out of a block. The upper halves of a gated
+  // layer's rows lie `half` elements on.
+  float *x, *h, *y, *u, *out;
+  int64_t x_stride, stride, u_stride, out_stride, half;
+  const HeadPhase* phase;  // [phases + 1], the last one only to end the tickets
+  int64_t phases;
+  HeadTickets* tickets;
+};
+
+}  // namespace ardiff

@@ -1,0 +1,240 @@
+// Products of a few rows with a large matrix of float32, bfloat16 or int8 weights. Each sum has
+// eight parts, of the columns that are alike modulo 8, in ascending order, whatever the number of
+// rows, the tile or the instruction set: a row's bits depend on nothing but the row.
+#pragma once
+
+#include <type_traits>
+
+#include "head_args.h"
+#include "kv_lanes.h"
+
+namespace ARDIFF_NS {
+
+constexpr int kParts = 8;      // of a sum
+constexpr int kTileOut = 4;    // rows of the matrix in a tile
+constexpr int kTileRows = 3;   // rows of the batch in a tile
+constexpr int kFewRows = 8;    // up to which the matrix is read as it streams by
+constexpr int kRowBlock = 64;  // rows whose activations stay in the second-level cache
+constexpr int kBlock = 512;    // columns whose weights stay in the first-level cache
+
+#if ARDIFF_LANES == 1
+
+struct Parts {
+  float v[kParts];
+};
+template <class T>
+ARDIFF_INLINE Parts load_parts(const T* p) {
+  Parts x;
+  for (int i = 0; i < kParts; ++i) x.v[i] = to_float(p[i]);
+  return x;
+}
+ARDIFF_INLINE void store_parts(float* p, const Parts& x) { std::memcpy(p, x.v, sizeof x.v); }
+ARDIFF_INLINE void multiply_add(const Parts& a, const Parts& b, Parts& c) {
+  for (int i = 0; i < kParts; ++i) c.v[i] = fma(a.v[i], b.v[i], c.v[i]);
+}
+ARDIFF_INLINE void fetch(const void*) {}
+
+#else
+
+using Parts = VFloat;
+template <class T>
+ARDIFF_INLINE Parts load_parts(const T* p) {
+  return widen<T>(p, kParts);
+}
+ARDIFF_INLINE void store_parts(float* p, Parts x) { store(p, x); }
+ARDIFF_INLINE void multiply_add(Parts a, Parts b, Parts& c) { c = fma(a, b, c); }
+ARDIFF_INLINE void fetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
+
+#endif
+
+ARDIFF_INLINE Parts zero_parts() {
+  const float zero[kParts] = {};
+  return load_parts(zero);
+}
+/// Elements [0, n), n < kParts, then zeros.
+template <class T>
+ARDIFF_INLINE Parts load_some(const T* p, int64_t n) {
+  float x[kParts] = {};
+  for (int64_t i = 0; i < n; ++i) x[i] = to_float(p[i]);
+  return load_parts(x);
+}
+ARDIFF_INLINE float total(const Parts& parts) {
+  float v[kParts];
+  store_parts(v, parts);
+  return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+}
+
+/// Totals of one row's sums with kOut rows of the matrix.
+template <int kOut>
+ARDIFF_INLINE void store_totals(const Parts (&sum)[kOut], float* out) {
+#if ARDIFF_LANES > 1
+  if constexpr (kOut == 4) {
+    const __m256 low = _mm256_hadd_ps((__m256)sum[0].v, (__m256)sum[1].v);
+    const __m256 high = _mm256_hadd_ps((__m256)sum[2].v, (__m256)sum[3].v);
+    const __m256 all = _mm256_hadd_ps(low, high);
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+    return;
+  }
+#endif
+  for (int o = 0; o < kOut; ++o) out[o] = total(sum[o]);
+}
+
+/// Adds columns [from, to), a multiple of kParts; fetches what lies `ahead` elements on.
+template <int kOut, int kRows, bool kFetch, class T>
+ARDIFF_INLINE void add_columns(const T* w, int64_t w_stride, const float* x, int64_t x_stride,
+                               int64_t from, int64_t to, int64_t ahead,
+                               Parts (&sum)[kRows][kOut]) {
+  for (int64_t k = from; k < to; k += kParts) {
+    Parts row[kRows];
+    for (int n = 0; n < kRows; ++n) row[n] = load_parts(x + n * x_stride + k);
+    for (int o = 0; o < kOut; ++o) {
+      const T* at = w + o * w_stride + k;
+      if (kFetch) fetch(at + ahead);
+      const Parts weight = load_parts(at);
+      for (int n = 0; n < kRows; ++n) multiply_add(weight, row[n], sum[n][o]);
+    }
+  }
+}
+
+/// The columns behind the last whole vector; x is zero from there on.
+template <int kOut, int kRows, class T>
+ARDIFF_INLINE void add_rest(const T* w, int64_t w_stride, const float* x, int64_t x_stride,
+                            int64_t whole, int64_t columns, Parts (&sum)[kRows][kOut]) {
+  if (whole == columns) return;
+  for (int o = 0; o < kOut; ++o) {
+    const Parts weight = load_some(w + o * w_stride + whole, columns - whole);
+    for (int n = 0; n < kRows; ++n) {
+      multiply_add(weight, load_parts(x + n * x_stride + whole), sum[n][o]);
+    }
+  }
+}
+
+/// A number as a type.
+template <int kNumber>
+struct Number {
+  constexpr operator int() const { return kNumber; }
+};
+
+/// Calls f(width, n) for groups of 3, 2 or 1 of the rows [0, rows).
+template <class Function>
+ARDIFF_INLINE void for_each_group(int64_t rows, Function f) {
+  int64_t n = 0;
+  for (; rows - n >= kTileRows && rows - n != 4; n += kTileRows) f(Number<kTileRows>(), n);
+  for (; rows - n >= 2; n += 2) f(Number<2>(), n);
+  if (n < rows) f(Number<1>(), n);
+}
+
+/// All columns of kOut rows of the matrix with a few rows of the batch; the first group of these
+/// reads the matrix from memory, the others from the caches.
+template <int kOut, class T>
+inline void stream_rows(const T* w, int64_t columns, const float* x, int64_t x_stride, int64_t rows,
+                        float* out, int64_t out_stride) {
+  constexpr int64_t kAhead = 4096 / sizeof(T);
+  const int64_t whole = columns / kParts * kParts, ahead = smaller(kAhead / kParts * kParts, whole);
+  for_each_group(rows, [&](auto width, int64_t n) {
+    constexpr int kRows = decltype(width)();
+    Parts sum[kRows][kOut];
+    for (auto& row : sum) {
+      for (Parts& part : row) part = zero_parts();
+    }
+    const float* from = x + n * x_stride;
+    if (n == 0) {
+      // At the end of a row comes the beginning of the row that is read after this group.
+      add_columns<kOut, kRows, true>(w, columns, from, x_stride, 0, whole - ahead, ahead, sum);
+      add_columns<kOut, kRows, true>(w, columns, from, x_stride, whole - ahead, whole,
+                                     kOut * columns - (whole - ahead), sum);
+    } else {
+      add_columns<kOut, kRows, false>(w, columns, from, x_stride, 0, whole, 0, sum);
+    }
+    add_rest<kOut, kRows>(w, columns, from, x_stride, whole, columns, sum);
+    for (int i = 0; i < kRows; ++i) store_totals(sum[i], out + (n + i) * out_stride);
+  });
+}
+
+ARDIFF_INLINE const float* widen_block(const float* w, int64_t, int64_t, int, float*) { return w; }
+/// Columns [0, n) of kOut rows as float32 `[kOut, kBlock]`.
+template <class T>
+ARDIFF_INLINE const float* widen_block(const T* w, int64_t columns, int64_t n, int out,
+                                       float* block) {
+  for (int o = 0; o < out; ++o) {
+    for (int64_t k = 0; k < n; k += kParts) {
+      store_parts(block + o * kBlock + k, load_parts(w + o * columns + k));
+    }
+  }
+  return block;
+}
+
+/// The same for many rows, at most kRowBlock: block after block of columns.
+template <int kOut, class T>
+inline void block_rows(const T* w, int64_t columns, const float* x, int64_t x_stride, int64_t rows,
+                       float* out, int64_t out_stride) {
+  alignas(64) float sums[kRowBlock][kOut][kParts], wide[kOut * kBlock];
+  const int64_t whole = columns / kParts * kParts;
+  const int64_t stride = std::is_same_v<T, float> ? columns : kBlock;
+  int64_t k = 0;
+  do {
+    const int64_t n_columns = smaller(kBlock, whole - k);
+    const bool first = k == 0, last = k + n_columns == whole;
+    const float* block = widen_block(w + k, columns, n_columns, kOut, wide);
+    for_each_group(rows, [&](auto width, int64_t n) {
+      constexpr int kRows = decltype(width)();
+      Parts sum[kRows][kOut];
+      for (int i = 0; i < kRows; ++i) {
+        for (int o = 0; o < kOut; ++o) {
+          sum[i][o] = first ? zero_parts() : load_parts(sums[n + i][o]);
+        }
+      }
+      add_columns<kOut, kRows, false>(block, stride, x + n * x_stride + k, x_stride, 0, n_columns,
+                                      0, sum);
+      if (last) {
+        add_rest<kOut, kRows>(w, columns, x + n * x_stride, x_stride, whole, columns, sum);
+        for (int i = 0; i < kRows; ++i) store_totals(sum[i], out + (n + i) * out_stride);
+        return;
+      }
+      for (int i = 0; i < kRows; ++i) {
+        for (int o = 0; o < kOut; ++o) store_parts(sums[n + i][o], sum[i][o]);
+      }
+    });
+    k += n_columns;
+  } while (k < whole);
+}
+
+template <class T>
+inline void products_of(const HeadMatrix& m, int64_t begin, int64_t end, const float* x,
+                        int64_t x_stride, int64_t rows, float* out, int64_t out_stride) {
+  const T* w = static_cast<const T*>(m.data);
+  const int64_t K = m.columns, fours = begin + (end - begin) / kTileOut * kTileOut;
+  const int64_t step = rows <= kFewRows ? rows : kRowBlock;
+  for (int64_t n = 0; n < rows; n += step) {
+    const int64_t some = smaller(step, rows - n);
+    const float* from = x + n * x_stride;
+    float* to = out + n * out_stride;
+    for (int64_t o = begin; o < end; o += o < fours ? kTileOut : 1) {
+      const T* at = w + o * K;
+      if (rows <= kFewRows) {
+        if (o < fours) {
+          stream_rows<kTileOut>(at, K, from, x_stride, some, to + o, out_stride);
+        } else {
+          stream_rows<1>(at, K, from, x_stride, some, to + o, out_stride);
+        }
+      } else if (o < fours) {
+        block_rows<kTileOut>(at, K, from, x_stride, some, to + o, out_stride);
+      } else {
+        block_rows<1>(at, K, from, x_stride, some, to + o, out_stride);
+      }
+    }
+  }
+}
+
+/// out[n, o] = x[n] . matrix[o] for o in [begin, end), without scale and bias.
+inline void products(const HeadMatrix& m, int64_t begin, int64_t end, const float* x,
+                     int64_t x_stride, int64_t rows, float* out, int64_t out_stride) {
+  auto run = m.type == WeightType::float32    ? products_of<float>
+             : m.type == WeightType::bfloat16 ? products_of<BFloat16>
+                                              : products_of<Int8>;
+  run(m, begin, end, x, x_stride, rows, out, out_stride);
+}
+
+}  // namespace ARDIFF_NS

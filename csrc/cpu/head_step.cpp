@@ -1,0 +1,88 @@
+// head_step on the CPU: checks, registration and launch; the kernel is kernels/head_step.cpp.
+#include <torch/csrc/stable/library.h>
+
+#include "../common/head_checks.h"
+#include "head_launch.h"
+#include "isa.h"
+
+ARDIFF_DECLARE_KERNEL(head_step_shares, HeadStepArgs)
+
+namespace ardiff {
+namespace {
+
+std::vector<Arg> list_of_args(const std::string& name, const std::vector<Tensor>& tensors,
+                              std::vector<std::string>& names) {
+  std::vector<Arg> args;
+  args.reserve(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    names.push_back(name + "[" + std::to_string(i) + "]");
+    args.emplace_back(names.back().c_str(), tensors[i]);
+  }
+  return args;
+}
+
+const float* floats_of(const Arg& a) {
+  return a.sizes[0] ? static_cast<const float*>(a.tensor->const_data_ptr()) : nullptr;
+}
+
+std::vector<HeadMatrix> matrices_of(const HeadTensors& t) {
+  std::vector<HeadMatrix> found;
+  for (size_t i = 0; i < t.weights.size(); i += 2) {
+    const Arg& m = t.weights[i];
+    const WeightType type = m.dtype == ScalarType::Float      ? WeightType::float32
+                            : m.dtype == ScalarType::BFloat16 ? WeightType::bfloat16
+                                                              : WeightType::int8;
+    found.push_back({m.tensor->const_data_ptr(), floats_of(t.weights[i + 1]),
+                     t.scales.empty() ? nullptr : floats_of(t.scales[i / 2]), m.sizes[0],
+                     m.sizes[1], type});
+  }
+  return found;
+}
+
+Tensor head_step(Tensor x, Tensor modulation, int64_t set, std::vector<Tensor> weights,
+                 std::vector<Tensor> scales, int64_t family, int64_t depth, double eps,
+                 int64_t ways, bool) {
+  HeadTensors t;
+  t.names.reserve(weights.size() + scales.size());
+  t.x = Arg("x", x);
+  t.modulation = Arg("modulation", modulation);
+  t.weights = list_of_args("weights", weights, t.names);
+  t.scales = list_of_args("scales", scales, t.names);
+  check_head_step("head_step", t, set, {family, depth, eps, ways});
+  const std::vector<HeadMatrix> matrices = matrices_of(t);
+
+  const int64_t N = t.x.sizes[0], out = matrices.back().rows;
+  const int64_t sizes[] = {ways, N, out}, strides[] = {N * out, out, 1};
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(3, sizes, strides, aoti_torch_dtype_float32(), t.x.device_type,
+                               t.x.device_index, &handle));
+  Tensor result(handle);
+  if (N == 0) return result;
+
+  HeadStepArgs a{};
+  a.N = N;
+  a.ways = ways;
+  a.R = ways * N;
+  a.width = matrices[0].rows;
+  a.depth = depth;
+  a.rms_norm = a.gated = family == kVibeVoice;
+  a.eps = static_cast<float>(eps);
+  a.matrix = matrices.data();
+  a.modulation_bfloat16 = t.modulation.dtype == ScalarType::BFloat16;
+  a.modulation_rows = t.modulation.sizes[1];
+  a.modulation = static_cast<const char*>(t.modulation.tensor->const_data_ptr()) +
+                 set * a.modulation_rows * t.modulation.sizes[2] * (a.modulation_bfloat16 ? 2 : 4);
+  a.out = static_cast<float*>(result.mutable_data_ptr());
+  a.out_stride = out;
+  // Kept from call to call: fresh pages cost more than a step of one row.
+  static thread_local std::vector<float> memory;
+  fill_activations(a, static_cast<const float*>(x.const_data_ptr()), t.x.row_stride(), memory);
+  run_head(head_step_shares(), a, torch::stable::get_num_threads());
+  return result;
+}
+
+}  // namespace
+}  // namespace ardiff
+
+STABLE_TORCH_LIBRARY_IMPL(ardiff, CPU, m) { m.impl("head_step", TORCH_BOX(&ardiff::head_step)); }
