@@ -146,7 +146,8 @@ def _loop(
 
     def call(row: int, x: Tensor) -> Tensor:
         held, place = sets.at(row)
-        return ops.head_step(x.float(), held, place, packed.weights, packed.scales, **options)
+        x = x if x.dtype == torch.float32 else x.float()
+        return ops.head_step(x, held, place, packed.weights, packed.scales, **options)
 
     return call
 
