@@ -52,7 +52,8 @@ inline std::vector<HeadPhase> phases_of(const HeadStepArgs& a, int64_t threads) 
   const auto add = [&](HeadPart part, int64_t block, int64_t rows, int64_t work_of_row) {
     int64_t share = rows;
     if (threads > 1) {
-      share = rounded_up((rows + kSharesPerThread * threads - 1) / (kSharesPerThread * threads), 16);
+      share =
+          rounded_up((rows + kSharesPerThread * threads - 1) / (kSharesPerThread * threads), 16);
       share = std::max(share, rounded_up(kLeastWork / work_of_row, 16));
       if (part == HeadPart::norm) share = std::max<int64_t>(1, kLeastWork / 2 / work_of_row);
     }
@@ -88,8 +89,7 @@ inline void run_head(void (*kernel)(const HeadStepArgs&, int64_t, int64_t), Head
   a.phases = static_cast<int64_t>(phases.size()) - 1;
   a.tickets = &tickets;
   if (threads == 1) return kernel(a, 0, 1);
-  torch::stable::parallel_for(0, threads, 1,
-                              [&](int64_t, int64_t) { kernel(a, 0, 1); });
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) { kernel(a, 0, 1); });
 }
 
 }  // namespace ardiff

@@ -3,8 +3,6 @@
 // rows, the tile or the instruction set: a row's bits depend on nothing but the row.
 #pragma once
 
-#include <type_traits>
-
 #include "head_args.h"
 #include "kv_lanes.h"
 
@@ -43,9 +41,7 @@ ARDIFF_INLINE Parts load_parts(const T* p) {
 }
 ARDIFF_INLINE void store_parts(float* p, Parts x) { store(p, x); }
 ARDIFF_INLINE void multiply_add(Parts a, Parts b, Parts& c) { c = fma(a, b, c); }
-ARDIFF_INLINE void fetch(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
-}
+ARDIFF_INLINE void fetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 #endif
 
@@ -69,33 +65,49 @@ ARDIFF_INLINE float total(const Parts& parts) {
 /// Totals of one row's sums with kOut rows of the matrix.
 template <int kOut>
 ARDIFF_INLINE void store_totals(const Parts (&sum)[kOut], float* out) {
+  int o = 0;
 #if ARDIFF_LANES > 1
-  if constexpr (kOut == 4) {
-    const __m256 low = _mm256_hadd_ps((__m256)sum[0].v, (__m256)sum[1].v);
-    const __m256 high = _mm256_hadd_ps((__m256)sum[2].v, (__m256)sum[3].v);
+  for (; o + 4 <= kOut; o += 4) {
+    const __m256 low = _mm256_hadd_ps((__m256)sum[o].v, (__m256)sum[o + 1].v);
+    const __m256 high = _mm256_hadd_ps((__m256)sum[o + 2].v, (__m256)sum[o + 3].v);
     const __m256 all = _mm256_hadd_ps(low, high);
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
-    return;
+    _mm_storeu_ps(out + o, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
   }
 #endif
-  for (int o = 0; o < kOut; ++o) out[o] = total(sum[o]);
+  for (; o < kOut; ++o) out[o] = total(sum[o]);
 }
 
-/// Adds columns [from, to), a multiple of kParts; fetches what lies `ahead` elements on.
-template <int kOut, int kRows, bool kFetch, class T>
-ARDIFF_INLINE void add_columns(const T* w, int64_t w_stride, const float* x, int64_t x_stride,
-                               int64_t from, int64_t to, int64_t ahead,
-                               Parts (&sum)[kRows][kOut]) {
-  for (int64_t k = from; k < to; k += kParts) {
-    Parts row[kRows];
-    for (int n = 0; n < kRows; ++n) row[n] = load_parts(x + n * x_stride + k);
-    for (int o = 0; o < kOut; ++o) {
-      const T* at = w + o * w_stride + k;
-      if (kFetch) fetch(at + ahead);
-      const Parts weight = load_parts(at);
-      for (int n = 0; n < kRows; ++n) multiply_add(weight, row[n], sum[n][o]);
-    }
+/// Adds columns [k, k + kParts).
+template <int kOut, int kRows, class T>
+ARDIFF_INLINE void add_vector(const T* w, int64_t w_stride, const float* x, int64_t x_stride,
+                              int64_t k, Parts (&sum)[kRows][kOut]) {
+  Parts row[kRows];
+  for (int n = 0; n < kRows; ++n) row[n] = load_parts(x + n * x_stride + k);
+  for (int o = 0; o < kOut; ++o) {
+    const Parts weight = load_parts(w + o * w_stride + k);
+    for (int n = 0; n < kRows; ++n) multiply_add(weight, row[n], sum[n][o]);
   }
+}
+
+/// Adds columns [from, to), a multiple of kParts.
+template <int kOut, int kRows, class T>
+ARDIFF_INLINE void add_columns(const T* w, int64_t w_stride, const float* x, int64_t x_stride,
+                               int64_t from, int64_t to, Parts (&sum)[kRows][kOut]) {
+  for (int64_t k = from; k < to; k += kParts) add_vector(w, w_stride, x, x_stride, k, sum);
+}
+
+/// The same while it fetches what lies `ahead` elements on.
+template <int kOut, int kRows, class T>
+ARDIFF_INLINE void stream_columns(const T* w, int64_t w_stride, const float* x, int64_t x_stride,
+                                  int64_t from, int64_t to, int64_t ahead,
+                                  Parts (&sum)[kRows][kOut]) {
+  constexpr int kLine = 64 / sizeof(T);
+  int64_t k = from;
+  for (; k + kLine <= to; k += kLine) {
+    for (int o = 0; o < kOut; ++o) fetch(w + o * w_stride + k + ahead);
+    for (int i = 0; i < kLine; i += kParts) add_vector(w, w_stride, x, x_stride, k + i, sum);
+  }
+  add_columns(w, w_stride, x, x_stride, k, to, sum);
 }
 
 /// The columns behind the last whole vector; x is zero from there on.
@@ -142,28 +154,27 @@ inline void stream_rows(const T* w, int64_t columns, const float* x, int64_t x_s
     const float* from = x + n * x_stride;
     if (n == 0) {
       // At the end of a row comes the beginning of the row that is read after this group.
-      add_columns<kOut, kRows, true>(w, columns, from, x_stride, 0, whole - ahead, ahead, sum);
-      add_columns<kOut, kRows, true>(w, columns, from, x_stride, whole - ahead, whole,
-                                     kOut * columns - (whole - ahead), sum);
+      stream_columns(w, columns, from, x_stride, 0, whole - ahead, ahead, sum);
+      stream_columns(w, columns, from, x_stride, whole - ahead, whole,
+                     kOut * columns - (whole - ahead), sum);
     } else {
-      add_columns<kOut, kRows, false>(w, columns, from, x_stride, 0, whole, 0, sum);
+      add_columns(w, columns, from, x_stride, 0, whole, sum);
     }
-    add_rest<kOut, kRows>(w, columns, from, x_stride, whole, columns, sum);
+    add_rest(w, columns, from, x_stride, whole, columns, sum);
     for (int i = 0; i < kRows; ++i) store_totals(sum[i], out + (n + i) * out_stride);
   });
 }
 
-ARDIFF_INLINE const float* widen_block(const float* w, int64_t, int64_t, int, float*) { return w; }
-/// Columns [0, n) of kOut rows as float32 `[kOut, kBlock]`.
-template <class T>
-ARDIFF_INLINE const float* widen_block(const T* w, int64_t columns, int64_t n, int out,
-                                       float* block) {
-  for (int o = 0; o < out; ++o) {
+/// Columns [0, n) of kOut rows as float32 `[kOut, kBlock]`; fetches those of the next kOut rows.
+template <int kOut, class T>
+ARDIFF_INLINE void widen_block(const T* w, int64_t columns, int64_t n, float* block) {
+  for (int o = 0; o < kOut; ++o) {
+    const T* row = w + o * columns;
     for (int64_t k = 0; k < n; k += kParts) {
-      store_parts(block + o * kBlock + k, load_parts(w + o * columns + k));
+      fetch(row + kOut * columns + k);
+      store_parts(block + o * kBlock + k, load_parts(row + k));
     }
   }
-  return block;
 }
 
 /// The same for many rows, at most kRowBlock: block after block of columns.
@@ -172,12 +183,11 @@ inline void block_rows(const T* w, int64_t columns, const float* x, int64_t x_st
                        float* out, int64_t out_stride) {
   alignas(64) float sums[kRowBlock][kOut][kParts], wide[kOut * kBlock];
   const int64_t whole = columns / kParts * kParts;
-  const int64_t stride = std::is_same_v<T, float> ? columns : kBlock;
   int64_t k = 0;
   do {
     const int64_t n_columns = smaller(kBlock, whole - k);
     const bool first = k == 0, last = k + n_columns == whole;
-    const float* block = widen_block(w + k, columns, n_columns, kOut, wide);
+    widen_block<kOut>(w + k, columns, n_columns, wide);
     for_each_group(rows, [&](auto width, int64_t n) {
       constexpr int kRows = decltype(width)();
       Parts sum[kRows][kOut];
@@ -186,10 +196,9 @@ inline void block_rows(const T* w, int64_t columns, const float* x, int64_t x_st
           sum[i][o] = first ? zero_parts() : load_parts(sums[n + i][o]);
         }
       }
-      add_columns<kOut, kRows, false>(block, stride, x + n * x_stride + k, x_stride, 0, n_columns,
-                                      0, sum);
+      add_columns(wide, kBlock, x + n * x_stride + k, x_stride, 0, n_columns, sum);
       if (last) {
-        add_rest<kOut, kRows>(w, columns, x + n * x_stride, x_stride, whole, columns, sum);
+        add_rest(w, columns, x + n * x_stride, x_stride, whole, columns, sum);
         for (int i = 0; i < kRows; ++i) store_totals(sum[i], out + (n + i) * out_stride);
         return;
       }
@@ -201,30 +210,30 @@ inline void block_rows(const T* w, int64_t columns, const float* x, int64_t x_st
   } while (k < whole);
 }
 
+/// kOut rows of the matrix at a time, one at a time for the rest.
+template <int kOut, class Function>
+ARDIFF_INLINE void for_each_out(int64_t begin, int64_t end, Function f) {
+  int64_t o = begin;
+  for (; o + kOut <= end; o += kOut) f(Number<kOut>(), o);
+  for (; o < end; ++o) f(Number<1>(), o);
+}
+
 template <class T>
 inline void products_of(const HeadMatrix& m, int64_t begin, int64_t end, const float* x,
                         int64_t x_stride, int64_t rows, float* out, int64_t out_stride) {
   const T* w = static_cast<const T*>(m.data);
-  const int64_t K = m.columns, fours = begin + (end - begin) / kTileOut * kTileOut;
-  const int64_t step = rows <= kFewRows ? rows : kRowBlock;
-  for (int64_t n = 0; n < rows; n += step) {
-    const int64_t some = smaller(step, rows - n);
-    const float* from = x + n * x_stride;
-    float* to = out + n * out_stride;
-    for (int64_t o = begin; o < end; o += o < fours ? kTileOut : 1) {
-      const T* at = w + o * K;
-      if (rows <= kFewRows) {
-        if (o < fours) {
-          stream_rows<kTileOut>(at, K, from, x_stride, some, to + o, out_stride);
-        } else {
-          stream_rows<1>(at, K, from, x_stride, some, to + o, out_stride);
-        }
-      } else if (o < fours) {
-        block_rows<kTileOut>(at, K, from, x_stride, some, to + o, out_stride);
-      } else {
-        block_rows<1>(at, K, from, x_stride, some, to + o, out_stride);
-      }
-    }
+  const int64_t K = m.columns;
+  const auto stream = [&](auto width, int64_t o) {
+    stream_rows<decltype(width){}>(w + o * K, K, x, x_stride, rows, out + o, out_stride);
+  };
+  if (rows == 1) return for_each_out<2 * kTileOut>(begin, end, stream);
+  if (rows <= kFewRows) return for_each_out<kTileOut>(begin, end, stream);
+  for (int64_t n = 0; n < rows; n += kRowBlock) {
+    for_each_out<kTileOut>(begin, end, [&](auto width, int64_t o) {
+      block_rows<decltype(width){}>(w + o * K, K, x + n * x_stride, x_stride,
+                                    smaller(kRowBlock, rows - n), out + n * out_stride + o,
+                                    out_stride);
+    });
   }
 }
 

@@ -54,9 +54,8 @@ Tensor head_step(Tensor x, Tensor modulation, int64_t set, std::vector<Tensor> w
   const int64_t N = t.x.sizes[0], out = matrices.back().rows;
   const int64_t sizes[] = {ways, N, out}, strides[] = {N * out, out, 1};
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(3, sizes, strides, aoti_torch_dtype_float32(), t.x.device_type,
-                               t.x.device_index, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      3, sizes, strides, aoti_torch_dtype_float32(), t.x.device_type, t.x.device_index, &handle));
   Tensor result(handle);
   if (N == 0) return result;
 
