@@ -6,55 +6,33 @@ import logging
 
 import pytest
 import torch
-from head_cases import CONTEXT, KINDS, head_of, relative_rms, rows, table_of
-from torch.utils._python_dispatch import TorchDispatchMode
+from head_cases import (
+    CONTEXT,
+    KEY,
+    KINDS,
+    Plain,
+    guided,
+    head_of,
+    plain_token,
+    relative_rms,
+    rows,
+    streams,
+    table_of,
+)
 
 import ardiff
 from ardiff import denoise
 from ardiff.denoise import FusedHead, denoise_token, fused
-from ardiff.head_weights import pack, quantize
-from ardiff.hoisting import Modulations
 from ardiff.models.head import DiffusionHead, EDMHead
 from ardiff.run import initial_state, run
 from ardiff.schedule import RaggedTable
-
-KEY = torch.tensor([7])
-
-
-def streams(n: int, first: int = 0) -> torch.Tensor:
-    return torch.arange(first, first + n) * 2**20
-
-
-class Plain:
-    """A head that run knows nothing of: called with levels, in float32 or in another dtype."""
-
-    def __init__(self, head, dtype=None) -> None:
-        self.head, self.dtype = head, dtype
-
-    def __call__(self, x, level, c):
-        x = x if self.dtype is None else x.to(self.dtype)
-        c = c if self.dtype is None else c.to(self.dtype)
-        return self.head(x, level, c).float()
-
-
-def plain_token(head, context, table, stream, **modifiers):
-    x = initial_state(table, KEY, stream, 6)
-    return run(table, head, x, key=KEY, stream=stream, condition=context, **modifiers)
-
-
-def guided(n: int, three: bool = False) -> tuple[dict, dict]:
-    """Guidance as denoise_token and as run takes it; the unconditional context is one for all."""
-    options = {"uncond": rows(1, CONTEXT, seed=5).expand(n, -1), "guidance": torch.tensor([2.5])}
-    if three:
-        options |= {"uncond2": rows(n, CONTEXT, seed=6), "guidance2": torch.tensor([1.5])}
-    return options, options
 
 
 @pytest.mark.parametrize("ways", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["mar", "vibevoice", "edm"])
 def test_a_hundred_steps_of_ddpm_are_those_of_the_plain_head(kind, ways):
     head, table, c = head_of(kind), table_of(kind, "ddpm", 100), rows(5, CONTEXT)
-    options = guided(5, ways == 3)[0] if ways > 1 else {}
+    options = guided(5, ways == 3) if ways > 1 else {}
     expected = plain_token(Plain(head), c, table, streams(5), **options)
     found = denoise_token(head, c, table, KEY, 0, streams(5), **options)
     assert relative_rms(found, expected) < 1e-4
@@ -78,7 +56,7 @@ def test_the_steps_of_a_flow_map_are_those_of_its_own_sampler():
 @pytest.mark.parametrize("kind", ["mar", "edm"])
 def test_other_solvers(kind, solver):
     head, table, c = head_of(kind), table_of(kind, solver, 24), rows(5, CONTEXT)
-    options, _ = guided(5)
+    options = guided(5)
     expected = plain_token(Plain(head), c, table, streams(5), **options)
     found = denoise_token(head, c, table, KEY, 0, streams(5), **options)
     assert relative_rms(found, expected) < 1e-4
@@ -144,16 +122,6 @@ def test_int8_errs_within_its_bound(kind):
     assert 1e-5 < relative_rms(found, expected) <= INT8
 
 
-def test_int8_rows_and_their_scales():
-    weight = rows(5, 33)
-    weight[2] = 0
-    q, scale = quantize(weight)
-    assert q.dtype == torch.int8 and int(q.abs().max()) == 127
-    error = (q * scale[:, None] - weight).abs()
-    assert (error <= weight.abs().amax(1, keepdim=True) / 254 * 1.0001).all()
-    assert not q[2].any() and scale[2] == 0
-
-
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_invariance_to_the_bit(kind, weights):
@@ -177,95 +145,6 @@ def test_batch_invariance_to_the_bit(kind, weights):
         head, c, table, KEY, 0, streams(21), uncond=uncond, guidance=1.5, weights=weights
     )
     assert relative_rms(plain, whole) < 1e-4
-
-
-def test_weights_are_packed_once_and_again_when_they_change():
-    head, table, c = head_of("mar"), table_of("mar", "ddpm", 3), rows(2, CONTEXT)
-    first = denoise_token(head, c, table, KEY, 0, streams(2))
-    packed = pack(head)
-    assert pack(head) is packed and pack(head, "int8") is not packed
-    for change in ("in place", "replaced"):
-        with torch.no_grad():
-            weight = head.res_blocks[1].adaLN_modulation[1].weight
-            if change == "in place":
-                weight.mul_(2)
-            else:
-                head.res_blocks[1].adaLN_modulation[1].weight = torch.nn.Parameter(weight * 2)
-        found = denoise_token(head, c, table, KEY, 0, streams(2))
-        assert pack(head) is not packed and relative_rms(found, first) > 1e-4
-        expected = plain_token(Plain(head), c, table, streams(2))
-        assert relative_rms(found, expected) < 1e-4
-        first, packed = found, pack(head)
-
-
-class Count(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: list[str] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.ops.append(str(function))
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("solver", ["ddpm", "rtk-uld"])
-@pytest.mark.parametrize("ways", [1, 2])
-@pytest.mark.parametrize("kind", ["mar", "vibevoice", "edm"])
-def test_at_most_four_ops_a_step(kind, ways, solver):
-    """The difference of a long and a short run, both within one run of modulations."""
-    head, c = head_of(kind), rows(2, CONTEXT)
-    options = guided(2)[0] if ways == 2 else {}
-    counts = []
-    for steps in (60, 60, 30):
-        table = table_of(kind, solver, steps)
-        with Count() as count:
-            denoise_token(head, c, table, KEY, 0, streams(2), **options)
-        assert sum("head_step" in name for name in count.ops) == table.calls
-        counts.append((len(count.ops), len(table)))
-    _, (long, rows_long), (short, rows_short) = counts  # the first one packs
-    assert long - short <= 4 * (rows_long - rows_short)
-
-
-def test_a_stage_shares_its_modulations():
-    """RTK-ULD, 5 stages of 20 inner steps: 106 calls share 6 sets, where DDPM has one a call."""
-    table = table_of("mar", "rtk-uld", 106, stages=5, inner=20)
-    levels = torch.tensor(table.level[table.calls_model])
-    assert table.calls == 106 and len(levels.unique()) == 6
-    level = torch.tensor(table.level, dtype=torch.float32)
-    sets = Modulations(pack(head_of("mar")), level, [rows(2, CONTEXT)])
-    assert sets.sets == len(level.unique()) == 6
-    ddpm = torch.tensor(table_of("mar", "ddpm", 100).level, dtype=torch.float32)
-    assert Modulations(pack(head_of("mar")), ddpm, [rows(2, CONTEXT)]).sets == 100
-
-
-def test_modulations_stay_within_their_budget(monkeypatch):
-    head, c, level = head_of("mar"), rows(4, CONTEXT), torch.linspace(900, 0, 10)
-    size = 4 * (3 * 2 + 2) * 32 * 4
-    whole = Modulations(pack(head), level, [c], budget=1 << 30)
-    few = Modulations(pack(head), level, [c], budget=3 * size)
-    assert (whole.held, few.held) == (10, 3)
-    assert few.at(0)[0].numel() * 4 == 3 * size
-    for row in (*range(10), 2):
-        (all_sets, i), (some, j) = whole.at(row), few.at(row)
-        torch.testing.assert_close(some[j], all_sets[i], atol=1e-6, rtol=1e-6)
-    assert Modulations(pack(head), level, [c], budget=1).held == 1
-    table = table_of("mar", "ddpm", 10)
-    found, expected = (
-        denoise_token(head, c, table, KEY, 0, streams(4), budget=budget)
-        for budget in (3 * size, 1 << 30)
-    )
-    assert relative_rms(found, expected) < 1e-5
-
-
-def test_time_embeddings_are_made_once_for_all_tokens(monkeypatch):
-    head, table, calls = head_of("mar"), table_of("mar", "ddpm", 5), []
-    embed = head.embed_time
-    monkeypatch.setattr(head, "embed_time", lambda t: calls.append(len(t)) or embed(t))
-    for seed in range(3):
-        denoise_token(head, rows(2, CONTEXT, seed=seed), table, KEY, 0, streams(2))
-    assert calls == [5]
-    denoise_token(head, rows(2, CONTEXT), table_of("mar", "ddpm", 4), KEY, 0, streams(2))
-    assert calls == [5, 4]
 
 
 def test_an_unknown_head_runs_plainly_and_the_log_says_so_once(caplog):

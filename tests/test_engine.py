@@ -210,7 +210,7 @@ def test_a_model_that_raises_leaves_the_requests_where_they_were(where, monkeypa
     submit(engine)
     if where != "prefill":
         engine.step()
-    owner, name = (model.denoiser, "hoist") if where == "denoiser" else (model.encoder, where)
+    owner, name = (FusedHead, "hoist_guided") if where == "denoiser" else (model.encoder, where)
     with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
         patched.setattr(owner, name, lambda *a, **k: 1 / 0)
         engine.step()
@@ -246,9 +246,11 @@ def test_memory_is_planned_and_reported_before_it_is_taken(caplog):
 @pytest.mark.parametrize("prompt", [None, prompt_of(4)], ids=["no-prompt", "prompt"])
 def test_contexts_for_training_are_those_of_sampling(options, prompt, monkeypatch):
     model, seen = tiny_model(**options), []
-    hoist = model.denoiser.hoist
+    hoist = FusedHead.hoist_guided
     monkeypatch.setattr(
-        model.denoiser, "hoist", lambda levels, c: seen.append(c) or hoist(levels, c)
+        FusedHead,
+        "hoist_guided",
+        lambda self, levels, cs: seen.extend(cs) or hoist(self, levels, cs),
     )
     engine, order = AREngine(model, SOLVER, 3, rows=1, capacity=16), [3, 0, 5, 1, 7, 2, 4]
     engine.submit(prompt, 7, order=order)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ardiff_kernels import ops
@@ -16,7 +18,7 @@ from .batch_invariant import batch_invariant as batch_invariant_mode
 from .batch_invariant import is_batch_invariant
 from .head_weights import WEIGHTS, PackedHead, pack
 from .hoisting import BUDGET, Modulations
-from .models.head import EDMHead, Head, Layer, evaluate
+from .models.head import EDMHead, Head, evaluate
 from .run import INITIAL_STATE, Decision, Runnable, make_schedule, run
 from .sampling import per_sample
 
@@ -104,6 +106,8 @@ def unknown(head: Any) -> str:
             f"{type(inner).__name__} is no ardiff.models.head.Head (a MAR, VibeVoice or Pocket-TTS "
             "head)"
         )
+    if any(module._forward_hooks or module._forward_pre_hooks for module in inner.modules()):
+        return f"a {type(inner).__name__} has forward hooks, which only its own modules call"
     dtypes = {p.dtype for p in inner.parameters()} - set(WEIGHTS.values()) - {torch.float16}
     if dtypes:
         return f"the parameters of {type(inner).__name__} are {str(dtypes.pop())[6:]}"
@@ -132,7 +136,7 @@ def _loop(
     }  # fmt: skip
     if plain_is_faster(packed, ways * len(conditions[0])) and not sets.invariant:
         layers = [
-            Layer(weight, bias if len(bias) else None)
+            partial(F.linear, weight=weight, bias=bias if len(bias) else None)
             for weight, bias in zip(packed.weights[::2], packed.weights[1::2], strict=True)
         ]
 

@@ -2,13 +2,14 @@
 
 A head maps a noised patch x, a level and a context c to the model output. Everything that depends
 on level and context only (time embedding, context projection, all modulations) can be hoisted out
-of the sampling loop. `VibeVoiceHead` and `PocketHead` stand in files of their own.
+of the sampling loop. `VibeVoiceHead` and `PocketHead` have files of their own.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -33,7 +34,7 @@ class Head(nn.Module):
     blocks h + gate MLP(norm(h) (1 + scale) + shift) between an input and an output projection.
 
     Attributes:
-        family: `mar`, `vibevoice` or `pocket`, as `ardiff_kernels.ops.head_step` knows them.
+        family: `mar`, `vibevoice` or `pocket`, of `ardiff_kernels.ops.head_step`.
         width, depth, eps: of the blocks and their norms.
         hoists_ragged: samples may have levels of their own.
     """
@@ -68,6 +69,10 @@ class Head(nn.Module):
         """Input, then two a block (vibevoice: gate above up, then down), then final."""
         raise NotImplementedError
 
+    def loop_calls(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        """`loop_layers` as functions."""
+        return [partial(F.linear, weight=w, bias=b) for w, b in self.loop_layers()]
+
     def hoist(self, levels: Tensor, c: Tensor) -> Callable[[int, Tensor], Tensor]:
         """Computes once what depends on level and context; the function returned does the rest.
 
@@ -76,14 +81,13 @@ class Head(nn.Module):
             c: `[B, context]`.
 
         Returns:
-            `f(row, x)`: equal to `head(x, levels[row], c)` to rounding. The modulations take T B (3
-            depth + 2) width elements; past 128 MiB they are computed in runs of rows, each when the
-            loop first enters it.
+            `f(row, x)`: equal to `head(x, levels[row], c)` to rounding. Past 128 MiB the
+            modulations are computed in runs of rows, each when the loop first enters it.
         """
         arguments = self.time_arguments(levels)
         time = self.embed_time(arguments.flatten(0, -2)).view(*arguments.shape[:-1], self.width)
         time = time.view(len(levels), -1 if levels.numel() else 1, self.width)
-        context, layers = self.embed_context(c), self.loop_layers()
+        context, layers = self.embed_context(c), self.loop_calls()
         weight, bias = self.modulation_layer()
         row_bytes = len(c) * len(bias) * bias.element_size()
         run = max(1, min(len(levels), _HOIST_BYTES // max(1, row_bytes)))
@@ -109,7 +113,10 @@ class Head(nn.Module):
 
 
 def evaluate(
-    head: Head, x: Tensor, modulation: Sequence[Tensor], layers: Sequence[Layer]
+    head: Head,
+    x: Tensor,
+    modulation: Sequence[Tensor],
+    layers: Sequence[Callable[[Tensor], Tensor]],
 ) -> Tensor:
     """The part of a head in the loop, by operators of PyTorch: x `[.., d]` -> `[.., out]`.
 
@@ -120,17 +127,17 @@ def evaluate(
     def norm(h: Tensor) -> Tensor:
         return F.rms_norm(h, size, eps=head.eps) if gated else F.layer_norm(h, size, eps=head.eps)
 
-    h = F.linear(x, *layers[0])
+    h = layers[0](x)
     for i in range(head.depth):
         shift, scale, gate = modulation[3 * i : 3 * i + 3]
-        inner = F.linear(torch.addcmul(shift, norm(h), scale), *layers[2 * i + 1])
+        inner = layers[2 * i + 1](torch.addcmul(shift, norm(h), scale))
         if gated:
             inner, up = inner.chunk(2, -1)
             inner = F.silu(inner) * up
         else:
             inner = F.silu(inner)
-        h = torch.addcmul(h, F.linear(inner, *layers[2 * i + 2]), gate)
-    return F.linear(torch.addcmul(modulation[-2], norm(h), modulation[-1]), *layers[-1])
+        h = torch.addcmul(h, layers[2 * i + 2](inner), gate)
+    return layers[-1](torch.addcmul(modulation[-2], norm(h), modulation[-1]))
 
 
 def fold_modulations(
@@ -249,14 +256,15 @@ class DiffusionHead(Head):
         return fold_modulations(blocks, self.final_layer.adaLN_modulation[1])
 
     def loop_layers(self) -> list[Layer]:
+        return [Layer(layer.weight, layer.bias) for layer in self.loop_calls()]
+
+    def loop_calls(self) -> list[nn.Linear]:
         inner = [layer for block in self.res_blocks for layer in (block.mlp[0], block.mlp[2])]
-        layers = [self.input_proj, *inner, self.final_layer.linear]
-        return [Layer(layer.weight, layer.bias) for layer in layers]
+        return [self.input_proj, *inner, self.final_layer.linear]
 
 
 class EDMHead:
-    """A head in the preconditioning of Karras et al. 2022 for data of unit variance: predicts the
-    data.
+    """A head in the preconditioning of Karras et al. 2022, unit variance: predicts the data.
 
     D(x, sigma) = c_skip x + c_out F(c_in x, c_noise), on the path `edm`, where level is sigma.
     c_noise is log(sigma)/4 times 1000, as the sinusoidal embedding is made for training timesteps.
