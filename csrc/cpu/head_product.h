@@ -96,18 +96,39 @@ ARDIFF_INLINE void add_columns(const T* w, int64_t w_stride, const float* x, int
   for (int64_t k = from; k < to; k += kParts) add_vector(w, w_stride, x, x_stride, k, sum);
 }
 
-/// The same while it fetches what lies `ahead` elements on.
-template <int kOut, int kRows, class T>
+/// The same while it fetches next(o, k) for each cache line of the matrix.
+template <int kOut, int kRows, class T, class Next>
 ARDIFF_INLINE void stream_columns(const T* w, int64_t w_stride, const float* x, int64_t x_stride,
-                                  int64_t from, int64_t to, int64_t ahead,
-                                  Parts (&sum)[kRows][kOut]) {
+                                  int64_t from, int64_t to, Next next, Parts (&sum)[kRows][kOut]) {
   constexpr int kLine = 64 / sizeof(T);
   int64_t k = from;
   for (; k + kLine <= to; k += kLine) {
-    for (int o = 0; o < kOut; ++o) fetch(w + o * w_stride + k + ahead);
+    for (int o = 0; o < kOut; ++o) fetch(next(o, k));
     for (int i = 0; i < kLine; i += kParts) add_vector(w, w_stride, x, x_stride, k + i, sum);
   }
   add_columns(w, w_stride, x, x_stride, k, to, sum);
+}
+
+/// The same for all whole vectors; fetches the kOut rows that come next in memory. Measured on
+/// Zen 3: float32 rows come fastest side by side, shorter ones one after the other.
+template <int kOut, int kRows, class T>
+ARDIFF_INLINE void stream_group(const T* w, int64_t columns, const float* x, int64_t x_stride,
+                                Parts (&sum)[kRows][kOut]) {
+  constexpr int kLine = 64 / sizeof(T);
+  const int64_t whole = columns / kParts * kParts;
+  const T* next = w + kOut * columns;
+  if constexpr (sizeof(T) < sizeof(float)) {
+    const auto in_order = [&](int o, int64_t k) { return next + k * kOut + o * kLine; };
+    stream_columns(w, columns, x, x_stride, 0, whole, in_order, sum);
+  } else {
+    const int64_t ahead = smaller(1024, whole);
+    const auto this_row = [&](int o, int64_t k) { return w + o * columns + k + ahead; };
+    const auto next_row = [&](int o, int64_t k) {
+      return next + o * columns + k - (whole - ahead);
+    };
+    stream_columns(w, columns, x, x_stride, 0, whole - ahead, this_row, sum);
+    stream_columns(w, columns, x, x_stride, whole - ahead, whole, next_row, sum);
+  }
 }
 
 /// The columns behind the last whole vector; x is zero from there on.
@@ -143,8 +164,7 @@ ARDIFF_INLINE void for_each_group(int64_t rows, Function f) {
 template <int kOut, class T>
 inline void stream_rows(const T* w, int64_t columns, const float* x, int64_t x_stride, int64_t rows,
                         float* out, int64_t out_stride) {
-  constexpr int64_t kAhead = 4096 / sizeof(T);
-  const int64_t whole = columns / kParts * kParts, ahead = smaller(kAhead / kParts * kParts, whole);
+  const int64_t whole = columns / kParts * kParts;
   for_each_group(rows, [&](auto width, int64_t n) {
     constexpr int kRows = decltype(width)();
     Parts sum[kRows][kOut];
@@ -153,10 +173,7 @@ inline void stream_rows(const T* w, int64_t columns, const float* x, int64_t x_s
     }
     const float* from = x + n * x_stride;
     if (n == 0) {
-      // At the end of a row comes the beginning of the row that is read after this group.
-      stream_columns(w, columns, from, x_stride, 0, whole - ahead, ahead, sum);
-      stream_columns(w, columns, from, x_stride, whole - ahead, whole,
-                     kOut * columns - (whole - ahead), sum);
+      stream_group(w, columns, from, x_stride, sum);
     } else {
       add_columns(w, columns, from, x_stride, 0, whole, sum);
     }
@@ -226,7 +243,6 @@ inline void products_of(const HeadMatrix& m, int64_t begin, int64_t end, const f
   const auto stream = [&](auto width, int64_t o) {
     stream_rows<decltype(width){}>(w + o * K, K, x, x_stride, rows, out + o, out_stride);
   };
-  if (rows == 1) return for_each_out<2 * kTileOut>(begin, end, stream);
   if (rows <= kFewRows) return for_each_out<kTileOut>(begin, end, stream);
   for (int64_t n = 0; n < rows; n += kRowBlock) {
     for_each_out<kTileOut>(begin, end, [&](auto width, int64_t o) {

@@ -3,6 +3,7 @@
 // knows.
 #include "diffusion_step.h"
 #include "diffusion_step_backward.h"
+#include "head_step.h"
 #include "kv_append.h"
 #include "kv_attention.h"
 #include "mala_accept.h"
@@ -38,6 +39,7 @@ int main() {
   ardiff_test::test_uld_step_backward();
   ardiff_test::test_diffusion_step_backward();
   ardiff_test::test_mala_accept();
+  ardiff_test::test_head_step();
   ardiff_test::test_kv_append();
   ardiff_test::test_kv_attention();
   std::printf("ok:");

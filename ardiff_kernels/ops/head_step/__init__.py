@@ -75,15 +75,19 @@ def head_step(
 
     Raises:
         RuntimeError: a wrong number, shape, dtype, device or stride; a number outside its range.
+        ValueError: an unknown name of a family.
     """
-    index = FAMILIES.index(family) if family in FAMILIES else family
+    if isinstance(family, str):
+        if family not in FAMILIES:
+            raise ValueError(f"unknown family {family!r}: expected mar, vibevoice or pocket")
+        family = FAMILIES.index(family)
     return ops.ardiff.head_step.default(
         x,
         modulation,
         set,
         list(weights),
         list(scales),
-        family=index,
+        family=family,
         depth=depth,
         eps=eps,
         ways=ways,
