@@ -1,8 +1,7 @@
 """Diffusion heads: what any of them is, and the adaLN-MLP of MAR (Li et al. 2024).
 
 A head maps a noised patch x, a level and a context c to the model output. Everything that depends
-on level and context only (time embedding, context projection, all modulations) can be hoisted out
-of the sampling loop. `VibeVoiceHead` and `PocketHead` have files of their own.
+on level and context only can be hoisted out of the sampling loop.
 """
 
 from __future__ import annotations
