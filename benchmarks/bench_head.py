@@ -81,7 +81,7 @@ class Token:
     def ours(self, guided: bool, table: StepTable | None = None, **options) -> Tensor:
         return denoise_token(
             self.head, self.context, table or self.table, _key(self.x), 0, self._streams(),
-            weights=self.weights, start=self.x, **options, **self._guidance(guided),
+            weights=self.weights, **{"start": self.x, **options}, **self._guidance(guided),
         )  # fmt: skip
 
     def plain(self, guided: bool, call: Callable[..., Tensor]) -> Tensor:
@@ -217,7 +217,7 @@ def _staged(case: str, inputs: Token, settings: Settings) -> Iterator[Row]:
     tables = {"ddpm": inputs.table, _STAGED: staged}
     for guided in (False, True):
         runs = {
-            n: partial(inputs.ours, guided, table, start=inputs.x) for n, table in tables.items()
+            n: partial(inputs.ours, guided, table) for n, table in tables.items()
         }
         seconds = _harness.interleave(runs, settings)
         calls = {name: [s / tables[name].calls for s in seconds[name]] for name in tables}

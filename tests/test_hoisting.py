@@ -65,8 +65,9 @@ class Count(TorchDispatchMode):
 @pytest.mark.parametrize("solver", ["ddpm", "rtk-uld"])
 @pytest.mark.parametrize("ways", [1, 2])
 @pytest.mark.parametrize("kind", ["mar", "vibevoice", "edm"])
-def test_at_most_four_ops_a_step(kind, ways, solver):
+def test_at_most_four_ops_a_step(kind, ways, solver, monkeypatch):
     """The difference of a long and a short run, both within one run of modulations."""
+    monkeypatch.setattr("ardiff.hoisting._FEW", 0)  # else head_step computes those too
     head, c = head_of(kind), rows(2, CONTEXT)
     options = guided(2) if ways == 2 else {}
     counts = []
@@ -120,3 +121,19 @@ def test_time_embeddings_are_made_once_for_all_tokens(monkeypatch):
     assert calls == [5]
     denoise_token(head, rows(2, CONTEXT), table_of("mar", "ddpm", 4), KEY, 0, streams(2))
     assert calls == [5, 4]
+
+
+def test_many_rows_go_through_pytorch(monkeypatch):
+    """The same outputs on both sides of the measured number of rows."""
+    head, c, table = head_of("mar"), rows(5, CONTEXT), table_of("mar", "ddpm", 6)
+    expected = denoise_token(head, c, table, KEY, 0, streams(5), **guided(5))
+    monkeypatch.setattr("ardiff.denoise._PLAIN_FROM", {torch.float32: 10})
+    monkeypatch.setattr("ardiff.hoisting._FEW", 0)
+    monkeypatch.setattr("ardiff.hoisting._SEPARATE", 5)
+    with Count() as count:
+        found = denoise_token(head, c, table, KEY, 0, streams(5), **guided(5))
+    assert not any("head_step" in name for name in count.ops)
+    assert relative_rms(found, expected) < 1e-5
+    with Count() as count:
+        denoise_token(head, c, table, KEY, 0, streams(5), weights="bfloat16", **guided(5))
+    assert sum("head_step" in name for name in count.ops) == table.calls

@@ -10,12 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ardiff_kernels import ops
+
 from .batch_invariant import batch_invariant, linear
 from .head_weights import PackedHead
 
 BUDGET = 64 << 20  # bytes of modulations held at a time
 _SEPARATE = 32  # rows from which a set is a product of its own
-_OUTER = 1024  # outputs of a product in batch-invariant mode: the weights stay in the cache
+_OUTER = 1024  # outputs of a batch-invariant product on a GPU: the weights stay in the cache
+# Rows up to which `head_step` streams weights faster than PyTorch's product: 6 rows took 12 ms for
+# 74, 100 rows 146 for 155, 256 rows 354 for 280 (20480 outputs of 1024, AMD EPYC with AVX2, two
+# threads, torch 2.13).
+_FEW = 64
 
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -134,9 +140,23 @@ class Modulations:
 
     def _product(self, y: Tensor, out: Tensor) -> None:
         """Writes the modulations of y `[n, width]` to out `[n, M]`."""
-        if not self.invariant:
+        if y.is_cpu and (self.invariant or len(y) <= _FEW):
+            out.copy_(self._skinny(y))
+        elif self.invariant:
+            for begin in range(0, len(self._bias), _OUTER):
+                part = slice(begin, begin + _OUTER)
+                out[:, part] = linear(y, self._weight[part], self._bias[part])
+        else:
             torch.addmm(self._bias, y, self._weight.t(), out=out)
-            return
-        for begin in range(0, len(self._bias), _OUTER):
-            part = slice(begin, begin + _OUTER)
-            out[:, part] = linear(y, self._weight[part], self._bias[part])
+
+    def _skinny(self, y: Tensor) -> Tensor:
+        """The product by `head_step`, whose rows do not depend on each other: a head of zeros whose
+        final shift is y."""
+        rows, width = y.shape
+        empty, zeros = y.new_empty(0), y.new_zeros(width)
+        block = [zeros[None], empty, zeros[:, None], empty]
+        return ops.head_step(
+            y.new_zeros(rows, 1), F.pad(y, (3 * width, width))[None], 0,
+            [zeros[:, None], empty, *block, self._weight, self._bias], (),
+            depth=1, eps=1.0, batch_invariant=self.invariant,
+        )[0]  # fmt: skip
