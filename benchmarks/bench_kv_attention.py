@@ -101,15 +101,15 @@ def inputs(case: str, settings: Settings) -> Inputs:
     return Inputs(q, k_cache, v_cache, tokens.int(), bool(found["ragged"]))
 
 
-def correctness(case: str, few: Inputs) -> Iterator[Row]:
+def correctness(case: str, few: Inputs, suite: str = SUITE) -> Iterator[Row]:
     """The op and its rival against the reference backend with float32 queries."""
     with ardiff_kernels.backend("reference"):
         expected = Inputs(few.q.float(), few.k_cache, few.v_cache, few.tokens, few.ragged).ours()
     tolerance = _TOLERANCE[few.q.dtype] * expected.abs().clamp(min=0.1)
-    yield _harness.error_row(SUITE, case, "reference", few.ours(), expected, tolerance)
+    yield _harness.error_row(suite, case, "reference", few.ours(), expected, tolerance)
     theirs = few.sdpa()().transpose(1, 2)
     # Its bfloat16 weights are rounded too.
-    yield _harness.error_row(SUITE, case, "sdpa", theirs, expected, 8 * tolerance)
+    yield _harness.error_row(suite, case, "sdpa", theirs, expected, 8 * tolerance)
 
 
 def run(case: str, settings: Settings) -> Iterator[Row]:

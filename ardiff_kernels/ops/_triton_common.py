@@ -56,10 +56,9 @@ def at_sample(ptr, sample, SHARED: tl.constexpr):
 
 
 @triton.jit
-def load_tile(ptr, sample, stride, col, lane, mask, ALIGN: tl.constexpr):
-    """A tile as float32, whatever the tensor's dtype."""
-    x = tl.load(ptr + offset(sample, stride, col, ALIGN) + lane, mask=mask, other=0.0)
-    if INTERPRETED and ptr.dtype.element_ty == tl.bfloat16:
+def widen(x):
+    """Values as float32, whatever their type."""
+    if INTERPRETED and x.dtype == tl.bfloat16:
         bits = x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
         return bits.to(tl.float32, bitcast=True)
     else:
@@ -67,14 +66,31 @@ def load_tile(ptr, sample, stride, col, lane, mask, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def store_tile(ptr, value, sample, stride, col, lane, mask, ALIGN: tl.constexpr):
-    """Store a float32 tile, rounded to nearest even where the tensor is narrower."""
-    if INTERPRETED and ptr.dtype.element_ty == tl.bfloat16:
+def narrow(value, dtype: tl.constexpr):
+    """float32 values rounded to nearest even of a type."""
+    if INTERPRETED and dtype == tl.bfloat16:
         bits = value.to(tl.uint32, bitcast=True)
         bits = tl.where(value == value, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
-        value = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    target = ptr + offset(sample, stride, col, ALIGN) + lane
-    tl.store(target, value.to(ptr.dtype.element_ty), mask=mask)
+        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return value.to(dtype)
+
+
+@triton.jit
+def load_tile(ptr, sample, stride, col, lane, mask, ALIGN: tl.constexpr):
+    """A tile as float32, whatever the tensor's dtype."""
+    x = tl.load(ptr + offset(sample, stride, col, ALIGN) + lane, mask=mask, other=0.0)
+    if INTERPRETED:
+        return widen(x)
+    else:
+        return x.to(tl.float32)  # through `widen`, diffusion_step takes 8 registers more
+
+
+@triton.jit
+def store_tile(ptr, value, sample, stride, col, lane, mask, ALIGN: tl.constexpr):
+    """Store a float32 tile, rounded to nearest even where the tensor is narrower."""
+    value = narrow(value, ptr.dtype.element_ty)
+    tl.store(ptr + offset(sample, stride, col, ALIGN) + lane, value, mask=mask)
 
 
 @triton.jit

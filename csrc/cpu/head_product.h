@@ -109,14 +109,13 @@ ARDIFF_INLINE void stream_columns(const T* w, int64_t w_stride, const float* x, 
   add_columns(w, w_stride, x, x_stride, k, to, sum);
 }
 
-/// The same for all whole vectors; fetches the kOut rows that come next in memory. Measured on
-/// Zen 3: float32 rows come fastest side by side, shorter ones one after the other.
+/// The same for all whole vectors; fetches as many rows from `next` on. Measured on Zen 3: float32
+/// rows come fastest side by side, shorter ones one after the other.
 template <int kOut, int kRows, class T>
 ARDIFF_INLINE void stream_group(const T* w, int64_t columns, const float* x, int64_t x_stride,
-                                Parts (&sum)[kRows][kOut]) {
+                                const T* next, Parts (&sum)[kRows][kOut]) {
   constexpr int kLine = 64 / sizeof(T);
   const int64_t whole = columns / kParts * kParts;
-  const T* next = w + kOut * columns;
   if constexpr (sizeof(T) < sizeof(float)) {
     const auto in_order = [&](int o, int64_t k) { return next + k * kOut + o * kLine; };
     stream_columns(w, columns, x, x_stride, 0, whole, in_order, sum);
@@ -163,7 +162,7 @@ ARDIFF_INLINE void for_each_group(int64_t rows, Function f) {
 /// reads the matrix from memory, the others from the caches.
 template <int kOut, class T>
 inline void stream_rows(const T* w, int64_t columns, const float* x, int64_t x_stride, int64_t rows,
-                        float* out, int64_t out_stride) {
+                        const T* next, float* out, int64_t out_stride) {
   const int64_t whole = columns / kParts * kParts;
   for_each_group(rows, [&](auto width, int64_t n) {
     constexpr int kRows = decltype(width)();
@@ -173,7 +172,7 @@ inline void stream_rows(const T* w, int64_t columns, const float* x, int64_t x_s
     }
     const float* from = x + n * x_stride;
     if (n == 0) {
-      stream_group(w, columns, from, x_stride, sum);
+      stream_group(w, columns, from, x_stride, next, sum);
     } else {
       add_columns(w, columns, from, x_stride, 0, whole, sum);
     }
@@ -237,11 +236,15 @@ ARDIFF_INLINE void for_each_out(int64_t begin, int64_t end, Function f) {
 
 template <class T>
 inline void products_of(const HeadMatrix& m, int64_t begin, int64_t end, const float* x,
-                        int64_t x_stride, int64_t rows, float* out, int64_t out_stride) {
+                        int64_t x_stride, int64_t rows, const void* next, float* out,
+                        int64_t out_stride) {
   const T* w = static_cast<const T*>(m.data);
   const int64_t K = m.columns;
   const auto stream = [&](auto width, int64_t o) {
-    stream_rows<decltype(width){}>(w + o * K, K, x, x_stride, rows, out + o, out_stride);
+    constexpr int kOut = decltype(width)();
+    const bool last = o + kOut >= end && next;
+    stream_rows<kOut>(w + o * K, K, x, x_stride, rows,
+                      last ? static_cast<const T*>(next) : w + (o + kOut) * K, out + o, out_stride);
   };
   if (rows <= kFewRows) return for_each_out<kTileOut>(begin, end, stream);
   for (int64_t n = 0; n < rows; n += kRowBlock) {
@@ -253,13 +256,21 @@ inline void products_of(const HeadMatrix& m, int64_t begin, int64_t end, const f
   }
 }
 
-/// out[n, o] = x[n] . matrix[o] for o in [begin, end), without scale and bias.
+/// out[n, o] = x[n] . matrix[o] for o in [begin, end), without scale and bias. At the end fetches
+/// what lies at `next`, where that is given.
 inline void products(const HeadMatrix& m, int64_t begin, int64_t end, const float* x,
-                     int64_t x_stride, int64_t rows, float* out, int64_t out_stride) {
+                     int64_t x_stride, int64_t rows, const void* next, float* out,
+                     int64_t out_stride) {
   auto run = m.type == WeightType::float32    ? products_of<float>
              : m.type == WeightType::bfloat16 ? products_of<BFloat16>
                                               : products_of<Int8>;
-  run(m, begin, end, x, x_stride, rows, out, out_stride);
+  run(m, begin, end, x, x_stride, rows, next, out, out_stride);
+}
+
+/// The first weight of a row.
+ARDIFF_INLINE const void* row_of(const HeadMatrix& m, int64_t row) {
+  const int64_t size = m.type == WeightType::float32 ? 4 : m.type == WeightType::bfloat16 ? 2 : 1;
+  return static_cast<const char*>(m.data) + row * m.columns * size;
 }
 
 }  // namespace ARDIFF_NS

@@ -74,10 +74,12 @@ Tensor head_step(Tensor x, Tensor modulation, int64_t set, std::vector<Tensor> w
                  set * a.modulation_rows * t.modulation.sizes[2] * (a.modulation_bfloat16 ? 2 : 4);
   a.out = static_cast<float*>(result.mutable_data_ptr());
   a.out_stride = out;
-  // Kept from call to call: fresh pages cost more than a step of one row.
+  // Kept from call to call, where it is small: fresh pages cost more than a step of one row.
+  constexpr size_t kMostKept = size_t{4} << 20;
   static thread_local std::vector<float> memory;
   fill_activations(a, static_cast<const float*>(x.const_data_ptr()), t.x.row_stride(), memory);
   run_head(head_step_shares(), a, torch::stable::get_num_threads());
+  if (memory.capacity() > kMostKept) std::vector<float>().swap(memory);
   return result;
 }
 

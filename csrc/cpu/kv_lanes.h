@@ -7,6 +7,26 @@
 
 namespace ARDIFF_NS {
 
+/// Rows that will be read soon, asked for line by line between the work at hand: in one burst they
+/// would wait for each other.
+template <class T>
+struct Ahead {
+  const T* rows;
+  const int64_t* offset;
+  int64_t row, end, bytes;  // the next row, the last and one, bytes a row
+  int64_t at = 0;           // the next byte of the row
+
+  ARDIFF_INLINE void ask(int lines) {
+    for (int i = 0; i < lines && row < end; ++i) {
+      __builtin_prefetch(reinterpret_cast<const char*>(rows + offset[row]) + at, 0, 2);
+      at += 64;
+      if (at < bytes) continue;
+      at = 0;
+      ++row;
+    }
+  }
+};
+
 /// Keys of a transposed tile: two vectors, so that four queries keep eight sums in flight.
 constexpr int kKeys = kLanes == 1 ? 16 : 2 * kLanes;
 
@@ -20,10 +40,19 @@ ARDIFF_INLINE float widen(const T* p, int64_t) {
 }
 
 template <class T>
-inline void transpose_keys(const T* k, const int64_t* offset, int64_t D, float* out) {
+inline void transpose_keys(const T* k, const int64_t* offset, int64_t D, float* out, Ahead<T>&) {
   for (int j = 0; j < kKeys; ++j) {
     const T* row = k + offset[j];
     for (int64_t i = 0; i < D; ++i) out[i * kKeys + j] = to_float(row[i]);
+  }
+}
+inline void transpose_keys(const BFloat16* k, const int64_t* offset, int64_t D, uint32_t* out,
+                           Ahead<BFloat16>&) {
+  for (int j = 0; j < kKeys; ++j) {
+    const BFloat16* row = k + offset[j];
+    for (int64_t i = 0; i < D; i += 2) {
+      out[i / 2 * kKeys + j] = row[i].bits | static_cast<uint32_t>(row[i + 1].bits) << 16;
+    }
   }
 }
 
@@ -103,8 +132,8 @@ ARDIFF_INLINE void transpose_eight(const float* const (&row)[8], float* out) {
     for (int i = 0; i < 4; ++i) _mm256_storeu_ps(out + (half + i) * kKeys, r[i]);
   }
 }
-ARDIFF_INLINE void transpose_eight(const BFloat16* const (&row)[8], float* out) {
-  const __m256 odd = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xffff0000u)));
+/// The same for bfloat16, two dimensions to a word.
+ARDIFF_INLINE void transpose_eight(const BFloat16* const (&row)[8], uint32_t* out) {
   __m256 r[4];
   for (int j = 0; j < 4; ++j) {
     r[j] = two_rows(reinterpret_cast<const float*>(row[j]),
@@ -112,9 +141,7 @@ ARDIFF_INLINE void transpose_eight(const BFloat16* const (&row)[8], float* out) 
   }
   transpose_words(r);
   for (int i = 0; i < 4; ++i) {
-    const __m256i even = _mm256_slli_epi32(_mm256_castps_si256(r[i]), 16);
-    _mm256_storeu_ps(out + 2 * i * kKeys, _mm256_castsi256_ps(even));
-    _mm256_storeu_ps(out + (2 * i + 1) * kKeys, _mm256_and_ps(r[i], odd));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i * kKeys), _mm256_castps_si256(r[i]));
   }
 }
 template <class Code>
@@ -128,14 +155,18 @@ ARDIFF_INLINE void transpose_eight(const Code* const (&row)[8], float* out) {
   transpose_eight(rows, out);
 }
 
-/// Keys k + offset[0] to k + offset[kKeys - 1] as float32 `[D, kKeys]`.
-template <class T>
-inline void transpose_keys(const T* k, const int64_t* offset, int64_t D, float* out) {
+/// Keys k + offset[0] to k + offset[kKeys - 1]: float32 `[D, kKeys]`, or pairs of bfloat16
+/// `[D / 2, kKeys]`. Asks for as many bytes ahead as it reads.
+template <class T, class Out>
+inline void transpose_keys(const T* k, const int64_t* offset, int64_t D, Out* out,
+                           Ahead<T>& ahead) {
+  constexpr int64_t kWords = sizeof(T) == 2 ? 4 : 8;  // of eight dimensions
   for (int j = 0; j < kKeys; j += 8) {
     for (int64_t i = 0; i < D; i += 8) {
       const T* row[8];
       for (int l = 0; l < 8; ++l) row[l] = k + offset[j + l] + i;
-      transpose_eight(row, out + i * kKeys + j);
+      ahead.ask(sizeof(T));
+      transpose_eight(row, out + i / 8 * kWords * kKeys + j);
     }
   }
 }

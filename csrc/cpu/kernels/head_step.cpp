@@ -112,9 +112,9 @@ ARDIFF_INLINE F with_bias(const HeadMatrix& m, F sum, int64_t i) {
   return m.bias ? sum + load_as<F>(m.bias + i) : sum;
 }
 
-void input_layer(const HeadStepArgs& a, int64_t begin, int64_t end) {
+void input_layer(const HeadStepArgs& a, int64_t begin, int64_t end, const void* next) {
   const HeadMatrix& m = a.matrix[0];
-  products(m, begin, end, a.x, a.x_stride, a.N, a.h, a.stride);
+  products(m, begin, end, a.x, a.x_stride, a.N, next, a.h, a.stride);
   for (int64_t n = 0; n < a.N; ++n) {
     float* h = a.h + n * a.stride + begin;
     for_each_lane(end - begin, [&](int64_t i, auto lane) {
@@ -125,12 +125,15 @@ void input_layer(const HeadStepArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-void inner_layer(const HeadStepArgs& a, int64_t block, int64_t begin, int64_t end) {
+void inner_layer(const HeadStepArgs& a, int64_t block, int64_t begin, int64_t end,
+                 const void* next) {
   const HeadMatrix& m = a.matrix[2 * block + 1];
-  products(m, begin, end, a.y, a.stride, a.R, a.u, a.u_stride);
   const int64_t inner = a.matrix[2 * block + 2].columns;
+  products(m, begin, end, a.y, a.stride, a.R, a.gated ? row_of(m, inner + begin) : next, a.u,
+           a.u_stride);
   if (a.gated) {
-    products(m, inner + begin, inner + end, a.y, a.stride, a.R, a.u + a.half - inner, a.u_stride);
+    products(m, inner + begin, inner + end, a.y, a.stride, a.R, next, a.u + a.half - inner,
+             a.u_stride);
   }
   for (int64_t n = 0; n < a.R; ++n) {
     float* u = a.u + n * a.u_stride + begin;
@@ -147,9 +150,10 @@ void inner_layer(const HeadStepArgs& a, int64_t block, int64_t begin, int64_t en
 }
 
 template <class T>
-void outer_layer(const HeadStepArgs& a, int64_t block, int64_t begin, int64_t end) {
+void outer_layer(const HeadStepArgs& a, int64_t block, int64_t begin, int64_t end,
+                 const void* next) {
   const HeadMatrix& m = a.matrix[2 * block + 2];
-  products(m, begin, end, a.u, a.u_stride, a.R, a.y, a.stride);
+  products(m, begin, end, a.u, a.u_stride, a.R, next, a.y, a.stride);
   for (int64_t n = 0; n < a.R; ++n) {
     const float* y = a.y + n * a.stride + begin;
     float* h = a.h + n * a.stride + begin;
@@ -162,9 +166,9 @@ void outer_layer(const HeadStepArgs& a, int64_t block, int64_t begin, int64_t en
   }
 }
 
-void last_layer(const HeadStepArgs& a, int64_t begin, int64_t end) {
+void last_layer(const HeadStepArgs& a, int64_t begin, int64_t end, const void* next) {
   const HeadMatrix& m = a.matrix[2 * a.depth + 1];
-  products(m, begin, end, a.y, a.stride, a.R, a.out, a.out_stride);
+  products(m, begin, end, a.y, a.stride, a.R, next, a.out, a.out_stride);
   for (int64_t n = 0; n < a.R; ++n) {
     float* out = a.out + n * a.out_stride + begin;
     for_each_lane(end - begin, [&](int64_t i, auto lane) {
@@ -173,40 +177,74 @@ void last_layer(const HeadStepArgs& a, int64_t begin, int64_t end) {
   }
 }
 
+/// The matrix of a phase; null for a norm.
+const HeadMatrix* matrix_of(const HeadStepArgs& a, const HeadPhase& phase) {
+  switch (phase.part) {
+    case HeadPart::input:
+      return a.matrix;
+    case HeadPart::norm:
+      return nullptr;
+    case HeadPart::inner:
+      return a.matrix + 2 * phase.block + 1;
+    case HeadPart::outer:
+      return a.matrix + 2 * phase.block + 2;
+    case HeadPart::last:
+      return a.matrix + 2 * a.depth + 1;
+  }
+  return nullptr;
+}
+
+/// Share `index` of a phase; `next` is where the weights of this thread's next share lie, or null.
 template <class T>
-void run_share(const HeadStepArgs& a, const HeadPhase& phase, int64_t index) {
+void run_share(const HeadStepArgs& a, const HeadPhase& phase, int64_t index, const void* next) {
   const int64_t begin = index * phase.share, block = phase.block;
   const auto end = [&](int64_t rows) { return smaller(rows, begin + phase.share); };
   switch (phase.part) {
     case HeadPart::input:
-      return input_layer(a, begin, end(a.width));
+      return input_layer(a, begin, end(a.width), next);
     case HeadPart::norm:
       for (int64_t row = begin; row < end(a.R); ++row) normalize<T>(a, row, block);
       return;
     case HeadPart::inner:
-      return inner_layer(a, block, begin, end(a.matrix[2 * block + 2].columns));
+      return inner_layer(a, block, begin, end(a.matrix[2 * block + 2].columns), next);
     case HeadPart::outer:
-      return outer_layer<T>(a, block, begin, end(a.width));
+      return outer_layer<T>(a, block, begin, end(a.width), next);
     case HeadPart::last:
-      return last_layer(a, begin, end(a.matrix[2 * a.depth + 1].rows));
+      return last_layer(a, begin, end(a.matrix[2 * a.depth + 1].rows), next);
   }
 }
+
+/// The tickets of one thread, of which it takes one ahead to know what to fetch.
+struct Taker {
+  const HeadStepArgs& a;
+  int64_t ticket = -1, phase = 0;
+  void take() {
+    ticket = __atomic_fetch_add(&a.tickets->taken, 1, __ATOMIC_RELAXED);
+    while (phase < a.phases && ticket >= a.phase[phase + 1].begin) ++phase;
+  }
+  bool over() const { return phase == a.phases; }
+  int64_t index() const { return ticket - a.phase[phase].begin; }
+  const void* weights() const {
+    const HeadMatrix* m = over() ? nullptr : matrix_of(a, a.phase[phase]);
+    return m ? row_of(*m, index() * a.phase[phase].share) : nullptr;
+  }
+};
 
 }  // namespace
 
 /// Takes tickets until there are none left; to be called by any number of threads at once.
 void head_step_shares(const HeadStepArgs& a, int64_t, int64_t) {
-  int64_t p = 0;
-  for (;;) {
-    const int64_t ticket = __atomic_fetch_add(&a.tickets->taken, 1, __ATOMIC_RELAXED);
-    if (ticket >= a.phase[a.phases].begin) return;
-    while (ticket >= a.phase[p + 1].begin) ++p;
-    const HeadPhase& phase = a.phase[p];
+  Taker next{a};
+  next.take();
+  while (!next.over()) {
+    const int64_t index = next.index();
+    const HeadPhase& phase = a.phase[next.phase];
+    next.take();
     wait_for(&a.tickets->done, phase.begin);
     if (a.modulation_bfloat16) {
-      run_share<BFloat16>(a, phase, ticket - phase.begin);
+      run_share<BFloat16>(a, phase, index, next.weights());
     } else {
-      run_share<float>(a, phase, ticket - phase.begin);
+      run_share<float>(a, phase, index, next.weights());
     }
     __atomic_fetch_add(&a.tickets->done, 1, __ATOMIC_RELEASE);
   }

@@ -4,6 +4,13 @@
 // each query's softmax; then the weighted values, where a lane is a dimension and the weights are
 // broadcast. No sum crosses the lanes of a vector, but the softmax's, which has 16 parts always:
 // all instruction sets give the same bits, and a query's bits depend on no other query.
+#if defined(__GNUC__) && !defined(__clang__)
+// The eight sums in flight and what they take leave no register to spare.
+#pragma GCC optimize("no-schedule-insns")
+#endif
+
+#include <type_traits>
+
 #include "../kv_head.h"
 #include "../kv_lanes.h"
 
@@ -36,8 +43,9 @@ struct Places {
 };
 
 struct alignas(64) Scratch {
-  float query[kQueryGroup * kMostDims];  // blocks of queries, each [D, queries]
-  float keys[kMostDims * kKeys];
+  float query[kQueryGroup * kMostDims];   // blocks of queries, each [D, queries]
+  float keys[kMostDims * kKeys];          // transposed
+  uint32_t pairs[kMostDims / 2 * kKeys];  // the same of a bfloat16 cache
   float weight[kQueryGroup][kSplit];
   float k_scale[kSplit], v_scale[kSplit];
   Places places[2];  // of the split at work and of the next
@@ -111,20 +119,39 @@ void prepare_queries(const KvAttentionArgs& a, const Unit& u, Scratch& s) {
   });
 }
 
+/// Two neighbouring dimensions of some keys.
+ARDIFF_INLINE void load_two(const float* keys, VFloat& first, VFloat& second) {
+  first = load_as<VFloat>(keys);
+  second = load_as<VFloat>(keys + kKeys);
+}
+ARDIFF_INLINE void load_two(const uint32_t* pairs, VFloat& first, VFloat& second) {
+  const VWord words = load(pairs);
+  first = from_bits(words << 16);
+  second = from_bits(words & VWord(0xffff0000u));
+}
+
 /// Adds q.k over dimensions [from, to) of a tile of transposed keys to `weight`.
-template <int kWidth>
-ARDIFF_INLINE void add_dots(const float* query, const float* keys, int64_t from, int64_t to,
+template <int kWidth, class Keys>
+ARDIFF_INLINE void add_dots(const float* query, const Keys* keys, int64_t from, int64_t to,
                             float* weight) {
+  constexpr int64_t kStep = std::is_same_v<Keys, float> ? 2 * kKeys : kKeys;
   VFloat sums[kWidth][kVectors];
   for (int i = 0; i < kWidth; ++i) {
     for (int v = 0; v < kVectors; ++v) sums[i][v] = VFloat(0.0f);
   }
-  for (int64_t d = from; d < to; ++d) {
-    VFloat key[kVectors];
-    for (int v = 0; v < kVectors; ++v) key[v] = load_as<VFloat>(keys + d * kKeys + v * kLanes);
+#pragma GCC unroll 2
+  for (int64_t d = from; d < to; d += 2) {
+    VFloat first[kVectors], second[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      load_two(keys + d / 2 * kStep + v * kLanes, first[v], second[v]);
+    }
     for (int i = 0; i < kWidth; ++i) {
       const VFloat q(query[d * kWidth + i]);
-      for (int v = 0; v < kVectors; ++v) sums[i][v] = fma(q, key[v], sums[i][v]);
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = fma(q, first[v], sums[i][v]);
+    }
+    for (int i = 0; i < kWidth; ++i) {
+      const VFloat q(query[(d + 1) * kWidth + i]);
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = fma(q, second[v], sums[i][v]);
     }
   }
   for (int i = 0; i < kWidth; ++i) {
@@ -136,8 +163,8 @@ ARDIFF_INLINE void add_dots(const float* query, const float* keys, int64_t from,
 }
 
 /// q.k of a tile; sums of sums, since one long sum would round D times.
-template <int kWidth>
-ARDIFF_INLINE void dots(const float* query, const float* keys, int64_t D, float* weight) {
+template <int kWidth, class Keys>
+ARDIFF_INLINE void dots(const float* query, const Keys* keys, int64_t D, float* weight) {
   for (int64_t d = 0; d < D; d += kDotDims) {
     add_dots<kWidth>(query, keys, d, smaller(d + kDotDims, D), weight);
   }
@@ -190,6 +217,7 @@ ARDIFF_INLINE void add_vectors(const T* values, const int64_t* offset, const flo
       sums[i][v] = load_as<VFloat>(acc + i * kMostDims + d + v * kLanes);
     }
   }
+#pragma GCC unroll 2
   for (int64_t j = j0; j < j1; ++j) {
     const T* row = values + offset[j] + d;
     VFloat value[kCount];
@@ -208,9 +236,10 @@ ARDIFF_INLINE void add_vectors(const T* values, const int64_t* offset, const flo
 
 template <int kWidth, class T>
 void add_values(const T* values, const int64_t* offset, const float* weight, int64_t j0, int64_t j1,
-                int64_t D, float* acc) {
+                int64_t D, float* acc, Ahead<T>& ahead) {
   int64_t d = 0;
   for (; d + kLanes < D; d += 2 * kLanes) {
+    ahead.ask(static_cast<int>(sizeof(T)) * kLanes);
     add_vectors<kWidth, 2>(values, offset, weight, j0, j1, d, D, acc);
   }
   if (d < D) add_vectors<kWidth, 1>(values, offset, weight, j0, j1, d, D, acc);
@@ -220,7 +249,7 @@ void add_values(const T* values, const int64_t* offset, const float* weight, int
 /// hold NaN.
 template <int kWidth, class T>
 void add_visible(const T* values, const int64_t* offset, const float* weight, const Range* range,
-                 int64_t j0, int64_t j1, int64_t D, float* acc) {
+                 int64_t j0, int64_t j1, int64_t D, float* acc, Ahead<T>& ahead) {
   Range own[kWidth], common{j0, j1};
   for (int i = 0; i < kWidth; ++i) {
     own[i] = {larger_of(range[i].lo, j0), smaller(range[i].hi, j1)};
@@ -230,12 +259,12 @@ void add_visible(const T* values, const int64_t* offset, const float* weight, co
   if (common.empty()) common.lo = common.hi = j1;
   const auto alone = [&](int i, int64_t from, int64_t to) {
     if (from < to) {
-      add_values<1>(values, offset, weight + i * kSplit, from, to, D, acc + i * kMostDims);
+      add_values<1>(values, offset, weight + i * kSplit, from, to, D, acc + i * kMostDims, ahead);
     }
   };
   for (int i = 0; i < kWidth; ++i) alone(i, own[i].lo, smaller(own[i].hi, common.lo));
   if (common.empty()) return;
-  add_values<kWidth>(values, offset, weight, common.lo, common.hi, D, acc);
+  add_values<kWidth>(values, offset, weight, common.lo, common.hi, D, acc, ahead);
   for (int i = 0; i < kWidth; ++i) alone(i, common.hi, own[i].hi);
 }
 
@@ -266,17 +295,12 @@ void read_scales(const KvCache& cache, const Places& places, Scratch& s) {
   }
 }
 
-/// Asks for rows [from, from + n) of those that are seen.
-template <class T>
-ARDIFF_INLINE void prefetch(const T* rows, const Places& places, int64_t from, int64_t n,
-                            int64_t D) {
-  const int64_t end = smaller(from + n, places.seen.hi);
-  for (int64_t j = larger_of(from, places.seen.lo); j < end; ++j) {
-    const char* row = reinterpret_cast<const char*>(rows + places.offset[j]);
-    for (int64_t i = 0; i < D * static_cast<int64_t>(sizeof(T)); i += 64) {
-      __builtin_prefetch(row + i, 0, 2);
-    }
-  }
+template <class T, class Keys>
+void dots_of_tile(int n, Scratch& s, const T* keys, Keys* transposed, const int64_t* offset,
+                  int64_t j, int64_t D, Ahead<T>& ahead) {
+  transpose_keys(keys, offset, D, transposed, ahead);
+  for_each_block(
+      n, [&](auto width, int i) { dots<width>(s.query + i * D, transposed, D, s.weight[i] + j); });
 }
 
 /// s.split = the softmax over split `index` of the unit, whose keys lie at `now`. While it reads
@@ -294,21 +318,24 @@ void attend(const KvAttentionArgs& a, const Unit& u, int64_t index, const Places
     std::memset(s.split.acc[i], 0, sizeof s.split.acc[i]);
   }
   if (a.cache.k_scale) read_scales(a.cache, now, s);
+  const int64_t bytes = D * static_cast<int64_t>(sizeof(T));
+  Ahead<T> next_values{values, now.offset, now.seen.lo, now.seen.hi, bytes};
+  Ahead<T> next_keys{keys, next.offset, next.seen.lo, next.seen.hi, bytes};
   for (int64_t j = now.seen.lo / kKeys * kKeys; j < now.seen.hi; j += kKeys) {
-    prefetch(values, now, j, kKeys, D);
-    transpose_keys(keys, now.offset + j, D, s.keys);
-    for_each_block(
-        u.n, [&](auto width, int i) { dots<width>(s.query + i * D, s.keys, D, s.weight[i] + j); });
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      dots_of_tile(u.n, s, keys, s.pairs, now.offset + j, j, D, next_values);
+    } else {
+      dots_of_tile(u.n, s, keys, s.keys, now.offset + j, j, D, next_values);
+    }
   }
   for (int i = 0; i < u.n; ++i) {
     if (range[i].empty()) continue;
     softmax(s.weight[i], range[i], s, a.cache.k_scale, s.split.high[i], s.split.sum[i]);
   }
   for (int64_t j = now.seen.lo / kValueKeys * kValueKeys; j < now.seen.hi; j += kValueKeys) {
-    prefetch(keys, next, j, kValueKeys, D);
     for_each_block(u.n, [&](auto width, int i) {
       add_visible<width>(values, now.offset, s.weight[i], range + i, j, j + kValueKeys, D,
-                         s.split.acc[i]);
+                         s.split.acc[i], next_keys);
     });
   }
 }
