@@ -216,9 +216,7 @@ def _staged(case: str, inputs: Token, settings: Settings) -> Iterator[Row]:
     staged = shape.table(_STAGED, steps, stages=stages, inner=inner)
     tables = {"ddpm": inputs.table, _STAGED: staged}
     for guided in (False, True):
-        runs = {
-            n: partial(inputs.ours, guided, table) for n, table in tables.items()
-        }
+        runs = {n: partial(inputs.ours, guided, table) for n, table in tables.items()}
         seconds = _harness.interleave(runs, settings)
         calls = {name: [s / tables[name].calls for s in seconds[name]] for name in tables}
         gain = [a / b for a, b in zip(calls["ddpm"], calls[_STAGED], strict=True)]

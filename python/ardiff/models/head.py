@@ -29,8 +29,8 @@ class Layer(NamedTuple):
 class Head(nn.Module):
     """The description of a head, on which hoisting and the fused loop rest.
 
-    A head is y = SiLU(time + context), modulations (shift, scale, gate) = a linear map of y, and
-    blocks h + gate MLP(norm(h) (1 + scale) + shift) between an input and an output projection.
+    Modulations (shift, scale, gate) are a linear map of SiLU(time + context); between an input and an
+    output projection stand blocks h + gate MLP(norm(h) (1 + scale) + shift).
 
     Attributes:
         family: `mar`, `vibevoice` or `pocket`, of `ardiff_kernels.ops.head_step`.
@@ -117,10 +117,8 @@ def evaluate(
     modulation: Sequence[Tensor],
     layers: Sequence[Callable[[Tensor], Tensor]],
 ) -> Tensor:
-    """The part of a head in the loop, by operators of PyTorch: x `[.., d]` -> `[.., out]`.
-
-    `modulation` holds (shift, 1 + scale, gate) of each block and (shift, 1 + scale), `[.., width]`.
-    """
+    """The part of a head in the loop, x `[.., d]` -> `[.., out]`, by operators of PyTorch.
+    `modulation`: (shift, 1 + scale, gate) of each block and (shift, 1 + scale), `[.., width]`."""
     size, gated = (head.width,), head.family == "vibevoice"
 
     def norm(h: Tensor) -> Tensor:
