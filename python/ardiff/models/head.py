@@ -29,8 +29,8 @@ class Layer(NamedTuple):
 class Head(nn.Module):
     """The description of a head, on which hoisting and the fused loop rest.
 
-    Modulations (shift, scale, gate) are a linear map of SiLU(time + context); between an input and an
-    output projection stand blocks h + gate MLP(norm(h) (1 + scale) + shift).
+    Modulations (shift, scale, gate) are a linear map of SiLU(time + context); between an input and
+    an output projection stand blocks h + gate MLP(norm(h) (1 + scale) + shift).
 
     Attributes:
         family: `mar`, `vibevoice` or `pocket`, of `ardiff_kernels.ops.head_step`.
