@@ -10,6 +10,7 @@ from torch import Tensor
 
 import ardiff
 from ardiff.batch_invariant import batch_invariant
+from ardiff.denoise import fused
 from ardiff.guidance import guidance_weights
 from ardiff.models.encoder import CausalEncoder, EncoderConfig
 from ardiff.models.head import DiffusionHead
@@ -64,8 +65,8 @@ def draw_alone(
 ) -> Drawn:
     """One request in the plainest way: each patch a run of its own, by a table of its own.
 
-    `cached`: with the encoder's cache and `batch_invariant`, to compare bits; else every prefix is
-    encoded anew.
+    `cached`: with the encoder's cache, the fused head and `batch_invariant`, to compare bits; else
+    every prefix is encoded anew and the head is plain.
     """
     order = list(range(patches)) if order is None else order
     table = ardiff.solver(SOLVER, steps=steps, **PATH)
@@ -107,7 +108,7 @@ def draw_alone(
                 stream = torch.tensor([sample_id * 2**20 + place])
                 x = run(
                     table,
-                    model.denoiser,
+                    fused(model.denoiser) if cached else model.denoiser,
                     initial_state(table, key, stream, D),
                     key=key,
                     stream=stream,

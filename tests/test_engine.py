@@ -11,6 +11,7 @@ from engine_oracle import PLACES, SOLVER, WIDTH, D, draw_alone, prompt_of, tiny_
 from small_models import small_model
 
 import ardiff
+from ardiff.denoise import FusedHead
 from ardiff.engine import AREngine
 from ardiff.models.ar_model import ARModel, ModelConfig
 
@@ -123,18 +124,18 @@ def test_guidance_by_a_null_context_needs_no_second_stream():
 
 
 def test_a_step_is_one_call_of_encoder_and_head(monkeypatch):
-    """Six requests, seven streams, three seeds: one append, and each condition is hoisted once."""
+    """Six requests, seven streams, three seeds: one append, and the conditions are hoisted at once."""
     model, calls = tiny_model(), []
-    append, hoist = model.encoder.append, model.denoiser.hoist
+    append, hoist = model.encoder.append, FusedHead.hoist_guided
     monkeypatch.setattr(
         model.encoder,
         "append",
         lambda x, *a, **k: calls.append(("append", len(x))) or append(x, *a, **k),
     )
     monkeypatch.setattr(
-        model.denoiser,
-        "hoist",
-        lambda levels, c: calls.append(("hoist", len(c))) or hoist(levels, c),
+        FusedHead,
+        "hoist_guided",
+        lambda self, levels, cs: calls.append(("hoist", *map(len, cs))) or hoist(self, levels, cs),
     )
     engine = AREngine(model, SOLVER, 3, rows=7, capacity=8)
     for i in range(6):
@@ -142,7 +143,7 @@ def test_a_step_is_one_call_of_encoder_and_head(monkeypatch):
             prompt_of(i), 2, seed=i % 3, steps=3 + i % 2, guidance=2.0 if i == 2 else None
         )
     assert engine.step() == 6
-    assert calls == [("append", 7), ("hoist", 6), ("hoist", 6)]
+    assert calls == [("append", 7), ("hoist", 6, 6)]
 
 
 def test_patches_stream_and_requests_join_and_leave():
@@ -209,7 +210,7 @@ def test_a_model_that_raises_leaves_the_requests_where_they_were(where, monkeypa
     submit(engine)
     if where != "prefill":
         engine.step()
-    owner, name = (model.denoiser, "hoist") if where == "denoiser" else (model.encoder, where)
+    owner, name = (FusedHead, "hoist_guided") if where == "denoiser" else (model.encoder, where)
     with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
         patched.setattr(owner, name, lambda *a, **k: 1 / 0)
         engine.step()
@@ -245,9 +246,11 @@ def test_memory_is_planned_and_reported_before_it_is_taken(caplog):
 @pytest.mark.parametrize("prompt", [None, prompt_of(4)], ids=["no-prompt", "prompt"])
 def test_contexts_for_training_are_those_of_sampling(options, prompt, monkeypatch):
     model, seen = tiny_model(**options), []
-    hoist = model.denoiser.hoist
+    hoist = FusedHead.hoist_guided
     monkeypatch.setattr(
-        model.denoiser, "hoist", lambda levels, c: seen.append(c) or hoist(levels, c)
+        FusedHead,
+        "hoist_guided",
+        lambda self, levels, cs: seen.extend(cs) or hoist(self, levels, cs),
     )
     engine, order = AREngine(model, SOLVER, 3, rows=1, capacity=16), [3, 0, 5, 1, 7, 2, 4]
     engine.submit(prompt, 7, order=order)

@@ -8,6 +8,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from .denoise import fused
 from .models.kv_cache import KVCache
 from .models.patch_model import PatchModel
 from .requests import Request
@@ -67,10 +68,14 @@ class PatchSolver:
     Args:
         model: whose denoiser is called.
         name, options: a name of `ardiff.solvers` and its options.
+        weights: see `ardiff.denoise.FusedHead`.
     """
 
-    def __init__(self, model: PatchModel, name: str, options: dict) -> None:
-        self.model = model
+    def __init__(
+        self, model: PatchModel, name: str, options: dict, weights: str = "float32"
+    ) -> None:
+        self.model, self.weights = model, weights
+        fused(model.denoiser, weights)
         own = {"name": name, "path": model.path, "prediction": model.prediction}
         self._choices = {**own, **model.grid, **options}
         if "dim" in solver_options(name):
@@ -111,8 +116,9 @@ class PatchSolver:
         table, schedule = self._schedule([request.steps for request, _, _ in slots], context)
         x = initial_state(table, keys, stream, model.patch_dim)
         x = run(
-            schedule, model.denoiser, x, key=keys, stream=stream, condition=context, **modifiers
-        )
+            schedule, fused(model.denoiser, self.weights), x, key=keys, stream=stream,
+            condition=context, **modifiers,
+        )  # fmt: skip
         return model.clip(x, torch.tensor([place for _, _, place in slots], device=device))
 
     def _schedule(self, steps: list[int], like: Tensor) -> tuple[StepTable | RaggedTable, Schedule]:

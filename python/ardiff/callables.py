@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,10 +16,14 @@ class CountedModel:
         if hasattr(model, "hoist"):
             self.hoist = self._hoist
             self.hoists_ragged = getattr(model, "hoists_ragged", False)
+        if hasattr(model, "hoist_guided"):
+            self.hoist_guided = self._hoist_guided
 
     def _counted(self, function: Callable[..., Tensor], x: Tensor) -> Tensor:
         self.calls += 1
-        out = function(x.view(self.shape))
+        return self._flat(function(x.view(self.shape)), x)
+
+    def _flat(self, out: Tensor, x: Tensor) -> Tensor:
         if isinstance(out, Tensor) and tuple(out.shape) != self.shape:
             raise ValueError(
                 f"the model must return the shape of its input {list(self.shape)}, got "
@@ -38,6 +42,17 @@ class CountedModel:
     def _hoist(self, levels: Tensor, condition: Any) -> Callable[[int, Tensor], Tensor]:
         function = self.model.hoist(levels, condition)
         return lambda row, x: self._counted(lambda x: function(row, x), x)
+
+    def _hoist_guided(
+        self, levels: Tensor, conditions: Sequence
+    ) -> Callable[[int, Tensor], list[Tensor]]:
+        function = self.model.hoist_guided(levels, conditions)
+
+        def call(row: int, x: Tensor) -> list[Tensor]:
+            self.calls += len(conditions)
+            return [self._flat(out, x) for out in function(row, x.view(self.shape))]
+
+        return call
 
 
 def shaped_energy(energy_fn: Callable, shape: tuple[int, ...]) -> Callable[..., Tensor]:

@@ -50,6 +50,7 @@ class AREngine:
             `KVCache` take them.
         batch_invariant: compute each request as if it were alone, to the bit; slower.
         backend: forces a backend of `ardiff_kernels`; None takes the best.
+        weights: of the head's blocks, `float32`, `bfloat16` or `int8`.
         options: the solver's own and the time grid, by default the model's.
 
     Attributes:
@@ -74,6 +75,7 @@ class AREngine:
         limit: int | None = None,
         batch_invariant: bool = False,
         backend: str | None = None,
+        weights: str = "float32",
         **options,
     ) -> None:
         if isinstance(model, ARModel):
@@ -90,7 +92,7 @@ class AREngine:
             )
         self.model, self.steps, self.backend = model, steps, backend
         self.batch_invariant = batch_invariant
-        self._solver = PatchSolver(model, solver, options)
+        self._solver = PatchSolver(model, solver, options, weights)
         self._solver.table(steps)
         self.plan = model.encoder.plan_cache(
             rows, capacity, block_size=block_size, blocks=blocks, dtype=cache_dtype

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -26,6 +26,8 @@ class HoistableModel(Protocol):
     """A model that does what depends on level and condition once, before the loop.
 
     With an attribute ``hoists_ragged = True`` it also serves samples with tables of their own.
+    With a method ``hoist_guided(levels, conditions)`` it serves all conditions of guidance:
+    ``f(row, x)`` then returns an output for each.
     """
 
     def hoist(self, levels: Tensor, condition: Any) -> Callable[[int, Tensor], Tensor]:
@@ -64,11 +66,24 @@ def initial_state(
     return (normal * (scale(stream.device) if callable(scale) else scale)).to(dtype)
 
 
+def _bind_all(
+    model, schedule: Schedule, conditions: list, batch: int
+) -> Callable[[int, Tensor], Sequence[Tensor]]:
+    """``f(iteration, x)``: an output for each condition."""
+    if hasattr(model, "hoist_guided") and _hoists(model, schedule):
+        return model.hoist_guided(schedule.buffers.level, conditions)
+    calls = [_bind(model, schedule, condition, batch) for condition in conditions]
+    return lambda iteration, x: [call(iteration, x) for call in calls]
+
+
+def _hoists(model, schedule: Schedule) -> bool:
+    return schedule.buffers.level.dim() == 1 or getattr(model, "hoists_ragged", False)
+
+
 def _bind(model, schedule: Schedule, condition: Any, batch: int) -> Callable[[int, Tensor], Tensor]:
     """``f(iteration, x) -> output`` of a hoistable or a plain model."""
-    levels = schedule.buffers.level
-    if hasattr(model, "hoist") and (levels.dim() == 1 or getattr(model, "hoists_ragged", False)):
-        return model.hoist(levels, condition)
+    if hasattr(model, "hoist") and _hoists(model, schedule):
+        return model.hoist(schedule.buffers.level, condition)
     each = _levels(schedule, batch)
     return lambda iteration, x: model(x, each[iteration], condition)
 
@@ -171,16 +186,14 @@ def run(
     with mode:
         spans = None if isinstance(key, Tensor) else key
         state = State(x, schedule, compiling, noise_scale, spans)
-        calls = [_bind(model, schedule, condition, len(x))]
-        for weight, other in ((guidance, uncond), (guidance2, uncond2)):
-            if weight is not None:
-                calls.append(_bind(model, schedule, other, len(x)))
-                state.weights.append(weight)
+        state.weights = [weight for weight in (guidance, guidance2) if weight is not None]
+        conditions = [condition, uncond, uncond2][: 1 + len(state.weights)]
+        call = _bind_all(model, schedule, conditions, len(x))
         energy = _bind_energy(energy_fn, schedule, condition, len(x)) if schedule.energy else None
         draws = schedule.buffers.draw.split(1)
         for k, step in enumerate(schedule.steps()):
             if step.calls_model is not False:
-                first, outs = state.first_call, [call(k, state.query(step)) for call in calls]
+                first, outs = state.first_call, list(call(k, state.query(step)))
                 if first:
                     for out in outs:
                         _check_output(out, x)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import ardiff_kernels
+from ardiff.denoise import fused
 from ardiff.guidance import guidance_weights
 from ardiff.models.ar_model import ARModel
 from ardiff.models.checkpoint import load_model as load
@@ -61,6 +62,7 @@ class ARSampler:
             same schedule, u2 at the context `uncond2` `[context_width]`; a third call.
         batch: images drawn together; bounds memory, not n.
         backend: forces a backend of `ardiff_kernels`; None takes the best.
+        weights: of the head's blocks, `float32`, `bfloat16` or `int8`.
         options: the solver's own (inner, tau, gamma, ...) and the time grid, by default the one in
             the model's config.
 
@@ -84,6 +86,7 @@ class ARSampler:
         uncond2: Tensor | None = None,
         batch: int = 128,
         backend: str | None = None,
+        weights: str = "float32",
         **options,
     ) -> None:
         if not isinstance(model, ARModel):
@@ -108,7 +111,8 @@ class ARSampler:
         self.guidance = self._weights("guidance", guidance, guidance_schedule)
         self.guidance2 = self._weights("guidance2", guidance2, guidance_schedule)
         self._check_uncond2()
-        self.batch, self.backend = batch, backend
+        self.batch, self.backend, self.weights = batch, backend, weights
+        fused(model.denoiser, weights)
         if "dim" in solver_options(solver):
             options.setdefault("dim", config.patch_dim)
         each = list(steps) if isinstance(steps, (list, tuple)) else [steps] * config.patches
@@ -211,6 +215,7 @@ class ARSampler:
     ) -> Iterator[StreamedPatch]:
         model, device = self.model, self.model.mean.device
         cache = model.context.new_cache(len(ids))
+        denoiser = fused(model.denoiser, self.weights)
         patch = None
         for k in range(model.config.patches):
             context = model.context.step(patch, cache)
@@ -220,7 +225,7 @@ class ARSampler:
                 x = initial_state(table, key, stream, model.config.patch_dim)
                 x = run(
                     table,
-                    model.denoiser,
+                    denoiser,
                     x,
                     key=key,
                     stream=stream,

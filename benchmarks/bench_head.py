@@ -1,0 +1,224 @@
+"""Tokens of diffusion heads: everything hoisted and one op a step, against the plain head's loop.
+
+A case is `<model>/N=<tokens>/<dtype>`: the sizes and solver of a published model, random weights,
+and the dtype of our blocks' weights. Rivals call the float32 head at each step, eagerly or under
+`torch.compile`, on the same solver ops. Metrics of runs with guidance end in `-guided`.
+
+    python -m ardiff bench head --case mar-b/N=1/float32
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ardiff.denoise import FusedHead, denoise_token
+from ardiff.head_weights import WEIGHTS, pack
+from ardiff.models.head import Head
+from ardiff.run import run as run_table
+from ardiff.table import StepTable
+
+from . import _harness
+from ._harness import Row, Settings
+from ._heads import MODELS, PlainLoop
+
+SUITE = "head"
+ROWS = (1, 4, 16, 64, 256)
+CASES = tuple(
+    f"{model}/N={n}/{dtype}"
+    for model in MODELS
+    if model != "tiny"
+    for n in ROWS
+    for dtype in WEIGHTS
+)
+GUIDANCE = 3.0
+_READ, _STAGED = "read", "rtk-uld"
+# Relative RMS errors: of one evaluation against float64, of a whole run against the plain loop.
+ERRORS = {"float32": 1e-5, "int8": 0.03}
+RUN_ERROR = 1e-4
+
+
+def parse(case: str) -> tuple[str, int, str]:
+    """Model, tokens and dtype of a case.
+
+    Raises:
+        ValueError: a name of another form.
+    """
+    parts = case.split("/")
+    if len(parts) == 3 and parts[0] in MODELS and parts[2] in WEIGHTS:
+        n = parts[1].removeprefix("N=")
+        if n.isdecimal() and int(n) > 0:
+            return parts[0], int(n), parts[2]
+    raise ValueError(
+        f"case {case!r}: expected <model>/N=<tokens>/<dtype> with a model of "
+        f"{', '.join(m for m in MODELS if m != 'tiny')} and a dtype of {', '.join(WEIGHTS)}"
+    )
+
+
+@dataclass
+class Token:
+    """The inputs of a case and ways to draw from them."""
+
+    head: Head
+    table: StepTable
+    x: Tensor
+    context: Tensor
+    uncond: Tensor
+    weights: str
+
+    def conditions(self, guided: bool) -> list[Tensor]:
+        return [self.context, self.uncond] if guided else [self.context]
+
+    def _guidance(self, guided: bool) -> dict:
+        weight = self.context.new_tensor([GUIDANCE])
+        return {"uncond": self.uncond, "guidance": weight} if guided else {}
+
+    def ours(self, guided: bool, table: StepTable | None = None, **options) -> Tensor:
+        return denoise_token(
+            self.head, self.context, table or self.table, _key(self.x), 0, self._streams(),
+            weights=self.weights, **{"start": self.x, **options}, **self._guidance(guided),
+        )  # fmt: skip
+
+    def plain(self, guided: bool, call: Callable[..., Tensor]) -> Tensor:
+        return run_table(
+            self.table, PlainLoop(self.head, call), self.x, key=_key(self.x),
+            stream=self._streams(), condition=self.context, **self._guidance(guided),
+        )  # fmt: skip
+
+    def _streams(self) -> Tensor:
+        return torch.arange(len(self.x), device=self.x.device) << 20
+
+    def step(self, guided: bool = False) -> Callable[[], list[Tensor]]:
+        """One evaluation in the middle of the table, its modulations known."""
+        levels, middle = self._middle()
+        model = FusedHead(self.head, self.weights)
+        step = model.hoist_guided(levels, self.conditions(guided))
+        return lambda: list(step(middle, self.x))
+
+    def plain_step(self, dtype: torch.dtype) -> Tensor:
+        """The same by the plain head in another dtype."""
+        levels, middle = self._middle()
+        level, *end = self.head.time_arguments(levels)[middle].split(1)
+        head = copy.deepcopy(self.head).to(dtype)
+        return head(self.x.to(dtype), level, self.context.to(dtype), *end)
+
+    def _middle(self) -> tuple[Tensor, int]:
+        return self.table.to(self.x.device).level, len(self.table) // 2
+
+
+def _key(like: Tensor) -> Tensor:
+    return torch.zeros(1, dtype=torch.int64, device=like.device)
+
+
+def token(case: str, settings: Settings) -> Token:
+    """Random weights and inputs of a case."""
+    name, n, weights = parse(case)
+    shape = MODELS[name]
+    head, table = shape.head(settings.seed).to(settings.device), shape.own_table()
+    generator = torch.Generator().manual_seed(settings.seed)
+    context, uncond = torch.randn(2, n, shape.context, generator=generator).to(settings.device)
+    x = torch.randn(n, shape.dim, generator=generator).to(settings.device) * table.init_scale
+    return Token(head, table, x, context, uncond[:1].expand(n, -1), weights)
+
+
+def _error(found: Tensor, expected: Tensor) -> Tensor:
+    """Relative root mean square."""
+    error = (found.double() - expected.double()).square().mean()
+    return (error / expected.double().square().mean()).sqrt()
+
+
+def correctness(case: str, inputs: Token) -> Iterator[Row]:
+    """One evaluation against float64; for float32 a whole run against the plain loop's too."""
+    exact = inputs.plain_step(torch.float64)
+    found = _error(inputs.step()()[0], exact)
+    allowed = ERRORS.get(inputs.weights)
+    if allowed is None:
+        theirs = _error(inputs.plain_step(torch.bfloat16), exact)
+        allowed = 2 * theirs
+        yield Row(SUITE, case, "eager", "error-bfloat16", float(theirs))
+    yield _harness.error_row(SUITE, case, _harness.OURS, found, torch.zeros(()), allowed)
+    yield Row(SUITE, case, _harness.OURS, "error", float(found))
+    for guided in (False, True) if inputs.weights == "float32" else ():
+        excess = _error(inputs.ours(guided), inputs.plain(guided, inputs.head))
+        yield _harness.error_row(SUITE, case, _harness.OURS, excess, torch.zeros(()), RUN_ERROR)
+
+
+def compiled(head: Head, device: str) -> dict[str, Callable[..., Tensor]]:
+    """The plain head under `torch.compile`; on a GPU also in a CUDA graph."""
+    torch._dynamo.reset()
+    found = {"compile": torch.compile(head, fullgraph=True, dynamic=False)}
+    if device == "cuda":
+        mode = "reduce-overhead"
+        found["graphed-compile"] = torch.compile(head, fullgraph=True, dynamic=False, mode=mode)
+    return found
+
+
+def run(case: str, settings: Settings) -> Iterator[Row]:
+    """Correctness, then calls a second and speedups with and without guidance, what batch
+    invariance costs, the share of the read bandwidth, and RTK-ULD against DDPM per call."""
+    inputs = token(case, settings)
+    with torch.inference_mode():
+        yield from correctness(case, inputs)
+        names = {"eager": inputs.head, **compiled(inputs.head, settings.device)}
+        heads = settings.pick(names)
+        for guided in (False, True):
+            yield from _against(case, inputs, guided, heads, settings)
+        yield from _bandwidth(case, inputs, settings)
+        if inputs.table.solver == "ddpm":
+            yield from _staged(case, inputs, settings)
+
+
+def _against(
+    case: str, inputs: Token, guided: bool, heads: dict[str, Callable], settings: Settings
+) -> Iterator[Row]:
+    suffix = "-guided" if guided else ""
+    competitors = {_harness.OURS: partial(inputs.ours, guided)}
+    competitors |= {name: partial(inputs.plain, guided, call) for name, call in heads.items()}
+    invariant = f"{_harness.OURS}-batch-invariant"
+    competitors[invariant] = partial(inputs.ours, guided, batch_invariant=True)
+    seconds = _harness.interleave(competitors, settings)
+    for name, values in seconds.items():
+        rates = [inputs.table.calls / value for value in values]
+        yield _harness.spread_row(SUITE, case, name, f"throughput{suffix}", rates, "calls/s")
+    ours = seconds[_harness.OURS]
+    for name in heads:
+        yield _harness.speedup_row(SUITE, case, name, seconds[name], ours, f"speedup{suffix}")
+    cost = [a / b for a, b in zip(seconds[invariant], ours, strict=True)]
+    metric = f"cost-of-batch-invariance{suffix}"
+    yield _harness.spread_row(SUITE, case, _harness.OURS, metric, cost, "x")
+
+
+def _bandwidth(case: str, inputs: Token, settings: Settings) -> Iterator[Row]:
+    """Weights that one evaluation reads, over its time, and of a plain read of as many bytes."""
+    packed = pack(inputs.head, inputs.weights)
+    size = sum(t.numel() * t.element_size() for t in packed.weights)
+    # A plain read of a buffer beyond every cache.
+    buffer = torch.ones(1 << 26, device=inputs.x.device)
+    seconds = _harness.interleave({_harness.OURS: inputs.step(), _READ: buffer.sum}, settings)
+    rates = {_harness.OURS: size, _READ: 4 * buffer.numel()}
+    rates = {name: [n / s / 1e9 for s in seconds[name]] for name, n in rates.items()}
+    for name, values in rates.items():
+        yield _harness.spread_row(SUITE, case, name, "bandwidth", values, "GB/s")
+    share = [a / b for a, b in zip(rates[_harness.OURS], rates[_READ], strict=True)]
+    yield _harness.spread_row(SUITE, case, _harness.OURS, "share_of_read_bandwidth", share, "1")
+
+
+def _staged(case: str, inputs: Token, settings: Settings) -> Iterator[Row]:
+    """A call of RTK-ULD, whose stages of 20 inner steps share their modulations, and of DDPM."""
+    shape = MODELS[parse(case)[0]]
+    stages, inner = max(2, inputs.table.calls // 20), min(20, inputs.table.calls // 4)
+    steps = stages * (inner + 1) + 1
+    staged = shape.table(_STAGED, steps, stages=stages, inner=inner)
+    tables = {"ddpm": inputs.table, _STAGED: staged}
+    for guided in (False, True):
+        runs = {n: partial(inputs.ours, guided, table) for n, table in tables.items()}
+        seconds = _harness.interleave(runs, settings)
+        calls = {name: [s / tables[name].calls for s in seconds[name]] for name in tables}
+        gain = [a / b for a, b in zip(calls["ddpm"], calls[_STAGED], strict=True)]
+        metric = f"{_STAGED}-gain-per-call{'-guided' if guided else ''}"
+        yield _harness.spread_row(SUITE, case, _harness.OURS, metric, gain, "x")

@@ -1,0 +1,293 @@
+"""A token of a diffusion head: everything hoisted, and one op a step for the rest."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ardiff_kernels import ops
+
+from .batch_invariant import batch_invariant as batch_invariant_mode
+from .batch_invariant import is_batch_invariant
+from .head_weights import WEIGHTS, PackedHead, pack
+from .hoisting import BUDGET, Modulations
+from .models.head import EDMHead, Head, evaluate
+from .run import INITIAL_STATE, Decision, Runnable, make_schedule, run
+from .sampling import per_sample
+
+_log = logging.getLogger(__name__)
+_told: set[str] = set()
+# By the dtype of weights on a CPU: an evaluation of MAR-B took head_step 71 ms and PyTorch 78 at 64
+# rows, 292 and 228 at 256; VibeVoice 243 and 298, 938 and 703 (AMD EPYC with AVX2, two threads,
+# torch 2.13, other work running). PyTorch has no product of float32 and narrower weights.
+_PLAIN_FROM = {torch.float32: 160}
+
+
+class FusedHead:
+    """A head as `ardiff.run.run` takes it, whose steps call the op `head_step`.
+
+    It computes the outputs of all conditions of guidance in one call, on the same rows of x.
+
+    Args:
+        head: a `Head`, or an `EDMHead` around one.
+        weights: `float32`, `bfloat16` or `int8`, those of the blocks; sums are float32. They are
+            packed at the first use, and again when a parameter changes. A captured CUDA graph keeps
+            those it was captured with.
+        batch_invariant: a sample's bits depend on no other sample, nor on its place; None: within
+            `ardiff.batch_invariant.batch_invariant`.
+        budget: bytes of modulations held at a time.
+
+    Raises:
+        TypeError, ValueError: another head, unknown weights, a budget below 1.
+    """
+
+    hoists_ragged = True
+
+    def __init__(
+        self,
+        head: Head | EDMHead,
+        weights: str = "float32",
+        *,
+        batch_invariant: bool | None = None,
+        budget: int = BUDGET,
+    ) -> None:
+        reason = unknown(head)
+        if reason:
+            raise TypeError(f"FusedHead: {reason}")
+        if weights not in WEIGHTS:
+            raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+        if budget < 1:
+            raise ValueError(f"budget must be a positive number of bytes, got {budget}")
+        self.model, self.weights, self.budget = head, weights, budget
+        self.batch_invariant = batch_invariant
+
+    def __call__(self, x: Tensor, level: Tensor, condition: Any) -> Tensor:
+        """The plain head."""
+        return self.model(x, level, condition)
+
+    def hoist(self, levels: Tensor, c: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """As `Head.hoist`."""
+        if torch.compiler.is_compiling():
+            return self.model.hoist(levels, c)
+        call = self.hoist_guided(levels, [c])
+        return lambda row, x: call(row, x)[0]
+
+    def hoist_guided(
+        self, levels: Tensor, conditions: Sequence[Tensor]
+    ) -> Callable[[int, Tensor], Sequence[Tensor]]:
+        """As `hoist`, for several conditions: ``f(row, x)`` gives an output for each.
+
+        An output may be overwritten by the next call.
+        """
+        if torch.compiler.is_compiling():
+            calls = [self.model.hoist(levels, c) for c in conditions]
+            return lambda row, x: [call(row, x) for call in calls]
+        invariant = self.batch_invariant
+        invariant = is_batch_invariant() if invariant is None else invariant
+        options = {"budget": self.budget, "invariant": invariant}
+        if isinstance(self.model, EDMHead):
+            packed = pack(self.model.head, self.weights)
+            noise = self.model._noise_level(levels)
+            call = _loop(packed, Modulations(packed, noise, conditions, **options), conditions)
+            return _preconditioned(call, levels, conditions, invariant)
+        packed = pack(self.model, self.weights)
+        call = _loop(packed, Modulations(packed, levels, conditions, **options), conditions)
+        return lambda row, x: call(row, x).unbind(0)
+
+
+def unknown(head: Any) -> str:
+    """Why `head` is none that the op `head_step` can evaluate; empty if it is one."""
+    inner = head.head if isinstance(head, EDMHead) else head
+    if not isinstance(inner, Head):
+        return (
+            f"{type(inner).__name__} is no ardiff.models.head.Head (a MAR, VibeVoice or Pocket-TTS "
+            "head)"
+        )
+    if any(module._forward_hooks or module._forward_pre_hooks for module in inner.modules()):
+        return f"a {type(inner).__name__} has forward hooks, which only its own modules call"
+    dtypes = {p.dtype for p in inner.parameters()} - set(WEIGHTS.values()) - {torch.float16}
+    if dtypes:
+        return f"the parameters of {type(inner).__name__} are {str(dtypes.pop())[6:]}"
+    return ""
+
+
+def fused(head: Any, weights: str = "float32", **options: Any) -> Any:
+    """`FusedHead` of `head`; for a head it does not know the head itself, said once in the log."""
+    reason = unknown(head)
+    if not reason:
+        return FusedHead(head, weights, **options)
+    if reason not in _told:
+        _told.add(reason)
+        _log.warning("%s; its plain module runs in the loop, in its own dtype", reason)
+    return head
+
+
+def _loop(
+    packed: PackedHead, sets: Modulations, conditions: Sequence[Tensor]
+) -> Callable[[int, Tensor], Tensor]:
+    """``f(row, x) -> [ways, N, out]``."""
+    head, ways = packed.head, len(conditions)
+    options = {
+        "family": head.family, "depth": head.depth, "eps": head.eps, "ways": ways,
+        "batch_invariant": sets.invariant,
+    }  # fmt: skip
+    if plain_is_faster(packed, ways * len(conditions[0])) and not sets.invariant:
+        layers = [
+            partial(F.linear, weight=weight, bias=bias if len(bias) else None)
+            for weight, bias in zip(packed.weights[::2], packed.weights[1::2], strict=True)
+        ]
+
+        def plain(row: int, x: Tensor) -> Tensor:
+            held, place = sets.at(row)
+            modulation = held[place].view(ways, -1, held.shape[2])
+            x = x.float().expand(ways, *x.shape)
+            return evaluate(head, x, modulation.split(head.width, -1), layers)
+
+        return plain
+
+    def call(row: int, x: Tensor) -> Tensor:
+        held, place = sets.at(row)
+        x = x if x.dtype == torch.float32 else x.float()
+        return ops.head_step(x, held, place, packed.weights, packed.scales, **options)
+
+    return call
+
+
+def plain_is_faster(packed: PackedHead, rows: int) -> bool:
+    """Whether PyTorch's own products beat `head_step` at this many rows (tokens times ways)."""
+    known = packed.weights[0].is_cpu and not packed.scales
+    return known and rows >= _PLAIN_FROM.get(packed.weights[2].dtype, math.inf)
+
+
+def _preconditioned(
+    call: Callable[[int, Tensor], Tensor],
+    levels: Tensor,
+    conditions: Sequence[Tensor],
+    invariant: bool,
+) -> Callable[[int, Tensor], Sequence[Tensor]]:
+    """EDM's preconditioning around the outputs of all conditions."""
+    sigma = levels.double().reshape(len(levels), -1, 1)
+    norm = 1 + sigma**2
+    inside = torch.stack([norm**-0.5, 1 / norm], 1).float().unbind(0)
+    outside = (sigma * norm**-0.5).float().unbind(0)
+    scaled = outs = None
+
+    def step(row: int, x: Tensor) -> Sequence[Tensor]:
+        nonlocal scaled, outs
+        if scaled is None:
+            scaled = x.new_empty(2, *x.shape, dtype=torch.float32)
+            outs = x.new_empty(len(conditions), *x.shape, dtype=torch.float32)
+            scaled, outs = (scaled, *scaled.unbind(0)), (outs, outs.unbind(0))
+        both, entering, skipped = scaled
+        torch.mul(x, inside[row], out=both)
+        inner = call(row, entering)
+        if invariant:
+            with batch_invariant_mode():
+                return torch.addcmul(skipped, inner, outside[row]).unbind(0)
+        torch.addcmul(skipped, inner, outside[row], out=outs[0])
+        return outs[1]
+
+    return step
+
+
+def denoise_token(
+    head: Any,
+    context: Tensor,
+    table: Runnable,
+    key: Tensor,
+    draw: int,
+    stream: Tensor,
+    *,
+    uncond: Tensor | None = None,
+    guidance: float | Tensor | None = None,
+    uncond2: Tensor | None = None,
+    guidance2: float | Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    weights: str = "float32",
+    batch_invariant: bool = False,
+    budget: int = BUDGET,
+    start: Tensor | None = None,
+    decisions: list[Decision] | None = None,
+) -> Tensor:
+    """Draws a token for each context: a whole solver run, with the head hoisted and fused.
+
+    Args:
+        head: a `Head` or an `EDMHead`; another model, as :func:`ardiff.run.run` takes it, runs
+            plainly, which the log says once.
+        context: `[B, context]`.
+        table: of any solver; a `RaggedTable` gives each token its own.
+        key: int64 `[1]`, the seed.
+        draw: number of the first row's noise draw; 0 but for runs that share a stream.
+        stream: int64 `[B]`, sample_id * 2^20 + patch.
+        uncond, guidance, uncond2, guidance2: contexts like `context` and weights, a number or one a
+            token, of u + w (c - u) and of u2 + w2 (u - u2) + w (c - u).
+        temperature: factor on the step noise, a number or one a token.
+        weights, batch_invariant, budget: see :class:`FusedHead`.
+        start: the initial state `[B, d]`; default the addressed normals of the table's scale.
+        decisions: as of :func:`ardiff.run.run`.
+
+    Returns:
+        float32 `[B, d]`.
+
+    Raises:
+        ValueError, TypeError: shapes that do not go together, guidance without its context, an
+            unknown head without `start`.
+    """
+    batch, device = len(context), context.device
+    if stream.shape != (batch,):
+        raise ValueError(f"stream must have shape [{batch}], one a context, {_shape(stream)}")
+    for name, other, weight in (
+        ("uncond", uncond, guidance), ("uncond2", uncond2, guidance2),
+    ):  # fmt: skip
+        if (other is None) != (weight is None):
+            raise ValueError(f"{name} and {name.replace('uncond', 'guidance')} go together")
+        if other is not None and other.shape != context.shape:
+            raise ValueError(
+                f"{name} must have the shape of context {list(context.shape)}, {_shape(other)}"
+            )
+    model = fused(head, weights, batch_invariant=batch_invariant or None, budget=budget)
+    if start is None:
+        start = _start(model, table, key, draw, stream)
+    elif start.dim() != 2 or len(start) != batch:
+        raise ValueError(f"start must have shape [{batch}, d], one row a context, {_shape(start)}")
+    schedule = make_schedule(table, start)
+    if draw:
+        buffers = schedule.buffers
+        schedule = schedule._replace(buffers=buffers._replace(draw=buffers.draw + draw))
+    modifiers = {"uncond": uncond, "uncond2": uncond2}
+    for name, value in (("guidance", guidance), ("guidance2", guidance2)):
+        if value is not None:
+            modifiers[name] = per_sample(name, value, batch, device, low=float("-inf"))
+    if isinstance(temperature, Tensor) or temperature != 1:
+        modifiers["noise_scale"] = per_sample("temperature", temperature, batch, device, low=0.0)
+    plainly = batch_invariant and not isinstance(model, FusedHead)
+    with batch_invariant_mode() if plainly else nullcontext():
+        return run(
+            schedule, model, start, key=key, stream=stream, condition=context, decisions=decisions,
+            **modifiers,
+        )  # fmt: skip
+
+
+def _start(model: Any, table: Runnable, key: Tensor, draw: int, stream: Tensor) -> Tensor:
+    if not isinstance(model, FusedHead):
+        raise ValueError(
+            f"denoise_token: the size of a token is not known of a {type(model).__name__}: pass "
+            "start, such as ardiff.run.initial_state gives"
+        )
+    packed = pack(model.model.head if isinstance(model.model, EDMHead) else model.model)
+    scale = table.init_scale
+    scale = scale(stream.device) if callable(scale) else scale
+    size = packed.weights[0].shape[1]
+    return ops.philox_normal(key, 4 * draw + INITIAL_STATE, stream, size) * scale
+
+
+def _shape(t: Tensor) -> str:
+    return f"got {list(t.shape)}"

@@ -1,0 +1,99 @@
+"""A head's weights as `head_step` reads them: packed once, and again when a parameter changes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from .models.head import Head, Layer
+
+WEIGHTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+_LEVELS = 16  # lists of levels whose time embeddings are kept; the least recently used goes first
+
+
+@dataclass(frozen=True)
+class PackedHead:
+    """What a token needs of a head.
+
+    Attributes:
+        head: itself, for its embeddings of time and context.
+        weights, scales: as `ardiff_kernels.ops.head_step` takes them. The matrices of blocks have
+            the dtype asked for, those of input and output are float32.
+        modulation: the map to all modulations; float32, or bfloat16 on a GPU with other weights.
+        times: time embeddings by the bytes of their levels.
+    """
+
+    head: Head
+    weights: list[Tensor]
+    scales: list[Tensor]
+    modulation: Layer
+    times: OrderedDict[bytes, Tensor] = field(default_factory=OrderedDict)
+
+    def embed_time(self, arguments: Tensor, key: bytes | None) -> Tensor:
+        """Embeddings `[.., width]` of arguments `[.., k]`, remembered under `key`."""
+        if key in self.times:
+            self.times.move_to_end(key)
+            return self.times[key]
+        flat = self.head.embed_time(arguments.flatten(0, -2))
+        time = flat.to(torch.float32).view(*arguments.shape[:-1], self.head.width)
+        if key is not None:
+            self.times[key] = time
+            if len(self.times) > _LEVELS:
+                self.times.popitem(last=False)
+        return time
+
+
+_packed: WeakKeyDictionary[Head, dict[str, tuple[tuple, PackedHead]]] = WeakKeyDictionary()
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 `[rows, columns]` and float32 `[rows]`: each row's largest magnitude becomes 127.
+
+    An element errs by half a scale, absmax / 254, at most.
+    """
+    scale = weight.abs().amax(1) / 127
+    steps = torch.where(scale > 0, scale, 1.0)[:, None]
+    return (weight / steps).round().to(torch.int8), scale
+
+
+def pack(head: Head, weights: str = "float32") -> PackedHead:
+    """The packed form of `head`, the same object until a parameter is replaced or written to.
+
+    Writes are told by the version counter, which ``.data`` and inference tensors lack.
+
+    Raises:
+        ValueError: an unknown name of a dtype.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+    signature = tuple(
+        (t.data_ptr(), t.device, t.dtype, 0 if t.is_inference() else t._version)
+        for t in (*head.parameters(), *head.buffers())
+    )
+    kept = _packed.setdefault(head, {})
+    if weights not in kept or kept[weights][0] != signature:
+        with torch.inference_mode(False), torch.no_grad():
+            kept[weights] = (signature, _make(head, WEIGHTS[weights]))
+    return kept[weights][1]
+
+
+def _make(head: Head, dtype: torch.dtype) -> PackedHead:
+    packed, scales, layers = [], [], head.loop_layers()
+    empty = layers[0].weight.new_empty(0, dtype=torch.float32)
+    for i, (weight, bias) in enumerate(layers):
+        weight, scale = weight.detach().float(), empty
+        if 0 < i < len(layers) - 1:
+            if dtype == torch.int8:
+                weight, scale = quantize(weight)
+            weight = weight.to(dtype)
+        packed += [weight.contiguous(), empty if bias is None else bias.detach().float()]
+        scales.append(scale)
+    weight, bias = (t.detach().float() for t in head.modulation_layer())
+    if weight.is_cuda and dtype != torch.float32:
+        weight, bias = weight.bfloat16(), bias.bfloat16()
+    modulation = Layer(weight.contiguous(), bias)
+    return PackedHead(head, packed, scales if dtype == torch.int8 else [], modulation)

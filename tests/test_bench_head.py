@@ -1,0 +1,60 @@
+"""The benchmark of heads on a tiny one."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import _harness, bench_head  # noqa: E402
+from benchmarks._heads import MODELS  # noqa: E402
+
+QUICK = _harness.Settings(rounds=2, seconds=1e-4, rivals=["eager"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_case_has_its_rows(dtype, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda head, **options: head)
+    rows = _harness.gated(bench_head.run(f"tiny/N=3/{dtype}", QUICK))
+    assert not _harness.failures([asdict(row) for row in rows])
+    found = {(row.rival, row.metric) for row in rows}
+    for suffix in ("", "-guided"):
+        assert {("eager", f"speedup{suffix}"), ("ardiff", f"throughput{suffix}")} <= found
+        assert ("ardiff", f"rtk-uld-gain-per-call{suffix}") in found
+    assert ("ardiff", "share_of_read_bandwidth") in found
+    assert (("eager", "error-bfloat16") in found) == (dtype == "bfloat16")
+    checks = [row for row in rows if row.metric == _harness.CORRECTNESS]
+    assert len(checks) == (3 if dtype == "float32" else 1) and all(r.value > 0 for r in checks)
+
+
+def test_wrong_outputs_withhold_the_figures(monkeypatch):
+    ours = bench_head.Token.ours
+    monkeypatch.setattr(bench_head.Token, "ours", lambda self, *a, **k: ours(self, *a, **k) * 1.001)
+    monkeypatch.setattr(torch, "compile", lambda head, **options: head)
+    rows = _harness.gated(bench_head.run("tiny/N=3/float32", QUICK))
+    assert rows[-1].value > 1 and all("speedup" not in row.metric for row in rows)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "tiny"])
+def test_published_shapes(name):
+    """Parameters of the released heads, in millions, and the calls of a token."""
+    shape = MODELS[name]
+    with torch.device("meta"):
+        head = shape.kind(shape.dim, shape.context, shape.width, shape.depth)
+    millions = sum(p.numel() for p in head.parameters()) / 1e6
+    expected = {
+        "mar-b": (36, 100), "mar-l": (72, 100), "mar-h": (151, 100), "vibevoice-1.5b": (123, 10),
+        "nextstep-1": (157, 20), "pocket-tts": (9.8, 1),
+    }  # fmt: skip
+    assert millions == pytest.approx(expected[name][0], rel=0.03)
+    assert shape.own_table().calls == expected[name][1]
+
+
+@pytest.mark.parametrize("case", ["mar-b", "mar-x/N=1/float32", "mar-b/N=0/int8", "mar-b/N=1/half"])
+def test_cases_of_another_form_are_named(case):
+    with pytest.raises(ValueError, match="expected <model>/N=<tokens>/<dtype> with a model of mar"):
+        bench_head.parse(case)
