@@ -1,11 +1,11 @@
 // kv_attention on CUDA: flash-decoding over a ragged, possibly paged cache, in two launches and one
 // workspace whose size follows from shapes; nothing waits for the device, so it can be captured.
 //
-// Decoding is bound by memory. With bfloat16 and four queries a key head a multiprocessor of an H200
-// must move 21 bytes a clock; a block has two tiles of 8 KiB on their way and five blocks fit, 80 KiB
-// in flight, where 4.8 TB/s at a microsecond need 36. Per tile of 32 keys and values (16 KiB, 790
-// clocks of its share) the products take 256 clocks, widening and shared memory less than 450
-// beside them. With more than eight queries a key head arithmetic is the limit.
+// Decoding is bound by memory. With bfloat16 and four queries a key head a multiprocessor of an
+// H200 must move 21 bytes a clock; a block has two tiles of 8 KiB on their way and five blocks fit,
+// 80 KiB in flight, where 4.8 TB/s at a microsecond need 36. Per tile of 32 keys and values (16
+// KiB, 790 clocks of its share) the products take 256 clocks, widening and shared memory less than
+// 450 beside them. With more than eight queries a key head arithmetic is the limit.
 #include <algorithm>
 #include <cmath>
 

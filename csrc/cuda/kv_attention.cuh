@@ -39,8 +39,7 @@ struct SplitBody : SplitWork<T, kQ> {
   }
 
   /// False where no query of the block sees a key of the split.
-  ARDIFF_DEVICE static bool find_split(const AttentionArgs& a, const Job& job, int slot,
-                                       Split& s) {
+  ARDIFF_DEVICE static bool find_split(const AttentionArgs& a, const Job& job, int slot, Split& s) {
     const KeyRange first = seen_by(a, job.row, job.t_first), last = seen_by(a, job.row, job.t_last);
     s.slot = slot;
     s.base = (first_split(a, job.row) + slot) * kSplit;
@@ -126,7 +125,8 @@ struct SplitBody : SplitWork<T, kQ> {
   ARDIFF_DEVICE static void spread(const AttentionArgs& a, Shared& shared, const State& state,
                                    const float (*acc)[kEight]) {
     if (state.group >= a.tile.groups) return;
-    float* to = reinterpret_cast<float*>(shared.ring) + 4 * state.group * a.D + kEight * state.chunk;
+    float* to =
+        reinterpret_cast<float*>(shared.ring) + 4 * state.group * a.D + kEight * state.chunk;
 #pragma unroll
     for (int i = 0; i < 4; ++i, to += a.D) {
       store_four(to, acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
@@ -183,8 +183,8 @@ struct SplitBody : SplitWork<T, kQ> {
         if (!prepared) read_query(a, shared, thread);
       });
       run([&](int thread, State& state) {
-        Work::copy_tile(a, shared, state, 0);
-        Work::copy_tile(a, shared, state, 1);
+#pragma unroll 1
+        for (int index = 0; index < 2; ++index) Work::copy_tile(a, shared, state, index);
         if (!prepared && a.head.norm) sum_squares(a, shared, thread);
       });
       run([&](int thread, State& state) {

@@ -15,8 +15,8 @@ constexpr int kTileBytes = 8192;
 struct Tile {
   int units, pitch, swizzle;  // units of a row, from row to row
   int keys, key_bits;
-  int parts;             // threads that share a key's dimensions
-  int groups;            // threads that share the keys of eight dimensions
+  int parts;                // threads that share a key's dimensions
+  int groups;               // threads that share the keys of eight dimensions
   int key_step, unit_step;  // what kSplitThreads units further means
 };
 
@@ -67,9 +67,7 @@ ARDIFF_HD void widen_word(Float8, uint32_t word, float* x) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
   for (int i = 0; i < 4; i += 2) {
     uint32_t halves;  // float16, exact; NaN stays NaN
-    asm("cvt.rn.f16x2.e4m3x2 %0, %1;"
-        : "=r"(halves)
-        : "h"(static_cast<uint16_t>(word >> 8 * i)));
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<uint16_t>(word >> 8 * i)));
     asm("cvt.f32.f16 %0, %1;" : "=f"(x[i]) : "h"(static_cast<uint16_t>(halves)));
     asm("cvt.f32.f16 %0, %1;" : "=f"(x[i + 1]) : "h"(static_cast<uint16_t>(halves >> 16)));
   }
@@ -109,17 +107,19 @@ ARDIFF_HD void widen_eight(const Tile& t, const char* tile, int key, int chunk, 
 }
 
 /// Starts the copy of a unit of a row of `row_bytes` from `row`; zeros for a key that is not
-/// `there`, and behind the row's end. `width` is what all rows are aligned to: 16, 8 or 1 bytes.
-ARDIFF_DEVICE void copy_unit(Copies& copies, int width, int row_bytes, char* to, const char* row,
-                             int unit, bool there) {
+/// `there`, and behind the row's end. Rows are aligned to kWidth: 16, 8 or 1 bytes.
+template <int kWidth>
+ARDIFF_DEVICE void copy_unit(Copies& copies, int row_bytes, char* to, const char* row, int unit,
+                             bool there) {
   const char* from = row + 16 * unit;
-  if (width == 16) {
+  if constexpr (kWidth == 16) {
     copies.start<16>(to, from, there);
-  } else if (width == 8) {
+  } else if constexpr (kWidth == 8) {
     const bool whole = 16 * unit + 8 < row_bytes;
     copies.start<8>(to, from, there);
     copies.start<8>(to + 8, whole ? from + 8 : from, there && whole);
   } else {
+#pragma unroll 1
     for (int i = 0; i < 16; ++i) to[i] = there && 16 * unit + i < row_bytes ? from[i] : 0;
   }
 }

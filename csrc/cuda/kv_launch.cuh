@@ -37,7 +37,7 @@ inline KvTokens tokens_of(const Arg& a) {
     strides[i] = a.sizes[i] == 1 ? 0 : a.strides[i];
     vector = vector && strides[i] % kEight == 0;
   }
-  return {a.tensor->const_data_ptr(),         strides[0], strides[1], strides[2],
+  return {a.tensor->const_data_ptr(),      strides[0], strides[1], strides[2],
           a.dtype == ScalarType::BFloat16, vector};
 }
 

@@ -1,5 +1,6 @@
-// The second kernel of kv_attention: merges the splits of a query in ascending order. A thread takes
-// four dimensions of a query. A row that does not fit, and tokens that are not real, have zeros.
+// The second kernel of kv_attention: merges the splits of a query in ascending order. A thread
+// takes four dimensions of a query. A row that does not fit, and tokens that are not real, have
+// zeros.
 #pragma once
 
 #include "kv_split.cuh"

@@ -1,6 +1,6 @@
 // The arithmetic of kv_attention: a block attends kQ queries of one key head of a row to a split of
-// kSplit keys. A thread multiplies some dimensions of one key by all queries; after the softmax over
-// the split it adds up eight dimensions of some values for all queries. The order of every sum
+// kSplit keys. A thread multiplies some dimensions of one key by all queries; after the softmax
+// over the split it adds up eight dimensions of some values for all queries. The order of every sum
 // follows from a key's position, D and the cache's type alone. Masks are applied only in tiles that
 // some query does not see whole, and change no bit for those that see a key.
 #pragma once
@@ -86,27 +86,42 @@ struct SplitWork {
     float acc[kQ][kEight];
   };
 
+  /// Starts this thread's copies of a tile whose first key in the split is `base`.
+  template <int kWidth>
+  ARDIFF_DEVICE static void copy_units(const AttentionArgs& a, const Shared& shared, State& state,
+                                       const char* cache, char* tile, int base) {
+    constexpr int kUnits = kTileBytes / 16 / kThreads;
+    const Tile& t = a.tile;
+    int key = state.key, unit = state.unit;
+#pragma unroll(kWidth == 16 ? kUnits : 1)
+    for (int i = 0; i < kUnits; ++i) {
+      if (key < t.keys) {
+        const int64_t place = shared.place[base + key];
+        const char* row = cache + static_cast<uint64_t>(place) * static_cast<uint32_t>(a.row_bytes);
+        copy_unit<kWidth>(state.copies, a.row_bytes, tile + unit_offset(t, key, unit), row, unit,
+                          place >= 0);
+      }
+      const bool wraps = unit + t.unit_step >= t.units;
+      key += t.key_step + wraps;
+      unit += wraps ? t.unit_step - t.units : t.unit_step;
+    }
+  }
+
+  /// Tile `index` of the split's keys, then values, or nothing behind them.
   ARDIFF_DEVICE static void copy_tile(const AttentionArgs& a, Shared& shared, State& state,
                                       int index) {
-    const Tile& t = a.tile;
     const Split& s = shared.split;
     if (index < 2 * s.tiles) {
       const bool values = index >= s.tiles;
-      const int base = (s.first + (values ? index - s.tiles : index)) * t.keys;
+      const int base = (s.first + (values ? index - s.tiles : index)) * a.tile.keys;
       const char* cache = values ? a.v_cache : a.k_cache;
       char* tile = shared.ring[index % kStages];
-      int key = state.key, unit = state.unit;
-      while (key < t.keys) {
-        const int64_t place = shared.place[base + key];
-        const char* row = cache + (place < 0 ? 0 : place) * a.row_bytes;
-        copy_unit(state.copies, a.width, a.row_bytes, tile + unit_offset(t, key, unit), row, unit,
-                  place >= 0);
-        key += t.key_step;
-        unit += t.unit_step;
-        if (unit >= t.units) {
-          unit -= t.units;
-          ++key;
-        }
+      if (a.width == 16) {
+        copy_units<16>(a, shared, state, cache, tile, base);
+      } else if (a.width == 8) {
+        copy_units<8>(a, shared, state, cache, tile, base);
+      } else {
+        copy_units<1>(a, shared, state, cache, tile, base);
       }
     }
     state.copies.commit();
