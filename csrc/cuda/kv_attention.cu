@@ -1,11 +1,12 @@
 // kv_attention on CUDA: flash-decoding over a ragged, possibly paged cache, in two launches and one
 // workspace whose size follows from shapes; nothing waits for the device, so it can be captured.
 //
-// Decoding is bound by memory. With bfloat16 and four queries a key head a multiprocessor of an
-// H200 must move 21 bytes a clock; a block has two tiles of 8 KiB on their way and five blocks fit,
-// 80 KiB in flight, where 4.8 TB/s at a microsecond need 36. Per tile of 32 keys and values (16
-// KiB, 790 clocks of its share) the products take 256 clocks, widening and shared memory less than
-// 450 beside them. With more than eight queries a key head arithmetic is the limit.
+// Decoding is bound by memory: 4.8 TB/s are 21 bytes a clock of a multiprocessor of an H200, and
+// with a microsecond of latency 36 KB must be on their way to each. Five blocks of SplitBody<T, 4>
+// fit there, each with two tiles of 8 KiB on their way: 80 KiB. A tile of 32 bfloat16 keys of 128
+// dimensions and its values (16 KiB, 790 clocks of that rate) take a warp about 690 instructions,
+// of which each of four schedulers issues one a clock. These are counts of machine code, not
+// measurements. With more than eight queries a key head arithmetic is the limit.
 #include <algorithm>
 #include <cmath>
 
@@ -20,10 +21,12 @@ using Optional = std::optional<Tensor>;
 constexpr int64_t kWorkspace = int64_t{1} << 26;  // float32; larger batches go part by part
 constexpr int64_t kEnoughBlocks = 1 << 15;        // blocks of longer rows take several splits
 
-/// The most splits of a row: what its keys fill, or a window's, wherever that begins.
+/// The most splits of a row: what its keys fill, or a window's, wherever that begins. Lengths are
+/// int32, so a cache holds no more of use.
 int64_t most_splits(const KvRows& rows, int64_t window) {
-  const int64_t whole = (rows.S * (rows.table ? rows.M : 1) + kSplit - 1) / kSplit;
-  if (window == 0 || window >= whole * kSplit) return whole;
+  const int64_t keys = std::min(rows.S * (rows.table ? rows.M : 1), int64_t{1} << 31);
+  const int64_t whole = (keys + kSplit - 1) / kSplit;
+  if (window == 0 || window >= keys) return whole;
   return std::min(whole, (window + rows.T - 1 + kSplit - 1) / kSplit + 1);
 }
 
