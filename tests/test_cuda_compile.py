@@ -62,7 +62,7 @@ def test_no_spills(compiled, source):
 @pytest.mark.parametrize(("queries", "blocks"), [(4, 5), (8, 4)])
 @pytest.mark.parametrize("cache", ["float", "BFloat16", "Int8", "Float8"])
 def test_blocks_of_kv_attention_fit(compiled, cache, queries, blocks):
-    """Blocks of 128 threads on a multiprocessor of an H200, which has 227 KiB of shared memory, 1 KiB
+    """Blocks of 128 threads on a multiprocessor of an H200, with 227 KiB of shared memory, 1 KiB
     a block of it the system's. Keys and values are copied in 128 bits."""
     rows = [
         row
