@@ -150,13 +150,17 @@ def test_a_bfloat16_model_is_batch_invariant(block):
         check(found[i], draw_alone(model, cached=True, sample_id=9, **case), bits=True)
 
 
-def test_a_bfloat16_encoder_beside_a_float32_head():
-    """A backbone of a checkpoint in bfloat16 with a head that was not rounded."""
+@pytest.mark.parametrize("plain", [False, True], ids=["fused", "plain"])
+def test_a_bfloat16_encoder_beside_a_float32_head(plain):
+    """A backbone of a checkpoint in bfloat16 with a head that was not rounded; one that runs as a
+    plain module sees float32."""
     exact, model = model_of(), model_of()
     head = model.denoiser
     model.bfloat16()
     model.denoiser = head.float()
     head.load_state_dict(exact.denoiser.state_dict())
+    if plain:
+        head.register_forward_hook(lambda *_: None)
     engine = AREngine(model, SOLVER, 3, rows=12, capacity=16)
     ids = submit_all(engine, CASES)
     found = drain(engine)

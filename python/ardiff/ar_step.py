@@ -41,10 +41,10 @@ def contexts(model: PatchModel, cache: KVCache, running: list[Request]) -> list[
     """Takes in the newest tokens of all streams, in one call of the encoder.
 
     Returns:
-        Contexts `[B, width]` of the B patches to be made, request after request, and those that
-        guidance compares with: one, two or three. A request of fewer than others beside it has its
-        last one in the place of the rest: u + w (c - u) and u2 + w2 (u - u2) + w (c - u) are then
-        what they are without, to the bit.
+        Contexts, float32 `[B, width]`, of the B patches to be made, request after request, and
+        those that guidance compares with: one, two or three. A request of fewer than others beside
+        it has its last one in the place of the rest: u + w (c - u) and u2 + w2 (u - u2) + w (c - u)
+        are then what they are without, to the bit.
     """
     device, block = model.start.device, model.block
     blank = torch.zeros(block, model.patch_dim, device=device)
@@ -72,7 +72,7 @@ def contexts(model: PatchModel, cache: KVCache, running: list[Request]) -> list[
         if None in sources:
             nulled = torch.tensor([s is None for s in sources], device=device)
             context = torch.where(nulled[:, None], model.null, context)
-        found.append(context)
+        found.append(context.float())
     return found
 
 
