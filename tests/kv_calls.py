@@ -195,6 +195,30 @@ def excess(found: torch.Tensor, call) -> float:
     return (found.double() - exact).abs().max().item() / (2 * theirs + 2.0**-24)
 
 
+def assert_nan_scale_reaches_those_that_see_it(run, cache: torch.dtype, part: str) -> None:
+    """So `kv_append_` marks a token that was not finite. `run` takes a call."""
+    call = attention_call([20], T=3, heads=2, kv_heads=1, D=32, cache=cache)
+    clean = run(call)
+    call.options[part][0, 0, 22] = math.nan
+    spoilt = run(call)
+    assert same_bits(spoilt[:, :2], clean[:, :2]) and spoilt[:, 2].isnan().all()
+
+
+def assert_overflow_weighs_nothing(run) -> None:
+    """q.k = -inf at all keys, at a whole split, and at some keys of each split."""
+    call = attention_call([300, 300, 300], heads=2, kv_heads=1, D=32)
+    call.q = call.q.abs() * 1e38
+    call.k_cache[0] = -call.k_cache[0].abs() - 100
+    call.k_cache[1, :, :256] = -call.k_cache[1, :, :256].abs() - 100
+    call.k_cache[1, :, 256:] = 0
+    call.k_cache[2, :, ::2] = -call.k_cache[2, :, ::2].abs() - 100
+    call.k_cache[2, :, 1::2] = 0
+    found = run(call)
+    assert (found[0] == 0).all()
+    assert (found[1] - call.v_cache[1, 0, 256:301].mean(0)).abs().max() < 1e-5
+    assert (found[2] - call.v_cache[2, 0, 1:301:2].mean(0)).abs().max() < 1e-5
+
+
 # Few programs each, for the interpreter.
 SMALL = {
     "one": dict(length=[5]),
@@ -206,6 +230,8 @@ SMALL = {
     "int8": dict(length=[70], cache=I8, kv_heads=1),
     "float8": dict(length=[70], cache=F8, kv_heads=1),
     "rotary and norm": dict(length=[20], T=2, rotary=32, norm=True, kv_heads=1),
+    "0 to 4096": dict(length=[4095, 0, 257, 1], kv_heads=1),
+    "0 to 4096 bfloat16": dict(length=[4095, 0], kv_heads=1, dtype=BF16),
 }
 CASES = {
     "empty": dict(length=[]),

@@ -14,7 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 from kv_append_calls import APPENDS, WRONG, append_call, assert_left_alone, check_append
-from kv_calls import BF16, CASES, COMPANY, F32, I8, Call, attention_call, excess, same_bits
+from kv_calls import (
+    BF16,
+    CASES,
+    COMPANY,
+    F8,
+    F32,
+    I8,
+    Call,
+    assert_nan_scale_reaches_those_that_see_it,
+    assert_overflow_weighs_nothing,
+    attention_call,
+    excess,
+    same_bits,
+)
 
 import ardiff_kernels
 from ardiff_kernels import _load
@@ -146,6 +159,21 @@ def test_a_nan_key_reaches_only_the_queries_that_see_it(on_host):
     call.k_cache[0, 0, 22] = call.v_cache[0, 0, 22] = torch.nan
     spoilt = attend(on_host, call)
     assert same_bits(spoilt[:, :2], clean[:, :2]) and spoilt[:, 2].isnan().all()
+
+
+def test_what_is_not_finite(on_host):
+    def run(call):
+        return attend(on_host, call)
+
+    assert_overflow_weighs_nothing(run)
+    for cache in (I8, F8):
+        for part in ("k_scale", "v_scale"):
+            assert_nan_scale_reaches_those_that_see_it(run, cache, part)
+    for key in (torch.inf, torch.nan):
+        call = attention_call([300], heads=2, kv_heads=1, D=32)
+        call.q = call.q.abs()
+        call.k_cache[0, 0, 7] = key
+        assert run(call).isnan().all()
 
 
 FAULTY = {

@@ -43,11 +43,13 @@ struct MergeBody {
 #pragma unroll 4
     for (int64_t s = low; s < top; ++s) {
       const int64_t slot = at + s * total;
-      const float weight = exp_limited(a.high[slot] - high);
+      const float part = a.sum[slot];
+      const bool none = part == 0.0f;  // no key of the split weighs anything
+      const float weight = none ? 0.0f : exp_limited(a.high[slot] - high);
       float x[4];
       widen_unit<float>(a.partial + slot * a.D + d, x);
-      sum = fma(weight, a.sum[slot], sum);
-      for (int k = 0; k < 4; ++k) acc[k] = fma(weight, x[k], acc[k]);
+      sum = fma(weight, part, sum);
+      for (int k = 0; k < 4; ++k) acc[k] = fma(weight, none ? 0.0f : x[k], acc[k]);
     }
     const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
     for (int k = 0; k < 4; ++k) acc[k] *= inverse;

@@ -207,12 +207,17 @@ struct SplitWork {
   ARDIFF_DEVICE static void find_weights(const AttentionArgs& a, Shared& shared, int thread) {
     for_each_lane(thread, [&](int query, int lane) {
       const float high = maximum(shared, query);
+      const bool none = high == -__builtin_inff();  // q.k overflowed at all keys; NaN stays
       float sum = 0.0f;
       for_each_key(shared, query, lane, [&](int key) {
         float& w = shared.weight[key][query];
-        w = exp_limited(w - high);
+        if (none) {
+          w = w == high ? 0.0f : w;
+        } else {
+          w = exp_limited(w - high);
+        }
         sum += w;
-        if (a.v_scale) w = w * a.v_scale[shared.place[key]];
+        if (a.v_scale && !none) w = w * a.v_scale[shared.place[key]];
       });
       shared.part[kLanes + lane][query] = sum;
     });

@@ -7,7 +7,21 @@ import math
 
 import pytest
 import torch
-from kv_calls import BF16, CASES, COMPANY, INTERPRETED, SMALL, attention_call, excess, same_bits
+from kv_calls import (
+    BF16,
+    CASES,
+    COMPANY,
+    F8,
+    I8,
+    INTERPRETED,
+    SMALL,
+    Call,
+    assert_nan_scale_reaches_those_that_see_it,
+    assert_overflow_weighs_nothing,
+    attention_call,
+    excess,
+    same_bits,
+)
 
 from ardiff_kernels import _backends, testing
 
@@ -93,6 +107,24 @@ def test_a_nan_key_reaches_only_the_queries_that_see_it(serving):
     call.v_cache[0, 0, 22] = math.nan
     spoilt = call.run()
     assert same_bits(spoilt[:, :2], clean[:, :2]) and spoilt[:, 2].isnan().all()
+
+
+@pytest.mark.parametrize("part", ["k_scale", "v_scale"])
+@pytest.mark.parametrize("cache", [I8, F8])
+def test_a_nan_scale_reaches_only_the_queries_that_see_it(serving, cache, part):
+    assert_nan_scale_reaches_those_that_see_it(Call.run, cache, part)
+
+
+def test_keys_that_overflow_weigh_nothing(serving):
+    assert_overflow_weighs_nothing(Call.run)
+
+
+@pytest.mark.parametrize("key", [math.inf, math.nan])
+def test_other_keys_that_are_not_finite_give_nan(serving, key):
+    call = attention_call([300], heads=2, kv_heads=1, D=32)
+    call.q = call.q.abs()
+    call.k_cache[0, 0, 7] = key
+    assert call.run().isnan().all()
 
 
 def test_strided_queries(serving):
