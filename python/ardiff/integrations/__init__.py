@@ -1,1 +1,1 @@
-"""Inside other people's stacks: a module for each system, none imported by `import ardiff`."""
+"""The samplers inside other packages; each module imports its package when it is imported."""
