@@ -7,7 +7,6 @@ condition alone is computed once a token, and a step is one `head_step` and one 
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ardiff.denoise import denoise_token
-from ardiff.discrete import dpmpp_table
+from ardiff.discrete import DiscretePath, dpmpp_table
 from ardiff.models.head import Head
-from ardiff.paths import VPPath
 from ardiff.sampling import make_key
 from ardiff.solvers import solver as make_table
 from ardiff.solvers import solver_options
@@ -32,11 +30,11 @@ from ._accelerator import Accelerator, install, uninstall
 __all__ = ["VibeVoiceAccelerator", "accelerate", "restore"]
 
 _SCHEDULERS = ("DPMSolverMultistepScheduler", "FusedDPMSolverMultistepScheduler")
+_GRID = ("grid", "ratio_max", "ratio_min", "rho", "denoise_last")
 _KEPT = 32  # tables; the least recently used goes first
 
 _tables: OrderedDict[tuple, StepTable] = OrderedDict()
 _configs: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-_paths: dict[str, VPPath] = {}
 
 
 class VibeVoiceAccelerator(Accelerator):
@@ -134,11 +132,10 @@ class VibeVoiceAccelerator(Accelerator):
             ValueError: a scheduler whose steps are not known.
         """
         dtype = self.stock_head().cond_proj.weight.dtype
-        if scheduler not in _configs:
-            _check_scheduler(scheduler, self.options["solver"])
-            _configs[scheduler] = scheduler.to_json_string()
-        key = (_configs[scheduler], steps, dtype, self.options["solver"], self.options["options"])
+        own = (steps, dtype, self.options["solver"], self.options["options"])
+        key = (_config(scheduler), *own)
         if key not in _tables:
+            _check_scheduler(scheduler, self.options["solver"])
             table = self._make(scheduler, steps)
             level = torch.tensor(table.level).to(dtype).double().numpy()
             _tables[key] = replace(table, level=level)
@@ -148,9 +145,135 @@ class VibeVoiceAccelerator(Accelerator):
         return _tables[key]
 
     def _make(self, scheduler: Any, steps: int) -> StepTable:
-        raise NotImplementedError
+        config, name = scheduler.config, self.options["solver"]
+        prediction = config["prediction_type"].replace("flow_prediction", "flow")
+        if name is not None:
+            path = DiscretePath(np.asarray(scheduler.alphas_cumprod, np.float64))
+            options = dict(self.options["options"])
+            return make_table(name, path=path, prediction=prediction, steps=steps, **options)
+        scheduler.set_timesteps(num_inference_steps=steps)
+        return dpmpp_table(
+            np.asarray(scheduler.sigmas),
+            scheduler.timesteps.tolist(),
+            prediction=prediction,
+            algorithm=config["algorithm_type"],
+            order=config["solver_order"],
+            solver=config["solver_type"],
+            lower_order_final=config["lower_order_final"],
+            euler_at_final=config["euler_at_final"],
+            final_sigmas_type=config["final_sigmas_type"],
+            flow=config["use_flow_sigmas"],
+        )
 
 
 def _draws(table: StepTable) -> bool:
-    """Whether a row adds noise."""
-    return any(table.column(name).any() for name in ("x_n", "z_1", "z_2", "v_1"))
+    """Whether a row adds noise or decides by chance."""
+    noisy = any(table.column(name).any() for name in ("x_n", "z_1", "z_2", "v_1"))
+    return noisy or "accept" in table.op
+
+
+def _config(scheduler: Any) -> str:
+    """Class and config as text; empty for what is no scheduler of diffusers' form."""
+    if scheduler not in _configs:
+        described = hasattr(scheduler, "to_json_string") and hasattr(scheduler, "config")
+        _configs[scheduler] = scheduler.to_json_string() if described else ""
+    return _configs[scheduler]
+
+
+def _check_scheduler(scheduler: Any, solver: str | None) -> None:
+    found = type(scheduler).__name__
+    advice = "pass such a noise_scheduler to generate, or restore(model) to run yours"
+    if solver is not None:
+        schedule = getattr(scheduler, "alphas_cumprod", None)
+        if not (_config(scheduler) and isinstance(schedule, Tensor)):
+            raise ValueError(
+                f"VibeVoice: solver {solver!r} needs a noise_scheduler of diffusers with "
+                f"alphas_cumprod, the schedule that the head was trained on, got {found}: {advice}"
+            )
+        if scheduler.config.get("use_flow_sigmas"):
+            raise ValueError(
+                f"VibeVoice: solver {solver!r} runs on the schedule of alphas_cumprod, but this "
+                f"{found} has use_flow_sigmas=True; leave solver out"
+            )
+        return
+    if found not in _SCHEDULERS:
+        raise ValueError(
+            f"VibeVoice: the steps of {found} are not known to accelerate; expected "
+            f"{' or '.join(_SCHEDULERS)}: {advice}"
+        )
+    known = {"algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "thresholding": (False,)}
+    for name, values in known.items():
+        if scheduler.config[name] not in values:
+            raise ValueError(
+                f"VibeVoice: {found} has {name}={scheduler.config[name]!r}, expected "
+                f"{' or '.join(map(repr, values))}: {advice}"
+            )
+
+
+def accelerate(
+    model: Any,
+    *,
+    solver: str | None = None,
+    weights: str | None = None,
+    seed: int | None = None,
+    sample_ids: Sequence[int] | Tensor | None = None,
+    batch_invariant: bool = False,
+    **options: Any,
+) -> VibeVoiceAccelerator:
+    """Runs the diffusion head of `model` on the head engine, within `generate` as it is.
+
+    The audio latents are those of the stock loop on the same noise, which is drawn from torch's
+    global generator as stock draws it. With guidance_scale 1 the unconditional rows are left out.
+
+    Args:
+        model: `VibeVoiceForConditionalGeneration` of transformers 5.19 or later. Its parameters are
+            used where they are, and followed when they change; the packed weights take memory
+            beside them.
+        solver: None for the steps of the noise scheduler in use (DPM-Solver++); or a name of
+            :func:`ardiff.solver`, such as ``rtk-uld``, which runs on its schedule with
+            `num_diffusion_steps` calls. Solvers that add noise address it by `seed`, or by a key
+            drawn from the global generator at each token.
+        weights: ``float32``, ``bfloat16`` or ``int8``, those of the blocks as they are packed; None
+            for the head's own dtype (float16: float32). Sums are float32.
+        seed: address all noise instead: a latent is then a function of seed, sample id, the number
+            of the sample's token, and the conditions, whatever the batch.
+        sample_ids: integers in [0, 2^43), one a sample of `generate`; default 0 up. They can be
+            changed between calls: ``handle.sample_ids = [7]``.
+        batch_invariant: a row's bits do not depend on the others, given equal conditions.
+        options: the solver's own, as ``stages`` and ``inner``.
+
+    Returns:
+        A handle; the same one if `model` has been accelerated with equal options.
+
+    Raises:
+        ImportError: transformers is absent or too old.
+        TypeError: a model of another class.
+        RuntimeError: a version of transformers that is not known, or a model that is accelerated
+            with other options already.
+        ValueError: options, a solver or a head that do not fit. A noise scheduler that does not is
+            refused by `generate`.
+    """
+    if solver is not None:
+        unknown = sorted(set(options) - {*solver_options(solver), *_GRID})
+        if unknown:
+            known = ", ".join((*solver_options(solver), *_GRID))
+            raise ValueError(f"solver {solver} does not take {unknown[0]!r}; it takes: {known}")
+    elif options:
+        raise ValueError(f"{min(options)!r} is an option of a solver: pass solver too")
+    return install(
+        VibeVoiceAccelerator, model,
+        {
+            "solver": solver, "weights": weights, "seed": seed, "sample_ids": sample_ids,
+            "batch_invariant": batch_invariant,
+            "options": tuple((k, _hashable(v)) for k, v in sorted(options.items())),
+        },
+    )  # fmt: skip
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(float, value)) if isinstance(value, (list, np.ndarray)) else value
+
+
+def restore(model: Any) -> None:
+    """Undoes :func:`accelerate`; does nothing to a model that is not accelerated."""
+    uninstall(VibeVoiceAccelerator, model)

@@ -1,0 +1,338 @@
+"""VibeVoice of transformers with its head loop replaced: the same latents, and no traces."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from tiny_transformers import speak, vibevoice
+from torch import nn
+from transformers.generation.streamers import BaseStreamer
+from transformers.models.vibevoice import generation_vibevoice
+
+from ardiff.integrations import _accelerator
+from ardiff.integrations.vibevoice import accelerate, restore
+
+PROMPTS = [[5, 6, 7, 8, 2], [9, 10, 2], [11, 12, 13, 2]]
+FRAMES = [5, 3, 4]
+# float32 latents of a magnitude of 5, fed back through the language model for five tokens.
+SAME = 1e-4
+
+
+@pytest.fixture(scope="module")
+def model():
+    return vibevoice()
+
+
+@pytest.fixture(autouse=True)
+def _stock(model):
+    yield
+    restore(model)
+
+
+def cosine(**options) -> DPMSolverMultistepScheduler:
+    default = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+    return DPMSolverMultistepScheduler(**default | options)
+
+
+def token(model, rows: int = 3, steps: int = 10, scale: float = 1.3, scheduler=None, seed=0):
+    """One call of the loop itself, `[rows, d]`."""
+    generator = torch.Generator().manual_seed(seed)
+    c, u = torch.randn(2, rows, 32, generator=generator).to(model.dtype)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        found = model._sample_audio_latent(c, u, scheduler or cosine(), steps, scale)
+    assert found.shape == (rows, 1, 8) and found.dtype == model.dtype
+    return found[:, 0]
+
+
+def worst(found, expected) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+
+
+def test_generate_gives_the_same_latents_and_audio(model):
+    latents, audio = speak(model, PROMPTS, FRAMES)
+    other, _ = speak(model, PROMPTS, FRAMES, torch_seed=2)
+    accelerate(model)
+    found, spoken = speak(model, PROMPTS, FRAMES)
+    assert [len(t) for t in found] == FRAMES
+    assert worst(found, latents) < SAME < 0.1 < worst(other, latents)
+    assert worst(spoken, audio) < 1e-4 * max(float(a.abs().max()) for a in audio)
+
+
+def test_restore_gives_the_stock_bits(model):
+    before, weights = set(vars(model)), list(model.state_dict())
+    latents, _ = speak(model, PROMPTS[:1], FRAMES[:1])
+    accelerate(model)
+    assert list(model.state_dict()) == weights and set(vars(model)) != before
+    found, _ = speak(model, PROMPTS[:1], FRAMES[:1])
+    assert not torch.equal(found[0], latents[0])
+    restore(model)
+    restore(model)
+    assert set(vars(model)) == before and not any(p.requires_grad for p in model.parameters())
+    assert torch.equal(speak(model, PROMPTS[:1], FRAMES[:1])[0][0], latents[0])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.3, 3.0])
+@pytest.mark.parametrize("steps", [1, 10, 20])
+def test_steps_and_guidance(model, steps, scale):
+    expected = token(model, steps=steps, scale=scale)
+    accelerate(model)
+    found = token(model, steps=steps, scale=scale)
+    assert worst([found], [expected]) < SAME
+    assert worst([token(model, steps=steps, scale=scale + 0.1)], [expected]) > 1e-2
+
+
+SCHEDULES = {
+    "epsilon": {"prediction_type": "epsilon", "beta_schedule": "linear"},
+    "first-order": {"solver_order": 1},
+    "third-order": {"solver_order": 3, "lower_order_final": False},
+    "heun": {"solver_type": "heun", "timestep_spacing": "trailing"},
+    "euler-at-final": {"use_lu_lambdas": True, "euler_at_final": True},
+    "flow": {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 2.0},
+    "ends-early": {"final_sigmas_type": "sigma_min", "timestep_spacing": "leading"},
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules(model, name):
+    scheduler = cosine(**SCHEDULES[name])
+    expected = token(model, scheduler=scheduler)
+    accelerate(model)
+    assert worst([token(model, scheduler=scheduler)], [expected]) < SAME
+    assert worst([token(model)], [expected]) > 1e-2
+
+
+def test_a_batch_is_each_sample_alone(model):
+    """With addressed noise; the tolerance is of the language model's batched products."""
+    handle = accelerate(model, seed=3, sample_ids=[4, 0, 9])
+    together, _ = speak(model, PROMPTS, FRAMES)
+    order = [2, 0, 1]
+    handle.sample_ids = [[4, 0, 9][i] for i in order]
+    turned, _ = speak(model, [PROMPTS[i] for i in order], [FRAMES[i] for i in order], torch_seed=5)
+    assert worst(turned, [together[i] for i in order]) < SAME
+    for prompt, frames, own, batched in zip(PROMPTS, FRAMES, (4, 0, 9), together, strict=True):
+        handle.sample_ids = [own]
+        (alone,), _ = speak(model, [prompt], [frames], torch_seed=6)
+        assert worst([alone], [batched]) < SAME
+    handle.sample_ids = [5]
+    (other,), _ = speak(model, PROMPTS[:1], FRAMES[:1])
+    assert worst([other], together[:1]) > 0.1
+
+
+def test_addressed_noise_differs_from_token_to_token_and_seed_to_seed(model):
+    accelerate(model, seed=3, batch_invariant=True)
+    handle = model._ardiff_accelerator
+    handle.begin(3, torch.device("cpu"))
+    first, second = token(model), token(model)
+    handle.begin(3, torch.device("cpu"))
+    assert torch.equal(token(model), first) and worst([second], [first]) > 0.1
+    handle.begin(1, torch.device("cpu"))
+    assert worst([token(model, rows=1)], [first[:1]]) > 0.1  # other conditions
+    restore(model)
+    accelerate(model, seed=4).begin(3, torch.device("cpu"))
+    assert worst([token(model)], [first]) > 0.1
+
+
+@pytest.mark.parametrize("solver", ["rtk-uld", "rtk-mala", "ddpm"])
+def test_solvers_by_name_draw_from_the_global_generator(model, solver):
+    accelerate(model, solver=solver)
+    first, again, other = (token(model, steps=24, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and worst([other], [first]) > 0.1
+    assert first.isfinite().all()
+
+
+def test_the_deterministic_solver_of_a_name_nears_the_scheduler(model):
+    """DPM-Solver++ on another grid of the same schedule, both at 200 steps."""
+    expected = token(model, steps=200)
+    accelerate(model, solver="dpmpp-2m", ratio_max=1e4, ratio_min=0.002)
+    assert worst([token(model, steps=200)], [expected]) < 0.15
+
+
+def test_a_stochastic_scheduler_takes_addressed_noise(model):
+    scheduler = cosine(algorithm_type="sde-dpmsolver++")
+    accelerate(model)
+    first, again, other = (token(model, scheduler=scheduler, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and worst([other], [first]) > 0.1
+
+
+def test_bfloat16_errs_at_most_twice_as_much_as_stock(model):
+    exact, half = token(model), copy.deepcopy(model).bfloat16()
+    theirs = worst([token(half).float()], [exact])
+    accelerate(half)
+    assert model._sample_audio_latent.__func__ is type(model)._sample_audio_latent
+    assert 1e-4 < worst([token(half).float()], [exact]) <= 2 * theirs
+    restore(half)
+    accelerate(half, weights="int8")
+    assert worst([token(half).float()], [exact]) <= 4 * theirs
+
+
+def test_changed_weights_are_followed(model):
+    own = copy.deepcopy(model)
+    accelerate(own)
+    token(own)
+    with torch.no_grad():
+        own.model.diffusion_head.cond_proj.weight.mul_(2)
+    replaced = own.model.diffusion_head.layers[0].linear
+    replaced.weight = nn.Parameter(replaced.weight * 0.5, requires_grad=False)
+    copied = copy.deepcopy(own)
+    found = token(own)
+    assert torch.equal(token(copied), found)
+    copied.model.diffusion_head.cond_proj.weight.zero_()
+    assert torch.equal(token(own), found) and not torch.equal(token(copied), found)
+    restore(own)
+    assert worst([token(own)], [found]) < SAME
+
+
+class Tokens(BaseStreamer):
+    def __init__(self) -> None:
+        self.values = []
+
+    def put(self, value) -> None:
+        self.values.append(value.flatten().tolist())
+
+    def end(self) -> None:
+        self.values.append("end")
+
+
+def test_progress_and_streamer_are_told_the_same(model, monkeypatch):
+    told = []
+
+    class Bar:
+        def __init__(self, **options) -> None:
+            told.append(options)
+
+        def update(self, n: int) -> None:
+            told.append(n)
+
+        def close(self) -> None:
+            told.append("closed")
+
+    monkeypatch.setattr(generation_vibevoice.logging, "tqdm", Bar)
+    found = []
+    for prepare in (restore, accelerate):
+        prepare(model)
+        told.clear()
+        streamer = Tokens()
+        options = {"monitor_progress": True, "streamer": streamer}
+        speak(model, PROMPTS[:1], [3], **options)
+        found.append((list(told), streamer.values))
+    assert found[0] == found[1] and found[0][0][-1] == "closed" and len(found[0][1]) == 6
+
+
+def test_accelerating_again(model):
+    handle = accelerate(model, seed=3)
+    assert accelerate(model, seed=3) is handle
+    with pytest.raises(RuntimeError, match=r"accelerated already, .*seed=3.*; call restore"):
+        accelerate(model, seed=4)
+    restore(model)
+    assert accelerate(model, seed=4) is not handle
+
+
+def test_something_else_in_the_way(model):
+    model._sample_audio_latent = model._sample_audio_latent
+    try:
+        with pytest.raises(RuntimeError, match="_sample_audio_latent .* was replaced by something"):
+            accelerate(model)
+    finally:
+        del model._sample_audio_latent
+
+
+def test_other_models_are_refused(model):
+    with pytest.raises(TypeError, match="expected a transformers VibeVoiceForCond.*, got Linear"):
+        accelerate(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="expected a head with hidden_act=silu, got 'gelu'"):
+        accelerate(vibevoice(hidden_act="gelu"))
+
+
+def test_other_heads_are_refused(model):
+    def changed() -> tuple:
+        own = copy.deepcopy(model)
+        return own, own.model.diffusion_head
+
+    own, head = changed()
+    head.layers[0].ffn.lora = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="not the known one, perhaps .* has layers.0.ffn.lora"):
+        accelerate(own)
+    own, head = changed()
+    head.layers[0].register_forward_hook(lambda *a: None)
+    with pytest.raises(ValueError, match="forward hooks, which would not be called"):
+        accelerate(own)
+    own, head = changed()
+    head.layers[1].act_fn = nn.Tanh()
+    with pytest.raises(RuntimeError, match="computes something else than the head known to ardiff"):
+        accelerate(own)
+    own, head = changed()
+    head.cond_proj.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="the head's weights give NaN or infinity"):
+        accelerate(own)
+    own, head = changed()
+    head.to("meta")
+    with pytest.raises(ValueError, match=r"has no weights here \(they are offloaded\)"):
+        accelerate(own)
+    with pytest.raises(ValueError, match="the parameters of VibeVoiceHead are float64"):
+        accelerate(copy.deepcopy(model).double())
+
+
+def test_other_versions_are_refused(model, monkeypatch):
+    kind = type(model)
+
+    def other(self, condition, noise_scheduler):
+        raise AssertionError
+
+    monkeypatch.setattr(kind, "_sample_audio_latent", other)
+    with pytest.raises(RuntimeError, match="takes condition, noise_scheduler in transformers 5"):
+        accelerate(model)
+    monkeypatch.delattr(kind, "_sample_audio_latent")
+    monkeypatch.setattr(_accelerator.importlib, "import_module", lambda name: object())
+    with pytest.raises(ImportError, match="has no VibeVoiceFor.*; expected 5.19 or later: pip"):
+        accelerate(model)
+
+
+BAD = {
+    "weights": (dict(weights="int4"), "None or one of float32, bfloat16, int8, got 'int4'"),
+    "ids": (dict(sample_ids=[1]), "pass seed too"),
+    "id": (dict(seed=1, sample_ids=[-1]), r"sample_ids must be in \[0, 2\^43\), got -1"),
+    "solver": (dict(solver="rtk"), "unknown solver 'rtk'; known solvers: "),
+    "option": (dict(solver="rtk-uld", inners=2), "does not take 'inners'; it takes: stages"),
+    "orphan": (dict(stages=2), "'stages' is an option of a solver: pass solver too"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_options_are_named(model, case):
+    options, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        accelerate(model, **options)
+    assert "_sample_audio_latent" not in vars(model)
+
+
+def test_bad_schedulers_are_named_before_the_first_token(model):
+    accelerate(model)
+    for scheduler, message in (
+        (UniPCMultistepScheduler(), "steps of UniPCMultistepScheduler are not known"),
+        (cosine(thresholding=True), "has thresholding=True, expected False"),
+        (object.__new__(type("Light", (), {"set_timesteps": 0, "step": 0, "timesteps": 0})),
+         "steps of Light are not known"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{message}.*; .*restore|{message}.*: .*restore"):
+            speak(model, PROMPTS[:1], [2], noise_scheduler=scheduler)
+    restore(model)
+    accelerate(model, solver="rtk-uld")
+    with pytest.raises(ValueError, match="but this DPMSolver.* has use_flow_sigmas=True"):
+        speak(model, PROMPTS[:1], [2], noise_scheduler=cosine(**SCHEDULES["flow"]))
+
+
+def test_sample_ids_of_another_number_are_refused(model):
+    accelerate(model, seed=1, sample_ids=[1, 2])
+    with pytest.raises(ValueError, match="sample_ids must be 1 integers, one a sample"):
+        speak(model, PROMPTS[:1], [2])
+
+
+def test_gradients_are_refused(model):
+    accelerate(model)
+    c = torch.randn(1, 32, requires_grad=True)
+    with pytest.raises(RuntimeError, match="an accelerated head has no gradients"):
+        model._sample_audio_latent(c, c, cosine(), 10, 1.0)
