@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ardiff.denoise import FusedHead, unknown
-from ardiff.head_weights import WEIGHTS
+from ardiff.head_weights import WEIGHTS, tensors_of
 from ardiff.models.checkpoint import CheckpointError
 from ardiff.models.head import Head
 from ardiff.models.head_loading import load_head
@@ -71,7 +71,7 @@ class Accelerator:
     def head(self) -> FusedHead:
         """Ours, on the parameters that the model has now."""
         stock = self.stock_head()
-        source = (id(stock), *map(id, stock.parameters()))
+        source = (id(stock), *map(id, tensors_of(stock)))
         if self._fused is None or source != self._source:
             self.check_head()
             head = share(self.system, stock, self.head_options())

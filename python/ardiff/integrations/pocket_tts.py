@@ -84,8 +84,7 @@ class PocketTTSAccelerator(Accelerator):
             normal = ops.philox_normal(key, INITIAL_STATE, stream, noise.shape[1])
             start = normal * self._noise_scale
         latent = denoise_token(
-            head.model, condition.to(weight), table, key, 0, stream, start=start,
-            weights=head.weights, batch_invariant=self.options["batch_invariant"],
+            head, condition.to(weight), table, key, 0, stream, start=start,
         )  # fmt: skip
         return latent.to(noise)
 

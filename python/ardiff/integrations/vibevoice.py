@@ -117,10 +117,9 @@ class VibeVoiceAccelerator(Accelerator):
             key = make_key(None, weight.device) if _draws(table) else stream.new_zeros(1)
         guided = guidance_scale != 1
         latent = denoise_token(
-            head.model, positive_condition.to(weight), table, key, 0, stream, start=start,
+            head, positive_condition.to(weight), table, key, 0, stream, start=start,
             uncond=negative_condition.to(weight) if guided else None,
-            guidance=guidance_scale if guided else None, weights=head.weights,
-            batch_invariant=self.options["batch_invariant"],
+            guidance=guidance_scale if guided else None,
         )  # fmt: skip
         return latent.to(dtype).unsqueeze(1)
 
