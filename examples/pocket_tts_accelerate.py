@@ -13,7 +13,7 @@ from transformers import PocketTTSConfig, PocketTTSForConditionalGeneration
 
 from ardiff.integrations.pocket_tts import accelerate, restore
 
-FRAMES = 30
+FRAMES = 10
 VOICE, LATENT, VOICE_BOS, BOS = 60, 61, 62, 63  # token ids
 
 
@@ -51,8 +51,8 @@ def main() -> None:
         restore(model)
         difference = float((latents - expected).abs().max())
         print(
-            f"{steps} flow steps: latents {tuple(latents.shape)}, stock {theirs:.2f} s, accelerated "
-            f"{ours:.2f} s with the backbone; largest difference {difference:.1e}"
+            f"{steps} flow steps: latents {tuple(latents.shape)}, largest difference "
+            f"{difference:.1e}; stock {theirs:.2f} s, accelerated {ours:.2f} s, backbone included"
         )
         assert difference < 1e-3
 

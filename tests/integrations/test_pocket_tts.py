@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,3 +163,12 @@ def test_steps_below_one_and_gradients_are_refused():
     c = torch.randn(1, 32, requires_grad=True)
     with pytest.raises(RuntimeError, match="an accelerated head has no gradients"):
         model.sample_latent(c, torch.zeros(1, 8), 1)
+
+
+def test_the_page_runs():
+    text = (Path(__file__).parents[2] / "docs/integrations/pocket_tts.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "pocket_tts.md", "exec"), names)
+    assert len(blocks) == 2 and names["latents"][0].isfinite().all()

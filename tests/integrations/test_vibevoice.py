@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.models.vibevoice import generation_vibevoice
 
 from ardiff.integrations import _accelerator
+from ardiff.integrations.diffusers import FusedDPMSolverMultistepScheduler, RTKULDScheduler
 from ardiff.integrations.vibevoice import accelerate, restore
 
 PROMPTS = [[5, 6, 7, 8, 2], [9, 10, 2], [11, 12, 13, 2]]
@@ -336,3 +341,44 @@ def test_gradients_are_refused(model):
     c = torch.randn(1, 32, requires_grad=True)
     with pytest.raises(RuntimeError, match="an accelerated head has no gradients"):
         model._sample_audio_latent(c, c, cosine(), 10, 1.0)
+
+
+def test_our_schedulers_in_the_stock_loop(model):
+    """`generate(noise_scheduler=...)` of a model as it is, and what accelerate does with them."""
+    ours = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+    fused, rtk = FusedDPMSolverMultistepScheduler(**ours), RTKULDScheduler(**ours)
+    expected, _ = speak(model, PROMPTS, FRAMES)
+    found, _ = speak(model, PROMPTS, FRAMES, noise_scheduler=fused)
+    assert worst(found, expected) < SAME
+    drawn, calls = [], []
+    hook = model.model.diffusion_head.register_forward_hook(lambda *a: calls.append(1))
+    for torch_seed in (1, 1, 2):
+        options = {"noise_scheduler": rtk, "num_diffusion_steps": 21, "torch_seed": torch_seed}
+        drawn += speak(model, PROMPTS[:1], [2], **options)[0]
+    hook.remove()
+    assert len(calls) == 3 * 2 * 21 and all(t.isfinite().all() for t in drawn)
+    assert torch.equal(drawn[0], drawn[1]) and worst([drawn[2]], [drawn[0]]) > 0.1
+    accelerate(model)
+    found, _ = speak(model, PROMPTS, FRAMES, noise_scheduler=fused)
+    assert worst(found, expected) < SAME
+    with pytest.raises(ValueError, match="steps of RTKULDScheduler are not known to accelerate"):
+        speak(model, PROMPTS[:1], [2], noise_scheduler=rtk)
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "ardiff.integrations._accelerator")
+    monkeypatch.delitem(sys.modules, "ardiff.integrations.vibevoice")
+    with pytest.raises(ImportError, match=r"pip install 'ardiff-kernels\[transformers\]'"):
+        importlib.import_module("ardiff.integrations.vibevoice")
+    monkeypatch.undo()
+    assert sys.modules["ardiff.integrations.vibevoice"].accelerate is accelerate
+
+
+def test_the_page_runs():
+    text = (Path(__file__).parents[2] / "docs/integrations/vibevoice.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "vibevoice.md", "exec"), names)
+    assert len(blocks) == 3 and names["audio"][0].isfinite().all()
