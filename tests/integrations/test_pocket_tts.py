@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_transformers import pocket_tts, say, vibevoice
+from tiny_transformers import pocket_tts, say, vibevoice, worst
 from torch import nn
 
 from ardiff.integrations import _accelerator
@@ -29,10 +29,6 @@ def _stock(request):
     yield
     if "model" in request.fixturenames:
         restore(request.getfixturevalue("model"))
-
-
-def worst(found, expected) -> float:
-    return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
 
 
 def frame(model, rows: int = 3, steps: int = 1, seed: int = 0):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from small_models import randomise
 from torch import Tensor
 from transformers import (
@@ -84,6 +85,26 @@ def speak(model, prompts: Sequence[Sequence[int]], frames: Sequence[int], **opti
         for row, own in zip(rows.nonzero()[:, 0].tolist(), latent, strict=True):
             latents[row].append(own)
     return [torch.cat(own) for own in latents], audio
+
+
+def cosine(**options) -> DPMSolverMultistepScheduler:
+    default = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+    return DPMSolverMultistepScheduler(**default | options)
+
+
+def token(model, rows: int = 3, steps: int = 10, scale: float = 1.3, scheduler=None, seed=0):
+    """One call of the loop itself, `[rows, d]`."""
+    generator = torch.Generator().manual_seed(seed)
+    c, u = torch.randn(2, rows, 32, generator=generator).to(model.dtype)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        found = model._sample_audio_latent(c, u, scheduler or cosine(), steps, scale)
+    assert found.shape == (rows, 1, 8) and found.dtype == model.dtype
+    return found[:, 0]
+
+
+def worst(found, expected) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
 
 
 def pocket_tts(flow_type: str = "lsd") -> PocketTTSForConditionalGeneration:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -165,6 +166,7 @@ class VibeVoiceAccelerator(Accelerator):
         )
 
 
+@lru_cache(maxsize=_KEPT)
 def _draws(table: StepTable) -> bool:
     """Whether a row adds noise or decides by chance."""
     noisy = any(table.column(name).any() for name in ("x_n", "z_1", "z_2", "v_1"))
