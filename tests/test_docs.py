@@ -1,4 +1,4 @@
-"""The examples of the README and of two pages run; ENVS.md names every environment variable that the code reads."""
+"""The examples of the README and of two pages run; ENVS.md names every variable the code reads."""
 
 from __future__ import annotations
 
