@@ -243,32 +243,31 @@ def _run(
         check_output(out, query)
         state.take([out], step)
 
-    bar = tqdm(total=plan.intervals, disable=disable)
-    for row, step in enumerate(schedule.steps()):
-        if step.calls_model is not False:
-            call(row, step)
-        interval = plan.begins.get(row)
-        if interval is not None:
-            if callback is not None:
-                sigma = levels[plan.stage[row]]
-                denoised = state.output.view(shape).to(x.dtype)
-                callback(
-                    {
-                        "x": state.x.view(shape).to(x.dtype), "i": interval, "sigma": sigma,
-                        "sigma_hat": sigma, "denoised": denoised,
-                    }
-                )  # fmt: skip
-            bar.update(interval + 1 - bar.n)
-        if step.saves_origin is not False:
-            state.save_origin(step.saves_origin)
-        for kind, which in step.launches:
-            place = (schedule.buffers.coef, which, draws[row], noise.key, noise.stream)
-            if kind.op == "accept":
-                state.accept(place, kind)
-            else:
-                stage = plan.stage[row]
-                state.move(
-                    kind.op, place, noise.given(plan, row, (levels[stage], levels[stage + 1]))
-                )
-    bar.close()
+    with tqdm(total=plan.intervals, disable=disable) as bar:
+        for row, step in enumerate(schedule.steps()):
+            if step.calls_model is not False:
+                call(row, step)
+            interval = plan.begins.get(row)
+            if interval is not None:
+                if callback is not None:
+                    sigma = levels[plan.stage[row]]
+                    denoised = state.output.view(shape).to(x.dtype)
+                    callback(
+                        {
+                            "x": state.x.view(shape).to(x.dtype), "i": interval, "sigma": sigma,
+                            "sigma_hat": sigma, "denoised": denoised,
+                        }
+                    )  # fmt: skip
+                bar.update(interval + 1 - bar.n)
+            if step.saves_origin is not False:
+                state.save_origin(step.saves_origin)
+            for kind, which in step.launches:
+                place = (schedule.buffers.coef, which, draws[row], noise.key, noise.stream)
+                if kind.op == "accept":
+                    state.accept(place, kind)
+                else:
+                    stage = plan.stage[row]
+                    state.move(
+                        kind.op, place, noise.given(plan, row, (levels[stage], levels[stage + 1]))
+                    )
     return state.x.view(shape).to(x.dtype)
