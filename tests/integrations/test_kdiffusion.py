@@ -284,7 +284,7 @@ def test_models_may_use_gradients_and_other_dtypes():
         with torch.enable_grad():
             at = x.detach().requires_grad_()
             (grad,) = torch.autograd.grad(at.square().sum(), at)
-        return model(x, sigma) - 1e-3 * grad
+            return model(at, sigma) - 1e-3 * grad  # still part of a graph
 
     sigmas = karras(4)
     for sample in SAMPLERS.values():

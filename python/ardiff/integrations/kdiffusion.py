@@ -203,7 +203,7 @@ class _Noise:
                     f"noise_sampler must return the shape of x {list(self.like.shape)}, got "
                     f"{list(drawn.shape)}"
                 )
-            found[name] = drawn.reshape(len(drawn), -1).float().contiguous()
+            found[name] = drawn.detach().reshape(len(drawn), -1).float().contiguous()
         if len(found) == 1 and plan.table.op[row] == "uld":
             for name in ("noise", "noise2"):
                 found.setdefault(name, torch.zeros_like(next(iter(found.values()))))
@@ -237,7 +237,7 @@ def _run(
         sigma = x.new_full((len(x),), table.level[row])
         out = model(query.view(shape).to(x.dtype), sigma, **extra_args)
         if isinstance(out, Tensor) and out.shape == shape:
-            out = out.reshape(query.shape)
+            out = out.detach().reshape(query.shape)
         if isinstance(out, Tensor) and out.dtype == torch.float64:
             out = out.float()
         check_output(out, query)
