@@ -1,11 +1,9 @@
-"""The examples of the README and of two pages run; ENVS.md names every variable the code reads."""
+"""The README's example runs; ENVS.md names every environment variable that the code reads."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 READS = re.compile(
@@ -25,16 +23,6 @@ def test_the_readme_example_runs(capsys) -> None:
     first, second = capsys.readouterr().out.split("\n")[:2]
     assert first.startswith("torch.Size([16, 3, 32, 32])")
     assert abs(float(re.search(r"[\d.]+", second)[0]) - 0.5) < 0.05
-
-
-@pytest.mark.parametrize("page", ["kdiffusion", "own_model"])
-def test_the_example_of_a_page_runs(page) -> None:
-    text = (ROOT / "docs" / "integrations" / f"{page}.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    found: dict = {}
-    exec(compile(example, f"{page}.md", "exec"), found)
-    (drawn,) = [found[name] for name in ("images", "sequences") if name in found]
-    assert drawn.isfinite().all() and drawn.std() > 0.3
 
 
 def test_every_environment_variable_is_documented() -> None:

@@ -110,8 +110,7 @@ def _energy(found: Any, x: Tensor) -> Tensor:
     return found.to(torch.float32, copy=True)
 
 
-def check_output(out: Any, x: Tensor) -> None:
-    """TypeError or ValueError unless `out` is a tensor that the ops take as the output at x."""
+def _check_output(out: Any, x: Tensor) -> None:
     if not isinstance(out, Tensor):
         raise TypeError(f"the model must return a tensor, got {type(out).__name__}")
     if out.shape != x.shape:
@@ -197,7 +196,7 @@ def run(
                 first, outs = state.first_call, list(call(k, state.query(step)))
                 if first:
                     for out in outs:
-                        check_output(out, x)
+                        _check_output(out, x)
                 state.take(outs, step)
             where = (schedule.buffers.coef, draws[k], key if spans is None else spans[0][1], stream)
             _execute(state, k, step, where, ladder, energy, decisions)

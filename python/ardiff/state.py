@@ -52,11 +52,6 @@ class State:
     def first_call(self) -> bool:
         return self._out is None
 
-    @property
-    def output(self) -> Tensor | None:
-        """The model's output at the state, None before the first call."""
-        return self._out
-
     def query(self, step: Step) -> Tensor:
         """Where the model is called: the state, or halfway to it from the origin."""
         if step.midpoint is False:
@@ -152,17 +147,16 @@ class State:
             where = (coef, cut(row), cut(draw), key, cut(stream))
             yield where, tuple(map(cut, tensors)), {k: cut(t) for k, t in options.items()}
 
-    def move(self, op: str, place: tuple, normals: dict[str, Tensor] | None = None) -> None:
-        """One `diffusion` or `uld` row; `normals`: `noise` (and `noise2`) in place of addressed."""
-        normals = normals or {}
+    def move(self, op: str, place: tuple) -> None:
+        """One `diffusion` or `uld` row."""
         if self._compiling:
             if op == "uld":
-                self.x, self.v, self.memory = self._moved(op, place, normals)
+                self.x, self.v, self.memory = self._moved(op, place, {})
             else:
-                self.x, self.memory, _ = self._moved(op, place, normals)
+                self.x, self.memory, _ = self._moved(op, place, {})
             return
-        tensors, given = (self.x, self.v, self._model_out(), self.memory), self._options | normals
-        for where, (x, v, out, memory), options in self._launches(place, tensors, given):
+        tensors = (self.x, self.v, self._model_out(), self.memory)
+        for where, (x, v, out, memory), options in self._launches(place, tensors, self._options):
             if op == "uld":
                 ops.uld_step_(x, v, out, memory, *where, **options)
             else:

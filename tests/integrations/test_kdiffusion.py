@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ardiff.integrations import _sigma_plan, kdiffusion
+from ardiff.integrations import _sigma_loop, _sigma_plan
 from ardiff.integrations.kdiffusion import (
     SAMPLERS,
     sample_ddpm_fused,
@@ -162,7 +162,7 @@ def test_addressed_noise_is_that_of_the_run_loop(sampler):
     found = SAMPLERS[sampler](model, x, sigmas, disable=True, seed=5, sample_ids=[4, 0, 9])
     options = {"inner": 2, "tau": 0.4} | ({"gamma": 2.0} if sampler == "rtk_uld" else {})
     plan = _sigma_plan.stage_plan(name, "edm", tuple(sigmas.double().tolist()), None, **options)
-    address = kdiffusion._Noise(x, None, 5, None, [4, 0, 9], plan)
+    address = _sigma_loop.Noise(x, None, 5, None, [4, 0, 9], plan)
     assert torch.equal(address.stream % 2**20, address.stream[:1].expand(3) % 2**20)
     wanted = run(
         plan.table,

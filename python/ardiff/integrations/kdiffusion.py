@@ -20,29 +20,22 @@ a run that was split does not repeat the noise of the first.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .. import rtk
-from ..run import check_output
-from ..sampling import PATCH_BITS, make_key, make_stream, per_sample
-from ..schedule import Step, uniform
-from ..state import State
-from ._sigma_plan import SigmaPlan, one_call_plan, stage_plan
+from ._sigma_loop import Noise, run_plan
+from ._sigma_plan import one_call_plan, stage_plan
 
-Noise = Callable[[Tensor, Tensor], Tensor]
+NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
 
 def sample_ddpm_fused(
     model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict | None = None,
     callback: Callable | None = None, disable: bool | None = None, eta: float = 1.0,
-    s_noise: float = 1.0, noise_sampler: Noise | None = None, *, path: str = "edm",
+    s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None, *, path: str = "edm",
     seed: int | None = None, sample_ids: Sequence[int] | Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """DDPM's ancestral step: k-diffusion's `sample_euler_ancestral`, for any eta.
@@ -65,15 +58,15 @@ def sample_ddpm_fused(
             that does not fit x.
     """
     plan = one_call_plan("ddim", path, _host(sigmas), eta=float(eta))
-    own = _Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
-    return _run(plan, model, x, sigmas, extra_args, callback, disable, s_noise, own)
+    noise = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
+    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, noise)
 
 
 def sample_dpmpp_2m_sde_fused(
     model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict | None = None,
     callback: Callable | None = None, disable: bool | None = None, eta: float = 1.0,
-    s_noise: float = 1.0, noise_sampler: Noise | None = None, solver_type: str = "midpoint", *,
-    path: str = "edm", seed: int | None = None,
+    s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
+    solver_type: str = "midpoint", *, path: str = "edm", seed: int | None = None,
     sample_ids: Sequence[int] | Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """DPM-Solver++(2M) SDE: k-diffusion's `sample_dpmpp_2m_sde`, one model call an interval.
@@ -83,14 +76,14 @@ def sample_dpmpp_2m_sde_fused(
     """
     options = {"eta": float(eta), "solver_type": solver_type}
     plan = one_call_plan("dpmpp-2m-sde", path, _host(sigmas), **options)
-    own = _Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
-    return _run(plan, model, x, sigmas, extra_args, callback, disable, s_noise, own)
+    noise = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
+    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, noise)
 
 
 def sample_rtk_uld(
     model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict | None = None,
     callback: Callable | None = None, disable: bool | None = None, eta: float = 1.0,
-    s_noise: float = 1.0, noise_sampler: Noise | None = None, *, inner: int = 2,
+    s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None, *, inner: int = 2,
     gamma: float = 2.0, tau: float = 0.4, stages: int | None = None, path: str = "edm",
     seed: int | None = None, sample_ids: Sequence[int] | Tensor | None = None,
 ) -> Tensor:  # fmt: skip
@@ -115,14 +108,14 @@ def sample_rtk_uld(
     rtk.check_positive("sample_rtk_uld", gamma=gamma, tau=tau)
     options = {"inner": inner, "gamma": float(gamma), "tau": float(tau)}
     plan = stage_plan("rtk-uld", path, _host(sigmas), stages, **options)
-    own = _Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
-    return _run(plan, model, x, sigmas, extra_args, callback, disable, s_noise, own)
+    noise = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
+    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, noise)
 
 
 def sample_rtk_mala(
     model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict | None = None,
     callback: Callable | None = None, disable: bool | None = None, eta: float = 1.0,
-    s_noise: float = 1.0, noise_sampler: Noise | None = None, *, inner: int = 2,
+    s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None, *, inner: int = 2,
     tau: float = 0.4, accept: str = "trapezoid", stages: int | None = None, path: str = "edm",
     seed: int | None = None, sample_ids: Sequence[int] | Tensor | None = None,
 ) -> Tensor:  # fmt: skip
@@ -143,8 +136,8 @@ def sample_rtk_mala(
         raise ValueError(f"unknown accept {accept!r}; known: trapezoid, simpson")
     options = {"inner": inner, "tau": float(tau), "accept": accept}
     plan = stage_plan("rtk-mala", path, _host(sigmas), stages, **options)
-    own = _Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
-    return _run(plan, model, x, sigmas, extra_args, callback, disable, s_noise, own)
+    noise = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
+    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, noise)
 
 
 SAMPLERS = {
@@ -166,108 +159,3 @@ def _check_eta(name: str, eta: float) -> None:
             f"{name}: eta must be 1, since the kernel has no deterministic form, got {eta!r}; "
             "s_noise scales its noise"
         )
-
-
-class _Noise:
-    """The address of the noise, and the draws of `noise_sampler` where that is given."""
-
-    def __init__(
-        self,
-        x: Tensor,
-        noise_sampler: Noise | None,
-        seed: int | None,
-        extra_args: dict | None,
-        sample_ids: Sequence[int] | Tensor | None,
-        plan: SigmaPlan,
-    ) -> None:
-        seed = (extra_args or {}).get("seed") if seed is None else seed
-        if isinstance(seed, int) and 2**63 <= seed < 2**64:
-            seed -= 2**64
-        self.key = make_key(seed, x.device)
-        first = np.float32(plan.sigmas[0] if plan.sigmas else 0).tobytes()
-        patch = zlib.crc32(first) % 2**PATCH_BITS
-        self.stream = make_stream(sample_ids, len(x), patch, x.device)
-        self.sampler, self.like = noise_sampler, x
-
-    def given(self, plan: SigmaPlan, row: int, between: tuple[Tensor, Tensor]) -> dict | None:
-        """`noise` and `noise2` of a row from the sampler; None: addressed, or not needed."""
-        wanted = plan.draws[row]
-        if self.sampler is None or not wanted:
-            return None
-        found = {}
-        for name, (begin, end) in wanted.items():
-            sigma, sigma_next = (torch.lerp(*between, w) for w in (begin, end))
-            drawn = self.sampler(sigma, sigma_next)
-            if drawn.shape != self.like.shape:
-                raise ValueError(
-                    f"noise_sampler must return the shape of x {list(self.like.shape)}, got "
-                    f"{list(drawn.shape)}"
-                )
-            found[name] = drawn.detach().reshape(len(drawn), -1).float().contiguous()
-        if len(found) == 1 and plan.table.op[row] == "uld":
-            for name in ("noise", "noise2"):
-                found.setdefault(name, torch.zeros_like(next(iter(found.values()))))
-        return found
-
-
-@torch.no_grad()
-def _run(
-    plan: SigmaPlan,
-    model: Callable,
-    x: Tensor,
-    sigmas: Tensor,
-    extra_args: dict | None,
-    callback: Callable[[dict[str, Any]], Any] | None,
-    disable: bool | None,
-    s_noise: float,
-    noise: _Noise,
-) -> Tensor:
-    """The rows of the plan's table on `model`, with functional ops: no tensor is written twice."""
-    if plan.table is None:
-        return x
-    table, shape, extra_args = plan.table, x.shape, extra_args or {}
-    levels = torch.tensor(plan.levels, dtype=torch.float32, device=x.device)
-    schedule = uniform(table.to(x.device))
-    scale = None if s_noise == 1 else per_sample("s_noise", s_noise, 1, x.device, low=0.0)
-    state = State(x.reshape(len(x), -1).float(), schedule, True, scale)
-    draws = schedule.buffers.draw.split(1)
-
-    def call(row: int, step: Step) -> None:
-        query = state.query(step)
-        sigma = x.new_full((len(x),), table.level[row])
-        out = model(query.view(shape).to(x.dtype), sigma, **extra_args)
-        if isinstance(out, Tensor) and out.shape == shape:
-            out = out.detach().reshape(query.shape)
-        if isinstance(out, Tensor) and out.dtype == torch.float64:
-            out = out.float()
-        check_output(out, query)
-        state.take([out], step)
-
-    with tqdm(total=plan.intervals, disable=disable) as bar:
-        for row, step in enumerate(schedule.steps()):
-            if step.calls_model is not False:
-                call(row, step)
-            interval = plan.begins.get(row)
-            if interval is not None:
-                if callback is not None:
-                    sigma = levels[plan.stage[row]]
-                    denoised = state.output.view(shape).to(x.dtype)
-                    callback(
-                        {
-                            "x": state.x.view(shape).to(x.dtype), "i": interval, "sigma": sigma,
-                            "sigma_hat": sigma, "denoised": denoised,
-                        }
-                    )  # fmt: skip
-                bar.update(interval + 1 - bar.n)
-            if step.saves_origin is not False:
-                state.save_origin(step.saves_origin)
-            for kind, which in step.launches:
-                place = (schedule.buffers.coef, which, draws[row], noise.key, noise.stream)
-                if kind.op == "accept":
-                    state.accept(place, kind)
-                else:
-                    stage = plan.stage[row]
-                    state.move(
-                        kind.op, place, noise.given(plan, row, (levels[stage], levels[stage + 1]))
-                    )
-    return state.x.view(shape).to(x.dtype)
