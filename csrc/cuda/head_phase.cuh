@@ -64,7 +64,10 @@ struct HeadPhase {
       if (kLoop && step > 0) {
         const int groups = groups_of(a, layer);
         const int writers = groups < team.blocks ? groups : team.blocks;
-        return solve(a, step - 1, row, quad, row % writers == team.block);
+        const bool mine = row % writers == team.block;
+        // At the end the result may lie where the state came from, which others must not read.
+        if (step == a.solver.steps && !mine) return {};
+        return solve(a, step - 1, row, quad, mine);
       }
       return load<float, false>(a.x, row, 4 * quad, n);
     }
@@ -85,6 +88,7 @@ struct HeadPhase {
     if (!a.rms_norm) {
       const float sum = warp.sum([&](int lane) {
         float part = 0.0f;
+#pragma unroll 2
         for (int q = lane; q < quads; q += kLanes) {
           const Four<float> x = read_four(tile.at(row, HeadTile::place(q, slice)));
           part += (x.v[0] + x.v[1]) + (x.v[2] + x.v[3]);
@@ -95,6 +99,7 @@ struct HeadPhase {
     }
     const float square = warp.sum([&](int lane) {
       float part = 0.0f;
+#pragma unroll 2
       for (int q = lane; q < quads; q += kLanes) {
         const Four<float> x = read_four(tile.at(row, HeadTile::place(q, slice)));
 #pragma unroll
@@ -107,6 +112,7 @@ struct HeadPhase {
     });
     const float factor = 1.0f / sqrt(square / static_cast<float>(width) + a.eps);
     warp.lanes([&](int lane) {
+#pragma unroll 2
       for (int q = lane; q < quads; q += kLanes) {
         const int n = width - 4 * q < 4 ? width - 4 * q : 4;
         float* p = tile.at(row, HeadTile::place(q, slice));
@@ -128,6 +134,7 @@ struct HeadPhase {
     team.warps([&](const Warp& warp) {
       for (int row = warp.index; row < count; row += kWarps) {
         warp.lanes([&](int lane) {
+#pragma unroll 1
           for (int q = lane; q < quads; q += kLanes) {
             write_four(memory.tile.at(row, HeadTile::place(q, slice)),
                        activations(part, first + row, q));
@@ -188,6 +195,7 @@ struct HeadPhase {
     for (int64_t begin = 0; begin < all; begin += a.tile) {
       const int count = static_cast<int>(all - begin < a.tile ? all - begin : a.tile);
       fill_tile(part, begin, count);
+      if (kLoop && step == a.solver.steps) continue;
       for (int first = 0; first < owned; first += at_once) {
         const int groups = owned - first < at_once ? owned - first : at_once;
         if (l().slice == kSlice<float>) {
@@ -222,21 +230,10 @@ ARDIFF_DEVICE void run_phase(const HeadArgs& a, const Team& team, float* shared,
   const int layer = static_cast<int>(phase - step * a.layers());
   const HeadMemory memory = memory_of(a, shared);
   if constexpr (kLoop) {
-    if (step == a.solver.steps) {
-      const int quads = quotient_up(a.inputs, static_cast<int>(kUnit));
-      const int64_t items = static_cast<int64_t>(a.N) * quads;
-      team.threads([&](int thread) {
-        for (int64_t i = team.block * int64_t{kTeamThreads} + thread; i < items;
-             i += int64_t{team.blocks} * kTeamThreads) {
-          solve(a, step - 1, i / quads, static_cast<int>(i % quads), true);
-        }
-      });
-      return;
-    }
-    const int chosen = step_has_set(a.solver, step) ? a.solver.set[step] : 0;
+    const bool chosen = step < a.solver.steps && step_has_set(a.solver, step);
     const int64_t size = a.modulation_columns() * a.modulation_rows;
-    const char* set =
-        static_cast<const char*>(a.modulation) + chosen * size * (a.modulation_bfloat16 ? 2 : 4);
+    const char* set = static_cast<const char*>(a.modulation) +
+                      (chosen ? a.solver.set[step] : 0) * size * (a.modulation_bfloat16 ? 2 : 4);
     HeadPhase<W, kLoop>{a, team, memory, layer, step, set}.run();
   } else {
     HeadPhase<W, kLoop>{a, team, memory, layer, step, a.modulation}.run();

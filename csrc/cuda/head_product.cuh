@@ -66,15 +66,15 @@ ARDIFF_DEVICE void load_lane(const W* p, int begin, int columns, bool vector,
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    words[i] = 0;
-#pragma unroll
-    for (int k = 0; k < kInWord; ++k) {
+    uint32_t word = 0;
+#pragma unroll 1
+    for (int k = kInWord - 1; k >= 0; --k) {
       const int column = begin + i * kInWord + k;
-      if (column >= columns) continue;
-      uint32_t bits = 0;
-      memcpy(&bits, p + column, sizeof(W));
-      words[i] |= bits << (8 * static_cast<int>(sizeof(W)) * k % 32);
+      uint32_t element = 0;
+      if (column < columns) memcpy(&element, p + column, sizeof(W));
+      word = kInWord == 1 ? element : (word << (32 / kInWord)) | element;
     }
+    words[i] = word;
   }
 }
 
@@ -169,12 +169,14 @@ ARDIFF_DEVICE void products(const HeadLayer& l, const char* resident, const Head
             load_weights<W, kKeep>(l, resident, partials.halves, u, team.block, team.blocks, lane);
       });
     };
-    fetch(warp.index, now);
-    for (int i = warp.index; i < units; i += kWarps) {
-      fetch(i + kWarps, next);  // on its way meanwhile
-      const HeadUnit u = unit(i);
+    // The weights of a unit are on their way while the one before is worked on.
 #pragma unroll 1
-      for (int r = 0; r < count; r += kRowsAtOnce) {
+    for (int i = warp.index; i < units + kWarps; i += kWarps) {
+      fetch(i, next);
+      const bool any = i >= kWarps;
+      const HeadUnit u = unit(any ? i - kWarps : 0);
+#pragma unroll 1
+      for (int r = 0; any && r < count; r += kRowsAtOnce) {
         warp.sums(
             [&](int lane, float (&terms)[kSums]) {
               lane_terms<W>(now[lane], tile, r, count, u, l.slice, lane, terms);

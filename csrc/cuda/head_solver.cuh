@@ -99,16 +99,18 @@ ARDIFF_DEVICE Four<float> solve(const HeadArgs& a, int64_t step, int64_t n, int 
         kStepNoise);
     const NoiseAddress address = noise_address(s.key, s.stream[n], counter);
     const Four<float> out = guided_output(a, n, i, count);
-    if (kinetic && s.op && s.op[step]) {
+    const bool uld = kinetic && s.op[step] != 0;
+    // A quad holds the normals of four elements, or two of each of two (csrc/cuda/uld_step.cu).
+    const bool noisy = uld ? c[5] != 0.0f || c[6] != 0.0f || c[11] != 0.0f : c[7] != 0.0f;
+    Four<float> p{}, q{};
+    if (noisy && scale != 0.0f) {
+      p = quad_normals(address, static_cast<uint32_t>(uld ? 2 * quad : quad));
+      if (uld) q = quad_normals(address, static_cast<uint32_t>(2 * quad + 1));
+    }
+    if (uld) {
       const UldRow<float> row = uld_row<float>(c, scale);
       const bool start = uld_starts_stage(c);
-      Four<float> n1{}, n2{};
-      if (row.z_1 != 0.0f || row.z_2 != 0.0f || row.v_1 != 0.0f) {
-        const Four<float> p = quad_normals(address, static_cast<uint32_t>(2 * quad));
-        const Four<float> q = quad_normals(address, static_cast<uint32_t>(2 * quad + 1));
-        n1 = {p.v[0], p.v[2], q.v[0], q.v[2]};
-        n2 = {p.v[1], p.v[3], q.v[1], q.v[3]};
-      }
+      const Four<float> n1{p.v[0], p.v[2], q.v[0], q.v[2]}, n2{p.v[1], p.v[3], q.v[1], q.v[3]};
 #pragma unroll
       for (int k = 0; k < kUnit; ++k) {
         const UldState<float> next =
@@ -120,15 +122,11 @@ ARDIFF_DEVICE Four<float> solve(const HeadArgs& a, int64_t step, int64_t n, int 
     } else {
       const DiffusionRow<float> row = diffusion_row<float>(c);
       const bool keep = diffusion_keeps_memory(c);
-      Four<float> normals{};
-      if (row.x_n != 0.0f && scale != 0.0f) {
-        normals = quad_normals(address, static_cast<uint32_t>(quad));
-      }
 #pragma unroll
       for (int k = 0; k < kUnit; ++k) {
         const float x0 = data_prediction(row, x.v[k], out.v[k]);
-        const DiffusionState<float> next = diffusion_update(
-            row, keep, x.v[k], x0, memory.v[k], memory.v[k], row.x_n * scale, normals.v[k]);
+        const DiffusionState<float> next = diffusion_update(row, keep, x.v[k], x0, memory.v[k],
+                                                            memory.v[k], row.x_n * scale, p.v[k]);
         x.v[k] = next.x;
         memory.v[k] = next.memory;
       }
