@@ -56,26 +56,29 @@ struct HeadPhase {
   ARDIFF_DEVICE const HeadLayer& l() const { return a.layer[layer]; }
   ARDIFF_DEVICE int block() const { return (layer - 1) / 2; }
 
-  /// Four activations of a row, those past its end zero.
-  ARDIFF_DEVICE Four<float> activations(HeadPart part, int64_t row, int quad) const {
-    const int left = l().columns - 4 * quad, n = left < 4 ? (left < 0 ? 0 : left) : 4;
-    if (n == 0) return {};
-    if (part == HeadPart::input) {
-      if (kLoop && step > 0) {
-        const int groups = groups_of(a, layer);
-        const int writers = groups < team.blocks ? groups : team.blocks;
-        const bool mine = row % writers == team.block;
-        // At the end the result may lie where the state came from, which others must not read.
-        if (step == a.solver.steps && !mine) return {};
-        return solve(a, step - 1, row, quad, mine);
-      }
-      return load<float, false>(a.x, row, 4 * quad, n);
+  /// Four elements of x, as given or after the step before; zeros past the end of the row.
+  ARDIFF_DEVICE Four<float> inputs(int64_t row, int quad) const {
+    const int left = a.inputs - 4 * quad;
+    if (left <= 0) return {};
+    if (kLoop && step > 0) {
+      const int groups = groups_of(a, layer);
+      const int writers = groups < team.blocks ? groups : team.blocks;
+      const bool mine = row % writers == team.block;
+      // At the end the result may lie where the state came from, which others must not read.
+      if (step == a.solver.steps && !mine) return {};
+      return solve(a, step - 1, row, quad, mine);
     }
-    const float* from = part == HeadPart::outer ? a.u + row * a.u_stride : a.h + row * a.h_stride;
+    return load<float, false>(a.x, row, 4 * quad, left < 4 ? left : 4);
+  }
+
+  /// Four elements of a row of activations, zeros past its end.
+  ARDIFF_DEVICE Four<float> activations(const float* from, int quad) const {
+    const int left = l().columns - 4 * quad;
+    if (left <= 0) return {};
     Four<float> x = read_fresh_four(from + 4 * quad);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (k >= n) x.v[k] = 0.0f;
+    for (int k = 1; k < 4; ++k) {
+      if (k >= left) x.v[k] = 0.0f;
     }
     return x;
   }
@@ -112,7 +115,7 @@ struct HeadPhase {
     });
     const float factor = 1.0f / sqrt(square / static_cast<float>(width) + a.eps);
     warp.lanes([&](int lane) {
-#pragma unroll 2
+#pragma unroll 4
       for (int q = lane; q < quads; q += kLanes) {
         const int n = width - 4 * q < 4 ? width - 4 * q : 4;
         float* p = tile.at(row, HeadTile::place(q, slice));
@@ -133,11 +136,21 @@ struct HeadPhase {
     const int slice = l().slice, quads = slices_of(l()) * slice / 4;
     team.warps([&](const Warp& warp) {
       for (int row = warp.index; row < count; row += kWarps) {
-        warp.lanes([&](int lane) {
+        if (part == HeadPart::input) {
+          warp.lanes([&](int lane) {
 #pragma unroll 1
+            for (int q = lane; q < quads; q += kLanes) {
+              write_four(memory.tile.at(row, HeadTile::place(q, slice)), inputs(first + row, q));
+            }
+          });
+          continue;
+        }
+        const float* from = part == HeadPart::outer ? a.u + (first + row) * a.u_stride
+                                                    : a.h + (first + row) * a.h_stride;
+        warp.lanes([&](int lane) {
+#pragma unroll 8
           for (int q = lane; q < quads; q += kLanes) {
-            write_four(memory.tile.at(row, HeadTile::place(q, slice)),
-                       activations(part, first + row, q));
+            write_four(memory.tile.at(row, HeadTile::place(q, slice)), activations(from, q));
           }
         });
         if (part == HeadPart::inner || part == HeadPart::last) normalize(warp, row, first + row);

@@ -145,6 +145,7 @@ struct HeadPartials {
   /// The sum of an element.
   ARDIFF_HD float total(int group, int half, int row, int o) const {
     float sum = at(group, half, 0, row)[o];
+#pragma unroll 1
     for (int s = 1; s < slices; ++s) sum += at(group, half, s, row)[o];
     return sum;
   }
@@ -192,27 +193,32 @@ ARDIFF_DEVICE void products(const HeadLayer& l, const char* resident, const Head
   });
 }
 
-/// Copies the block's rows of the matrices that it keeps.
+/// Copies the block's rows of the matrices that it keeps, a row a warp.
 ARDIFF_DEVICE void keep_weights(const HeadArgs& a, char* resident, const Team& team) {
-  for (int i = 1; i < a.layers(); ++i) {
-    const HeadLayer& l = a.layer[i];
-    if (l.resident < 0) continue;
-    const int halves = halves_of(a, i), rows = l.rows / halves;
-    const int groups = groups_of_block(groups_of(a, i), team.block, team.blocks);
-    const int words = l.columns / (l.slice / kLanes);  // of 16 bytes in a row
-    const int count = groups * halves * kGroupRows * words;
-    team.threads([&](int thread) {
-      for (int j = thread; j < count; j += kTeamThreads) {
-        const int row = j / words, word = j % words;
+  team.warps([&](const Warp& warp) {
+#pragma unroll 1
+    for (int i = 1; i < a.layers(); ++i) {
+      const HeadLayer& l = a.layer[i];
+      if (l.resident < 0) continue;
+      const int halves = halves_of(a, i), rows = l.rows / halves;
+      const int owned = groups_of_block(groups_of(a, i), team.block, team.blocks);
+      const int words = l.columns / (l.slice / kLanes);  // of 16 bytes in a row
+#pragma unroll 1
+      for (int row = warp.index; row < owned * halves * kGroupRows; row += kWarps) {
         const int group = row / kGroupRows / halves, half = row / kGroupRows % halves;
         const int own = (team.block + group * team.blocks) * kGroupRows + row % kGroupRows;
         const int64_t from = (own < rows ? own : rows - 1) + static_cast<int64_t>(half) * rows;
-        const float* source = static_cast<const float*>(l.data) + (from * words + word) * 4;
-        write_four(reinterpret_cast<float*>(resident + l.resident) + int64_t{4} * j,
-                   read_four(source));
+        const float* source = static_cast<const float*>(l.data) + from * words * 4;
+        float* target = reinterpret_cast<float*>(resident + l.resident) + int64_t{4} * row * words;
+        warp.lanes([&](int lane) {
+#pragma unroll 4
+          for (int word = lane; word < words; word += kLanes) {
+            write_four(target + 4 * word, read_four(source + 4 * word));
+          }
+        });
       }
-    });
-  }
+    }
+  });
 }
 
 }  // namespace ardiff
