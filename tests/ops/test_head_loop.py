@@ -1,5 +1,5 @@
-"""`head_loop` on every implementation: the float64 reference, and, to the bit where it has no kernel
-of its own, the ops that it consists of."""
+"""`head_loop` on every implementation: the float64 reference, and the ops that it consists of, to
+the bit where it has no kernel of its own."""
 
 from __future__ import annotations
 
