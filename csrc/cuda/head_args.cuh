@@ -24,7 +24,7 @@ constexpr int kPartialSums = 4096;  // floats, unless one group needs more
 
 /// The columns of a slice.
 template <class W>
-constexpr int kSlice = kLanes * kLaneBytes / static_cast<int>(sizeof(W));
+constexpr int kSlice = kLanes * kLaneBytes / static_cast<int>(sizeof(W));  // 128, 256 or 512
 
 struct HeadLayer {
   const void* data;

@@ -60,6 +60,9 @@ HeadDevice head_device(int32_t device) {
   require(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device));
   require(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   const auto kernel = head_kernel<W, kLoop>;
+  cudaFuncAttributes attributes;
+  require(cudaFuncGetAttributes(&attributes, kernel));
+  bytes -= static_cast<int>(attributes.sharedSizeBytes);
   require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   require(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fitting, kernel, kTeamThreads, bytes));
   if (fitting < 1) fail("ardiff: a block of the head's kernel does not fit on cuda:", device);

@@ -28,9 +28,10 @@ struct HeadTile {
 
   /// Where the four of elements `quad` of a row lies; `slice` columns a slice.
   ARDIFF_HD static int place(int quad, int slice) {
-    const int quads = slice / 4, fours = quads / kLanes;
-    const int within = quad % quads;
-    return quad - within + within % fours * kLanes + within / fours;
+    const int shift = slice / 256;  // 1, 2 or 4 fours a lane: 0, 1 or 2
+    const int within = quad & ((kLanes << shift) - 1);
+    const int four = within & ((1 << shift) - 1);
+    return quad - within + four * kLanes + (within >> shift);
   }
   ARDIFF_HD float* at(int row, int place) const {
     return data + static_cast<int64_t>(row) * stride + 4 * place;
@@ -71,7 +72,10 @@ ARDIFF_DEVICE void load_lane(const W* p, int begin, int columns, bool vector,
     for (int k = kInWord - 1; k >= 0; --k) {
       const int column = begin + i * kInWord + k;
       uint32_t element = 0;
-      if (column < columns) memcpy(&element, p + column, sizeof(W));
+      if (column < columns) {
+        const W value = p[column];
+        memcpy(&element, &value, sizeof value);
+      }
       word = kInWord == 1 ? element : (word << (32 / kInWord)) | element;
     }
     words[i] = word;
