@@ -180,6 +180,18 @@ def test_a_loop_on_any_device(host, name):
         assert all(map(same_bits, call.run(host.ops), found))
 
 
+def test_mar_b_as_an_h200_and_an_a100_would(host):
+    """At the published size: all weights kept in shared memory, and a part of them."""
+    wide = dict(d=16, width=1024, depth=6, dtype=BF16, modulation=BF16)
+    call = loop_call(1, ways=2, kinetic=True, **wide)
+    host.on(132, (227 << 10) - 1024, False)
+    found = call.run(host.ops)
+    expected = [t.double() for t in call.run()]
+    assert max(errors(found, expected)) <= 1e-5
+    host.on(108, 163 << 10, True)
+    assert all(map(same_bits, call.run(host.ops), found))
+
+
 def test_a_loop_is_the_steps_of_the_same_kernel(host):
     """`head_step` walked, then the step ops of the CPU, whose arithmetic is the kernel's: to the
     bit."""
