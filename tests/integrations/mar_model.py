@@ -17,7 +17,11 @@ import small_models  # noqa: E402
 
 from benchmarks.reference_mar import DiffLoss, RespacedDDPM, randomise  # noqa: E402
 
-__all__ = ["DiffLoss", "MARLike", "RespacedDDPM", "mar_like", "randomise"]
+__all__ = [
+    "CONTEXT", "DIM", "DiffLoss", "MARLike", "RespacedDDPM", "loss_of", "mar_like", "randomise",
+]  # fmt: skip
+
+DIM, CONTEXT = 6, 24
 
 
 class MARLike(nn.Module):
@@ -75,3 +79,9 @@ def mar_like(**sizes) -> MARLike:
     model = small_models.randomise(MARLike(**sizes)).eval()
     randomise(model.diffloss)
     return model
+
+
+def loss_of(
+    steps: int | list[int] = 100, dim: int = DIM, width: int = 48, depth: int = 3
+) -> DiffLoss:
+    return randomise(DiffLoss(dim, CONTEXT, depth, width, steps)).eval()
