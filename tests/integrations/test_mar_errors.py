@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from head_cases import rows
 from mar_model import CONTEXT, DIM, DiffLoss, loss_of
 from torch import nn
