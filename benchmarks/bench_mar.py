@@ -1,9 +1,9 @@
 """The DDPM loop of MAR's diffusion loss, replaced by `ardiff.integrations.mar.accelerate`.
 
-A case is `<model>/N=<tokens>/<dtype>`: the sizes of a published model, random weights, 100 steps, and
-the dtype of our blocks' weights. The rival `eager` is the plain loop of `reference_mar`, with the same
-temperature and guidance as a tensor; `compile` is the same with its head under `torch.compile`.
-Metrics with guidance, whose loop has 2N rows, end in `-guided`.
+A case is `<model>/N=<tokens>/<dtype>`: the sizes of a published model, random weights, 100 steps,
+and the dtype of our blocks' weights. The rival `eager` is the plain loop of `reference_mar`, with the
+same temperature and guidance as a tensor; `compile` is the same with its head compiled. Metrics with
+guidance, whose loop has 2N rows, end in `-guided`.
 
     python -m ardiff bench mar --case mar-b/N=4/float32
 """
