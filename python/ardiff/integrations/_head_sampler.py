@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from ardiff.denoise import FusedHead
 from ardiff.head_weights import WEIGHTS
-from ardiff.models.checkpoint import CheckpointError
 from ardiff.models.head import DiffusionHead
-from ardiff.models.head_loading import load_head
+
+from ._accelerator import share
 
 _HANDLE = "_ardiff_accelerator"
 # Largest error of our plain head against the module's, over its largest output: float32 sums of
 # 4096 terms differ by 1e-5.
 _AGREE = 1e-3
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class HeadSampler:
@@ -46,7 +45,7 @@ class HeadSampler:
         if len(source) != len(self._source) or any(
             a is not b for a, b in zip(source, self._source, strict=True)
         ):
-            head = share(self.system, net)
+            head = _share(self.system, net)
             _agree(self.system, net, head)
             weights, dtype = self.options["weights"], str(head.input_proj.weight.dtype)[6:]
             weights = weights or (dtype if dtype in WEIGHTS else "float32")
@@ -125,31 +124,14 @@ def uninstall(kind: type[HeadSampler], owner: nn.Module) -> None:
     handle.restore()
 
 
-def share(system: str, net: nn.Module) -> DiffusionHead:
-    """A head that has the parameters of `net` themselves, not copies.
-
-    Raises:
-        ValueError: tensors or hooks that a :class:`~ardiff.models.head.DiffusionHead` lacks.
-    """
-    name = f"{system}: the head {type(net).__name__}"
-    tensors = net.state_dict(keep_vars=True)
-    if any(t.is_meta for t in tensors.values()):
-        raise ValueError(f"{name} has no weights here (they are offloaded); load the whole model")
-    try:
-        with torch.random.fork_rng(devices=[]):  # a module's first weights are drawn
-            head = load_head(tensors, "")
-    except CheckpointError as error:
-        raise ValueError(f"{name} is not the known one: {error}") from None
+def _share(system: str, net: nn.Module) -> DiffusionHead:
+    """A head of MAR's form that has the parameters of `net` themselves; ValueError for others."""
+    head = share(system, net, {})
     if not isinstance(head, DiffusionHead):
-        raise ValueError(f"{name} is a {type(head).__name__}, expected one of MAR's form")
-    if head.input_proj.weight.dtype not in _DTYPES:
-        dtype = str(head.input_proj.weight.dtype)[6:]
-        raise ValueError(f"{name} is {dtype}; expected float32, bfloat16 or float16")
-    if any(m._forward_hooks or m._forward_pre_hooks for m in net.modules()):
-        raise ValueError(f"{name} has forward hooks, which would not be called; remove them first")
-    for path, tensor in tensors.items():
-        module, _, leaf = path.rpartition(".")
-        head.get_submodule(module)._parameters[leaf] = tensor
+        raise ValueError(
+            f"{system}: the head {type(net).__name__} is a {type(head).__name__}, expected one of "
+            "MAR's form"
+        )
     return head
 
 
