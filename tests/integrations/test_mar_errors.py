@@ -77,7 +77,7 @@ BAD = {
     ),
     "hooks": (lambda: mar.accelerate(hooked()), ValueError, "HeadNet cannot be .* forward hooks"),
     "meta": (lambda: mar.accelerate(loss_of().to("meta")), ValueError, "has no weights here"),
-    "dtype": (lambda: mar.accelerate(loss_of().double()), ValueError, "of DiffusionHead are float64"),
+    "dtype": (lambda: mar.accelerate(loss_of().double()), ValueError, "are float64"),
     "replaced": (lambda: mar.accelerate(replaced()), RuntimeError, "replaced by something else"),
     "variance": (
         lambda: mar.accelerate(with_net(wide(DIM))), ValueError,
