@@ -52,9 +52,10 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.created $(wildcard requirements/*.txt)
+$(VENV)/.installed: $(VENV)/.created $(wildcard requirements/*.txt requirements/*/*.txt)
 	$(PIP) install -q --no-compile --no-deps $(TORCH_OPTIONS) -r requirements/torch.txt
 	$(PIP) install -q --no-compile $(addprefix -r ,$(wildcard requirements/*.txt))
+	$(PIP) install -q --no-compile --no-deps -r requirements/no-deps/fid.txt
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed $(NATIVE)

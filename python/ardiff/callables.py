@@ -9,10 +9,16 @@ from torch import Tensor
 
 
 class CountedModel:
-    """Counts the calls of a model, hoisted or plain, and gives it x in the caller's shape."""
+    """Counts the calls of a model, hoisted or plain, and gives it x in the caller's shape.
 
-    def __init__(self, model: Callable, shape: tuple[int, ...]) -> None:
+    With `learned_range` its outputs may have twice as many channels: (B, 2 C, ..) for (B, C, ..).
+    """
+
+    def __init__(
+        self, model: Callable, shape: tuple[int, ...], learned_range: bool = False
+    ) -> None:
         self.model, self.shape, self.calls = model, shape, 0
+        self._double = (shape[0], 2 * shape[1], *shape[2:]) if learned_range else None
         if hasattr(model, "hoist"):
             self.hoist = self._hoist
             self.hoists_ragged = getattr(model, "hoists_ragged", False)
@@ -24,12 +30,13 @@ class CountedModel:
         return self._flat(function(x.view(self.shape)), x)
 
     def _flat(self, out: Tensor, x: Tensor) -> Tensor:
-        if isinstance(out, Tensor) and tuple(out.shape) != self.shape:
+        if isinstance(out, Tensor) and tuple(out.shape) not in (self.shape, self._double):
+            wide = f" (or {list(self._double)} with its variance)" if self._double else ""
             raise ValueError(
-                f"the model must return the shape of its input {list(self.shape)}, got "
+                f"the model must return the shape of its input {list(self.shape)}{wide}, got "
                 f"{list(out.shape)}"
             )
-        return out.reshape(x.shape) if isinstance(out, Tensor) else out
+        return out.flatten(1) if isinstance(out, Tensor) else out
 
     def __call__(self, x: Tensor, level: Tensor, condition: Any) -> Tensor:
         if not callable(self.model):

@@ -188,6 +188,8 @@ def denoise_token(
     uncond2: Tensor | None = None,
     guidance2: float | Tensor | None = None,
     temperature: float | Tensor = 1.0,
+    x0_clamp: float | None = None,
+    noise: Tensor | None = None,
     weights: str = "float32",
     batch_invariant: bool = False,
     budget: int = BUDGET,
@@ -201,13 +203,15 @@ def denoise_token(
             invariance and budget count. Another model, as :func:`ardiff.run.run` takes it, runs
             plainly, which the log says once.
         context: `[B, context]`.
-        table: of any solver; a `RaggedTable` gives each token its own.
+        table: of any solver; a `RaggedTable` gives each token its own. For one of learned-range
+            variance the head may have 2 d outputs.
         key: int64 `[1]`, the seed.
         draw: number of the first row's noise draw; 0 but for runs that share a stream.
         stream: int64 `[B]`, sample_id * 2^20 + patch.
         uncond, guidance, uncond2, guidance2: contexts like `context` and weights, a number or one a
             token, of u + w (c - u) and of u2 + w2 (u - u2) + w (c - u).
         temperature: factor on the step noise, a number or one a token.
+        x0_clamp, noise: as of :func:`ardiff.run.run`.
         weights, batch_invariant, budget: see :class:`FusedHead`.
         start: the initial state `[B, d]`; default the addressed normals of the table's scale.
         decisions: as of :func:`ardiff.run.run`.
@@ -261,7 +265,7 @@ def denoise_token(
     with batch_invariant_mode() if plainly else nullcontext():
         return run(
             schedule, model, start, key=key, stream=stream, condition=context, decisions=decisions,
-            **modifiers,
+            x0_clamp=x0_clamp, noise=noise, **modifiers,
         )  # fmt: skip
 
 

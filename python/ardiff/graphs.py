@@ -163,7 +163,7 @@ def run_captured(
 
     def function(tree: dict[str, Any]) -> GraphResult:
         decisions: list[Decision] = []
-        counted = CountedModel(model_fn, shape)
+        counted = CountedModel(model_fn, shape, schedule.learned_range)
         energy = energy_fn and shaped_energy(energy_fn, shape)
         found = run(
             schedule._replace(buffers=tree["buffers"]), counted, key=tree["key"],

@@ -75,7 +75,7 @@ class Ladder:
         self.target, self.adapting, self.gain, self.batch = target, adapting, gain, batch
         self.path, self.prediction, self.solver = first.path, first.prediction, first.solver
         self.op, self.calls, self.init_scale = first.op, first.calls, first.init_scale
-        self.energy = first.energy
+        self.energy, self.learned_range = first.energy, first.learned_range
         self._scales = torch.tensor(scales or [math.nan] * len(self.tables))
         self.restart("cpu")
 

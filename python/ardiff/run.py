@@ -12,6 +12,7 @@ from torch import Tensor
 from ardiff_kernels import ops
 
 from .ladder import Ladder
+from .run_checks import check_noise, check_output, check_x0_clamp
 from .schedule import RaggedTable, Schedule, Step, uniform
 from .state import Spans, State
 from .table import DeviceTable, StepTable
@@ -110,21 +111,6 @@ def _energy(found: Any, x: Tensor) -> Tensor:
     return found.to(torch.float32, copy=True)
 
 
-def _check_output(out: Any, x: Tensor) -> None:
-    if not isinstance(out, Tensor):
-        raise TypeError(f"the model must return a tensor, got {type(out).__name__}")
-    if out.shape != x.shape:
-        raise ValueError(
-            f"the model must return the shape of its input {list(x.shape)}, got {list(out.shape)}"
-        )
-    if out.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(
-            f"the model must return float32, float16 or bfloat16, got {str(out.dtype)[6:]}"
-        )
-    if out.device != x.device:
-        raise ValueError(f"the model returned a tensor on {out.device}, the state is on {x.device}")
-
-
 def run(
     table: Runnable,
     model: Any,
@@ -138,6 +124,8 @@ def run(
     uncond2: Any = None,
     guidance2: Tensor | None = None,
     noise_scale: Tensor | None = None,
+    x0_clamp: float | None = None,
+    noise: Tensor | None = None,
     energy_fn: Callable[[Tensor, Tensor, Any], Tensor] | None = None,
     decisions: list[Decision] | None = None,
 ) -> Tensor:
@@ -152,7 +140,8 @@ def run(
             :class:`~ardiff.ladder.Ladder` its own step size.
         model: ``model(x, level, condition) -> output`` with x `[B, d]` and level float32 `[B]`, or
             an object with ``hoist`` (:class:`HoistableModel`). It must not keep or change x, and
-            returns `[B, d]` float32, float16 or bfloat16.
+            returns `[B, d]` float32, float16 or bfloat16; or `[B, 2 d]` for a table of
+            learned-range variance, see `ardiff_kernels.ops.diffusion_step`.
         x: `[B, d]` float32 (bfloat16 too for tables of ``diffusion`` rows alone); not changed. See
             :func:`initial_state`.
         key: int64 `[1]`, the seed; or, eagerly, (slice of the samples, key) for each run of
@@ -163,6 +152,9 @@ def run(
             a row with `uncond` as the condition, and u + w (c - u) is used.
         uncond2, guidance2: a third call, and u2 + w2 (u - u2) + w (c - u) is used.
         noise_scale: float32 `[B]` or `[1]`, the temperature of the step noise.
+        x0_clamp: positive bound on the data prediction, for tables of ``diffusion`` rows alone.
+        noise: float32 `[T, B, d]`, normals of each row in place of the addressed ones, for tables
+            of ``diffusion`` rows alone.
         energy_fn: ``energy_fn(x, level, condition) -> [B]``, -log p up to a constant of the level,
             for tables whose accept rows compare energies.
         decisions: a list to which each accept row's :class:`Decision` is appended.
@@ -178,6 +170,8 @@ def run(
     compiling = torch.compiler.is_compiling()
     ladder = table if isinstance(table, Ladder) else None
     schedule = make_schedule(table, x)
+    check_x0_clamp(x0_clamp, schedule)
+    check_noise(noise, schedule, x)
     if (uncond2 is None) != (guidance2 is None) or (guidance2 is not None and guidance is None):
         raise ValueError("guidance2 and uncond2 go together, and only with guidance and uncond")
     if schedule.energy and energy_fn is None:
@@ -185,7 +179,9 @@ def run(
     mode = contextlib.nullcontext() if compiling else torch.inference_mode()
     with mode:
         spans = None if isinstance(key, Tensor) else key
-        state = State(x, schedule, compiling, noise_scale, spans)
+        options = {"noise_scale": noise_scale}
+        options |= {} if x0_clamp is None else {"x0_clamp": float(x0_clamp)}
+        state = State(x, schedule, compiling, options, spans)
         state.weights = [weight for weight in (guidance, guidance2) if weight is not None]
         conditions = [condition, uncond, uncond2][: 1 + len(state.weights)]
         call = _bind_all(model, schedule, conditions, len(x))
@@ -196,9 +192,11 @@ def run(
                 first, outs = state.first_call, list(call(k, state.query(step)))
                 if first:
                     for out in outs:
-                        _check_output(out, x)
+                        check_output(out, x, schedule.learned_range)
                 state.take(outs, step)
             where = (schedule.buffers.coef, draws[k], key if spans is None else spans[0][1], stream)
+            if noise is not None:
+                state.noise = noise[k]
             _execute(state, k, step, where, ladder, energy, decisions)
     return state.x if compiling else state.x.clone()
 

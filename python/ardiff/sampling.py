@@ -15,6 +15,7 @@ from .callables import CountedModel, shaped_energy
 from .graphs import check_graph, run_captured
 from .paths import Path
 from .run import Decision, initial_state, run
+from .run_checks import check_x0_clamp
 from .schedule import RaggedTable
 from .solvers import solver as make_table
 from .solvers import solver_options
@@ -168,6 +169,7 @@ def sample(
     uncond2: Any = None,
     guidance2: float | Tensor | None = None,
     temperature: float | Tensor = 1.0,
+    x0_clamp: float | None = None,
     patch: int = 0,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -183,7 +185,8 @@ def sample(
     Args:
         model_fn: ``model_fn(x, level, condition) -> output``: x of `shape`, level float32 `[B]` in
             the path's own time (t for ``ou`` and ``flow``, sigma for ``edm``, the fractional
-            training timestep for ``vp-*``), the output of x's shape. Or an object with ``hoist``
+            training timestep for ``vp-*``), the output of x's shape, or (B, 2 C, ...)
+            for a table of learned-range variance. Or an object with ``hoist``
             (:class:`ardiff.run.HoistableModel`). It runs in `torch.inference_mode`.
         shape: (B, ...), the batch first.
         path, prediction, solver, steps, options: see :func:`ardiff.solver`; or pass `table`.
@@ -200,6 +203,8 @@ def sample(
             `guidance2`; u2 is the model at condition `uncond2`.
         temperature: multiplies the step noise (not the initial state), a number or `[B]`. Accept
             steps do not know of it: away from 1 they adjust towards no exact density.
+        x0_clamp: positive bound on the data prediction, for solvers without velocity and accept
+            steps.
         patch: index of the patch within an autoregressive sample, in [0, 2^20).
         dtype: of the state; float32, or bfloat16 for solvers without kinetic rows.
         energy_fn: ``energy_fn(x, level, condition) -> [B]``, -log of the density at the level up to
@@ -253,6 +258,7 @@ def sample(
     energies = getattr(table, "energy", False)
     if energies != (energy_fn is not None):
         raise ValueError('accept="energy" and energy_fn go together: pass both or neither')
+    check_x0_clamp(x0_clamp, table)
     batch = sizes[0]
     if cuda_graph is not False:
         check_graph(cuda_graph, batch, device)
@@ -271,14 +277,15 @@ def sample(
     x = initial_state(table, key, stream, math.prod(sizes[1:]), dtype)
     inputs = {
         "condition": condition, "uncond": uncond, "guidance": guidance, "uncond2": uncond2,
-        "guidance2": guidance2, "noise_scale": noise_scale, "key": key, "stream": stream,
+        "guidance2": guidance2, "noise_scale": noise_scale, "x0_clamp": x0_clamp, "key": key,
+        "stream": stream,
     }  # fmt: skip
     if cuda_graph and batch:
         x, decisions, calls = run_captured(
             table, model_fn, x, sizes, buckets=cuda_graph, energy_fn=energy_fn, **inputs
         )
     else:
-        counted = CountedModel(model_fn, sizes)
+        counted = CountedModel(model_fn, sizes, table.learned_range)
         energy = energy_fn and shaped_energy(energy_fn, sizes)
         x = run(table, counted, x, energy_fn=energy, decisions=decisions, **inputs)
         calls = counted.calls

@@ -79,7 +79,7 @@ class Schedule(NamedTuple):
     Attributes:
         plan: one step an iteration.
         buffers: what its steps refer to.
-        kinetic, accepts, second_memory, energy: what the state and the run need.
+        kinetic, accepts, second_memory, learned_range, energy: what the state and the run need.
     """
 
     plan: tuple[Step, ...]
@@ -87,6 +87,7 @@ class Schedule(NamedTuple):
     kinetic: bool
     accepts: bool
     second_memory: bool
+    learned_range: bool
     energy: bool
 
     def steps(self) -> Iterator[Step]:
@@ -142,7 +143,7 @@ def uniform(table: DeviceTable) -> Schedule:
     )
     return Schedule(
         tuple(plan), buffers, "uld" in table.op, "accept" in table.op, table.second_memory,
-        table.energy,
+        table.learned_range, table.energy,
     )  # fmt: skip
 
 
@@ -161,15 +162,15 @@ class RaggedTable:
         path, prediction, solver, op: of the tables.
 
     Raises:
-        ValueError: no tables, tables of different paths, predictions, memories or energies, or an
-            index out of range.
+        ValueError: no tables, tables of different paths, predictions, memories, variances or
+            energies, or an index out of range.
     """
 
     def __init__(self, tables: Sequence[StepTable], index: Sequence[int] | Tensor) -> None:
         self.tables = tuple(tables)
         if not self.tables:
             raise ValueError("a RaggedTable needs one StepTable or more")
-        for name in ("path", "prediction", "second_memory", "energy"):
+        for name in ("path", "prediction", "second_memory", "learned_range", "energy"):
             kinds = {getattr(table, name) for table in self.tables}
             if len(kinds) > 1:
                 raise ValueError(
@@ -185,6 +186,7 @@ class RaggedTable:
         first = self.tables[0]
         self.path, self.prediction = first.path, first.prediction
         self.second_memory, self.energy = first.second_memory, first.energy
+        self.learned_range = first.learned_range
         self.solver = "+".join(sorted({table.solver for table in self.tables}))
         self.op = tuple(sorted({op for table in self.tables for op in table.op}))
 
@@ -277,5 +279,5 @@ class RaggedTable:
         )
         return Schedule(
             tuple(plan), buffers, "uld" in self.op, "accept" in self.op, self.second_memory,
-            self.energy,
+            self.learned_range, self.energy,
         )  # fmt: skip

@@ -22,6 +22,7 @@ class State:
         x: `[B, d]`.
         weights: guidance weights, one for each unconditional output.
         energy: float32 `[B]` of the carried state, for tables that compare energies.
+        noise: `[B, d]` normals of the next row in place of the addressed ones.
         first_call: whether the model has not been called yet.
     """
 
@@ -30,7 +31,7 @@ class State:
         x: Tensor,
         schedule: Schedule,
         compiling: bool,
-        noise_scale: Tensor | None,
+        options: dict[str, Tensor | float | None],
         spans: Spans | None = None,
     ) -> None:
         self.x = x.clone(memory_format=torch.contiguous_format)
@@ -39,9 +40,10 @@ class State:
         self.v = torch.zeros_like(self.x) if schedule.kinetic else None
         self.weights: list[Tensor] = []
         self.energy: Tensor | None = None
+        self.noise: Tensor | None = None
         self._compiling, self._accepts = compiling, schedule.accepts
         self._spans = spans
-        self._options: dict[str, Tensor | None] = {"noise_scale": noise_scale}
+        self._options = dict(options)
         self._out: Tensor | None = None
         self._blank: Tensor | None = None  # stands for an output before the first call
         self._mid: Tensor | None = None
@@ -125,14 +127,14 @@ class State:
         moves = (margin > 0) & (row >= 0) if isinstance(margin, Tensor) else True
         self._ball = _choose(moves, radius, self._ball)
 
-    def _moved(self, op: str, place: tuple, more: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def _moved(self, op: str, place: tuple, more: dict[str, Any]) -> tuple[Tensor, ...]:
         options = self._options | more
         if op == "uld":
             return ops.uld_step(self.x, self.v, self._model_out(), self.memory, *place, **options)
         return ops.diffusion_step(self.x, self._model_out(), self.memory, *place, **options)
 
     def _launches(
-        self, place: tuple, tensors: tuple, options: dict[str, Tensor | None]
+        self, place: tuple, tensors: tuple, options: dict[str, Any]
     ) -> Iterator[tuple[tuple, tuple, dict]]:
         """Place, tensors and options of each in-place launch: one, or one for each key."""
         if self._spans is None:
@@ -141,22 +143,24 @@ class State:
         batch, (coef, row, draw, _, stream) = self.x.shape[0], place
         for rows, key in self._spans:
 
-            def cut(t: Tensor | None, rows: slice = rows) -> Tensor | None:
-                return t if t is None or t.shape[0] != batch else t[rows]
+            def cut(t: Any, rows: slice = rows) -> Any:
+                return t[rows] if isinstance(t, Tensor) and t.shape[0] == batch else t
 
             where = (coef, cut(row), cut(draw), key, cut(stream))
             yield where, tuple(map(cut, tensors)), {k: cut(t) for k, t in options.items()}
 
     def move(self, op: str, place: tuple) -> None:
         """One `diffusion` or `uld` row."""
+        given = {} if self.noise is None else {"noise": self.noise}
         if self._compiling:
             if op == "uld":
-                self.x, self.v, self.memory = self._moved(op, place, {})
+                self.x, self.v, self.memory = self._moved(op, place, given)
             else:
-                self.x, self.memory, _ = self._moved(op, place, {})
+                self.x, self.memory, _ = self._moved(op, place, given)
             return
         tensors = (self.x, self.v, self._model_out(), self.memory)
-        for where, (x, v, out, memory), options in self._launches(place, tensors, self._options):
+        launches = self._launches(place, tensors, self._options | given)
+        for where, (x, v, out, memory), options in launches:
             if op == "uld":
                 ops.uld_step_(x, v, out, memory, *where, **options)
             else:

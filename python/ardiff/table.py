@@ -17,6 +17,7 @@ from .paths import check_prediction
 WIDTH = 16
 COLUMNS = {"diffusion": DIFFUSION_COLUMNS, "uld": ULD_COLUMNS, "accept": ACCEPT_COLUMNS}
 SECOND_MEMORY = ("s_x", "s_m", "s_2")
+LEARNED_RANGE = ("lv_min", "lv_max")
 
 
 class DeviceTable(NamedTuple):
@@ -28,7 +29,7 @@ class DeviceTable(NamedTuple):
         row: int32 `[T]`, 0 to T - 1.
         op, calls_model, saves_origin, midpoint, ball_margin: as in :class:`StepTable`.
         init_scale: standard deviation of the initial state.
-        second_memory, energy: as in :class:`StepTable`.
+        second_memory, learned_range, energy: as in :class:`StepTable`.
     """
 
     coef: torch.Tensor
@@ -41,6 +42,7 @@ class DeviceTable(NamedTuple):
     ball_margin: tuple[float, ...]
     init_scale: float
     second_memory: bool
+    learned_range: bool
     energy: bool
 
 
@@ -65,7 +67,8 @@ class StepTable:
         energy: the accept rows compare energies, which the run must be given.
 
     Raises:
-        ValueError: for NaN or inf, wrong shapes, an unknown op or a non-positive `init_scale`.
+        ValueError: for NaN or inf, wrong shapes, an unknown op, a non-positive `init_scale`, or
+            learned-range variance beside rows of other ops.
     """
 
     coefficients: np.ndarray
@@ -136,6 +139,11 @@ class StepTable:
         object.__setattr__(self, "level", level)
         object.__setattr__(self, "calls_model", calls_model)
         object.__setattr__(self, "op", op)
+        if self.learned_range and set(op) != {"diffusion"}:
+            raise ValueError(
+                "lv_min and lv_max (learned-range variance) need a table of diffusion rows alone, "
+                f"got {', '.join(sorted(set(op)))}"
+            )
         self._cache[torch.device("cpu")] = self._on_host()
 
     def __len__(self) -> int:
@@ -150,6 +158,12 @@ class StepTable:
     def second_memory(self) -> bool:
         """Whether a row uses the second half of a memory `[B, 2 d]`."""
         return any(self.column(name).any() for name in SECOND_MEMORY)
+
+    @property
+    def learned_range(self) -> bool:
+        """Whether a model may learn the variance and return `[B, 2 d]`, see `diffusion_step`; one
+        that returns `[B, d]` has the variance x_n^2."""
+        return any(self.column(name).any() for name in LEARNED_RANGE)
 
     @property
     def accept_rows(self) -> np.ndarray:
@@ -212,6 +226,7 @@ class StepTable:
                 tuple(self.ball_margin.tolist()),
                 float(self.init_scale),
                 self.second_memory,
+                self.learned_range,
                 self.energy,
             )
 

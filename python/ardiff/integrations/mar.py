@@ -1,0 +1,297 @@
+"""MAR (Li et al. 2024) and models with its head: the DDPM loop of each token by the head engine.
+
+MAR draws every token by a DDPM of 1000 cosine steps respaced to 100, with learned-range variance
+(Nichol & Dhariwal 2021), evaluating the whole head at each step. Here everything that depends on
+timestep and context alone is computed once a token, and a step is one `head_step` and one
+`diffusion_step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ardiff.denoise import FusedHead
+from ardiff.discrete import beta_schedule, ddpm_table
+from ardiff.run import initial_state, make_schedule, run
+from ardiff.sampling import make_key, per_sample
+from ardiff.schedule import Schedule
+from ardiff.solvers import solver as make_table
+from ardiff.table import StepTable
+
+from ._head_sampler import HeadSampler, install, owner_of, uninstall
+from ._mar_checkpoint import load_checkpoint, load_tensors
+
+__all__ = [
+    "MARSampler", "accelerate", "load_checkpoint", "load_tensors", "respaced_table", "restore",
+    "space_timesteps",
+]  # fmt: skip
+
+TRAINING_STEPS = 1000
+
+
+def space_timesteps(steps: int | str, training_steps: int = TRAINING_STEPS) -> list[int]:
+    """The timesteps that are kept, ascending: those of a spacing as OpenAI's diffusion code has it.
+
+    Args:
+        steps: how many; or text: a number, ``ddimN`` (N of an integer stride from 0), or numbers
+            with commas, each for a section of the timesteps of (almost) equal size, within which
+            they are spread evenly from its first to its last.
+
+    Raises:
+        ValueError: other text, or more than there are.
+    """
+    text = str(steps)
+    what = f"steps {steps!r}"
+    if text.startswith("ddim") and text[4:].isdecimal():
+        wanted = int(text[4:])
+        for stride in range(1, training_steps):
+            if len(range(0, training_steps, stride)) == wanted:
+                return list(range(0, training_steps, stride))
+        raise ValueError(f"{what}: no integer stride takes {wanted} of {training_steps} timesteps")
+    counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if min(counts) < 1:
+        raise ValueError(
+            f"{what}: expected a positive number, numbers separated by commas, or ddim and a number"
+        )
+    size, larger = divmod(training_steps, len(counts))
+    kept, first = [], 0
+    for section, count in enumerate(counts):
+        length = size + (section < larger)
+        if count > length:
+            raise ValueError(f"{what}: {count} of a section of {length} timesteps")
+        stride, place = (length - 1) / (count - 1) if count > 1 else 1.0, 0.0
+        for _ in range(count):  # summed, not multiplied: roundings of halves depend on it
+            kept.append(first + round(place))
+            place += stride
+        first += length
+    return kept
+
+
+def respaced_table(steps: int | str = 100, *, variance: str = "learned_range") -> StepTable:
+    """MAR's DDPM: cosine betas, 1000 steps respaced to `steps` (see :func:`space_timesteps`)."""
+    return ddpm_table(
+        _alphas_cumprod(), space_timesteps(steps)[::-1], prediction="epsilon", variance=variance
+    )
+
+
+def _alphas_cumprod() -> np.ndarray:
+    return np.cumprod(1 - beta_schedule("squaredcos_cap_v2", TRAINING_STEPS))
+
+
+class _Outputs:
+    """The head as `run` takes it, on a state of N rows; or, with `halves`, as MAR guides: on 2N
+    rows, both of whose halves move by the outputs at the first, each with its own variance.
+
+    The second half's row is guided as u + w (c - u) = c + (1 - w) (u - c).
+    """
+
+    def __init__(self, fused: FusedHead, dim: int, learned: bool, halves: bool) -> None:
+        self.fused, self.dim, self.learned, self.halves = fused, dim, learned, halves
+
+    def hoist_guided(
+        self, levels: Tensor, conditions: Sequence[Tensor]
+    ) -> Callable[[int, Tensor], Sequence[Tensor]]:
+        if self.halves:
+            call = self.fused.hoist_guided(levels, conditions[0].chunk(2))
+
+            def both(row: int, x: Tensor) -> Sequence[Tensor]:
+                c, u = call(row, x[: len(x) // 2])
+                return [torch.cat([c, u]), torch.cat([u, c])]
+
+            return both
+        call = self.fused.hoist_guided(levels, conditions)
+        if self.learned:
+            return call
+        return lambda row, x: [out[:, : self.dim] for out in call(row, x)]
+
+
+class MARSampler(HeadSampler):
+    """What :func:`accelerate` returns.
+
+    Attributes:
+        table: the solver's rows.
+    """
+
+    system = "MAR"
+    takes = ("z", "temperature", "cfg")
+
+    def __init__(self, owner: nn.Module, options: dict[str, Any]) -> None:
+        super().__init__(owner, options)
+        steps, name, own = options["steps"], options["solver"], options["options"]
+        if steps is None:
+            steps = _own_steps(owner)
+        if name == "ddpm":
+            if own:
+                raise ValueError(f"solver ddpm takes no option {next(iter(own))!r}")
+            self.table = respaced_table(steps)
+        else:
+            number = int(steps) if str(steps).isdecimal() else steps
+            self.table = make_table(
+                name, path="vp-cosine", prediction="epsilon", steps=number, **own
+            )
+        if self.table.energy:
+            raise ValueError('accept="energy" needs a density; use "trapezoid" or "simpson"')
+        self._schedules: dict[torch.device, Schedule] = {}
+
+    def head(self) -> FusedHead:
+        fused = super().head()
+        dim = fused.model.input_proj.in_features
+        outputs = fused.model.final_layer.linear.out_features
+        if outputs != 2 * dim:
+            raise ValueError(
+                f"MAR: expected a head with {2 * dim} outputs, a mean and a variance for each of "
+                f"{dim} inputs, got {outputs}"
+            )
+        return fused
+
+    def sample(
+        self,
+        z: Tensor,
+        temperature: float | Tensor = 1.0,
+        cfg: float | Tensor = 1.0,
+        *,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """A token for each context, as ``diffloss.sample``.
+
+        Args:
+            z: `[N, D]`; with `cfg` other than 1 `[2N, D]`, those of the conditions first.
+            temperature: factor on the step noise, a number or one a token.
+            cfg: guidance weight, a number, a tensor of one element, or `[N]`.
+            noise: `[1 + steps, rows of z, d]` normals in place of drawn ones, the first for the
+                initial state (of its N first rows).
+
+        Returns:
+            float32, a row for each of z. With guidance the first half are the tokens; the second is
+            what MAR returns there too, which its callers drop (with other solvers than ``ddpm`` the
+            tokens again).
+
+        Raises:
+            ValueError, TypeError: shapes that do not go together.
+        """
+        fused = self.head()
+        weight = fused.model.cond_embed.weight
+        if z.dim() != 2 or z.shape[1] != weight.shape[1]:
+            raise ValueError(f"z must be [N, {weight.shape[1]}], got {list(z.shape)}")
+        several = isinstance(cfg, Tensor) and cfg.numel() != 1
+        guided = several or bool(cfg != 1)
+        if guided and len(z) % 2:
+            raise ValueError(
+                f"z must hold two halves, with and without the condition, got {len(z)} rows; pass "
+                "cfg=1 for no guidance"
+            )
+        with torch.inference_mode(), torch.autocast(z.device.type, enabled=False):
+            return self._sample(fused, z.to(weight), temperature, cfg, guided, noise)
+
+    def _sample(
+        self,
+        fused: FusedHead,
+        z: Tensor,
+        temperature: float | Tensor,
+        cfg: float | Tensor,
+        guided: bool,
+        noise: Tensor | None,
+    ) -> Tensor:
+        device, dim = z.device, fused.model.input_proj.in_features
+        learned = self.table.learned_range
+        halves, count = guided and learned, len(z) // (1 + guided)
+        modifiers: dict[str, Any] = {"condition": z}
+        if guided:
+            w = per_sample("cfg", cfg, count, device, low=float("-inf"))
+            modifiers = {"condition": z[:count], "uncond": z[count:], "guidance": w}
+            if halves:
+                w = w.expand(count)
+                modifiers = {"condition": z, "uncond": z, "guidance": torch.cat([w, 1 - w])}
+        if isinstance(temperature, Tensor) or temperature != 1:
+            scale = per_sample("temperature", temperature, count, device, low=0.0)
+            modifiers["noise_scale"] = scale.repeat(2) if halves and len(scale) > 1 else scale
+        rows = 2 * count if halves else count
+        key, stream = make_key(None, device), torch.arange(rows, device=device) << 20
+        if noise is None:
+            start = initial_state(self.table, key, stream[:count], dim)
+        else:
+            shape = (1 + len(self.table), len(z), dim)
+            if noise.shape != shape:
+                raise ValueError(f"noise must have shape {list(shape)}, got {list(noise.shape)}")
+            start = noise[0, :count] * self.table.init_scale
+            modifiers["noise"] = noise[1:, :rows].contiguous()
+        if device not in self._schedules:
+            self._schedules[device] = make_schedule(self.table, start)
+        x = run(
+            self._schedules[device], _Outputs(fused, dim, learned, halves),
+            torch.cat([start, start]) if halves else start, key=key, stream=stream, **modifiers,
+        )  # fmt: skip
+        return x if len(x) == len(z) else torch.cat([x, x])
+
+
+def _own_steps(owner: nn.Module) -> int | str:
+    """The respacing that the model was made with; 100 where it does not say."""
+    own = getattr(owner, "gen_diffusion", None)
+    kept = getattr(own, "timestep_map", None)
+    if kept is None:
+        return 100
+    kept, spacings = [int(t) for t in kept], (str(len(kept)), f"ddim{len(kept)}")
+    bars = _alphas_cumprod()
+    for spacing in spacings:
+        try:
+            same = space_timesteps(spacing) == kept
+        except ValueError:
+            continue
+        if same and np.allclose(np.asarray(own.alphas_cumprod), bars[kept], rtol=1e-6, atol=0):
+            return spacing
+    raise ValueError(
+        f"MAR: the gen_diffusion of this {type(owner).__name__} is not {TRAINING_STEPS} cosine "
+        f"steps respaced to {len(kept)}; pass steps if such a one may replace it"
+    )
+
+
+def accelerate(
+    model: nn.Module,
+    *,
+    solver: str = "ddpm",
+    steps: int | str | None = None,
+    weights: str | None = None,
+    batch_invariant: bool = False,
+    **options: Any,
+) -> MARSampler:
+    """Replaces ``model.diffloss.sample`` by the head engine; :func:`restore` undoes it.
+
+    The distribution of the samples stays that of the model's own loop. Noise is drawn from torch's
+    global generator (one number a call), so that `torch.manual_seed` seeds it; the numbers are
+    others than those of the model's own loop.
+
+    Args:
+        model: with a `diffloss` whose `net` has MAR's state-dict names, or that `diffloss`.
+        solver: ``ddpm``, the model's own, or a name of `ardiff.solvers` (``rtk-uld``,
+            ``rtk-harmonic``, ``dpmpp-2m``, ...), on which the learned variance has no effect.
+        steps: model calls a token; for ``ddpm`` also text as of :func:`space_timesteps`. None: as
+            many as the model was made with, else 100.
+        weights: dtype of the blocks' weights (``float32``, ``bfloat16``, ``int8``), None: theirs.
+        batch_invariant: a token's bits depend on its context and noise alone.
+        options: of the solver, such as `stages`, `inner`, `tau`, `gamma`.
+
+    Returns:
+        The sampler now in place; its ``sample`` takes given noise too.
+
+    Raises:
+        TypeError: a model without such a `diffloss`.
+        ValueError: a head of another form, other training steps, options that do not fit.
+        RuntimeError: a `sample` of other parameters, or one that was replaced already.
+    """
+    return install(
+        MARSampler, owner_of("MAR", model, "diffloss"),
+        {
+            "solver": solver, "steps": steps, "weights": weights,
+            "batch_invariant": batch_invariant, "options": options,
+        },
+    )  # fmt: skip
+
+
+def restore(model: nn.Module) -> None:
+    """Gives the model its own loop back; nothing where none was replaced."""
+    uninstall(MARSampler, owner_of("MAR", model, "diffloss"))
