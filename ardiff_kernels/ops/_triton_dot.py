@@ -53,3 +53,14 @@ def multiply(a, b, acc, PARTS: tl.constexpr):
     if PARTS > 2:
         acc = product(operand(a - part.to(tl.float32), False), b, acc)
     return acc
+
+
+@triton.jit
+def multiply_apart(a, b, acc, low, PARTS: tl.constexpr):
+    """As `multiply`, with all parts but the first added to `low`: the units round sums toward zero,
+    so that each sum that passes through `acc` costs some of its last digit."""
+    part = operand(a, PARTS == 0)
+    acc = product(part, b, acc)
+    if PARTS > 1:
+        low = multiply(a - part.to(tl.float32), b, low, PARTS - 1)
+    return acc, low

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -26,24 +27,55 @@ _FEW = 64
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
+_rehearsed: ContextVar[list[tuple[list[int], list[int]]] | None] = ContextVar(
+    "_rehearsed", default=None
+)
+
+
+@contextmanager
+def rehearsal() -> Iterator[None]:
+    """Within it, rows that share a set in a run share one in the capture that follows."""
+    token = _rehearsed.set([])
+    try:
+        yield
+    finally:
+        _rehearsed.reset(token)
+
+
+def capturing() -> bool:
+    """Whether ops are recorded in a CUDA graph, whose replays may bring other levels."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def distinct(arguments: Tensor, levels: Tensor) -> tuple[list[int], list[int], bytes | None]:
     """Rows with equal arguments `[T, .., k]` share a set.
 
     Returns:
         The set of each row, the first row of each set, and a key of the sets' arguments: None while
-        a CUDA graph is captured, whose replays may bring other levels; nothing is shared then.
+        a CUDA graph is captured. Then rows share a set only if they did in a :func:`rehearsal`.
     """
-    if arguments.is_cuda:
-        if torch.cuda.is_current_stream_capturing():
-            return list(range(len(arguments))), list(range(len(arguments))), None
-        version = None if levels.is_inference() else levels._version
-        if version is not None and levels in _known and _known[levels][0] == version:
-            return _known[levels][1]
-        found = _distinct(arguments.cpu())
-        if version is not None:
-            _known[levels] = (version, found)
-        return found
-    return _distinct(arguments)
+    rehearsed = _rehearsed.get()
+    if capturing():
+        rows = list(range(len(arguments)))
+        return (*(rehearsed.pop(0) if rehearsed else (rows, rows)), None)
+    found = _distinct_on_device(arguments, levels)
+    if rehearsed is not None:
+        rehearsed.append(found[:2])
+    return found
+
+
+def _distinct_on_device(
+    arguments: Tensor, levels: Tensor
+) -> tuple[list[int], list[int], bytes | None]:
+    if not arguments.is_cuda:
+        return _distinct(arguments)
+    version = None if levels.is_inference() else levels._version
+    if version is not None and levels in _known and _known[levels][0] == version:
+        return _known[levels][1]
+    found = _distinct(arguments.cpu())
+    if version is not None:
+        _known[levels] = (version, found)
+    return found
 
 
 def _distinct(arguments: Tensor) -> tuple[list[int], list[int], bytes]:
@@ -87,7 +119,9 @@ class Modulations:
         arguments = head.time_arguments(levels)
         self._set, first, key = distinct(arguments, levels)
         self.sets = len(first)
-        chosen = arguments if self.sets == len(arguments) else arguments[first]
+        chosen = arguments
+        if self.sets < len(arguments):  # an index would be copied from the host
+            chosen = torch.stack([arguments[row] for row in first])
         batch, ragged = len(conditions[0]), levels.dim() > 1
         with batch_invariant() if invariant else nullcontext():
             key = key if key is None else key + bytes([invariant])

@@ -7,14 +7,14 @@ its output. `many_rows` is a product in tiles, behind `norm_rows`.
 
 bfloat16 matrices take activations rounded to bfloat16. The codes of int8 ones are exact in
 bfloat16, and activations are sums of three bfloat16 parts, each multiplied by itself; the scales of
-the rows follow in the epilogue. float32 matrices are multiplied in float32. Sums are float32.
+the outputs follow in the epilogue. float32 matrices are multiplied in float32. Sums are float32.
 """
 
 import triton
 import triton.language as tl
 
 from .._triton_common import INTERPRETED, narrow, widen
-from .._triton_dot import int8_operand, multiply
+from .._triton_dot import int8_operand, multiply_apart
 
 PLAIN, SILU, SWIGLU, RESIDUAL = range(4)
 NONE, LAYER, RMS = range(3)
@@ -173,7 +173,9 @@ def few_rows(
             y_ptr, m_ptr, row, out, rows, patches, outs, m_stride, gate_column, SHARED
         )
     sum = tl.zeros([S, BR, BO], tl.float32)
+    low = tl.zeros([S, BR, BO], tl.float32)
     up = tl.zeros([S, BR, BO], tl.float32)
+    low_up = tl.zeros([S, BR, BO], tl.float32)
     for first in range(0, columns, S * BK):
         k = first + lane
         inside = k < columns
@@ -183,15 +185,15 @@ def few_rows(
             shift = widen(tl.load(m_at + k, mask=x_real & inside, other=0.0))
             stretch = widen(tl.load(m_at + columns + k, mask=x_real & inside, other=0.0))
             x = (x - mean) * factor * stretch + shift
-        sum = multiply(x, transposed(w), sum, PARTS)
+        sum, low = multiply_apart(x, transposed(w), sum, low, PARTS)
         if EPILOGUE == _SWIGLU:
             w = tl.load(up_at + k, mask=w_real & inside, other=0)
-            up = multiply(x, transposed(w), up, PARTS)
-    y = tl.sum(sum, 0) * scale + bias
+            up, low_up = multiply_apart(x, transposed(w), up, low_up, PARTS)
+    y = tl.sum(sum + low, 0) * scale + bias
     if EPILOGUE == _SILU:
         y = silu(y)
     if EPILOGUE == _SWIGLU:
-        y = silu(y) * (tl.sum(up, 0) * up_scale + up_bias)
+        y = silu(y) * (tl.sum(up + low_up, 0) * up_scale + up_bias)
     if EPILOGUE == _RESIDUAL:
         y = h + gate * y
     store_copies(y_ptr, y, row, out, rows, outs, COPIES)
@@ -215,17 +217,19 @@ def many_rows(
     up_at = w_ptr + (out + outs)[None, :].to(tl.int64) * columns
     lane = tl.arange(0, BK)
     sum = tl.zeros([BR, BO], tl.float32)
+    low = tl.zeros([BR, BO], tl.float32)
     up = tl.zeros([BR, BO], tl.float32)
+    low_up = tl.zeros([BR, BO], tl.float32)
     for first in range(0, columns, BK):
         k = first + lane
         x_real = (row[:, None] < rows) & (k[None, :] < columns)
         w_real = (out[None, :] < outs) & (k[:, None] < columns)
         x = values(tl.load(x_at + k[None, :], mask=x_real, other=0.0))
         w = values(tl.load(w_at + k[:, None], mask=w_real, other=0))
-        sum = multiply(x, w, sum, PARTS)
+        sum, low = multiply_apart(x, w, sum, low, PARTS)
         if EPILOGUE == _SWIGLU:
             w = values(tl.load(up_at + k[:, None], mask=w_real, other=0))
-            up = multiply(x, w, up, PARTS)
+            up, low_up = multiply_apart(x, w, up, low_up, PARTS)
     scale = of_outs(scale_ptr, out, outs, 1.0)
     bias = of_outs(bias_ptr, out, outs, 0.0)
     if EPILOGUE == _SWIGLU:
@@ -235,11 +239,11 @@ def many_rows(
         h, gate = load_residual(
             y_ptr, m_ptr, row, out, rows, patches, outs, m_stride, gate_column, SHARED
         )
-    y = sum * scale + bias
+    y = (sum + low) * scale + bias
     if EPILOGUE == _SILU:
         y = silu(y)
     if EPILOGUE == _SWIGLU:
-        y = silu(y) * (up * up_scale + up_bias)
+        y = silu(y) * ((up + low_up) * up_scale + up_bias)
     if EPILOGUE == _RESIDUAL:
         y = h + gate * y
     store_copies(y_ptr, y, row, out, rows, outs, COPIES)
