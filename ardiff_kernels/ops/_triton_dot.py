@@ -57,10 +57,13 @@ def multiply(a, b, acc, PARTS: tl.constexpr):
 
 @triton.jit
 def multiply_apart(a, b, acc, low, PARTS: tl.constexpr):
-    """As `multiply`, with all parts but the first added to `low`: the units round sums toward zero,
-    so that each sum that passes through `acc` costs some of its last digit."""
+    """As `multiply`. Of several parts all but the first are added to `low`, and the first to `acc`
+    outside the matrix units, which round their sums toward zero (Ootomo and Yokota 2022)."""
     part = operand(a, PARTS == 0)
-    acc = product(part, b, acc)
     if PARTS > 1:
+        own = product(part, b, tl.zeros_like(acc))
+        acc = tl.fma(own, tl.full(acc.shape, 1.0, tl.float32), acc)  # a sum would be the units' own
         low = multiply(a - part.to(tl.float32), b, low, PARTS - 1)
+    else:
+        acc = product(part, b, acc)
     return acc, low

@@ -23,7 +23,7 @@ import ardiff_kernels
 from .batch_invariant import is_batch_invariant
 from .callables import CountedModel, shaped_energy
 from .head_weights import still, watch
-from .hoisting import rehearsal
+from .rehearsal import rehearsal
 from .run import Decision, make_schedule, run
 from .schedule import RaggedTable
 from .table import StepTable

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from ardiff_kernels import ops
 
 from .batch_invariant import batch_invariant, linear
 from .head_weights import PackedHead
+from .rehearsal import capturing, rehearsed
 
 BUDGET = 64 << 20  # bytes of modulations held at a time
 _SEPARATE = 32  # rows from which a set is a product of its own
@@ -27,41 +27,21 @@ _FEW = 64
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-_rehearsed: ContextVar[list[tuple[list[int], list[int]]] | None] = ContextVar(
-    "_rehearsed", default=None
-)
-
-
-@contextmanager
-def rehearsal() -> Iterator[None]:
-    """Within it, rows that share a set in a run share one in the capture that follows."""
-    token = _rehearsed.set([])
-    try:
-        yield
-    finally:
-        _rehearsed.reset(token)
-
-
-def capturing() -> bool:
-    """Whether ops are recorded in a CUDA graph, whose replays may bring other levels."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-
-
 def distinct(arguments: Tensor, levels: Tensor) -> tuple[list[int], list[int], bytes | None]:
     """Rows with equal arguments `[T, .., k]` share a set.
 
     Returns:
         The set of each row, the first row of each set, and a key of the sets' arguments: None while
-        a CUDA graph is captured. Then rows share a set only if they did in a :func:`rehearsal`.
+        a CUDA graph is captured. Then rows share a set only if they did in a rehearsal.
     """
-    rehearsed = _rehearsed.get()
+    found = rehearsed()
     if capturing():
         rows = list(range(len(arguments)))
-        return (*(rehearsed.pop(0) if rehearsed else (rows, rows)), None)
-    found = _distinct_on_device(arguments, levels)
-    if rehearsed is not None:
-        rehearsed.append(found[:2])
-    return found
+        return (*(found.pop(0) if found else (rows, rows)), None)
+    sets = _distinct_on_device(arguments, levels)
+    if found is not None:
+        found.append(sets[:2])
+    return sets
 
 
 def _distinct_on_device(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from head_calls import BF16, F32, I8, error, excess, head_call
+from head_calls import BF16, F32, I8, excess, head_call
 from head_cases import CONTEXT, KEY, head_of, rows, table_of
 from kv_calls import same_bits
 
@@ -22,9 +22,6 @@ SHAPES = {
     "pocket-tts": dict(family="pocket", width=512, depth=6, d=32, out=32),
 }
 ROWS = ((1, 1), (4, 3), (16, 1), (16, 2), (64, 1), (512, 2))
-# Of the matrix units' sums of up to 4,608 products, rounded toward zero in steps of 16 (Ootomo and
-# Yokota 2022): 288 half units of 2^-23; a rounding to int8 itself costs a thousand times more.
-INT8 = 288 * 2.0**-24
 
 
 def made(name: str, dtype: torch.dtype, N: int, ways: int):
@@ -37,18 +34,11 @@ def made(name: str, dtype: torch.dtype, N: int, ways: int):
 @pytest.mark.parametrize("size", ROWS, ids=str)
 @pytest.mark.parametrize("dtype", [F32, BF16, I8], ids=str)
 @pytest.mark.parametrize("name", SHAPES)
-def test_error(name, dtype, size, backend):
-    """At most twice that of PyTorch; of int8 matrices, against themselves, at most INT8 more."""
+def test_error_is_within_twice_that_of_pytorch(name, dtype, size, backend):
     calls.require("head_step", backend)
     call = made(name, dtype, *size)
     with ardiff_kernels.backend(backend), torch.device(calls.DEVICE):
-        found = call.run()
-        if dtype == I8:
-            exact = call.oracle()
-            allowed = 2 * error(call.eager(), exact) + INT8 * exact.norm().item()
-            assert error(found, exact) <= allowed
-        else:
-            assert excess(found, call) <= 1
+        assert excess(call.run(), call) <= 1
 
 
 @pytest.mark.parametrize("backend", calls.BACKENDS)
