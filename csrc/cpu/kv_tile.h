@@ -114,6 +114,14 @@ inline void softmax(float* w, Range r, const float* k_scale, const float* v_scal
   store_as(lanes, most);
   high = lanes[0];
   for (int i = 1; i < kLanes; ++i) high = lanes[i] > high ? lanes[i] : high;
+  if (high == -kInfinity) {  // every q.k overflowed: no key weighs anything, and NaN stays
+    sum = 0.0f;
+    for (int64_t j = begin; j < end; ++j) {
+      w[j] = w[j] == -kInfinity ? 0.0f : w[j];
+      sum += w[j];
+    }
+    return;
+  }
   for (int64_t j = begin; j < end; j += kLanes) {
     store_as(w + j, exp_limited(load_as<VFloat>(w + j) - VFloat(high)));
   }
