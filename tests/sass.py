@@ -13,8 +13,8 @@ _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\w+)((?:\
 _RESOURCES = re.compile(
     r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", re.MULTILINE
 )
-_LOADS, _STORES = ("LDG", "LD"), ("STG", "ST")
-_OTHERS = {"HMMA": "matrix", "HGMMA": "warpgroup_matrix", "LDGSTS": "copies"}
+_LOADS, _STORES, _COPY = ("LDG", "LD"), ("STG", "ST"), "LDGSTS"
+_MATRIX = {"HMMA": "matrix", "HGMMA": "warpgroup_matrix"}
 
 
 def find_cuobjdump() -> str | None:
@@ -38,21 +38,23 @@ def width_of(modifiers: str) -> int:
 
 def counts(code: str) -> dict[str, int]:
     """Instructions of one kernel: all, barriers, accesses of local memory (a spill is such a one),
-    those of the matrix units (of a warp, and of a warpgroup), copies to shared memory that do not
-    wait, global loads and stores of each width in bits."""
+    those of the matrix units (of a warp, and of a warpgroup), global loads, stores and copies to
+    shared memory of each width in bits."""
     found = {"instructions": 0, "local_instructions": 0, "barriers": 0, "stores": 0}
-    found |= {"matrix": 0, "warpgroup_matrix": 0, "copies": 0}
-    found |= {f"{kind}_{bits}": 0 for kind in ("load", "store") for bits in WIDTHS}
+    found |= dict.fromkeys(_MATRIX.values(), 0)
+    found |= {f"{kind}_{bits}": 0 for kind in ("load", "store", "copy") for bits in WIDTHS}
     for opcode, modifiers in _INSTRUCTION.findall(code):
         found["instructions"] += 1
         if opcode in ("LDL", "STL"):
             found["local_instructions"] += 1
         elif opcode == "BAR":
             found["barriers"] += 1
-        elif opcode in _OTHERS:
-            found[_OTHERS[opcode]] += 1
+        elif opcode in _MATRIX:
+            found[_MATRIX[opcode]] += 1
         elif opcode in _LOADS:
             found[f"load_{width_of(modifiers)}"] += 1
+        elif opcode == _COPY:
+            found[f"copy_{width_of(modifiers)}"] += 1
         elif opcode in _STORES:
             found["stores"] += 1
             found[f"store_{width_of(modifiers)}"] += 1

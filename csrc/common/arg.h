@@ -55,9 +55,10 @@ struct Arg {
   }
 };
 
-/// A fresh contiguous tensor of `dim` sizes beside `like`: float32, float16 or bfloat16.
+/// A fresh contiguous tensor of up to four sizes beside `like`: float32, float16 or bfloat16.
 inline Tensor fresh_tensor(const Arg& like, ScalarType dtype, int64_t dim, const int64_t* sizes) {
-  const int64_t strides[] = {dim == 2 ? sizes[1] : 1, 1};
+  int64_t strides[4] = {1, 1, 1, 1};
+  for (int64_t i = dim - 2; i >= 0; --i) strides[i] = strides[i + 1] * sizes[i + 1];
   const int32_t code = dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
                        : dtype == ScalarType::Half   ? aoti_torch_dtype_float16()
                                                      : aoti_torch_dtype_float32();
