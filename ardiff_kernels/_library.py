@@ -10,16 +10,25 @@ NAMESPACE = "ardiff"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 CHECKS: dict[str, Callable[..., None]] = {}
+PARTS: dict[str, tuple[str, ...]] = {}
 
 
-def define(schema: str, check: Callable[..., None], fake: Callable | None = None) -> None:
+def define(
+    schema: str,
+    check: Callable[..., None],
+    fake: Callable | None = None,
+    parts: tuple[str, ...] = (),
+) -> None:
     """Define an op, its argument check and its fake (None for an in-place op: no results).
 
-    The check also guards the fake, so that a mistake is reported while tracing.
+    The check also guards the fake, so that a mistake is reported while tracing. An op whose
+    reference calls other ops, its `parts`, is served by every backend that serves them.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     CHECKS[name] = check
+    if parts:
+        PARTS[name] = parts
 
     def checked_fake(*args, **kwargs):
         check(*args, **kwargs)
