@@ -265,6 +265,21 @@ def denoise_token(
             modifiers[name] = per_sample(name, value, batch, device, low=float("-inf"))
     if isinstance(temperature, Tensor) or temperature != 1:
         modifiers["noise_scale"] = per_sample("temperature", temperature, batch, device, low=0.0)
+    plainly = batch_invariant and not isinstance(model, FusedHead)
+    mode = batch_invariant_mode() if plainly else nullcontext()
+    if cuda_graph and batch:
+        with mode:
+            found = run_captured(
+                table, model, start, tuple(start.shape), buckets=cuda_graph, key=key, draw=draw,
+                stream=stream, condition=context, **modifiers,
+            )  # fmt: skip
+        if decisions is not None:
+            decisions += found.decisions
+        return found.x
+    schedule = make_schedule(table, start)
+    if draw:
+        buffers = schedule.buffers
+        schedule = schedule._replace(buffers=buffers._replace(draw=buffers.draw + draw))
     conditions = [c for c in (context, uncond, uncond2) if c is not None]
     if isinstance(model, FusedHead) and isinstance(model.model, Head):
         if not token_loop.unsuitable(table, schedule, start, len(conditions)):
@@ -274,20 +289,7 @@ def denoise_token(
                 return token_loop.run_token(
                     schedule, table.op, sets, start, key=key, stream=stream, **factors
                 )
-    plainly = batch_invariant and not isinstance(model, FusedHead)
-    with batch_invariant_mode() if plainly else nullcontext():
-        if cuda_graph and batch:
-            found = run_captured(
-                table, model, start, tuple(start.shape), buckets=cuda_graph, key=key, draw=draw,
-                stream=stream, condition=context, **modifiers,
-            )  # fmt: skip
-            if decisions is not None:
-                decisions += found.decisions
-            return found.x
-        schedule = make_schedule(table, start)
-        if draw:
-            buffers = schedule.buffers
-            schedule = schedule._replace(buffers=buffers._replace(draw=buffers.draw + draw))
+    with mode:
         return run(
             schedule, model, start, key=key, stream=stream, condition=context, decisions=decisions,
             **modifiers,
