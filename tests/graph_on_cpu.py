@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+)
 from torch.utils._pytree import tree_leaves
 
 READS = {"item", "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select"}
@@ -42,6 +45,11 @@ class Recorder(TorchDispatchMode):
                 for old, new in zip(tree_leaves(before), tree_leaves(now), strict=True):
                     if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                         old.copy_(new)
+
+
+def capturing() -> bool:
+    """Stands in for `ardiff.hoisting.capturing`."""
+    return any(isinstance(mode, Recorder) for mode in _get_current_dispatch_mode_stack())
 
 
 def record(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:

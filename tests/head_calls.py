@@ -91,6 +91,20 @@ class Call:
         return F.linear(norm(h, width, eps=self.options["eps"]) * m[-1] + m[-2], *layers[-1])
 
 
+def error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return (found.double() - exact).norm().item()
+
+
+def excess(found: torch.Tensor, call: Call) -> float:
+    """The RMS error over twice that of PyTorch's modules and a float32 rounding of the result."""
+    exact = call.oracle()
+    assert found.shape == exact.shape and found.dtype == F32 and found.is_contiguous()
+    assert found.isfinite().all()
+    if not found.numel():
+        return 0.0
+    return error(found, exact) / (2 * error(call.eager(), exact) + 2.0**-23 * exact.norm().item())
+
+
 def head_call(
     N: int,
     family: str = "mar",

@@ -14,6 +14,7 @@ _RESOURCES = re.compile(
     r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", re.MULTILINE
 )
 _LOADS, _STORES, _COPY = ("LDG", "LD"), ("STG", "ST"), "LDGSTS"
+_MATRIX = {"HMMA": "matrix", "HGMMA": "warpgroup_matrix"}
 
 
 def find_cuobjdump() -> str | None:
@@ -37,8 +38,10 @@ def width_of(modifiers: str) -> int:
 
 def counts(code: str) -> dict[str, int]:
     """Instructions of one kernel: all, barriers, accesses of local memory (a spill is such a one),
-    global loads, stores and copies to shared memory of each width in bits."""
+    those of the matrix units (of a warp, and of a warpgroup), global loads, stores and copies to
+    shared memory of each width in bits."""
     found = {"instructions": 0, "local_instructions": 0, "barriers": 0, "stores": 0}
+    found |= dict.fromkeys(_MATRIX.values(), 0)
     found |= {f"{kind}_{bits}": 0 for kind in ("load", "store", "copy") for bits in WIDTHS}
     for opcode, modifiers in _INSTRUCTION.findall(code):
         found["instructions"] += 1
@@ -46,6 +49,8 @@ def counts(code: str) -> dict[str, int]:
             found["local_instructions"] += 1
         elif opcode == "BAR":
             found["barriers"] += 1
+        elif opcode in _MATRIX:
+            found[_MATRIX[opcode]] += 1
         elif opcode in _LOADS:
             found[f"load_{width_of(modifiers)}"] += 1
         elif opcode == _COPY:

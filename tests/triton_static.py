@@ -147,10 +147,11 @@ def amd_usage(text: str) -> dict[str, int]:
         "sgpr_spills": ".sgpr_spill_count",
         "local_bytes": ".private_segment_fixed_size",
     }
-    return {
+    found = {
         name: int(re.search(rf"{re.escape(field)}:\s+(\d+)", text).group(1))
         for name, field in fields.items()
     }
+    return found | {"matrix": len(re.findall(r"^\s+v_mfma", text, re.M))}
 
 
 def compile_case(index: int, target: str) -> dict[str, int | str]:

@@ -18,12 +18,15 @@ from ardiff_kernels import ops
 from . import token_loop
 from .batch_invariant import batch_invariant as batch_invariant_mode
 from .batch_invariant import is_batch_invariant
+from .graphs import check_graph, run_captured
 from .head_weights import WEIGHTS, PackedHead, pack
 from .hoisting import BUDGET, Modulations
 from .models.head import EDMHead, Head, evaluate
 from .preconditioning import preconditioned
 from .run import INITIAL_STATE, Decision, Runnable, make_schedule, run
 from .sampling import per_sample
+from .schedule import RaggedTable
+from .table import StepTable
 
 _log = logging.getLogger(__name__)
 _told: set[str] = set()
@@ -41,8 +44,7 @@ class FusedHead:
     Args:
         head: a `Head`, or an `EDMHead` around one.
         weights: `float32`, `bfloat16` or `int8`, those of the blocks; sums are float32. They are
-            packed at the first use, and again when a parameter changes. A captured CUDA graph keeps
-            those it was captured with.
+            packed at the first use, and again when a parameter changes.
         batch_invariant: a sample's bits depend on no other sample, nor on its place; None: within
             `ardiff.batch_invariant.batch_invariant`.
         budget: bytes of modulations held at a time.
@@ -70,6 +72,16 @@ class FusedHead:
             raise ValueError(f"budget must be a positive number of bytes, got {budget}")
         self.model, self.weights, self.budget = head, weights, budget
         self.batch_invariant = batch_invariant
+
+    def _kind(self) -> tuple:
+        return id(self.model), self.weights, self.batch_invariant, self.budget
+
+    def __eq__(self, other: object) -> bool:
+        """Of one model with equal options: captured loops are told apart by it."""
+        return isinstance(other, FusedHead) and self._kind() == other._kind()
+
+    def __hash__(self) -> int:
+        return hash(self._kind())
 
     def __call__(self, x: Tensor, level: Tensor, condition: Any) -> Tensor:
         """The plain head."""
@@ -195,6 +207,7 @@ def denoise_token(
     budget: int = BUDGET,
     start: Tensor | None = None,
     decisions: list[Decision] | None = None,
+    cuda_graph: bool | Sequence[int] = False,
 ) -> Tensor:
     """Draws a token for each context: a whole solver run, with the head hoisted and fused.
 
@@ -215,13 +228,15 @@ def denoise_token(
         weights, batch_invariant, budget: see :class:`FusedHead`.
         start: the initial state `[B, d]`; default the addressed normals of the table's scale.
         decisions: as of :func:`ardiff.run.run`.
+        cuda_graph: as of :func:`ardiff.sample`: all steps are one launch.
 
     Returns:
         float32 `[B, d]`.
 
     Raises:
         ValueError, TypeError: shapes that do not go together, guidance without its context, an
-            unknown head without `start`.
+            unknown head without `start`, `cuda_graph` with a table that is neither a StepTable nor
+            a RaggedTable.
     """
     batch, device = len(context), context.device
     if stream.shape != (batch,):
@@ -242,16 +257,33 @@ def denoise_token(
         start = _start(model, table, key, draw, stream)
     elif start.dim() != 2 or len(start) != batch:
         raise ValueError(f"start must have shape [{batch}, d], one row a context, {_shape(start)}")
-    schedule = make_schedule(table, start)
-    if draw:
-        buffers = schedule.buffers
-        schedule = schedule._replace(buffers=buffers._replace(draw=buffers.draw + draw))
+    if cuda_graph is not False:
+        check_graph(cuda_graph, batch, device)
+        if not isinstance(table, (StepTable, RaggedTable)):
+            raise TypeError(
+                "cuda_graph needs a StepTable or a RaggedTable, got a " + type(table).__name__
+            )
     modifiers = {"uncond": uncond, "uncond2": uncond2}
     for name, value in (("guidance", guidance), ("guidance2", guidance2)):
         if value is not None:
             modifiers[name] = per_sample(name, value, batch, device, low=float("-inf"))
     if isinstance(temperature, Tensor) or temperature != 1:
         modifiers["noise_scale"] = per_sample("temperature", temperature, batch, device, low=0.0)
+    plainly = batch_invariant and not isinstance(model, FusedHead)
+    mode = batch_invariant_mode() if plainly else nullcontext()
+    if cuda_graph and batch:
+        with mode:
+            found = run_captured(
+                table, model, start, tuple(start.shape), buckets=cuda_graph, key=key, draw=draw,
+                stream=stream, condition=context, **modifiers,
+            )  # fmt: skip
+        if decisions is not None:
+            decisions += found.decisions
+        return found.x
+    schedule = make_schedule(table, start)
+    if draw:
+        buffers = schedule.buffers
+        schedule = schedule._replace(buffers=buffers._replace(draw=buffers.draw + draw))
     conditions = [c for c in (context, uncond, uncond2) if c is not None]
     if isinstance(model, FusedHead) and isinstance(model.model, Head):
         if not token_loop.unsuitable(table, schedule, start, len(conditions)):
@@ -261,8 +293,7 @@ def denoise_token(
                 return token_loop.run_token(
                     schedule, table.op, sets, start, key=key, stream=stream, **factors
                 )
-    plainly = batch_invariant and not isinstance(model, FusedHead)
-    with batch_invariant_mode() if plainly else nullcontext():
+    with mode:
         return run(
             schedule, model, start, key=key, stream=stream, condition=context, decisions=decisions,
             x0_clamp=x0_clamp, noise=noise, **modifiers,

@@ -3,7 +3,8 @@
 A capture fixes the ops, the model's kernels and the addresses of all tensors. What differs between
 calls lies in buffers that are filled before a replay: initial state, key, streams, conditions,
 guidance, temperature, and the tables' coefficients, levels and rows. So a replay repeats noise only
-if its key and streams do.
+if its key and streams do. The packed weights of diffusion heads are brought up to date before each
+replay.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import ardiff_kernels
 
+from .batch_invariant import is_batch_invariant
 from .callables import CountedModel, shaped_energy
+from .head_weights import still, watch
+from .rehearsal import rehearsal
 from .run import Decision, make_schedule, run
 from .schedule import RaggedTable
 from .table import StepTable
@@ -77,16 +81,23 @@ def record(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
 
 
 class _Captured:
-    """A recorded run and the buffers it reads."""
+    """A recorded run, the buffers it reads and, so that they live as long, packed weights.
 
-    def __init__(self, function: Callable[[Any], GraphResult], leaves: list, spec: Any) -> None:
+    Levels that repeat do so at every replay if `steady`.
+    """
+
+    def __init__(
+        self, function: Callable[[Any], GraphResult], leaves: list, spec: Any, steady: bool
+    ) -> None:
         self.buffers = [torch.empty_like(v) if isinstance(v, Tensor) else v for v in leaves]
         self._fill(leaves)
         inputs = tree_unflatten(self.buffers, spec)
         caching = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)  # a cached cast of a weight dies before a replay
+        shared = rehearsal() if steady else contextlib.nullcontext()
         try:
-            self._replay, self._result = record(lambda: function(inputs))
+            with watch() as self._packs, shared:
+                self._replay, self._result = record(lambda: function(inputs))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -96,6 +107,10 @@ class _Captured:
             ) from error
         finally:
             torch.set_autocast_cache_enabled(caching)
+
+    def current(self) -> bool:
+        """Whether a replay reads the weights as they are now, which it brings up to date."""
+        return still(self._packs)
 
     def _fill(self, leaves: list) -> None:
         for buffer, leaf in zip(self.buffers, leaves, strict=True):
@@ -124,20 +139,24 @@ def run_captured(
     *,
     buckets: bool | Sequence[int],
     key: Tensor,
+    draw: int = 0,
     energy_fn: Callable | None = None,
     **inputs: Any,
 ) -> GraphResult:
     """:func:`ardiff.run.run` by a replay; the first call of its kind captures.
 
     A kind is: the model, the shapes of all inputs at the size of the bucket, their values that are
-    not tensors, the ops of the table, autocast, and the backend. The last sample is repeated to
-    fill the bucket. A model's parameters may change in place, not be replaced.
+    not tensors, the ops of the table, for a model with ``hoist_guided`` which of its levels are
+    equal, autocast, batch invariance and the backend. The last sample is repeated to fill the
+    bucket. A model's parameters may change in place; only those of a diffusion head whose weights
+    are packed may be replaced, which is captured anew where need be.
 
     Args:
         table, x, key, energy_fn, inputs: as `run` takes them; in `inputs` every tensor whose first
             size is the batch is one for each sample.
         model_fn: as :func:`ardiff.sample` takes it.
         sizes: the shape in which the model sees x.
+        draw: number of the first row's noise draw.
         buckets: see :func:`bucket_of`.
 
     Raises:
@@ -151,14 +170,18 @@ def run_captured(
     if isinstance(table, RaggedTable):
         table = RaggedTable(table.tables, _padded(table.index, batch, bucket))
     schedule = make_schedule(table, x.new_empty(bucket, 0))
+    if draw:
+        buffers = schedule.buffers
+        schedule = schedule._replace(buffers=buffers._replace(draw=buffers.draw + draw))
     values, inner = tree_flatten({"x": x, **inputs})
     values = [_padded(v, batch, bucket) if isinstance(v, Tensor) else v for v in values]
     tree = {"inputs": tree_unflatten(values, inner), "key": key, "buffers": schedule.buffers}
     leaves, spec = tree_flatten(tree)
     shape = (bucket, *sizes[1:])
     plan = schedule._replace(buffers=None)
-    place = (ardiff_kernels.forced_backend(), _autocast(x.device))
-    kind = (model_fn, energy_fn, shape, plan, str(spec), tuple(map(_kind, leaves)), place)
+    place = (ardiff_kernels.forced_backend(), _autocast(x.device), is_batch_invariant())
+    equal = _equal_levels(table) if hasattr(model_fn, "hoist_guided") else None
+    kind = (model_fn, energy_fn, shape, plan, equal, str(spec), tuple(map(_kind, leaves)), place)
     _require_hashable(kind)
 
     def function(tree: dict[str, Any]) -> GraphResult:
@@ -172,8 +195,9 @@ def run_captured(
         return GraphResult(found, decisions, counted.calls)
 
     with torch.inference_mode(), _current(x.device):
-        if kind not in _captured:
-            _captured[kind] = _Captured(function, leaves, spec)
+        if kind not in _captured or not _captured[kind].current():
+            _captured.pop(kind, None)
+            _captured[kind] = _Captured(function, leaves, spec, equal is not None)
             if len(_captured) > CAPACITY:
                 _captured.popitem(last=False)
         _captured.move_to_end(kind)
@@ -183,6 +207,15 @@ def run_captured(
         for k, accepted, log_alpha in result.decisions
     ]
     return GraphResult(result.x[:batch].clone(), decisions, result.calls)
+
+
+def _equal_levels(table: StepTable | RaggedTable) -> tuple[int, ...] | None:
+    """For each row the first at the same level, and for level 0; None for tables a sample."""
+    if isinstance(table, RaggedTable):
+        return None
+    first: dict[float, int] = {}
+    levels = [*torch.tensor(table.level, dtype=torch.float32).tolist(), 0.0]
+    return tuple(first.setdefault(level, row) for row, level in enumerate(levels))
 
 
 def _padded(leaf: Tensor, batch: int, bucket: int) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -34,6 +36,10 @@ class PackedHead:
     modulation: Layer
     times: OrderedDict[bytes, Tensor] = field(default_factory=OrderedDict)
 
+    def tensors(self) -> list[Tensor]:
+        """All that the loop reads."""
+        return [*self.weights, *self.scales, *self.modulation]
+
     def embed_time(self, arguments: Tensor, key: bytes | None) -> Tensor:
         """Embeddings `[.., width]` of arguments `[.., k]`, remembered under `key`."""
         if key in self.times:
@@ -48,7 +54,38 @@ class PackedHead:
         return time
 
 
-_packed: WeakKeyDictionary[Head, dict[str, tuple[tuple, PackedHead]]] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class _Kept:
+    """A packed form, the state of the parameters it was made from, and where they are stored."""
+
+    packed: PackedHead
+    signature: tuple
+    storages: frozenset[int]
+
+
+_packed: WeakKeyDictionary[Head, dict[str, _Kept]] = WeakKeyDictionary()
+_watched: ContextVar[dict[tuple[Head, str], list[Tensor]] | None] = ContextVar(
+    "_watched", default=None
+)
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[dict[tuple[Head, str], list[Tensor]]]:
+    """Collects what is packed within: the tensors of each head and name of a dtype."""
+    token = _watched.set({})
+    try:
+        yield _watched.get()
+    finally:
+        _watched.reset(token)
+
+
+def still(packs: dict[tuple[Head, str], list[Tensor]]) -> bool:
+    """Brings packed forms up to date; whether their tensors are still these."""
+    return all(
+        new is old
+        for (head, weights), tensors in packs.items()
+        for new, old in zip(pack(head, weights).tensors(), tensors, strict=True)
+    )
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
@@ -74,22 +111,51 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 def pack(head: Head, weights: str = "float32") -> PackedHead:
     """The packed form of `head`, the same object until a parameter is replaced or written to.
 
-    Writes are told by the version counter, which ``.data`` and inference tensors lack.
+    Then the new values go into the old tensors, which a captured graph reads, unless those are
+    parameters that have been replaced. Writes are told by the version counter, which ``.data`` and
+    inference tensors lack.
 
     Raises:
         ValueError: an unknown name of a dtype.
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+    sources = list(tensors_of(head))
     signature = tuple(
-        (t.data_ptr(), t.device, t.dtype, 0 if t.is_inference() else t._version)
-        for t in tensors_of(head)
+        (t.data_ptr(), t.device, t.dtype, 0 if t.is_inference() else t._version) for t in sources
     )
     kept = _packed.setdefault(head, {})
-    if weights not in kept or kept[weights][0] != signature:
+    if weights not in kept or kept[weights].signature != signature:
         with torch.inference_mode(False), torch.no_grad():
-            kept[weights] = (signature, _make(head, WEIGHTS[weights]))
-    return kept[weights][1]
+            packed = _make(head, WEIGHTS[weights])
+            if weights in kept:
+                packed = _within(kept[weights], packed)
+        kept[weights] = _Kept(packed, signature, frozenset(map(_storage, sources)))
+    packed = kept[weights].packed
+    watched = _watched.get()
+    if watched is not None:
+        watched[head, weights] = packed.tensors()
+    return packed
+
+
+def _storage(t: Tensor) -> int:
+    return t.untyped_storage().data_ptr()
+
+
+def _within(kept: _Kept, fresh: PackedHead) -> PackedHead:
+    """The values of `fresh` in the tensors of `kept`, where none of those would have to change that
+    is a parameter."""
+    pairs = list(zip(kept.packed.tensors(), fresh.tensors(), strict=True))
+    for old, new in pairs:
+        alike = old.shape == new.shape and old.device == new.device and old.dtype == new.dtype
+        own = old.data_ptr() == new.data_ptr() or _storage(old) not in kept.storages
+        if not (alike and own):
+            return fresh
+    for old, new in pairs:
+        if old.data_ptr() != new.data_ptr():
+            old.copy_(new)
+    old = kept.packed
+    return PackedHead(fresh.head, old.weights, old.scales, old.modulation)
 
 
 def _make(head: Head, dtype: torch.dtype) -> PackedHead:

@@ -15,6 +15,7 @@ from ardiff_kernels import ops
 
 from .batch_invariant import batch_invariant, linear
 from .head_weights import PackedHead
+from .rehearsal import capturing, rehearsed
 
 BUDGET = 64 << 20  # bytes of modulations held at a time
 _SEPARATE = 32  # rows from which a set is a product of its own
@@ -49,19 +50,30 @@ def distinct(arguments: Tensor, levels: Tensor) -> tuple[list[int], list[int], b
 
     Returns:
         The set of each row, the first row of each set, and a key of the sets' arguments: None while
-        a CUDA graph is captured, whose replays may bring other levels; nothing is shared then.
+        a CUDA graph is captured. Then rows share a set only if they did in a rehearsal.
     """
-    if arguments.is_cuda:
-        if torch.cuda.is_current_stream_capturing():
-            return list(range(len(arguments))), list(range(len(arguments))), None
-        version = None if levels.is_inference() else levels._version
-        if version is not None and levels in _known and _known[levels][0] == version:
-            return _known[levels][1]
-        found = _distinct(arguments.cpu())
-        if version is not None:
-            _known[levels] = (version, found)
-        return found
-    return _distinct(arguments)
+    found = rehearsed()
+    if capturing():
+        rows = list(range(len(arguments)))
+        return (*(found.pop(0) if found else (rows, rows)), None)
+    sets = _distinct_on_device(arguments, levels)
+    if found is not None:
+        found.append(sets[:2])
+    return sets
+
+
+def _distinct_on_device(
+    arguments: Tensor, levels: Tensor
+) -> tuple[list[int], list[int], bytes | None]:
+    if not arguments.is_cuda:
+        return _distinct(arguments)
+    version = None if levels.is_inference() else levels._version
+    if version is not None and levels in _known and _known[levels][0] == version:
+        return _known[levels][1]
+    found = _distinct(arguments.cpu())
+    if version is not None:
+        _known[levels] = (version, found)
+    return found
 
 
 def _distinct(arguments: Tensor) -> tuple[list[int], list[int], bytes]:
@@ -106,7 +118,9 @@ class Modulations:
         arguments = head.time_arguments(levels)
         self._set, first, key = distinct(arguments, levels)
         self.sets = len(first)
-        chosen = arguments if self.sets == len(arguments) else arguments[first]
+        chosen = arguments
+        if self.sets < len(arguments):  # an index would be copied from the host
+            chosen = torch.stack([arguments[row] for row in first])
         batch, ragged = len(conditions[0]), levels.dim() > 1
         with batch_invariant() if invariant else nullcontext():
             key = key if key is None else key + bytes([invariant])

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from head_calls import BF16, F32, I8, head_call
+from head_calls import BF16, F32, I8, error, excess, head_call
 from kv_calls import INTERPRETED, same_bits
 
 from ardiff_kernels import _backends, testing
@@ -64,20 +64,6 @@ def serving(implementation):
     if reason := _backends.unusable("head_step", name, "cuda" if variant == "gpu" else "cpu"):
         pytest.skip(f"{name}: {reason}")
     return implementation
-
-
-def error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return (found.double() - exact).norm().item()
-
-
-def excess(found: torch.Tensor, call) -> float:
-    """The RMS error over twice that of PyTorch's modules and a float32 rounding of the result."""
-    exact = call.oracle()
-    assert found.shape == exact.shape and found.dtype == F32 and found.is_contiguous()
-    assert found.isfinite().all()
-    if not found.numel():
-        return 0.0
-    return error(found, exact) / (2 * error(call.eager(), exact) + 2.0**-23 * exact.norm().item())
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -12,7 +12,8 @@ masks elsewhere change no bit.
 import triton
 import triton.language as tl
 
-from .._triton_common import INTERPRETED, narrow, widen
+from .._triton_common import INTERPRETED, widen
+from .._triton_dot import int8_operand, multiply, operand
 from .._triton_kv import FLOAT8, INT8, places
 from .reference import SPLIT
 
@@ -22,24 +23,10 @@ _SPLIT = tl.constexpr(SPLIT)
 
 
 @triton.jit
-def operand(x, EXACT: tl.constexpr):
-    """float32 values as an operand of the matrix units: themselves where EXACT, else rounded to
-    bfloat16. The interpreter multiplies float32 alone."""
-    if EXACT:
-        return x
-    elif INTERPRETED:
-        return widen(narrow(x, tl.bfloat16))
-    else:
-        return x.to(tl.bfloat16)
-
-
-@triton.jit
 def loaded_operand(x, KIND: tl.constexpr):
     """Elements of the cache as an operand."""
     if KIND == _INT8:
-        # The code in the low bits of 2^23, instead of a slow conversion.
-        word = (x.to(tl.int32) & 0xFF) ^ 0x4B000080
-        return operand(word.to(tl.float32, bitcast=True) - 8388736.0, False)
+        return int8_operand(x)
     elif KIND == _FLOAT8:
         word = x.to(tl.int32)
         magnitude = word & 0x7F
@@ -50,31 +37,6 @@ def loaded_operand(x, KIND: tl.constexpr):
         return widen(x)
     else:
         return x
-
-
-@triton.jit
-def product(a, b, acc):
-    """acc + a b, each row of which depends on that row of `a` alone. The interpreter's library does
-    not promise that; float64 makes it so but for rare roundings."""
-    if INTERPRETED:
-        exact = tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64)
-        return (acc.to(tl.float64) + exact).to(tl.float32)
-    else:
-        return tl.dot(a, b, acc, input_precision="ieee")
-
-
-@triton.jit
-def multiply(a, b, acc, PARTS: tl.constexpr):
-    """acc + a b for float32 `a`: in PARTS bfloat16 parts, or as it is where PARTS is 0."""
-    part = operand(a, PARTS == 0)
-    acc = product(part, b, acc)
-    if PARTS > 1:
-        a -= part.to(tl.float32)
-        part = operand(a, False)
-        acc = product(part, b, acc)
-    if PARTS > 2:
-        acc = product(operand(a - part.to(tl.float32), False), b, acc)
-    return acc
 
 
 @triton.jit
