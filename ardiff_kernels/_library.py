@@ -10,16 +10,22 @@ NAMESPACE = "ardiff"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 CHECKS: dict[str, Callable[..., None]] = {}
+ROWWISE: set[str] = set()  # ops whose Python backends are given rows [B, d] for [B, ...]
 
 
-def define(schema: str, check: Callable[..., None], fake: Callable | None = None) -> None:
+def define(
+    schema: str, check: Callable[..., None], fake: Callable | None = None, rowwise: bool = False
+) -> None:
     """Define an op, its argument check and its fake (None for an in-place op: no results).
 
-    The check also guards the fake, so that a mistake is reported while tracing.
+    The check also guards the fake, so that a mistake is reported while tracing. A `rowwise` op
+    takes tensors `[B, ...]` with contiguous rows in place of `[B, d]`; its first is the state.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     CHECKS[name] = check
+    if rowwise:
+        ROWWISE.add(name)
 
     def checked_fake(*args, **kwargs):
         check(*args, **kwargs)
