@@ -1,0 +1,191 @@
+"""What the schedulers share: which row a call is, the noise, and the tensors that ops take."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+
+import diffusers
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+import ardiff_kernels  # noqa: F401  (defines the ops)
+
+from ...table import DeviceTable, StepTable
+from ._noise import Generators, Noise, check_ids
+
+ARDIFF = torch.ops.ardiff
+MODULE = "ardiff.integrations.diffusers"
+NAMES = (
+    "FusedDDPMScheduler", "FusedDPMSolverMultistepScheduler", "RTKULDScheduler", "RTKMALAScheduler",
+)  # fmt: skip
+KARRAS = [e.name for e in diffusers.schedulers.KarrasDiffusionSchedulers]
+STATE_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def call(op: Callable, *args: Tensor, **options: Tensor | float | None) -> tuple[Tensor, ...]:
+    """An op of `torch.ops.ardiff`, past its autograd kernel (15 us) where nothing needs it."""
+    needs = torch.is_grad_enabled() and torch._C._any_requires_grad(*args, **options)
+    if needs or forward_ad._current_level >= 0 or torch.compiler.is_compiling():
+        return op(*args, **options)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args, **options)
+
+
+class Rows:
+    """A table on a device, with its rows and their indices as tensors `[1]`."""
+
+    def __init__(self, table: StepTable, device: torch.device) -> None:
+        self.table, self.device = table, device
+        on_device: DeviceTable = table.to(device)
+        self.coef, self.row = on_device.coef, on_device.row.split(1)
+
+
+class FusedScheduler:
+    """Mixed into the schedulers.
+
+    Attributes:
+        seed: where set, the key of the steps' noise; generators are then not used for it.
+        sample_ids: where set, the ids of a batch's rows, which with the key or generator address
+            their noise: a sample is the same alone and in any batch.
+    """
+
+    order = 1
+    seed: int | None = None
+    _sample_ids: tuple[int, ...] | None = None
+    _step_index: int | None = None
+    _begin_index: int | None = None
+    _own_timesteps: Tensor | None = None
+
+    @property
+    def sample_ids(self) -> tuple[int, ...] | None:
+        return self._sample_ids
+
+    @sample_ids.setter
+    def sample_ids(self, value: Sequence[int] | Tensor | None) -> None:
+        self._sample_ids = check_ids(value)
+
+    @property
+    def step_index(self) -> int | None:
+        """Index of the next call within `timesteps`; None before the first."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Index of the first call, where a pipeline has set it."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin at this index of `timesteps`, as pipelines that start from an image do."""
+        self._begin_index = begin_index
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        ours = importlib.import_module(MODULE)
+        return [*super()._get_compatibles(), *(getattr(ours, name) for name in NAMES)]
+
+    def _restart(self, begin_index: int | None = None) -> None:
+        """Forget the run: the rows, the noise and the place."""
+        self._step_index, self._begin_index = None, begin_index
+        self._rows: Rows | None = None
+        self._index_of: dict[float, int] | None = None
+        self._own_timesteps = self.timesteps
+        self._noise = Noise()
+
+    def _rows_on(self, device: torch.device) -> Rows:
+        """The table on the device of the samples; it is made where there is none."""
+        if self._own_timesteps is None:
+            self._restart(self._begin_index)
+        if self._rows is None or self._rows.device != device:
+            table = self._make_table() if self._rows is None else self._rows.table
+            self._rows = Rows(table, device)
+        return self._rows
+
+    def _view_index(self, timestep: object) -> int | None:
+        """The index of an element of `timesteps`, from where it lies: no value is read."""
+        own = self._own_timesteps
+        if own is None or not isinstance(timestep, Tensor) or own.is_meta:
+            return None
+        if timestep.dtype != own.dtype or timestep.numel() != 1:
+            return None
+        place, rest = divmod(timestep.data_ptr() - own.data_ptr(), own.element_size())
+        inside = rest == 0 and 0 <= place < len(own) and timestep.device == own.device
+        return place if inside else None
+
+    def index_for_timestep(self, timestep, schedule_timesteps: Tensor | None = None) -> int:
+        """The first index of a timestep in the schedule; ValueError where it is not in it.
+
+        An element of `timesteps` is known by its place. The value of any other tensor is read,
+        which waits for its device.
+        """
+        index = self._view_index(timestep) if schedule_timesteps is None else None
+        if index is not None:
+            return index
+        value = float(timestep)
+        if schedule_timesteps is not None:
+            places = _first_places(schedule_timesteps)
+        else:
+            if self._own_timesteps is None:
+                self._restart(self._begin_index)
+            if self._index_of is None:
+                self._index_of = _first_places(self._own_timesteps)
+            places = self._index_of
+        if value not in places:
+            raise ValueError(f"timestep {value:g} is not in the schedule; call set_timesteps first")
+        return places[value]
+
+    def _first_index(self, timestep) -> int:
+        """Where a run begins. A device tensor of unknown origin is not read: it begins at 0."""
+        if self._begin_index is not None:
+            return self._begin_index
+        index = self._view_index(timestep)
+        if index is not None:
+            return index
+        if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
+            return 0
+        return self.index_for_timestep(timestep)
+
+    def _address(
+        self, index: int, generator: Generators, sample_ids, sample: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ids = self._sample_ids if sample_ids is None else check_ids(sample_ids)
+        return self._noise.address(index, generator, self.seed, ids, sample.shape[0], sample.device)
+
+
+def _first_places(timesteps: Tensor) -> dict[float, int]:
+    return {float(t): i for i, t in reversed(list(enumerate(timesteps.tolist())))}
+
+
+def check_shapes(model_output: Tensor, sample: Tensor, doubled: bool) -> None:
+    """ValueError unless the output has the sample's shape, or twice its channels where allowed."""
+    expected = sample.shape
+    wide = (expected[0], 2 * expected[1], *expected[2:]) if len(expected) > 1 else None
+    if model_output.shape == expected or (doubled and tuple(model_output.shape) == wide):
+        return
+    also = f" or {list(wide)}" if doubled and wide else ""
+    raise ValueError(
+        f"model_output must have the shape {list(expected)}{also} of the sample, got "
+        f"{list(model_output.shape)}"
+    )
+
+
+def as_state(t: Tensor, dtypes: Sequence[torch.dtype] = STATE_DTYPES) -> Tensor:
+    """A tensor whose rows the ops can read; itself where they can."""
+    if t.dtype not in dtypes:
+        t = t.float()
+    return t if t.is_contiguous() else t.contiguous()
+
+
+def as_output(t: Tensor) -> Tensor:
+    """A model output that the ops can read."""
+    if t.dtype == torch.float64:
+        t = t.float()
+    return t if t.is_contiguous() else t.contiguous()
+
+
+def threshold(x0: Tensor, ratio: float, largest: float) -> Tensor:
+    """Dynamic thresholding of a data prediction (Saharia et al. 2022), each sample by itself."""
+    rows = x0.flatten(1).float()
+    limit = rows.abs().quantile(ratio, dim=1, keepdim=True).clamp(1, largest)
+    return (rows.clamp(-limit, limit) / limit).to(x0.dtype).view(x0.shape)
