@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import diffusers
 import torch
+from diffusers.utils import DummyObject
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -57,6 +58,7 @@ class FusedScheduler:
     _step_index: int | None = None
     _begin_index: int | None = None
     _own_timesteps: Tensor | None = None
+    _device = torch.device("cpu")  # of the last samples
 
     @property
     def sample_ids(self) -> tuple[int, ...] | None:
@@ -83,15 +85,20 @@ class FusedScheduler:
     @classmethod
     def _get_compatibles(cls) -> list[type]:
         ours = importlib.import_module(MODULE)
-        return [*super()._get_compatibles(), *(getattr(ours, name) for name in NAMES)]
+        theirs = [c for c in super()._get_compatibles() if not isinstance(c, DummyObject)]
+        return [*theirs, *(getattr(ours, name) for name in NAMES)]
 
-    def _restart(self, begin_index: int | None = None) -> None:
-        """Forget the run: the rows, the noise and the place."""
+    def _restart(
+        self, begin_index: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """Begin with the `timesteps` on the host, which go to `device` where one is named."""
         self._step_index, self._begin_index = None, begin_index
         self._rows: Rows | None = None
         self._index_of: dict[float, int] | None = None
-        self._own_timesteps = self.timesteps
+        self._host_timesteps = self.timesteps.tolist()
+        self.timesteps = self._own_timesteps = self.timesteps.to(device)
         self._noise = Noise()
+        self._rows_on(self._device if device is None else torch.device(device))
 
     def _rows_on(self, device: torch.device) -> Rows:
         """The table on the device of the samples; it is made where there is none."""
@@ -99,7 +106,7 @@ class FusedScheduler:
             self._restart(self._begin_index)
         if self._rows is None or self._rows.device != device:
             table = self._make_table() if self._rows is None else self._rows.table
-            self._rows = Rows(table, device)
+            self._rows, self._device = Rows(table, device), device
         return self._rows
 
     def _view_index(self, timestep: object) -> int | None:
@@ -124,12 +131,12 @@ class FusedScheduler:
             return index
         value = float(timestep)
         if schedule_timesteps is not None:
-            places = _first_places(schedule_timesteps)
+            places = _first_places(schedule_timesteps.tolist())
         else:
             if self._own_timesteps is None:
                 self._restart(self._begin_index)
             if self._index_of is None:
-                self._index_of = _first_places(self._own_timesteps)
+                self._index_of = _first_places(self._host_timesteps)
             places = self._index_of
         if value not in places:
             raise ValueError(f"timestep {value:g} is not in the schedule; call set_timesteps first")
@@ -153,8 +160,8 @@ class FusedScheduler:
         return self._noise.address(index, generator, self.seed, ids, sample.shape[0], sample.device)
 
 
-def _first_places(timesteps: Tensor) -> dict[float, int]:
-    return {float(t): i for i, t in reversed(list(enumerate(timesteps.tolist())))}
+def _first_places(timesteps: list[float]) -> dict[float, int]:
+    return {float(t): i for i, t in reversed(list(enumerate(timesteps)))}
 
 
 def check_shapes(model_output: Tensor, sample: Tensor, doubled: bool) -> None:

@@ -20,7 +20,7 @@ from ._common import ARDIFF, KARRAS, NAMES, FusedScheduler, as_output, as_state,
 from ._noise import Generators
 from ._rtk_tables import Stages, read_calls, split_calls
 
-SMALLEST_BAR = 2.0**-24  # in place of alpha^2 = 0, as in DPMSolverMultistepScheduler
+SMALLEST_BAR = 2.0**-24  # at most, in place of alpha^2 = 0, as in DPMSolverMultistepScheduler
 JOIN_ANCHOR, JOIN_VELOCITY = 3, 1  # noise purposes of a row that no step uses
 
 
@@ -54,7 +54,7 @@ class RTKScheduler(FusedScheduler):
         self.betas, self.alphas = self._schedule.betas, self._schedule.alphas
         self.alphas_cumprod = self._schedule.alphas_cumprod
         if c.rescale_betas_zero_snr:
-            self.alphas_cumprod[-1] = SMALLEST_BAR
+            self.alphas_cumprod[-1] = min(SMALLEST_BAR, float(self.alphas_cumprod[-2]) / 4)
         self._flow = c.prediction_type == "flow_prediction"
         self._path = FlowPath() if self._flow else DiscretePath(self.alphas_cumprod.numpy())
         self.init_noise_sigma = 1.0
@@ -116,13 +116,12 @@ class RTKScheduler(FusedScheduler):
         self._calls = tuple(np.flatnonzero(table.calls_model).tolist())
         levels = table.level[list(self._calls)] * scale
         levels = levels.astype(np.float32 if self._flow else np.int64)
-        self.timesteps = torch.from_numpy(levels).to(device)
+        self.timesteps = torch.from_numpy(levels)
         self.num_inference_steps = len(levels)
-        self._restart()
-        self._rows_on(torch.device(device or "cpu"))
+        self._restart(device=device)
 
-    def _restart(self, begin_index: int | None = None) -> None:
-        super()._restart(begin_index)
+    def _restart(self, begin_index: int | None = None, device=None) -> None:
+        super()._restart(begin_index, device)
         self._z: Tensor | None = None  # what prev_sample was before it was rounded
         self._given: Tensor | None = None
         self._velocity: Tensor | None = None

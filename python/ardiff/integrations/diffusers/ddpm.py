@@ -53,12 +53,11 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
         """See `DDPMScheduler.set_timesteps`; the table of the steps is made here."""
         if num_inference_steps is None and timesteps is None:
             raise ValueError("pass num_inference_steps or timesteps")
-        super().set_timesteps(num_inference_steps, device=device, timesteps=timesteps)
-        self._restart()
-        self._rows_on(torch.device(device or "cpu"))
+        super().set_timesteps(num_inference_steps, timesteps=timesteps)
+        self._restart(device=device)
 
-    def _restart(self, begin_index: int | None = None) -> None:
-        super()._restart(begin_index)
+    def _restart(self, begin_index: int | None = None, device=None) -> None:
+        super()._restart(begin_index, device)
         self._plain_rows: Rows | None = None
 
     def _make_table(self, prediction: str | None = None) -> StepTable:
@@ -66,8 +65,8 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
         if self.config.clip_sample and not self.config.thresholding:
             bars = np.maximum(bars, bars.dtype.type(NO_ALPHA))
         prediction = prediction or self.config.prediction_type
-        steps = self._own_timesteps.tolist()
-        return ddpm_table(bars, steps, prediction=prediction, variance=self.variance_type)
+        steps, variance = self._host_timesteps, self.variance_type
+        return ddpm_table(bars, steps, prediction=prediction, variance=variance)
 
     def step(
         self,
@@ -100,7 +99,7 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
         if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
             index = self._view_index(timestep)
             if index is None:
-                index = self._step_index if self._step_index is not None else self._first_index(0)
+                index = self._begin_index or 0 if self._step_index is None else self._step_index
         else:
             index = self.index_for_timestep(timestep)
         self._step_index = index + 1

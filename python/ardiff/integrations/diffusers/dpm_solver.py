@@ -65,21 +65,20 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
         timesteps: list[int] | None = None,
     ) -> None:
         """See `DPMSolverMultistepScheduler.set_timesteps`; the steps' table is made here."""
-        super().set_timesteps(num_inference_steps, device=device, mu=mu, timesteps=timesteps)
-        self._restart()
-        self._rows_on(torch.device(device or "cpu"))
+        super().set_timesteps(num_inference_steps, mu=mu, timesteps=timesteps)
+        self._restart(device=device)
 
     index_for_timestep = DPMSolverMultistepScheduler.index_for_timestep
 
-    def _restart(self, begin_index: int | None = None) -> None:
-        super()._restart(begin_index)
+    def _restart(self, begin_index: int | None = None, device=None) -> None:
+        super()._restart(begin_index, device)
         self._memory: Tensor | None = None
         self._plain_rows: Rows | None = None
 
     def _make_table(self, prediction: str | None = None, first: int = 0) -> StepTable:
         c = self.config
         prediction = prediction or c.prediction_type
-        sigmas, timesteps = self.sigmas.numpy(), tuple(self._own_timesteps.tolist())
+        sigmas, timesteps = self.sigmas.numpy(), tuple(self._host_timesteps)
         if "_tables" not in self.__dict__:
             self._tables: dict = {}
         place = (sigmas.tobytes(), timesteps, prediction, first)
