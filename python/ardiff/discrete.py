@@ -75,6 +75,9 @@ class DiscretePath(VPPath):
         self._step = np.arange(len(bar), dtype=np.float64)
         self.ratio_min, self.ratio_max = np.exp(self._log_ratio[[0, -1]]).tolist()
 
+    def __len__(self) -> int:
+        return len(self._step)
+
 
 def check_timesteps(alphas_cumprod: np.ndarray, timesteps: Sequence[int]) -> list[int]:
     """The timesteps as integers; ValueError unless they fall strictly and lie in the schedule."""

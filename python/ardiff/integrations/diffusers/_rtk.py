@@ -20,14 +20,29 @@ from ._common import ARDIFF, KARRAS, NAMES, FusedScheduler, as_output, as_state,
 from ._noise import Generators
 from ._rtk_tables import Stages, read_calls, split_calls
 
+LOG_SNR = "log_snr"
 SMALLEST_BAR = 2.0**-24  # at most, in place of alpha^2 = 0, as in DPMSolverMultistepScheduler
 JOIN_ANCHOR, JOIN_VELOCITY = 3, 1  # noise purposes of a row that no step uses
+
+
+def log_snr_timesteps(path: DiscretePath, count: int) -> list[int]:
+    """`count` timesteps, evenly in log(sigma / alpha) as far as they are integers, descending."""
+    last = len(path)
+    if count > last:
+        raise ValueError(f"{count} stages need as many training timesteps, there are {last}")
+    ratios = np.geomspace(path.ratio_min, path.ratio_max, count)
+    inside = np.clip(ratios, path.ratio_min, path.ratio_max)
+    place = np.arange(count)
+    steps = np.round(path.level(inside)) - place
+    steps = np.minimum(np.maximum.accumulate(steps), last - count) + place
+    return [int(t) for t in steps[::-1]]
 
 
 class RTKScheduler(FusedScheduler):
     """A table of stages executed call by call; subclasses say which."""
 
     _compatibles = [*KARRAS, *NAMES]
+    _accepted: Sequence[Tensor] = ()
 
     def _stages(self, path: Path, prediction: str, grid: list, inner: list) -> Stages:
         raise NotImplementedError
@@ -46,8 +61,8 @@ class RTKScheduler(FusedScheduler):
             beta_start=c.beta_start,
             beta_end=c.beta_end,
             beta_schedule=c.beta_schedule,
+            timestep_spacing="linspace" if c.timestep_spacing == LOG_SNR else c.timestep_spacing,
             trained_betas=c.trained_betas,
-            timestep_spacing=c.timestep_spacing,
             steps_offset=c.steps_offset,
             rescale_betas_zero_snr=c.rescale_betas_zero_snr,
         )
@@ -77,6 +92,8 @@ class RTKScheduler(FusedScheduler):
             return (shift * sigma / (1 + (shift - 1) * sigma)).tolist()
         if count == 1:
             return [last - 1]
+        if self.config.timestep_spacing == LOG_SNR:
+            return log_snr_timesteps(self._path, count)
         self._schedule.set_timesteps(count)
         return self._schedule.timesteps.tolist()
 

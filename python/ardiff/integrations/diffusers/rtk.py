@@ -23,7 +23,9 @@ class RTKULDScheduler(RTKScheduler, SchedulerMixin, ConfigMixin):
             rescale_betas_zero_snr: the schedule the model was trained on, as `DDPMScheduler`'s.
         prediction_type: epsilon, sample, v_prediction, or flow_prediction: then the schedule is
             rectified flow's, with `flow_shift`, and the betas have no say.
-        timestep_spacing, steps_offset: where the stages end among the training timesteps.
+        timestep_spacing, steps_offset: where the stages end among the training timesteps: linspace,
+            leading or trailing as in `DDPMScheduler`, or log_snr, evenly in log(sigma / alpha),
+            which needs far fewer stages.
         clip_sample, clip_sample_range: bound the last data prediction; nothing else is clipped,
             which would change the law.
         thresholding: refused.
@@ -45,7 +47,7 @@ class RTKULDScheduler(RTKScheduler, SchedulerMixin, ConfigMixin):
         beta_schedule: str = "linear",
         trained_betas: np.ndarray | list[float] | None = None,
         prediction_type: str = "epsilon",
-        timestep_spacing: str = "linspace",
+        timestep_spacing: str = "log_snr",
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
         flow_shift: float = 1.0,
@@ -88,7 +90,7 @@ class RTKMALAScheduler(RTKScheduler, SchedulerMixin, ConfigMixin):
         beta_schedule: str = "linear",
         trained_betas: np.ndarray | list[float] | None = None,
         prediction_type: str = "epsilon",
-        timestep_spacing: str = "linspace",
+        timestep_spacing: str = "log_snr",
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
         flow_shift: float = 1.0,
