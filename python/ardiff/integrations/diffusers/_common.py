@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import diffusers
 import torch
@@ -22,6 +23,7 @@ NAMES = (
     "FusedDDPMScheduler", "FusedDPMSolverMultistepScheduler", "RTKULDScheduler", "RTKMALAScheduler",
 )  # fmt: skip
 KARRAS = [e.name for e in diffusers.schedulers.KarrasDiffusionSchedulers]
+CACHED_TABLES = 16  # models that sample token by token set the same schedule again and again
 STATE_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -108,6 +110,16 @@ class FusedScheduler:
             table = self._make_table() if self._rows is None else self._rows.table
             self._rows, self._device = Rows(table, device), device
         return self._rows
+
+    def _cached(self, place: tuple, make: Callable[[], Any]) -> Any:
+        """What `make` makes, kept for this scheduler under `place`."""
+        if "_made_tables" not in self.__dict__:
+            self._made_tables: dict = {}
+        if place not in self._made_tables:
+            if len(self._made_tables) >= CACHED_TABLES:
+                self._made_tables.clear()
+            self._made_tables[place] = make()
+        return self._made_tables[place]
 
     def _view_index(self, timestep: object) -> int | None:
         """The index of an element of `timesteps`, from where it lies: no value is read."""

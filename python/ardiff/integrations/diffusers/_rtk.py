@@ -128,7 +128,10 @@ class RTKScheduler(FusedScheduler):
         else:
             grid, inner = read_calls([float(t) for t in timesteps], self.config.inner)
             grid = [level / scale for level in grid]
-        self._made = self._stages(self._path, self._prediction, grid, inner)
+        self._made = self._cached(
+            (tuple(grid), tuple(inner)),
+            lambda: self._stages(self._path, self._prediction, grid, inner),
+        )
         table = self._made.table
         self._calls = tuple(np.flatnonzero(table.calls_model).tolist())
         levels = table.level[list(self._calls)] * scale

@@ -66,7 +66,10 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
             bars = np.maximum(bars, bars.dtype.type(NO_ALPHA))
         prediction = prediction or self.config.prediction_type
         steps, variance = self._host_timesteps, self.variance_type
-        return ddpm_table(bars, steps, prediction=prediction, variance=variance)
+        return self._cached(
+            (bars.tobytes(), tuple(steps), prediction, variance),
+            lambda: ddpm_table(bars, steps, prediction=prediction, variance=variance),
+        )
 
     def step(
         self,

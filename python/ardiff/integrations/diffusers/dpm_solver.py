@@ -26,8 +26,6 @@ from ._common import (
 )
 from ._noise import Generators
 
-CACHED_TABLES = 16  # schedules are set again and again by models that sample token by token
-
 
 class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepScheduler):
     """`DPMSolverMultistepScheduler` with the same arguments and, on the same noise, samples within
@@ -79,26 +77,21 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
         c = self.config
         prediction = prediction or c.prediction_type
         sigmas, timesteps = self.sigmas.numpy(), tuple(self._host_timesteps)
-        if "_tables" not in self.__dict__:
-            self._tables: dict = {}
-        place = (sigmas.tobytes(), timesteps, prediction, first)
-        if place not in self._tables:
-            if len(self._tables) >= CACHED_TABLES:
-                self._tables.clear()
-            self._tables[place] = dpmpp_table(
-                sigmas,
-                timesteps,
-                prediction="flow" if prediction == "flow_prediction" else prediction,
-                algorithm=c.algorithm_type,
-                order=c.solver_order,
-                solver=c.solver_type,
-                lower_order_final=c.lower_order_final,
-                euler_at_final=c.euler_at_final,
-                final_sigmas_type=c.final_sigmas_type,
-                flow=c.use_flow_sigmas,
-                first=first,
-            )
-        return self._tables[place]
+        make = functools.partial(
+            dpmpp_table,
+            sigmas,
+            timesteps,
+            prediction="flow" if prediction == "flow_prediction" else prediction,
+            algorithm=c.algorithm_type,
+            order=c.solver_order,
+            solver=c.solver_type,
+            lower_order_final=c.lower_order_final,
+            euler_at_final=c.euler_at_final,
+            final_sigmas_type=c.final_sigmas_type,
+            flow=c.use_flow_sigmas,
+            first=first,
+        )
+        return self._cached((sigmas.tobytes(), timesteps, prediction, first), make)
 
     def _begin(self, timestep, device: torch.device) -> int:
         index = self._first_index(timestep)
