@@ -1,4 +1,5 @@
-"""The curve of `bench_context` as an SVG: time a patch against patches before it, both in powers.
+"""The curve of `bench_context`, time a patch against patches before it: an SVG with both in powers,
+and the README's table, which is printed.
 
 python -m benchmarks.plot_context out/bench-context.json docs/context_cost.svg
 """
@@ -16,7 +17,19 @@ CURVES = (
     ("ardiff", "encoder-time", "cache, kv_attention", "#1f618d"),
     ("ardiff", "sampling-time", "whole patch, 100 steps", "#1e8449"),
 )
+# A line of the table: rival and metric; times have no spread there.
+LINES = (
+    ("ardiff", "encoder-time", "ms a patch, K patches in the cache"),
+    ("ardiff", "encoder-growth", "growth from K = 64"),
+    ("sdpa", "speedup", "the same cache read by SDPA takes longer by"),
+    ("reference-ddpm", "speedup", "re-encoding the prefix takes longer by"),
+    ("ardiff", "sampling-growth", "growth of a whole patch, head of 100 steps included"),
+)
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 400, 70, 190, 20, 50
+
+
+def _length(row: dict) -> int:
+    return int(row["case"].split("/K=")[1].split("/")[0])
 
 
 def curves(rows: list[dict]) -> dict[tuple[str, str], list[tuple[int, float]]]:
@@ -24,9 +37,30 @@ def curves(rows: list[dict]) -> dict[tuple[str, str], list[tuple[int, float]]]:
     found: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for row in rows:
         if row["unit"] == "ms/patch":
-            k = int(row["case"].split("/K=")[1].split("/")[0])
-            found.setdefault((row["rival"], row["metric"]), []).append((k, row["value"]))
+            found.setdefault((row["rival"], row["metric"]), []).append((_length(row), row["value"]))
     return {name: sorted(points) for name, points in found.items()}
+
+
+def table(rows: list[dict]) -> str:
+    """The table in Markdown, a column a length K: medians, with the quartiles of ratios."""
+    cells = {(row["rival"], row["metric"], _length(row)): row for row in rows}
+    lengths = sorted({k for _, metric, k in cells if metric == "encoder-time"})
+
+    def cell(rival: str, metric: str, k: int) -> str:
+        row = cells.get((rival, metric, k))
+        if row is None:
+            return ""
+        if row["unit"] == "ms/patch":
+            return f"{row['value']:.0f}"
+        digits = 1 if row["value"] >= 9.95 else 2
+        middle, low, high = (f"{row[name]:.{digits}f}" for name in ("value", "low", "high"))
+        return f"{middle}x ({low} to {high})"
+
+    head = ["K", *map(str, lengths)]
+    body = [[label, *(cell(*line, k) for k in lengths)] for *line, label in LINES]
+    return "\n".join(
+        f"| {' | '.join(part)} |" for part in [head, ["---"] * len(head), *body]
+    ).replace("  ", " ")
 
 
 def svg(rows: list[dict]) -> str:
@@ -76,4 +110,6 @@ def svg(rows: list[dict]) -> str:
 
 if __name__ == "__main__":
     report, out = sys.argv[1:]
-    Path(out).write_text(svg(json.loads(Path(report).read_text())["rows"]))
+    measured = json.loads(Path(report).read_text())["rows"]
+    Path(out).write_text(svg(measured))
+    print(table(measured))

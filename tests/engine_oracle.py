@@ -59,6 +59,8 @@ def draw_alone(
     guidance: float | None = None,
     guidance_schedule: str = "constant",
     uncond: Tensor | None = None,
+    guidance2: float | None = None,
+    uncond2: Tensor | None = None,
     temperature: float = 1.0,
     order: list[int] | None = None,
     stop=None,
@@ -71,10 +73,12 @@ def draw_alone(
     order = list(range(patches)) if order is None else order
     table = ardiff.solver(SOLVER, steps=steps, **PATH)
     key, block = torch.tensor([seed]), model.block
-    prompts = [prompt] if guidance is None else [prompt, uncond]
-    prompts = [torch.empty(0, WIDTH) if p is None else p for p in prompts]
-    weights = guidance_weights(guidance or 1.0, guidance_schedule, patches)
-    caches = [model.encoder.new_cache(1, 64) for _ in prompts]
+    dtype, scales = model.encoder.dtype, [w for w in (guidance, guidance2) if w is not None]
+    prompts = [prompt, uncond, uncond2][: 1 + len(scales)]
+    nulled = [i > 0 and p is None and model.null is not None for i, p in enumerate(prompts)]
+    prompts = [(torch.empty(0, WIDTH) if p is None else p).to(dtype) for p in prompts]
+    weights = [guidance_weights(w, guidance_schedule, patches) for w in scales]
+    caches = [model.encoder.new_cache(1, 64, dtype=dtype) for _ in prompts]
     sequences, positions = list(prompts), [list(range(len(p))) for p in prompts]
     made: list[Tensor] = []
 
@@ -82,7 +86,9 @@ def draw_alone(
         found = []
         for i, prompt in enumerate(prompts):
             own = [len(prompt) + place for place in at]
-            if cached:
+            if nulled[i]:
+                found.append(model.null.expand(block, -1))
+            elif cached:
                 if caches[i].lengths == [0] and len(prompt):
                     model.encoder.prefill(prompt[None], caches[i])
                 found.append(
@@ -106,6 +112,10 @@ def draw_alone(
             block_made = []
             for j, place in enumerate(target):
                 stream = torch.tensor([sample_id * 2**20 + place])
+                ways: dict[str, Tensor] = {}
+                for suffix, state, weight in zip(("", "2"), states[1:], weights, strict=False):
+                    ways[f"uncond{suffix}"] = state[j : j + 1]
+                    ways[f"guidance{suffix}"] = torch.tensor([weight[len(made) + j]])
                 x = run(
                     table,
                     fused(model.denoiser) if cached else model.denoiser,
@@ -113,16 +123,16 @@ def draw_alone(
                     key=key,
                     stream=stream,
                     condition=states[0][j : j + 1],
-                    uncond=states[-1][j : j + 1],
-                    guidance=None if guidance is None else torch.tensor([weights[len(made) + j]]),
                     noise_scale=torch.tensor([temperature]),
+                    **ways,
                 )
                 block_made.append(x)
             for x in block_made:
                 made.append(x[0])
                 if stop is not None and stop(x[0]):
                     return len(made) < patches
-            tokens, at = model.embed(torch.cat(block_made)), [block + place for place in target]
+            tokens = model.embed(torch.cat(block_made).to(dtype))
+            at = [block + place for place in target]
         return False
 
     with torch.no_grad():

@@ -33,6 +33,26 @@ def test_a_curve_and_its_plot(monkeypatch):
     assert len(lines) == 4
     xs = [float(p.split(",")[0]) for p in lines[-1].get("points").split()]
     assert len(xs) == 4 and xs == sorted(xs)
+    check_table(plot_context.table([asdict(row) for row in rows]), rows)
+
+
+def check_table(text: str, rows: list) -> None:
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    head, times = cells[0], cells[2]
+    assert head == ["K", "16", "32", "64", "128"]
+    assert [line[0] for line in cells[2:]] == [label for *_, label in plot_context.LINES]
+    found = {(row.case, row.rival, row.metric): row.value for row in rows}
+    keys = [(f"tiny/K={k}/float32", "ardiff", "encoder-time") for k in head[1:]]
+    assert times[1:] == [f"{found[key]:.0f}" for key in keys]
+    given = [[("x (" in cell) or cell for cell in line[1:]] for line in cells[3:]]
+    assert given[0] == given[3] == ["", "", "", True]
+    assert given[1] == [True] * 4 and given[2] == [True] * 3 + [""]
+
+
+def test_the_lengths_of_the_whole_curve():
+    assert bench_context.CASES == ("mar-b/K=1024/float32",)
+    lengths = [16, 32, 64, 128, 256, 512, 1024]
+    assert bench_context.parse(bench_context.CASES[0]) == ("mar-b", lengths)
 
 
 def test_a_wrong_cache_withholds_the_figures(monkeypatch):

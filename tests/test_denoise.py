@@ -210,6 +210,15 @@ def test_a_fused_head_is_a_model_for_sample_too():
         FusedHead(plain_token)
 
 
+def test_a_fused_head_is_taken_as_it_is(caplog):
+    head, table, c = head_of("mar"), table_of("mar", "ddpm", 6), rows(3, CONTEXT)
+    with caplog.at_level(logging.WARNING):
+        found = denoise_token(FusedHead(head, "bfloat16"), c, table, KEY, 0, streams(3))
+    assert not caplog.records
+    assert torch.equal(found, denoise_token(head, c, table, KEY, 0, streams(3), weights="bfloat16"))
+    assert not torch.equal(found, denoise_token(head, c, table, KEY, 0, streams(3)))
+
+
 def test_an_empty_batch():
     table = table_of("mar", "ddpm", 3)
     assert denoise_token(head_of("edm"), rows(0, CONTEXT), table, KEY, 0, streams(0)).shape == (

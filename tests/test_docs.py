@@ -1,9 +1,12 @@
-"""The README's example runs; ENVS.md names every environment variable that the code reads."""
+"""The examples of the README and of pages run; ENVS.md names every environment variable that is
+read."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 READS = re.compile(
@@ -23,6 +26,15 @@ def test_the_readme_example_runs(capsys) -> None:
     first, second = capsys.readouterr().out.split("\n")[:2]
     assert first.startswith("torch.Size([16, 3, 32, 32])")
     assert abs(float(re.search(r"[\d.]+", second)[0]) - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("page", ["context.md"])
+def test_the_examples_of_a_page_run(page, capsys) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    assert examples
+    for example in examples:
+        exec(compile(example, page, "exec"), {})
+    assert capsys.readouterr().out
 
 
 def test_every_environment_variable_is_documented() -> None:

@@ -298,10 +298,3 @@ def test_a_callback_must_not_step_and_may_change_its_values():
     engine.submit(None, 1, on_patch=lambda patch: engine.step())
     with pytest.raises(RuntimeError, match="may submit and cancel, but not step"):
         engine.step()
-
-
-def test_other_dtypes_are_refused():
-    with pytest.raises(
-        ValueError, match="must be float32, got bfloat16 and an encoder of bfloat16"
-    ):
-        AREngine(tiny_model().bfloat16(), SOLVER, 3)

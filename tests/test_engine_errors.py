@@ -20,6 +20,11 @@ from ardiff.models.patch_model import PatchModel
         ([1], 1, {}, f"prompt must be tokens of shape [n, {WIDTH}], got list"),
         (None, 1, {"guidance": 2.0, "uncond": torch.zeros(3)}, f"uncond must be tokens of shape [n, {WIDTH}], got [3]"),
         (None, 1, {"uncond": torch.zeros(1, WIDTH)}, "uncond is the prompt that guidance compares with: pass guidance too"),
+        (None, 1, {"guidance": 2.0, "uncond2": torch.zeros(1, WIDTH)}, "uncond2 is the prompt that guidance2 compares with: pass guidance2 too"),
+        (None, 1, {"guidance2": 2.0, "uncond2": torch.zeros(1, WIDTH)}, "guidance2 weighs the difference of uncond and uncond2: pass guidance too, 1 for none"),
+        (None, 1, {"guidance": 2.0, "guidance2": 2.0}, "guidance2 weighs the difference of uncond and uncond2, which are the same where neither is given: pass at least one"),
+        (None, 1, {"guidance": 2.0, "guidance2": "high"}, "guidance2 must be a number, got 'high'"),
+        (None, 1, {"guidance": 2.0, "guidance2": 2.0, "uncond2": torch.zeros(3)}, f"uncond2 must be tokens of shape [n, {WIDTH}], got [3]"),
         (None, 1, {"guidance": float("nan")}, "guidance must be finite, got nan"),
         (None, 1, {"guidance": "high"}, "guidance must be a number, got 'high'"),
         (None, 1, {"guidance": 2, "guidance_schedule": "cubic"}, "unknown guidance_schedule 'cubic'; known: constant, linear"),
@@ -48,6 +53,12 @@ def test_other_errors():
     model = tiny_model(places=0)
     with pytest.raises(TypeError, match="model must be a PatchModel or an ARModel, got Linear"):
         AREngine(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="both the same, got float16 and an encoder of float16"):
+        AREngine(tiny_model().half())
+    mixed = tiny_model()
+    mixed.encoder.bfloat16()
+    with pytest.raises(ValueError, match="got float32 and an encoder of bfloat16"):
+        AREngine(mixed)
     with pytest.raises(ValueError, match="unknown solver"):
         AREngine(model, "magic")
     with pytest.raises(ValueError, match='accept="energy" needs a density'):

@@ -33,22 +33,14 @@ def test_a_plan_that_does_not_fit_allocates_nothing(monkeypatch):
         "capacity or a smaller dtype"
     )
     huge = CachePlan(48, 8, 128, 4096, 65536)
-    with pytest.raises(MemoryError, match="needs 98304.00 GiB, but .* GiB are available on cpu"):
+    with pytest.raises(MemoryError, match="needs 98304.00 GiB, but .* [GM]iB are available on cpu"):
         KVCache(huge)
-
-
-def test_available_memory_is_read_from_the_system():
-    free = kv_cache.available_bytes("cpu")
-    assert free is None or 2**20 < free < 2**50
-
-
-def test_an_unknown_amount_of_memory_is_not_checked(monkeypatch):
-    def missing(*args, **options):
-        raise FileNotFoundError
-
-    monkeypatch.setattr("builtins.open", missing)
-    assert kv_cache.available_bytes("cpu") is None
-    PLAN.check_fits("cpu")
+    monkeypatch.setattr(kv_cache, "available_bytes", lambda device: PLAN.memory_bytes - 1)
+    with pytest.raises(MemoryError, match="needs 0.06 MiB, but 0.06 MiB are available on cpu"):
+        KVCache(PLAN)
+    for enough in (None, PLAN.memory_bytes):
+        monkeypatch.setattr(kv_cache, "available_bytes", lambda device, n=enough: n)
+        PLAN.check_fits("cpu", PLAN.memory_bytes)
 
 
 @pytest.mark.parametrize(

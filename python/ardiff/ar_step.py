@@ -23,18 +23,31 @@ from .table import StepTable
 _SCHEDULES = 64  # ragged ones kept; the least recently used goes first
 
 
-def contexts(
-    model: PatchModel, cache: KVCache, running: list[Request]
-) -> tuple[Tensor, Tensor | None]:
+def prefill(model: PatchModel, cache: KVCache, admitted: list[Request]) -> None:
+    """Takes in the prompts of all streams, in one call of the encoder."""
+    streams = [
+        (row, prompt)
+        for request in admitted
+        for row, prompt in zip(request.rows, request.prompts, strict=True)
+        if len(prompt)
+    ]
+    if streams:
+        rows, prompts = zip(*streams, strict=True)
+        tokens = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)
+        model.encoder.prefill(tokens, cache, rows, [len(prompt) for prompt in prompts])
+
+
+def contexts(model: PatchModel, cache: KVCache, running: list[Request]) -> list[Tensor]:
     """Takes in the newest tokens of all streams, in one call of the encoder.
 
     Returns:
-        Contexts `[B, width]` of the B patches to be made, request after request, and those that
-        guidance compares with, None where no request has guidance. One without beside others with
-        it has its own context there: u + w (c - u) is then c to the bit.
+        Contexts, float32 `[B, width]`, of the B patches to be made, request after request, and
+        those that guidance compares with: one, two or three. A request of fewer than others beside
+        it has its last one in the place of the rest: u + w (c - u) and u2 + w2 (u - u2) + w (c - u)
+        are then what they are without, to the bit.
     """
     device, block = model.start.device, model.block
-    blank = model.start.new_zeros(block, model.patch_dim)
+    blank = torch.zeros(block, model.patch_dim, device=device)
     targets = [request.target(block) for request in running]
     tokens = model.tokens(
         torch.stack([blank if request.last is None else request.last for request in running]),
@@ -51,15 +64,16 @@ def contexts(
     ).flatten(0, 1)
     first = [owner.index(i) for i in range(len(running))]
     slots = [(i, j) for i, target in enumerate(targets) for j in range(len(target))]
-    context = hidden[[first[i] * block + j for i, j in slots]]
-    if all(request.weights is None for request in running):
-        return context, None
-    second = [row + len(request.rows) - 1 for row, request in zip(first, running, strict=True)]
-    uncond = hidden[[second[i] * block + j for i, j in slots]]
-    if model.null is not None:
-        nulled = [running[i].weights is not None and len(running[i].rows) == 1 for i, _ in slots]
-        uncond = torch.where(torch.tensor(nulled, device=device)[:, None], model.null, uncond)
-    return context, uncond
+    found = []
+    for way in range(max(len(request.sources) for request in running)):
+        sources = [running[i].source(way) for i, _ in slots]
+        at = [(first[i] + (s or 0)) * block + j for (i, j), s in zip(slots, sources, strict=True)]
+        context = hidden[at]
+        if None in sources:
+            nulled = torch.tensor([s is None for s in sources], device=device)
+            context = torch.where(nulled[:, None], model.null, context)
+        found.append(context.float())
+    return found
 
 
 class PatchSolver:
@@ -95,8 +109,9 @@ class PatchSolver:
             self._tables[steps] = table
         return self._tables[steps]
 
-    def draw(self, running: list[Request], context: Tensor, uncond: Tensor | None) -> Tensor:
-        """The next patches `[B, d]` of requests in order of seed; arguments as of `contexts`."""
+    def draw(self, running: list[Request], contexts: list[Tensor]) -> Tensor:
+        """The next patches `[B, d]` of requests in order of seed, from their `contexts`."""
+        context, *others = contexts
         model, device = self.model, context.device
         slots = [
             (request, len(request.made) + j, place)
@@ -106,9 +121,11 @@ class PatchSolver:
         streams = [request.sample_id * 2**PATCH_BITS + place for request, _, place in slots]
         stream = torch.tensor(streams, dtype=torch.int64, device=device)
         modifiers = {}
-        if uncond is not None:
-            weights = [1.0 if r.weights is None else r.weights[index] for r, index, _ in slots]
-            modifiers = {"uncond": uncond, "guidance": torch.tensor(weights, device=device)}
+        for way, other in enumerate(others, 1):
+            weights = [request.weight(way, index) for request, index, _ in slots]
+            suffix = "" if way == 1 else str(way)
+            modifiers[f"uncond{suffix}"] = other
+            modifiers[f"guidance{suffix}"] = torch.tensor(weights, device=device)
         if any(request.temperature != 1 for request in running):
             scale = [request.temperature for request, _, _ in slots]
             modifiers["noise_scale"] = torch.tensor(scale, device=device)

@@ -120,7 +120,10 @@ def unknown(head: Any) -> str:
 
 
 def fused(head: Any, weights: str = "float32", **options: Any) -> Any:
-    """`FusedHead` of `head`; for a head it does not know the head itself, said once in the log."""
+    """`FusedHead` of `head`, or `head` if it is one; for a head it does not know the head itself,
+    said once in the log."""
+    if isinstance(head, FusedHead):
+        return head
     reason = unknown(head)
     if not reason:
         return FusedHead(head, weights, **options)
@@ -220,7 +223,8 @@ def denoise_token(
     """Draws a token for each context: a whole solver run, with the head hoisted and fused.
 
     Args:
-        head: a `Head` or an `EDMHead`; another model, as :func:`ardiff.run.run` takes it, runs
+        head: a `Head` or an `EDMHead`; or a :class:`FusedHead` of one, whose own weights, batch
+            invariance and budget count. Another model, as :func:`ardiff.run.run` takes it, runs
             plainly, which the log says once.
         context: `[B, context]`.
         table: of any solver; a `RaggedTable` gives each token its own.
@@ -282,7 +286,8 @@ def _start(model: Any, table: Runnable, key: Tensor, draw: int, stream: Tensor) 
             f"denoise_token: the size of a token is not known of a {type(model).__name__}: pass "
             "start, such as ardiff.run.initial_state gives"
         )
-    packed = pack(model.model.head if isinstance(model.model, EDMHead) else model.model)
+    head = model.model.head if isinstance(model.model, EDMHead) else model.model
+    packed = pack(head, model.weights)
     scale = table.init_scale
     scale = scale(stream.device) if callable(scale) else scale
     size = packed.weights[0].shape[1]

@@ -12,11 +12,11 @@ from torch import Tensor
 
 import ardiff_kernels
 
-from .ar_step import PatchSolver, contexts
+from .ar_step import PatchSolver, contexts, prefill
 from .batch_invariant import batch_invariant as batch_invariant_mode
 from .models.ar_model import ARModel
 from .models.kv_cache import KVCache
-from .models.patch_model import PatchModel, patch_model
+from .models.patch_model import PatchModel, sampled_model
 from .requests import Finished, MadePatch, Request, check_room, make_request
 
 _log = logging.getLogger(__name__)
@@ -41,13 +41,15 @@ class AREngine:
                 print(found.request, found.patches.shape)
 
     Args:
-        model: a `PatchModel`; or an `ARModel`, such as `ardiff.load` returns.
+        model: a `PatchModel`, float32 or bfloat16; or an `ARModel`, such as `ardiff.load` returns.
+            Patches and the solver's state are float32 whatever the model's dtype.
         solver: a name of `ardiff.solvers`.
         steps: bound on the model calls for each patch, for requests that do not say.
         rows: streams in the cache at a time.
         capacity: tokens that a stream can hold: prompt, start tokens and patches.
-        block_size, blocks, cache_dtype, limit: of the cache, as `CausalEncoder.plan_cache` and
-            `KVCache` take them.
+        block_size, blocks, limit: of the cache, as `CausalEncoder.plan_cache` and `KVCache` take
+            them.
+        cache_dtype: float32, bfloat16, int8 or float8_e4m3fn; None for the encoder's.
         batch_invariant: compute each request as if it were alone, to the bit; slower.
         backend: forces a backend of `ardiff_kernels`; None takes the best.
         weights: of the head's blocks, `float32`, `bfloat16` or `int8`.
@@ -71,32 +73,22 @@ class AREngine:
         capacity: int = 1024,
         block_size: int | None = None,
         blocks: int | None = None,
-        cache_dtype: torch.dtype = torch.float32,
+        cache_dtype: torch.dtype | None = None,
         limit: int | None = None,
         batch_invariant: bool = False,
         backend: str | None = None,
         weights: str = "float32",
         **options,
     ) -> None:
-        if isinstance(model, ARModel):
-            model = patch_model(model)
-        if not isinstance(model, PatchModel):
-            raise TypeError(
-                f"AREngine: model must be a PatchModel or an ARModel, got {type(model).__name__}"
-            )
-        if model.start.dtype != torch.float32 or model.encoder.dtype != torch.float32:
-            raise ValueError(
-                "AREngine: the model must be float32, got "
-                f"{str(model.start.dtype)[6:]} and an encoder of {str(model.encoder.dtype)[6:]}; "
-                "the cache may have another dtype"
-            )
+        model = sampled_model(model)
         self.model, self.steps, self.backend = model, steps, backend
         self.batch_invariant = batch_invariant
         self._solver = PatchSolver(model, solver, options, weights)
         self._solver.table(steps)
         self.plan = model.encoder.plan_cache(
-            rows, capacity, block_size=block_size, blocks=blocks, dtype=cache_dtype
-        )
+            rows, capacity, block_size=block_size, blocks=blocks,
+            dtype=cache_dtype or model.encoder.dtype,
+        )  # fmt: skip
         _log.info("KV cache: %s takes %d bytes", self.plan, self.plan.memory_bytes)
         self._cache = KVCache(self.plan, model.start.device, limit)
         self._free_rows = list(range(rows))[::-1]
@@ -135,6 +127,8 @@ class AREngine:
         guidance: float | None = None,
         guidance_schedule: str = "constant",
         uncond: Tensor | None = None,
+        guidance2: float | None = None,
+        uncond2: Tensor | None = None,
         temperature: float = 1.0,
         order: Sequence[int] | None = None,
         stop: Callable[[MadePatch], bool] | None = None,
@@ -151,6 +145,9 @@ class AREngine:
             guidance_schedule: ``constant``, or ``linear`` from none to `guidance`.
             uncond: prompt of the unconditional stream; by default the model's null context, or an
                 empty prompt where it has none.
+            guidance2, uncond2: three-way guidance u2 + w2 (u - u2) + w (c - u), w2 = `guidance2` on
+                the same schedule, u2 by a third stream with the prompt `uncond2`, whose default is
+                that of `uncond`; one of the two prompts must be given.
             temperature: factor on the step noise.
             order: places in the order to make them; default 0, 1, 2, ...
             stop: called with each patch; True ends the request with it.
@@ -167,7 +164,8 @@ class AREngine:
         request = make_request(
             self.model, self._next_id, prompt, patches, seed=seed, sample_id=sample_id, steps=steps,
             guidance=guidance, guidance_schedule=guidance_schedule, uncond=uncond,
-            temperature=temperature, order=order, stop=stop, on_patch=on_patch,
+            guidance2=guidance2, uncond2=uncond2, temperature=temperature, order=order, stop=stop,
+            on_patch=on_patch,
         )  # fmt: skip
         self._solver.table(steps)
         check_room(request, self.model, self.plan)
@@ -206,7 +204,7 @@ class AREngine:
                 return 0
             held = [(row, self._cache.lengths[row]) for r in running for row in r.rows]
             try:
-                made = self._solver.draw(running, *contexts(self.model, self._cache, running))
+                made = self._solver.draw(running, contexts(self.model, self._cache, running))
             except BaseException:
                 for row, length in held:
                     self._cache.lengths[row] = length
@@ -245,25 +243,13 @@ class AREngine:
             cache.reserve(request.rows, tokens)
             admitted.append(self._waiting.popleft())
         try:
-            self._prefill(admitted)
+            prefill(self.model, self._cache, admitted)
         except BaseException:
             for request in reversed(admitted):
                 self._take_back(request)
                 self._waiting.appendleft(request)
             raise
         self._running += admitted
-
-    def _prefill(self, admitted: list[Request]) -> None:
-        streams = [
-            (row, prompt)
-            for request in admitted
-            for row, prompt in zip(request.rows, request.prompts, strict=True)
-            if len(prompt)
-        ]
-        if streams:
-            rows, prompts = zip(*streams, strict=True)
-            tokens = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)
-            self.model.encoder.prefill(tokens, self._cache, rows, [len(p) for p in prompts])
 
     def _deliver(self, running: list[Request], made: Tensor) -> None:
         """Gives each request its patches `[B, d]`, calls back, and ends those that are done."""

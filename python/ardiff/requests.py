@@ -46,20 +46,22 @@ class Request:
     """A request, and how far it has come.
 
     Attributes:
-        prompts: tokens `[n, width]` of the conditional stream and, with guidance by an
-            unconditional stream, of that one.
-        weights: guidance at each patch, or None.
+        prompts: tokens `[n, width]` of each stream, the conditional one first.
+        sources: the stream of the context, and of each context that guidance compares with; None
+            is the model's null context.
+        weights: of each of the latter, at each patch.
         rows: of the cache, one a stream; empty while it waits and once it is done.
         last: the block of patches made last, `[block, d]`.
     """
 
     id: int
     prompts: list[Tensor]
+    sources: list[int | None]
+    weights: list[list[float]]
     order: list[int]
     seed: int
     sample_id: int
     steps: int
-    weights: list[float] | None
     temperature: float
     stop: Callable[[MadePatch], bool] | None
     on_patch: Callable[[MadePatch], object] | None
@@ -99,6 +101,14 @@ class Request:
         del self.made[index + 1 :]
         self.done = True
 
+    def source(self, way: int) -> int | None:
+        """The stream of context `way` of guidance; past its own ones, the last again."""
+        return self.sources[min(way, len(self.sources) - 1)]
+
+    def weight(self, way: int, index: int) -> float:
+        """Of guidance by context `way` at patch `index`."""
+        return self.weights[way - 1][index] if way <= len(self.weights) else 1.0
+
 
 def integer(name: str, value: int, low: int, high: int) -> int:
     """`value` as an int in [low, high); TypeError or ValueError otherwise."""
@@ -135,6 +145,8 @@ def make_request(
     guidance: float | None,
     guidance_schedule: str,
     uncond: Tensor | None,
+    guidance2: float | None,
+    uncond2: Tensor | None,
     temperature: float,
     order: Sequence[int] | None,
     stop: Callable[[MadePatch], bool] | None,
@@ -155,26 +167,52 @@ def make_request(
         raise ValueError(
             "this model makes patches in one order: for another one, train a PatchModel with places"
         )
-    if guidance is None and uncond is not None:
-        raise ValueError("uncond is the prompt that guidance compares with: pass guidance too")
-    weights, prompts = None, [_prompt("prompt", prompt, model)]
-    if guidance is not None:
-        weight = number("guidance", guidance, -math.inf)
-        weights = guidance_weights(weight, guidance_schedule, patches)
-        if uncond is not None or model.null is None:
-            prompts.append(_prompt("uncond", uncond, model))
+    prompts, sources, weights = [_prompt("prompt", prompt, model)], [0], []
+    for (name, weight), (name_of_other, other) in zip(
+        {"guidance": guidance, "guidance2": guidance2}.items(),
+        {"uncond": uncond, "uncond2": uncond2}.items(),
+        strict=True,
+    ):
+        if weight is None:
+            if other is not None:
+                raise ValueError(
+                    f"{name_of_other} is the prompt that {name} compares with: pass {name} too"
+                )
+            continue
+        weight = number(name, weight, -math.inf)
+        weights.append(guidance_weights(weight, guidance_schedule, patches))
+        sources.append(None if other is None and model.null is not None else len(prompts))
+        if sources[-1] is not None:
+            prompts.append(_prompt(name_of_other, other, model))
+    if guidance2 is not None:
+        _check_three_ways(guidance, uncond, uncond2)
     return Request(
         id,
         prompts,
+        sources,
+        weights,
         order,
         integer("seed", seed, -(2**63), 2**63),
         integer("sample_id", id if sample_id is None else sample_id, 0, MAX_SAMPLE_ID),
         steps,
-        weights,
         number("temperature", temperature, 0.0),
         stop,
         on_patch,
     )
+
+
+def _check_three_ways(
+    guidance: float | None, uncond: Tensor | None, uncond2: Tensor | None
+) -> None:
+    if guidance is None:
+        raise ValueError(
+            "guidance2 weighs the difference of uncond and uncond2: pass guidance too, 1 for none"
+        )
+    if uncond is None and uncond2 is None:
+        raise ValueError(
+            "guidance2 weighs the difference of uncond and uncond2, which are the same where "
+            "neither is given: pass at least one"
+        )
 
 
 def check_room(request: Request, model: PatchModel, plan: CachePlan) -> None:

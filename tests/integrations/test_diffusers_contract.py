@@ -6,9 +6,11 @@ Written from the interface and from what diffusers' own common scheduler tests a
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import json
 import pickle
+import sys
 import tempfile
 
 import diffusers
@@ -19,6 +21,7 @@ from diffusers_cases import SHAPE, STEPPED, Ops, loop, model, start
 
 from ardiff.integrations import diffusers as ours
 
+GENERATOR = torch.Generator()
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 
 
@@ -377,3 +380,22 @@ def test_unusual_tensors(kind):
     leaf = x.clone().requires_grad_()
     scheduler.step(model(leaf, t), t, leaf).prev_sample.sum().backward()
     assert leaf.grad.isfinite().all() and leaf.grad.abs().max() > 0
+
+
+def test_half_precision_ops():
+    """float16 is computed in float32: the casts are ops too."""
+    for kind, most in zip(STEPPED, (4, 3, 3, 3), strict=True):
+        scheduler, x = make(kind), start(1)[0].half()
+        for t in scheduler.timesteps:
+            out = model(x, t)
+            with Ops() as ops:
+                x = scheduler.step(out, t, x, generator=GENERATOR).prev_sample
+            assert x.dtype == torch.float16 and x.isfinite().all()
+            assert len(ops.names) <= most + 2 * (t == scheduler.timesteps[0]), ops.names
+
+
+def test_without_diffusers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.delitem(sys.modules, "ardiff.integrations.diffusers")
+    with pytest.raises(ImportError, match=r"pip install 'ardiff-kernels\[diffusers\]'"):
+        importlib.import_module("ardiff.integrations.diffusers")

@@ -207,6 +207,30 @@ def test_codes_of_zero_and_of_what_is_not_finite(serving, cache):
     assert found[3, 0] == -LARGEST[cache]
 
 
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("cache", [I8, F8])
+def test_what_is_not_finite_has_the_same_codes_everywhere(serving, cache, dtype):
+    """Bits of the definition: positive zeros where there is no scale, signed ones elsewhere."""
+    args, options = append_call([0, 0], T=4, heads=1, D=32, cache=cache, dtype=dtype)
+    special = [math.nan, math.inf, -math.inf, -0.0, 1e38, -1e-30]
+    for x in args[:2]:
+        for t, value in enumerate(special):
+            x[t // 4, t % 4, 0, ::3] = value
+        x[1, 2, 0] = torch.tensor([-0.0, 0.0]).repeat(16)
+        x[1, 3, 0] = -1e-40  # a subnormal, which a scale cannot divide
+    found = OPS.kv_append(*args, **options)
+    expected = _backends.reference_function("kv_append")(*args, **options)
+    for a, b in zip(found, expected, strict=True):
+        assert same_bits(a.nan_to_num(-1.0) if a.dtype == F32 else a,
+                         b.nan_to_num(-1.0) if b.dtype == F32 else b)  # fmt: skip
+    codes, scales = bits(found[1])[:, 0, :4], found[3][:, 0, :4]
+    assert (codes[0, :3] == 0).all() and scales[0, :3].isnan().all()
+    assert (codes[1, 2] == 0).all() and scales[1, 2] == 0
+    assert scales[0, 3] > 0
+    if cache == F8:
+        assert (codes[0, 3, ::3] == -128).all()  # -0 beside numbers keeps its sign
+
+
 @pytest.mark.parametrize("cache", [F32, BF16, I8, F8])
 def test_bits_of_the_codes_are_those_of_pytorch(serving, cache):
     """Without norm and rotation the reference's codes come from PyTorch's own conversions."""

@@ -22,6 +22,8 @@ SMALL = {
     "int8": dict(length=[70], cache=I8, kv_heads=1),
     "float8": dict(length=[70], cache=F8, kv_heads=1),
     "rotary and norm": dict(length=[20], T=2, rotary=32, norm=True, kv_heads=1),
+    "0 to 4096": dict(length=[4095, 0, 257, 1], kv_heads=1),
+    "0 to 4096 bfloat16": dict(length=[4095, 0], kv_heads=1, dtype=BF16),
 }
 CASES = {
     "empty": dict(length=[]),
@@ -162,6 +164,40 @@ def test_a_nan_key_reaches_only_the_queries_that_see_it(serving):
     call.v_cache[0, 0, 22] = math.nan
     spoilt = call.run()
     assert same_bits(spoilt[:, :2], clean[:, :2]) and spoilt[:, 2].isnan().all()
+
+
+@pytest.mark.parametrize("part", ["k_scale", "v_scale"])
+@pytest.mark.parametrize("cache", [I8, F8])
+def test_a_nan_scale_reaches_only_the_queries_that_see_it(serving, cache, part):
+    """So `kv_append_` marks a token that was not finite."""
+    call = attention_call([20], T=3, heads=2, kv_heads=1, D=32, cache=cache)
+    clean = call.run()
+    call.options[part][0, 0, 22] = math.nan
+    spoilt = call.run()
+    assert same_bits(spoilt[:, :2], clean[:, :2]) and spoilt[:, 2].isnan().all()
+
+
+def test_keys_that_overflow_weigh_nothing(serving):
+    """q.k = -inf at all keys, at a whole split, and at some keys of each split."""
+    call = attention_call([300, 300, 300], heads=2, kv_heads=1, D=32)
+    call.q = call.q.abs() * 1e38
+    call.k_cache[0] = -call.k_cache[0].abs() - 100
+    call.k_cache[1, :, :256] = -call.k_cache[1, :, :256].abs() - 100
+    call.k_cache[1, :, 256:] = 0
+    call.k_cache[2, :, ::2] = -call.k_cache[2, :, ::2].abs() - 100
+    call.k_cache[2, :, 1::2] = 0
+    found = call.run()
+    assert (found[0] == 0).all()
+    assert (found[1] - call.v_cache[1, 0, 256:301].mean(0)).abs().max() < 1e-5
+    assert (found[2] - call.v_cache[2, 0, 1:301:2].mean(0)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("key", [math.inf, math.nan])
+def test_other_keys_that_are_not_finite_give_nan(serving, key):
+    call = attention_call([300], heads=2, kv_heads=1, D=32)
+    call.q = call.q.abs()
+    call.k_cache[0, 0, 7] = key
+    assert call.run().isnan().all()
 
 
 def test_strided_queries(serving):

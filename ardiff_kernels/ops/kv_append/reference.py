@@ -45,10 +45,10 @@ def quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Codes of `x` `[..., D]` in int8 or float8_e4m3fn, and their scales `[...]`."""
     largest = LARGEST[dtype]
     scale = x.abs().amax(-1) / largest
-    codes = x / torch.where(scale > 0, scale, torch.inf).unsqueeze(-1)
-    codes = codes.clamp(-largest, largest).nan_to_num(0.0)
-    codes = codes * scale.isfinite().unsqueeze(-1)
     scale = torch.where(scale.isfinite(), scale, torch.nan)
+    coded = (scale > 0).unsqueeze(-1)
+    codes = (x / torch.where(coded, scale.unsqueeze(-1), 1.0)).clamp(-largest, largest)
+    codes = torch.where(coded, codes, 0.0)
     return (codes.round() if dtype == torch.int8 else codes).to(dtype), scale
 
 

@@ -56,7 +56,9 @@ def kv_attention(
     values (Dao et al. 2023, flash-decoding), and splits merge in ascending order: the result of a
     row depends on its own queries and keys alone, whatever the batch, the capacity of the cache or
     the number of threads, and whether tokens came in one call or one by one. Keys that a query
-    does not see may hold NaN.
+    does not see may hold NaN. A key whose scale q.k overflows to -inf weighs nothing, as one that
+    is not seen; a query that sees only such keys gets zero. One that sees a key whose scale q.k is
+    inf or NaN gets NaN.
 
     It is the kernel for few new tokens over a long cache. A long prompt is better encoded with
     ``torch.nn.functional.scaled_dot_product_attention`` and its keys written by `kv_append_`.

@@ -1,34 +1,15 @@
 // kv_attention for one instruction set; free of torch, built once for each. Up to kQueryGroup
-// queries of one key head go through its keys together, split after split. In a split the keys are
-// transposed tile by tile, so that a lane is a key and q.k a plain sum over the dimensions; then
-// each query's softmax; then the weighted values, where a lane is a dimension and the weights are
-// broadcast. No sum crosses the lanes of a vector, but the softmax's, which has 16 parts always:
-// all instruction sets give the same bits, and a query's bits depend on no other query.
+// queries of one key head go through its keys together, split after split: q.k of the split's keys,
+// each query's softmax, then the weighted values (kv_tile.h).
 #if defined(__GNUC__) && !defined(__clang__)
 // The eight sums in flight and what they take leave no register to spare.
 #pragma GCC optimize("no-schedule-insns")
 #endif
 
-#include <type_traits>
-
-#include "../kv_head.h"
-#include "../kv_lanes.h"
+#include "../kv_tile.h"
 
 namespace ARDIFF_NS {
 namespace {
-
-constexpr int kVectors = kKeys / kLanes;
-constexpr int kParts = 16;      // of a softmax's sum
-constexpr int kBlock = 4;       // queries that share what is loaded
-constexpr int kDotDims = 32;    // that are summed one after the other
-constexpr int kValueKeys = 32;  // keys whose values stay in the first-level cache
-constexpr float kInfinity = __builtin_inff();
-
-/// Visible keys [lo, hi) of a query, within the sequence or within a split.
-struct Range {
-  int64_t lo, hi;
-  bool empty() const { return lo >= hi; }
-};
 
 /// Running maximum, sum and weighted values of the queries.
 struct alignas(64) Softmax {
@@ -60,8 +41,6 @@ struct Unit {
   Range range[kQueryGroup];
 };
 
-int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
-
 Unit unit_at(const KvAttentionArgs& a, int64_t index) {
   Unit u{};
   const int64_t group = index % a.groups, head = index / a.groups;
@@ -83,24 +62,6 @@ Unit unit_at(const KvAttentionArgs& a, int64_t index) {
   return u;
 }
 
-/// A number of queries as a type.
-template <int kQueries>
-struct Width {
-  constexpr operator int() const { return kQueries; }
-};
-
-/// Calls f(width, i) for blocks of 4, 2 and 1 of the n queries; i is the block's first.
-template <class Function>
-ARDIFF_INLINE void for_each_block(int n, Function f) {
-  int i = 0;
-  for (; i + kBlock <= n; i += kBlock) f(Width<kBlock>(), i);
-  if (i + 2 <= n) {
-    f(Width<2>(), i);
-    i += 2;
-  }
-  if (i < n) f(Width<1>(), i);
-}
-
 void prepare_queries(const KvAttentionArgs& a, const Unit& u, Scratch& s) {
   const int64_t D = a.cache.D;
   alignas(64) float x[kMostDims];
@@ -117,155 +78,6 @@ void prepare_queries(const KvAttentionArgs& a, const Unit& u, Scratch& s) {
       for (int64_t d = 0; d < D; ++d) out[d * width] = x[d] * a.scale;
     }
   });
-}
-
-/// Two neighbouring dimensions of some keys.
-ARDIFF_INLINE void load_two(const float* keys, VFloat& first, VFloat& second) {
-  first = load_as<VFloat>(keys);
-  second = load_as<VFloat>(keys + kKeys);
-}
-ARDIFF_INLINE void load_two(const uint32_t* pairs, VFloat& first, VFloat& second) {
-  const VWord words = load(pairs);
-  first = from_bits(words << 16);
-  second = from_bits(words & VWord(0xffff0000u));
-}
-
-/// Adds q.k over dimensions [from, to) of a tile of transposed keys to `weight`.
-template <int kWidth, class Keys>
-ARDIFF_INLINE void add_dots(const float* query, const Keys* keys, int64_t from, int64_t to,
-                            float* weight) {
-  constexpr int64_t kStep = std::is_same_v<Keys, float> ? 2 * kKeys : kKeys;
-  VFloat sums[kWidth][kVectors];
-  for (int i = 0; i < kWidth; ++i) {
-    for (int v = 0; v < kVectors; ++v) sums[i][v] = VFloat(0.0f);
-  }
-#pragma GCC unroll 2
-  for (int64_t d = from; d < to; d += 2) {
-    VFloat first[kVectors], second[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      load_two(keys + d / 2 * kStep + v * kLanes, first[v], second[v]);
-    }
-    for (int i = 0; i < kWidth; ++i) {
-      const VFloat q(query[d * kWidth + i]);
-      for (int v = 0; v < kVectors; ++v) sums[i][v] = fma(q, first[v], sums[i][v]);
-    }
-    for (int i = 0; i < kWidth; ++i) {
-      const VFloat q(query[(d + 1) * kWidth + i]);
-      for (int v = 0; v < kVectors; ++v) sums[i][v] = fma(q, second[v], sums[i][v]);
-    }
-  }
-  for (int i = 0; i < kWidth; ++i) {
-    for (int v = 0; v < kVectors; ++v) {
-      float* out = weight + i * kSplit + v * kLanes;
-      store_as(out, from == 0 ? sums[i][v] : load_as<VFloat>(out) + sums[i][v]);
-    }
-  }
-}
-
-/// q.k of a tile; sums of sums, since one long sum would round D times.
-template <int kWidth, class Keys>
-ARDIFF_INLINE void dots(const float* query, const Keys* keys, int64_t D, float* weight) {
-  for (int64_t d = 0; d < D; d += kDotDims) {
-    add_dots<kWidth>(query, keys, d, smaller(d + kDotDims, D), weight);
-  }
-}
-
-/// From q.k to weights of the keys in `r`; returns their maximum and sum.
-inline void softmax(float* w, Range r, const Scratch& s, bool quantized, float& high, float& sum) {
-  const int64_t begin = r.lo / kParts * kParts, end = (r.hi + kParts - 1) / kParts * kParts;
-  if (quantized) {
-    for (int64_t j = begin; j < end; j += kLanes) {
-      store_as(w + j, load_as<VFloat>(w + j) * load_as<VFloat>(s.k_scale + j));
-    }
-  }
-  for (int64_t j = begin; j < r.lo; ++j) w[j] = -kInfinity;
-  for (int64_t j = r.hi; j < end; ++j) w[j] = -kInfinity;
-  VFloat most(-kInfinity);
-  for (int64_t j = begin; j < end; j += kLanes) most = larger(most, load_as<VFloat>(w + j));
-  float lanes[kLanes];
-  store_as(lanes, most);
-  high = lanes[0];
-  for (int i = 1; i < kLanes; ++i) high = lanes[i] > high ? lanes[i] : high;
-  for (int64_t j = begin; j < end; j += kLanes) {
-    store_as(w + j, exp_limited(load_as<VFloat>(w + j) - VFloat(high)));
-  }
-  for (int64_t j = begin; j < r.lo; ++j) w[j] = 0.0f;
-  for (int64_t j = r.hi; j < end; ++j) w[j] = 0.0f;
-  VFloat sums[kParts / kLanes];
-  for (auto& part : sums) part = VFloat(0.0f);
-  for (int64_t j = begin; j < end; j += kParts) {
-    for (int v = 0; v < kParts / kLanes; ++v) {
-      sums[v] = sums[v] + load_as<VFloat>(w + j + v * kLanes);
-    }
-  }
-  float parts[kParts];
-  for (int v = 0; v < kParts / kLanes; ++v) store_as(parts + v * kLanes, sums[v]);
-  sum = sum_of_lanes(parts);
-  if (!quantized) return;
-  for (int64_t j = begin; j < end; j += kLanes) {
-    store_as(w + j, load_as<VFloat>(w + j) * load_as<VFloat>(s.v_scale + j));
-  }
-}
-
-/// Adds the values of keys [j0, j1) in kCount vectors of dimensions from d on.
-template <int kWidth, int kCount, class T>
-ARDIFF_INLINE void add_vectors(const T* values, const int64_t* offset, const float* weight,
-                               int64_t j0, int64_t j1, int64_t d, int64_t D, float* acc) {
-  VFloat sums[kWidth][kCount];
-  for (int i = 0; i < kWidth; ++i) {
-    for (int v = 0; v < kCount; ++v) {
-      sums[i][v] = load_as<VFloat>(acc + i * kMostDims + d + v * kLanes);
-    }
-  }
-#pragma GCC unroll 2
-  for (int64_t j = j0; j < j1; ++j) {
-    const T* row = values + offset[j] + d;
-    VFloat value[kCount];
-    for (int v = 0; v < kCount; ++v) value[v] = widen(row + v * kLanes, D - d - v * kLanes);
-    for (int i = 0; i < kWidth; ++i) {
-      const VFloat p(weight[i * kSplit + j]);
-      for (int v = 0; v < kCount; ++v) sums[i][v] = fma(p, value[v], sums[i][v]);
-    }
-  }
-  for (int i = 0; i < kWidth; ++i) {
-    for (int v = 0; v < kCount; ++v) {
-      store_as(acc + i * kMostDims + d + v * kLanes, sums[i][v]);
-    }
-  }
-}
-
-template <int kWidth, class T>
-void add_values(const T* values, const int64_t* offset, const float* weight, int64_t j0, int64_t j1,
-                int64_t D, float* acc, Ahead<T>& ahead) {
-  int64_t d = 0;
-  for (; d + kLanes < D; d += 2 * kLanes) {
-    ahead.ask(static_cast<int>(sizeof(T)) * kLanes);
-    add_vectors<kWidth, 2>(values, offset, weight, j0, j1, d, D, acc);
-  }
-  if (d < D) add_vectors<kWidth, 1>(values, offset, weight, j0, j1, d, D, acc);
-}
-
-/// The same for a block of queries, each of which takes only the keys that it sees: another's may
-/// hold NaN.
-template <int kWidth, class T>
-void add_visible(const T* values, const int64_t* offset, const float* weight, const Range* range,
-                 int64_t j0, int64_t j1, int64_t D, float* acc, Ahead<T>& ahead) {
-  Range own[kWidth], common{j0, j1};
-  for (int i = 0; i < kWidth; ++i) {
-    own[i] = {larger_of(range[i].lo, j0), smaller(range[i].hi, j1)};
-    common.lo = larger_of(common.lo, own[i].lo);
-    common.hi = smaller(common.hi, own[i].hi);
-  }
-  if (common.empty()) common.lo = common.hi = j1;
-  const auto alone = [&](int i, int64_t from, int64_t to) {
-    if (from < to) {
-      add_values<1>(values, offset, weight + i * kSplit, from, to, D, acc + i * kMostDims, ahead);
-    }
-  };
-  for (int i = 0; i < kWidth; ++i) alone(i, own[i].lo, smaller(own[i].hi, common.lo));
-  if (common.empty()) return;
-  add_values<kWidth>(values, offset, weight, common.lo, common.hi, D, acc, ahead);
-  for (int i = 0; i < kWidth; ++i) alone(i, common.hi, own[i].hi);
 }
 
 /// The keys of split `index` that the unit sees; those beside them in a tile repeat the nearest.
@@ -317,7 +129,8 @@ void attend(const KvAttentionArgs& a, const Unit& u, int64_t index, const Places
     s.split.sum[i] = 0.0f;
     std::memset(s.split.acc[i], 0, sizeof s.split.acc[i]);
   }
-  if (a.cache.k_scale) read_scales(a.cache, now, s);
+  const bool quantized = a.cache.k_scale != nullptr;
+  if (quantized) read_scales(a.cache, now, s);
   const int64_t bytes = D * static_cast<int64_t>(sizeof(T));
   Ahead<T> next_values{values, now.offset, now.seen.lo, now.seen.hi, bytes};
   Ahead<T> next_keys{keys, next.offset, next.seen.lo, next.seen.hi, bytes};
@@ -330,7 +143,8 @@ void attend(const KvAttentionArgs& a, const Unit& u, int64_t index, const Places
   }
   for (int i = 0; i < u.n; ++i) {
     if (range[i].empty()) continue;
-    softmax(s.weight[i], range[i], s, a.cache.k_scale, s.split.high[i], s.split.sum[i]);
+    softmax(s.weight[i], range[i], quantized ? s.k_scale : nullptr, quantized ? s.v_scale : nullptr,
+            s.split.high[i], s.split.sum[i]);
   }
   for (int64_t j = now.seen.lo / kValueKeys * kValueKeys; j < now.seen.hi; j += kValueKeys) {
     for_each_block(u.n, [&](auto width, int i) {

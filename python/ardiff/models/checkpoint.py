@@ -60,7 +60,7 @@ def check_tensors(module: torch.nn.Module, tensors: dict[str, Tensor], source: s
     """Whether tensors are a module's parameters and buffers, names and shapes exactly.
 
     Raises CheckpointError for missing or unexpected names, other shapes, and values that are no
-    floating-point numbers or not finite.
+    floating-point numbers or not finite (of a meta tensor that is not known).
     """
     own = module.state_dict()
     for word, names in (
@@ -83,7 +83,7 @@ def check_tensors(module: torch.nn.Module, tensors: dict[str, Tensor], source: s
             raise CheckpointError(
                 f"{source}: {name} must be floating-point, got {str(tensors[name].dtype)[6:]}"
             )
-        if not torch.isfinite(tensors[name]).all():
+        if not tensors[name].is_meta and not torch.isfinite(tensors[name]).all():
             raise CheckpointError(f"{source}: {name} holds NaN or infinite values")
 
 

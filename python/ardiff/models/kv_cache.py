@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ardiff.models.memory import available_bytes
+
 DTYPES = (torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn)
 
 
@@ -84,21 +86,6 @@ class CachePlan:
             f"{self.capacity}, {self.layers} layers, {self.kv_heads} heads of {self.head_dim}, "
             f"{kind})"
         )
-
-
-def available_bytes(device: torch.device | str) -> int | None:
-    """Memory free on `device`; None where the system does not say."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        return None
-    return None
 
 
 def _size(count: int) -> str:

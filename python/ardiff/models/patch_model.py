@@ -64,14 +64,14 @@ class PatchModel(nn.Module):
         """The next tokens of some sequences.
 
         Args:
-            last: the block of patches made last, `[B, block, d]`.
+            last: the block of patches made last, `[B, block, d]`, of any dtype.
             fresh: bool `[B]`, sequences that have made none and get the start tokens.
             target: int64 `[B, block]`, the places of the patches to be made.
 
         Returns:
             `[B, block, width]`.
         """
-        tokens = torch.where(fresh[:, None, None], self.start, self.embed(last))
+        tokens = torch.where(fresh[:, None, None], self.start, self.embed(last.to(self.start)))
         return tokens if self.place is None else tokens + self.place[target]
 
     def contexts(
@@ -93,7 +93,7 @@ class PatchModel(nn.Module):
         blocks = -(-count // block)
         target = torch.cat([order, order[:, -1:].expand(batch, blocks * block - count)], 1)
         known = patches[:, : (blocks - 1) * block]
-        tokens = torch.cat([self.start.expand(batch, -1, -1), self.embed(known)], 1)
+        tokens = torch.cat([self.start.expand(batch, -1, -1), self.embed(known.to(self.start))], 1)
         if self.place is not None:
             tokens = tokens + self.place[target]
         at = torch.arange(block, device=patches.device).expand(batch, block)
@@ -140,3 +140,25 @@ def patch_model(model: ARModel) -> PatchModel:
     made.null = None if model.null is None else copy.deepcopy(model.null)
     made.low, made.high = (-1 - model.mean) / model.std, (1 - model.mean) / model.std
     return made.eval().requires_grad_(False)
+
+
+def sampled_model(model: PatchModel | ARModel) -> PatchModel:
+    """What `AREngine` samples from: `model`, or its `patch_model`.
+
+    Raises:
+        TypeError: neither a `PatchModel` nor an `ARModel`.
+        ValueError: a dtype that the engine cannot sample in.
+    """
+    if isinstance(model, ARModel):
+        model = patch_model(model)
+    if not isinstance(model, PatchModel):
+        raise TypeError(
+            f"AREngine: model must be a PatchModel or an ARModel, got {type(model).__name__}"
+        )
+    own, dtype = model.start.dtype, model.encoder.dtype
+    if own != dtype or dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(
+            "AREngine: the model and its encoder must be float32 or bfloat16, both the same, got "
+            f"{str(own)[6:]} and an encoder of {str(dtype)[6:]}"
+        )
+    return model

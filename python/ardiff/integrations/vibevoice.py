@@ -1,0 +1,280 @@
+"""VibeVoice of transformers (5.19 and later): the loop of the diffusion head at each audio token.
+
+Stock evaluates the whole head at every step, on the conditional and the unconditional rows, and
+builds its scheduler's steps anew for each token. Here everything that depends on level and
+condition alone is computed once a token, and a step is one `head_step` and one `diffusion_step`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ardiff.denoise import denoise_token
+from ardiff.discrete import DiscretePath, dpmpp_table
+from ardiff.models.head import Head
+from ardiff.sampling import make_key
+from ardiff.solvers import solver as make_table
+from ardiff.solvers import solver_options
+from ardiff.table import StepTable
+
+from ._accelerator import Accelerator, install, uninstall
+
+__all__ = ["VibeVoiceAccelerator", "accelerate", "restore"]
+
+_SCHEDULERS = ("DPMSolverMultistepScheduler", "FusedDPMSolverMultistepScheduler")
+_GRID = ("grid", "ratio_max", "ratio_min", "rho", "denoise_last")
+_KEPT = 32  # tables; the least recently used goes first
+
+_tables: OrderedDict[tuple, StepTable] = OrderedDict()
+_configs: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
+class VibeVoiceAccelerator(Accelerator):
+    """What :func:`accelerate` returns."""
+
+    system = "VibeVoice"
+    module = "transformers.models.vibevoice.modeling_vibevoice"
+    model_class = "VibeVoiceForConditionalGeneration"
+    since = "5.19"
+    methods = {
+        "_sample_audio_latent": (
+            "positive_condition", "negative_condition", "noise_scheduler", "num_diffusion_steps",
+            "guidance_scale",
+        ),
+        "_prepare_negative_generation": ("batch_size", "generation_config", "device"),
+        "_step_negative_branch": ("diffusion_mask",),
+    }  # fmt: skip
+
+    def __init__(self, model: Any, options: dict) -> None:
+        super().__init__(model, options)
+        self._speaking: Tensor | None = None
+
+    def stock_head(self) -> nn.Module:
+        return self.model.model.diffusion_head
+
+    def head_options(self) -> dict:
+        return {"eps": self.model.config.diffusion_head_config.rms_norm_eps}
+
+    def check_head(self) -> None:
+        config = self.model.config.diffusion_head_config
+        known = {"hidden_act": "silu", "mlp_bias": False, "diffusion_max_period": 10000}
+        for name, value in known.items():
+            found = getattr(config, name)
+            if found != value:
+                raise ValueError(f"VibeVoice: expected a head with {name}={value}, got {found!r}")
+
+    def evaluate_stock(self, x: Tensor, time: Tensor, c: Tensor) -> Tensor:
+        return self.stock_head()(x, 1024 * time.to(x), condition=c)
+
+    def evaluate_ours(self, head: Head, x: Tensor, time: Tensor, c: Tensor) -> Tensor:
+        return head(x, 1024 * time, c)
+
+    def _prepare_negative_generation(
+        self, batch_size: int, generation_config: Any, *args, **kwargs
+    ) -> Any:
+        device = self.stock_head().cond_proj.weight.device
+        self.begin(batch_size, device)
+        # Refused here, before the first token, rather than within the loop.
+        self.table(generation_config.noise_scheduler, generation_config.num_diffusion_steps)
+        stock = type(self.model)._prepare_negative_generation
+        return stock(self.model, batch_size, generation_config, *args, **kwargs)
+
+    def _step_negative_branch(self, diffusion_mask: Tensor, *args, **kwargs) -> Any:
+        self._speaking = diffusion_mask
+        stock = type(self.model)._step_negative_branch
+        return stock(self.model, diffusion_mask, *args, **kwargs)
+
+    def _sample_audio_latent(
+        self,
+        positive_condition: Tensor,
+        negative_condition: Tensor,
+        noise_scheduler: Any,
+        num_diffusion_steps: int,
+        guidance_scale: float,
+    ) -> Tensor:
+        """`[N, width]` conditions -> latents `[N, 1, d]` in their dtype."""
+        self.refuse_gradients(positive_condition, negative_condition)
+        head, table = self.head(), self.table(noise_scheduler, num_diffusion_steps)
+        weight = head.model.cond_proj.weight
+        dtype, count = positive_condition.dtype, len(positive_condition)
+        # As stock draws it, on the CPU and for both halves, of which it uses the first.
+        size = head.model.noisy_images_proj.in_features
+        noise = torch.randn(2 * count, size).to(weight.device, dtype)[:count].float()
+        speaking, self._speaking = self._speaking, None
+        if self._addresses is not None:
+            key, stream, start = self._addresses.key, self._addresses.take(speaking), None
+        else:
+            stream = torch.arange(count, device=weight.device) << 20
+            start = noise
+            key = make_key(None, weight.device) if _draws(table) else stream.new_zeros(1)
+        guided = guidance_scale != 1
+        latent = denoise_token(
+            head, positive_condition.to(weight), table, key, 0, stream, start=start,
+            uncond=negative_condition.to(weight) if guided else None,
+            guidance=guidance_scale if guided else None,
+        )  # fmt: skip
+        return latent.to(dtype).unsqueeze(1)
+
+    def table(self, scheduler: Any, steps: int) -> StepTable:
+        """The rows of `steps` calls on the scheduler's schedule; levels as the model is given them,
+        rounded to its dtype.
+
+        Raises:
+            ValueError: a scheduler whose steps are not known.
+        """
+        dtype = self.stock_head().cond_proj.weight.dtype
+        own = (steps, dtype, self.options["solver"], self.options["options"])
+        key = (_config(scheduler), *own)
+        if key not in _tables:
+            _check_scheduler(scheduler, self.options["solver"])
+            table = self._make(scheduler, steps)
+            level = torch.tensor(table.level).to(dtype).double().numpy()
+            _tables[key] = replace(table, level=level)
+            if len(_tables) > _KEPT:
+                _tables.popitem(last=False)
+        _tables.move_to_end(key)
+        return _tables[key]
+
+    def _make(self, scheduler: Any, steps: int) -> StepTable:
+        config, name = scheduler.config, self.options["solver"]
+        prediction = config["prediction_type"].replace("flow_prediction", "flow")
+        if name is not None:
+            path = DiscretePath(np.asarray(scheduler.alphas_cumprod, np.float64))
+            options = dict(self.options["options"])
+            return make_table(name, path=path, prediction=prediction, steps=steps, **options)
+        scheduler.set_timesteps(num_inference_steps=steps)
+        return dpmpp_table(
+            np.asarray(scheduler.sigmas),
+            scheduler.timesteps.tolist(),
+            prediction=prediction,
+            algorithm=config["algorithm_type"],
+            order=config["solver_order"],
+            solver=config["solver_type"],
+            lower_order_final=config["lower_order_final"],
+            euler_at_final=config["euler_at_final"],
+            final_sigmas_type=config["final_sigmas_type"],
+            flow=config["use_flow_sigmas"],
+        )
+
+
+@lru_cache(maxsize=_KEPT)
+def _draws(table: StepTable) -> bool:
+    """Whether a row adds noise or decides by chance."""
+    noisy = any(table.column(name).any() for name in ("x_n", "z_1", "z_2", "v_1"))
+    return noisy or "accept" in table.op
+
+
+def _config(scheduler: Any) -> str:
+    """Class and config as text; empty for what is no scheduler of diffusers' form."""
+    if scheduler not in _configs:
+        described = hasattr(scheduler, "to_json_string") and hasattr(scheduler, "config")
+        _configs[scheduler] = scheduler.to_json_string() if described else ""
+    return _configs[scheduler]
+
+
+def _check_scheduler(scheduler: Any, solver: str | None) -> None:
+    found = type(scheduler).__name__
+    advice = "pass such a noise_scheduler to generate, or restore(model) to run yours"
+    if solver is not None:
+        schedule = getattr(scheduler, "alphas_cumprod", None)
+        if not (_config(scheduler) and isinstance(schedule, Tensor)):
+            raise ValueError(
+                f"VibeVoice: solver {solver!r} needs a noise_scheduler of diffusers with "
+                f"alphas_cumprod, the schedule that the head was trained on, got {found}: {advice}"
+            )
+        if scheduler.config.get("use_flow_sigmas"):
+            raise ValueError(
+                f"VibeVoice: solver {solver!r} runs on the schedule of alphas_cumprod, but this "
+                f"{found} has use_flow_sigmas=True; leave solver out"
+            )
+        return
+    if found not in _SCHEDULERS:
+        raise ValueError(
+            f"VibeVoice: the steps of {found} are not known to accelerate; expected "
+            f"{' or '.join(_SCHEDULERS)}: {advice}"
+        )
+    known = {"algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "thresholding": (False,)}
+    for name, values in known.items():
+        if scheduler.config[name] not in values:
+            raise ValueError(
+                f"VibeVoice: {found} has {name}={scheduler.config[name]!r}, expected "
+                f"{' or '.join(map(repr, values))}: {advice}"
+            )
+
+
+def accelerate(
+    model: Any,
+    *,
+    solver: str | None = None,
+    weights: str | None = None,
+    seed: int | None = None,
+    sample_ids: Sequence[int] | Tensor | None = None,
+    batch_invariant: bool = False,
+    **options: Any,
+) -> VibeVoiceAccelerator:
+    """Runs the diffusion head of `model` on the head engine, within `generate` as it is.
+
+    The audio latents are those of the stock loop on the same noise, which is drawn from torch's
+    global generator as stock draws it. With guidance_scale 1 the unconditional rows are left out.
+
+    Args:
+        model: `VibeVoiceForConditionalGeneration` of transformers 5.19 or later. Its parameters are
+            used where they are, and followed when they change; the packed weights take memory
+            beside them.
+        solver: None for the steps of the noise scheduler in use (DPM-Solver++); or a name of
+            :func:`ardiff.solver`, such as ``rtk-uld``, which runs on its schedule with
+            `num_diffusion_steps` calls. Solvers that add noise address it by `seed`, or by a key
+            drawn from the global generator at each token.
+        weights: ``float32``, ``bfloat16`` or ``int8``, those of the blocks as they are packed; None
+            for the head's own dtype (float16: float32). Sums are float32.
+        seed: address all noise instead: a latent is then a function of seed, sample id, the number
+            of the sample's token, and the conditions, whatever the batch.
+        sample_ids: integers in [0, 2^43), one a sample of `generate`; default 0 up. They can be
+            changed between calls: ``handle.sample_ids = [7]``.
+        batch_invariant: a row's bits do not depend on the others, given equal conditions.
+        options: the solver's own, as ``stages`` and ``inner``.
+
+    Returns:
+        A handle; the same one if `model` has been accelerated with equal options.
+
+    Raises:
+        ImportError: transformers is absent or too old.
+        TypeError: a model of another class.
+        RuntimeError: a version of transformers that is not known, or a model that is accelerated
+            with other options already.
+        ValueError: options, a solver or a head that do not fit. A noise scheduler that does not is
+            refused by `generate`.
+    """
+    if solver is not None:
+        unknown = sorted(set(options) - {*solver_options(solver), *_GRID})
+        if unknown:
+            known = ", ".join((*solver_options(solver), *_GRID))
+            raise ValueError(f"solver {solver} does not take {unknown[0]!r}; it takes: {known}")
+    elif options:
+        raise ValueError(f"{min(options)!r} is an option of a solver: pass solver too")
+    return install(
+        VibeVoiceAccelerator, model,
+        {
+            "solver": solver, "weights": weights, "seed": seed, "sample_ids": sample_ids,
+            "batch_invariant": batch_invariant,
+            "options": tuple((k, _hashable(v)) for k, v in sorted(options.items())),
+        },
+    )  # fmt: skip
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(float, value)) if isinstance(value, (list, np.ndarray)) else value
+
+
+def restore(model: Any) -> None:
+    """Undoes :func:`accelerate`; does nothing to a model that is not accelerated."""
+    uninstall(VibeVoiceAccelerator, model)
