@@ -108,6 +108,10 @@ def test_step_output(kind):
         assert isinstance(values, tuple) and len(values) == len(found.to_tuple())
         for one, other in zip(values, found.to_tuple(), strict=True):
             assert torch.equal(one, other) and one.shape == x.shape and one.dtype == x.dtype
+        built = type(found)(*found.to_tuple())  # the output object is diffusers' own
+        assert list(found.items())[0][0] == "prev_sample" == list(built.items())[0][0]
+        assert list(found) == list(built) and vars(found).keys() == vars(built).keys()
+        assert found["prev_sample"] is found.prev_sample is found[0]
         before, x = x, found.prev_sample
         assert before is not x
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ class FusedScheduler:
     _step_index: int | None = None
     _begin_index: int | None = None
     _own_timesteps: Tensor | None = None
+    _address_of_timesteps: tuple[int, int, int] | None = None
     _device = torch.device("cpu")  # of the last samples
 
     @property
@@ -99,6 +101,10 @@ class FusedScheduler:
         self._index_of: dict[float, int] | None = None
         self._host_timesteps = self.timesteps.tolist()
         self.timesteps = self._own_timesteps = self.timesteps.to(device)
+        own = self._own_timesteps
+        self._address_of_timesteps = (
+            None if own.is_meta else (own.data_ptr(), own.element_size(), len(own))
+        )
         self._noise = Noise()
         self._rows_on(self._device if device is None else torch.device(device))
 
@@ -123,14 +129,12 @@ class FusedScheduler:
 
     def _view_index(self, timestep: object) -> int | None:
         """The index of an element of `timesteps`, from where it lies: no value is read."""
-        own = self._own_timesteps
-        if own is None or not isinstance(timestep, Tensor) or own.is_meta:
+        if self._address_of_timesteps is None or not isinstance(timestep, Tensor):
             return None
-        if timestep.dtype != own.dtype or timestep.numel() != 1:
-            return None
-        place, rest = divmod(timestep.data_ptr() - own.data_ptr(), own.element_size())
-        inside = rest == 0 and 0 <= place < len(own) and timestep.device == own.device
-        return place if inside else None
+        begin, size, count = self._address_of_timesteps
+        place, rest = divmod(timestep.data_ptr() - begin, size)
+        # the tensor is kept, so that nothing else can lie in its memory
+        return place if rest == 0 and 0 <= place < count and timestep.numel() == 1 else None
 
     def index_for_timestep(self, timestep, schedule_timesteps: Tensor | None = None) -> int:
         """The first index of a timestep in the schedule; ValueError where it is not in it.
@@ -178,15 +182,26 @@ def _first_places(timesteps: list[float]) -> dict[float, int]:
 
 def check_shapes(model_output: Tensor, sample: Tensor, doubled: bool) -> None:
     """ValueError unless the output has the sample's shape, or twice its channels where allowed."""
+    if model_output.shape == sample.shape:
+        return
     expected = sample.shape
     wide = (expected[0], 2 * expected[1], *expected[2:]) if len(expected) > 1 else None
-    if model_output.shape == expected or (doubled and tuple(model_output.shape) == wide):
+    if doubled and tuple(model_output.shape) == wide:
         return
     also = f" or {list(wide)}" if doubled and wide else ""
     raise ValueError(
         f"model_output must have the shape {list(expected)}{also} of the sample, got "
         f"{list(model_output.shape)}"
     )
+
+
+def output(kind: type, **values: Tensor) -> Any:
+    """`kind(**values)` of a diffusers output class, without checks that take as long as an op."""
+    made = kind.__new__(kind)
+    made.__dict__.update(values)
+    for name, value in values.items():
+        OrderedDict.__setitem__(made, name, value)
+    return made
 
 
 def as_state(t: Tensor, dtypes: Sequence[torch.dtype] = STATE_DTYPES) -> Tensor:

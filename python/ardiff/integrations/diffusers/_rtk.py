@@ -16,7 +16,17 @@ from ardiff_kernels import ops
 from ...discrete import DiscretePath
 from ...paths import FlowPath, Path
 from ...table import StepTable
-from ._common import ARDIFF, KARRAS, NAMES, FusedScheduler, as_output, as_state, call, check_shapes
+from ._common import (
+    ARDIFF,
+    KARRAS,
+    NAMES,
+    FusedScheduler,
+    as_output,
+    as_state,
+    call,
+    check_shapes,
+    output,
+)
 from ._noise import Generators
 from ._rtk_tables import Stages, read_calls, split_calls
 
@@ -204,7 +214,7 @@ class RTKScheduler(FusedScheduler):
         self._step_index = index + 1
         new = z if z.dtype == sample.dtype else z.to(sample.dtype)
         self._z, self._given = z, new
-        return SchedulerOutput(prev_sample=new) if return_dict else (new,)
+        return output(SchedulerOutput, prev_sample=new) if return_dict else (new,)
 
     def _join(self, z: Tensor, spread: float, row: int, key: Tensor, stream: Tensor) -> None:
         def normals(purpose: int) -> Tensor:

@@ -25,6 +25,7 @@ from ._common import (
     as_state,
     call,
     check_shapes,
+    output,
     threshold,
 )
 from ._noise import Generators
@@ -99,11 +100,10 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
                 ids or generators.
         """
         rows = self._rows_on(sample.device)
-        if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
-            index = self._view_index(timestep)
-            if index is None:
-                index = self._begin_index or 0 if self._step_index is None else self._step_index
-        else:
+        index = self._view_index(timestep)
+        if index is None and isinstance(timestep, Tensor) and timestep.device.type != "cpu":
+            index = self._begin_index or 0 if self._step_index is None else self._step_index
+        elif index is None:
             index = self.index_for_timestep(timestep)
         self._step_index = index + 1
         check_shapes(model_output, sample, self.variance_type in ("learned", "learned_range"))
@@ -131,7 +131,7 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
             new, x0 = new.to(sample.dtype), x0.to(sample.dtype)
         if not return_dict:
             return new, x0
-        return DDPMSchedulerOutput(prev_sample=new, pred_original_sample=x0)
+        return output(DDPMSchedulerOutput, prev_sample=new, pred_original_sample=x0)
 
     def _plain(self, x, out, noise, index: int, key, stream, clamp) -> tuple:
         """What the op cannot do, in PyTorch: rows, output, noise and clamp that leave it the rest.

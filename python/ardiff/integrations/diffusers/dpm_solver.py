@@ -22,6 +22,7 @@ from ._common import (
     as_state,
     call,
     check_shapes,
+    output,
     threshold,
 )
 from ._noise import Generators
@@ -168,7 +169,7 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
         self._step_index = index + 1
         if new.dtype != sample.dtype:
             new = new.to(sample.dtype)
-        return SchedulerOutput(prev_sample=new) if return_dict else (new,)
+        return output(SchedulerOutput, prev_sample=new) if return_dict else (new,)
 
     def _plain(self, x: Tensor, out: Tensor, index: int) -> tuple[Rows, Tensor]:
         """The thresholded data prediction, as the output of a model that predicts data."""
