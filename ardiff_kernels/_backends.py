@@ -31,23 +31,35 @@ def unusable(op: str, name: str, device: str) -> str:
     if name == "reference":
         return ""
     if name == "cpu":
-        return _compiled(op, _load.CPU, "cpu", device)
+        return _compiled(op, name, _load.CPU, device)
     if name == "cuda":
-        return _compiled(op, _load.CUDA, "cuda", device)
+        return _compiled(op, name, _load.CUDA, device)
     if name == "triton":
         return _triton_unusable(op, device)
     raise ValueError(f"unknown backend {name!r}: expected one of {', '.join(BACKENDS)}")
 
 
-def _compiled(op: str, library: _load.Library, serves: str, device: str) -> str:
-    if device != serves:
-        return f"it serves {serves} tensors only"
+def _compiled(op: str, name: str, library: _load.Library, device: str) -> str:
+    if device != name:
+        return f"it serves {name} tensors only"
     if not library.loaded:
         return library.reason
+    if _has_kernel(op, device):
+        return ""
+    return _parts_unusable(op, name, device, f"{library.path.name} has no kernel for {op}")
+
+
+@functools.cache
+def _has_kernel(op: str, device: str) -> bool:
+    """Whether a compiled library registered a kernel; asked first before Python registers any."""
     qualified = f"{_library.NAMESPACE}::{op}"
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, _KEYS[serves]):
-        return f"{library.path.name} has no kernel for {op}"
-    return ""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(qualified, _KEYS[device])
+
+
+def _parts_unusable(op: str, name: str, device: str, alone: str) -> str:
+    """Why the reference of `op` cannot run on backend `name`; `alone` if it calls no other ops."""
+    reasons = [unusable(part, name, device) for part in _library.PARTS.get(op, ())]
+    return next(filter(None, reasons), "") if reasons else alone
 
 
 def _triton_unusable(op: str, device: str) -> str:
@@ -57,7 +69,16 @@ def _triton_unusable(op: str, device: str) -> str:
         return f"triton cannot be imported: {error}"
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "triton serves cpu tensors only under TRITON_INTERPRET=1, set before import"
-    return "" if _implementation(op, "triton") else f"{op} has no Triton kernel"
+    if _implementation(op, "triton"):
+        return ""
+    return _parts_unusable(op, "triton", device, f"{op} has no Triton kernel")
+
+
+def _python(op: str, name: str, device: str) -> Callable | None:
+    """What Python registers where backend `name` serves `op`; None where a library has."""
+    if name in ("cpu", "cuda"):
+        return None if _has_kernel(op, device) else _implementation(op, "reference")
+    return _implementation(op, name) or _implementation(op, "reference")
 
 
 @functools.cache
@@ -98,8 +119,9 @@ def _register_defaults() -> torch.library.Library:
     for op in _library.CHECKS:
         for device in _KEYS:
             name = default_backend(op, device)
-            if name in ("reference", "triton"):
-                library.impl(op, _implementation(op, name), _KEYS[device])
+            function = _python(op, name, device) if name else None
+            if function:
+                library.impl(op, function, _KEYS[device])
     return library
 
 
@@ -127,11 +149,10 @@ def _force(name: str | None) -> None:
                 reason = unusable(op, name, device)
                 if reason:
                     function = _refusal(op, name, device, reason)
-                elif name in ("reference", "triton"):
-                    function = _implementation(op, name)
                 else:
-                    continue
-                library.impl(op, function, key, allow_override=True)
+                    function = _python(op, name, device)
+                if function:
+                    library.impl(op, function, key, allow_override=True)
     _overrides = library
 
 
@@ -168,6 +189,15 @@ def backend(name: str) -> Iterator[None]:
 def forced_backend() -> str | None:
     """The backend that every op is forced onto; None where each takes the best."""
     return _forced
+
+
+def chosen_backend(op: str, device: str) -> str | None:
+    """The backend that an op runs on for tensors of `device` ("cpu" or "cuda"); None if it cannot.
+
+    An op that calls others on the backend's part counts as served by it.
+    """
+    name = _forced or default_backend(op, device)
+    return None if name is None or unusable(op, name, device) else name
 
 
 def status() -> list[dict[str, str]]:

@@ -15,6 +15,15 @@ WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 MODULATION_DTYPES = (torch.float32, torch.bfloat16)
 
 
+def family_index(family: int | str) -> int:
+    """The index of a family given by its name or index; ValueError for an unknown name."""
+    if isinstance(family, int):
+        return family
+    if family not in FAMILIES:
+        raise ValueError(f"unknown family {family!r}: expected mar, vibevoice or pocket")
+    return FAMILIES.index(family)
+
+
 def _weight(
     op: str, name: str, t: Tensor, dtypes: Sequence[torch.dtype], shape: Sequence[int | str]
 ) -> None:

@@ -10,20 +10,28 @@ NAMESPACE = "ardiff"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 CHECKS: dict[str, Callable[..., None]] = {}
+PARTS: dict[str, tuple[str, ...]] = {}
 ROWWISE: set[str] = set()  # ops whose Python backends are given rows [B, d] for [B, ...]
 
 
 def define(
-    schema: str, check: Callable[..., None], fake: Callable | None = None, rowwise: bool = False
+    schema: str,
+    check: Callable[..., None],
+    fake: Callable | None = None,
+    parts: tuple[str, ...] = (),
+    rowwise: bool = False,
 ) -> None:
     """Define an op, its argument check and its fake (None for an in-place op: no results).
 
-    The check also guards the fake, so that a mistake is reported while tracing. A `rowwise` op
-    takes tensors `[B, ...]` with contiguous rows in place of `[B, d]`; its first is the state.
+    The check also guards the fake, so that a mistake is reported while tracing. An op whose
+    reference calls other ops, its `parts`, is served by every backend that serves them. A `rowwise`
+    op takes tensors `[B, ...]` with contiguous rows in place of `[B, d]`; its first is the state.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     CHECKS[name] = check
+    if parts:
+        PARTS[name] = parts
     if rowwise:
         ROWWISE.add(name)
 

@@ -1,8 +1,10 @@
 """Tokens of diffusion heads: everything hoisted and one op a step, against the plain head's loop.
 
 A case is `<model>/N=<tokens>/<dtype>`: the sizes and solver of a published model, random weights,
-and the dtype of our blocks' weights. Rivals call the float32 head at each step, eagerly or under
-`torch.compile`, on the same solver ops. Metrics of runs with guidance end in `-guided`.
+and the dtype of our blocks' weights. On a GPU `ardiff-persistent` is `head_loop` and
+`ardiff-triton-graph` the loop over rows, both as CUDA graphs. Rivals call the float32 head at each
+step, eagerly or under `torch.compile`, on the same solver ops. Metrics of runs with guidance end in
+`-guided`.
 
     python -m ardiff bench head --case mar-b/N=1/float32
 """
@@ -23,7 +25,7 @@ from ardiff.models.head import Head
 from ardiff.run import run as run_table
 from ardiff.table import StepTable
 
-from . import _harness
+from . import _harness, _head_gpu
 from ._harness import Row, Settings
 from ._heads import MODELS, PlainLoop
 
@@ -83,6 +85,12 @@ class Token:
             self.head, self.context, table or self.table, _key(self.x), 0, self._streams(),
             weights=self.weights, **{"start": self.x, **options}, **self._guidance(guided),
         )  # fmt: skip
+
+    def forms(self, guided: bool) -> _head_gpu.Forms:
+        """The token as CUDA graphs hold it."""
+        guidance = self.context.new_tensor([GUIDANCE])
+        conditions = self.conditions(guided)
+        return _head_gpu.Forms(self.head, self.table, self.x, conditions, guidance, self.weights)
 
     def plain(self, guided: bool, call: Callable[..., Tensor]) -> Tensor:
         return run_table(
@@ -168,6 +176,11 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
         heads = settings.pick(names)
         for guided in (False, True):
             yield from _against(case, inputs, guided, heads, settings)
+            if settings.device == "cuda":
+                plain = {name: partial(inputs.plain, guided, call) for name, call in heads.items()}
+                suffix = "-guided" if guided else ""
+                forms = inputs.forms(guided)
+                yield from _head_gpu.measure(SUITE, case, forms, plain, settings, suffix)
         yield from _bandwidth(case, inputs, settings)
         if inputs.table.solver == "ddpm":
             yield from _staged(case, inputs, settings)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITE = "bandwidth"
+HEADS = ("mar-b/N=1/bfloat16", "mar-b/N=16/bfloat16")
 TESTS = ("tests/gpu", "tests/ops", "tests/test_triton_words.py")
 
 
@@ -107,6 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             *("--device", args.device, "--json", str(bench)),
         ],
     }
+    heads = [out / f"bench-head-{i}.json" for i in range(len(HEADS))]
+    for case, path in zip(HEADS, heads, strict=True):
+        path.unlink(missing_ok=True)
+        commands[f"head {case.split('/')[1]}"] = [
+            *(python, "-m", "ardiff", "bench", "head", "--case", case),
+            *("--device", args.device, "--json", str(path)),
+        ]
     steps = [run_step(name, command, out / f"{name}.log") for name, command in commands.items()]
     tests = counts(junit)
     passed = all(step.status == 0 for step in steps) and tests["passed"] > 0
@@ -115,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "environment": load(doctor),
         "steps": [asdict(step) for step in steps],
         "tests": tests,
-        "rows": load(bench).get("rows", []),
+        "rows": [row for path in (bench, *heads) for row in load(path).get("rows", [])],
     }
     target = out / "gpu-check.json"
     save(target, report)

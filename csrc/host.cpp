@@ -10,27 +10,11 @@
 #include <string>
 
 #include "common/philox.h"
+#include "common/uld_coefficients.h"
 
 namespace py = pybind11;
 
 namespace {
-
-/// x - (1 - e^-x), without cancellation.
-double drift_integral(double x) {
-  if (x >= 1) return x + std::expm1(-x);
-  double h = 1;
-  for (int k = 20; k >= 3; --k) h = 1 - h * x / k;
-  return x * x * h / 2;
-}
-
-/// x - 2 tanh(x/2), without cancellation.
-double tanh_defect(double x) {
-  if (x >= 2) return x - 2 * std::tanh(x / 2);
-  const double y = x * x / 4;
-  double c = 0;
-  for (int k = 23; k >= 3; k -= 2) c = y / (k + c);
-  return x * c / (1 + c);
-}
 
 std::map<std::string, double> uld_coefficients(double gamma, double tau) {
   if (!(gamma > 0) || !(tau > 0) || !std::isfinite(gamma) || !std::isfinite(tau)) {
@@ -39,20 +23,12 @@ std::map<std::string, double> uld_coefficients(double gamma, double tau) {
         py::repr(py::float_(gamma)).cast<std::string>() + " and tau " +
         py::repr(py::float_(tau)).cast<std::string>());
   }
-  const double x = gamma * tau;
-  const double a = -std::expm1(-x), b = drift_integral(x), w = tanh_defect(x);
-  const double var_v = -std::expm1(-2 * x), t = std::tanh(x / 2);
-  const double v_1 = std::sqrt(var_v);
-  return {{"z_from_v", a / gamma},
-          {"z_from_grad", -b / gamma / gamma},
-          {"v_from_v", std::exp(-x)},
-          {"v_from_grad", -a / gamma},
-          {"var_z", (t * t * var_v + 2 * w) / gamma / gamma},
-          {"cov_zv", a * a / gamma},
-          {"var_v", var_v},
-          {"z_1", t / gamma * v_1},
-          {"z_2", std::sqrt(2 * w) / gamma},
-          {"v_1", v_1}};
+  const ardiff::UldCoefficients c = ardiff::uld_coefficients(gamma, tau);
+  return {{"z_from_v", c.z_from_v}, {"z_from_grad", c.z_from_grad},
+          {"v_from_v", c.v_from_v}, {"v_from_grad", c.v_from_grad},
+          {"var_z", c.var_z},       {"cov_zv", c.cov_zv},
+          {"var_v", c.var_v},       {"z_1", c.z_1},
+          {"z_2", c.z_2},           {"v_1", c.v_1}};
 }
 
 uint32_t word(const py::handle& value) {

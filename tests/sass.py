@@ -13,7 +13,7 @@ _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\w+)((?:\
 _RESOURCES = re.compile(
     r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", re.MULTILINE
 )
-_LOADS, _STORES = ("LDG", "LD"), ("STG", "ST")
+_LOADS, _STORES, _COPY = ("LDG", "LD"), ("STG", "ST"), "LDGSTS"
 
 
 def find_cuobjdump() -> str | None:
@@ -37,9 +37,9 @@ def width_of(modifiers: str) -> int:
 
 def counts(code: str) -> dict[str, int]:
     """Instructions of one kernel: all, barriers, accesses of local memory (a spill is such a one),
-    global loads and stores of each width in bits."""
+    global loads, stores and copies to shared memory of each width in bits."""
     found = {"instructions": 0, "local_instructions": 0, "barriers": 0, "stores": 0}
-    found |= {f"{kind}_{bits}": 0 for kind in ("load", "store") for bits in WIDTHS}
+    found |= {f"{kind}_{bits}": 0 for kind in ("load", "store", "copy") for bits in WIDTHS}
     for opcode, modifiers in _INSTRUCTION.findall(code):
         found["instructions"] += 1
         if opcode in ("LDL", "STL"):
@@ -48,6 +48,8 @@ def counts(code: str) -> dict[str, int]:
             found["barriers"] += 1
         elif opcode in _LOADS:
             found[f"load_{width_of(modifiers)}"] += 1
+        elif opcode == _COPY:
+            found[f"copy_{width_of(modifiers)}"] += 1
         elif opcode in _STORES:
             found["stores"] += 1
             found[f"store_{width_of(modifiers)}"] += 1

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from graph_on_cpu import record
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import _harness, bench_head  # noqa: E402
+from benchmarks import _harness, _head_gpu, bench_head  # noqa: E402
 from benchmarks._heads import MODELS  # noqa: E402
 
 QUICK = _harness.Settings(rounds=2, seconds=1e-4, rivals=["eager"])
@@ -29,6 +32,27 @@ def test_a_case_has_its_rows(dtype, monkeypatch):
     assert (("eager", "error-bfloat16") in found) == (dtype == "bfloat16")
     checks = [row for row in rows if row.metric == _harness.CORRECTNESS]
     assert len(checks) == (3 if dtype == "float32" else 1) and all(r.value > 0 for r in checks)
+
+
+def test_the_rows_of_a_gpu(monkeypatch):
+    """Its code on a CPU, where `head_loop` is its steps, with a recorder for the graphs."""
+    monkeypatch.setattr(_head_gpu.ardiff_kernels, "backend", lambda name: nullcontext())
+    monkeypatch.setattr(_head_gpu, "_unusable", lambda backend, x: False)
+    inputs = bench_head.token("tiny/N=3/bfloat16", QUICK)
+    for guided in (False, True):
+        plain = {"eager": partial(inputs.plain, guided, inputs.head)}
+        rows = list(
+            _head_gpu.measure(
+                "head", "tiny/N=3/bfloat16", inputs.forms(guided), plain, QUICK, "", record,
+                lambda function: 7,
+            )
+        )  # fmt: skip
+        assert not _harness.failures([asdict(row) for row in rows])
+        names = (_head_gpu.PERSISTENT, _head_gpu.GRAPH)
+        expected = {(n, m) for n in (*names, "eager") for m in ("time_of_a_step",)}
+        expected |= {(n, "launches_of_a_token") for n in (*names, "eager")}
+        expected |= {(n, _harness.CORRECTNESS) for n in names} | {("eager", "speedup-persistent")}
+        assert {(row.rival, row.metric) for row in rows} == expected
 
 
 def test_wrong_outputs_withhold_the_figures(monkeypatch):

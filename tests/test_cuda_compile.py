@@ -12,6 +12,7 @@ import pytest
 import sass
 from cuda_static import SOURCES, TORCH, Compiled
 
+HEADS = ("head_loop", "head_step")
 REGISTERED = """
 import sys, torch
 import ardiff_kernels
@@ -45,7 +46,8 @@ def compiled(nvcc, tmp_path_factory) -> dict[str, Compiled]:
 def test_every_op_has_a_source():
     steps = {"diffusion_step", "uld_step"}
     found = {s.stem for s in SOURCES}
-    assert {"philox_normal", *steps, *(f"{step}_backward" for step in steps)} <= found
+    ops = {"philox_normal", "kv_append", "kv_attention", *steps}
+    assert {*ops, *(f"{step}_backward" for step in steps)} <= found
 
 
 @pytest.mark.parametrize("source", [s.stem for s in SOURCES])
@@ -54,7 +56,27 @@ def test_no_spills(compiled, source):
     assert {row["target"] for row in rows} == {"sm_80", "sm_90"}
     for row in rows:
         assert row["spill_bytes"] == 0 and row["stack"] == 0, row
-        assert row["registers"] <= 80, row  # three blocks of 256 threads on a multiprocessor
+        if "SplitBody" in row["case"]:
+            continue
+        # Three blocks of 256 threads on a multiprocessor; a head's kernel has one, by design.
+        assert row["registers"] <= (255 if source in HEADS else 80), row
+
+
+@pytest.mark.parametrize(("queries", "blocks"), [(4, 5), (8, 4)])
+@pytest.mark.parametrize("cache", ["float", "BFloat16", "Int8", "Float8"])
+def test_blocks_of_kv_attention_fit(compiled, cache, queries, blocks):
+    """Blocks of 128 threads on a multiprocessor of an H200, with 227 KiB of shared memory, 1 KiB
+    a block of it the system's. Keys and values are copied in 128 bits."""
+    rows = [
+        row
+        for row in compiled["kv_attention"].rows
+        if row["case"].startswith(f"phases<SplitBody<{cache}, {queries}>")
+    ]
+    assert {row["target"] for row in rows} == {"sm_80", "sm_90"}
+    for row in rows:
+        assert row["registers"] * 128 * blocks <= 65536, row
+        assert (row["shared_bytes"] + 1024) * blocks <= 227 * 1024, row
+        assert row["copy_128"] >= 4 and row["store_128"] >= 1, row
 
 
 @pytest.mark.parametrize(
@@ -76,6 +98,15 @@ def test_float32_moves_in_128_bits(compiled, source, body, loads, stores):
         assert row["local_instructions"] == 0, row
 
 
+@pytest.mark.parametrize("source", HEADS)
+def test_weights_of_a_head_are_read_in_128_bits(compiled, source):
+    """Four rows of a matrix at a time, by every kernel; one kernel for each type of weights."""
+    rows = [row for row in compiled[source].rows if row["case"].startswith("head_kernel<")]
+    assert len(rows) == 6 and rows == compiled[source].rows
+    for row in rows:
+        assert row["load_128"] >= 4 and row["local_instructions"] == 0, row
+
+
 def test_within_the_budget(nvcc, compiled):
     """A register, spill, byte or access more than tests/kernel_budget.json allows names its row."""
     rows = [row for result in compiled.values() for row in result.rows]
@@ -95,4 +126,6 @@ def test_the_library_loads_and_registers_without_a_gpu(nvcc, compiled, tmp_path)
     found = dict(line.split() for line in done.stdout.splitlines())
     for op in ("philox_normal", "diffusion_step", "uld_step"):
         assert found[op] == found[f"{op}_"] == "True"
+    assert found["head_step"] == found["head_loop"] == found["head_loop_"] == "True"
     assert found["diffusion_step_backward"] == found["uld_step_backward"] == "True"
+    assert found["kv_append"] == found["kv_append_"] == found["kv_attention"] == "True"

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kv_calls import BF16, attention_call, integers, random, same_bits
+from kv_append_calls import WRONG, assert_left_alone
+from kv_calls import BF16, attention_call, same_bits
 
 pytest.importorskip("triton")
 from ardiff_kernels import _backends  # noqa: E402
@@ -14,49 +15,13 @@ pytestmark = pytest.mark.skipif(
     bool(_backends.unusable("kv_attention", "triton", "cpu")), reason="triton is not interpreted"
 )
 
-WRONG = {
-    "negative length": dict(length=[-1, 5, 5]),
-    "too long": dict(length=[15, 5, 5]),
-    "count too large": dict(count=[3, 2, 1]),
-    "negative count": dict(count=[-1, 2, 1]),
-    "no such block": dict(table=[[0, 9, 9], [1, 2, 9], [3, 4, 9]]),
-    "negative block": dict(table=[[-1, 7, 9], [1, 2, 9], [3, 4, 9]]),
-    "no such position": dict(position=[[0, 8], [1, 2], [3, 4]]),
-    "negative position": dict(position=[[-1, 0], [1, 2], [3, 4]]),
-}
-
-
-def options(length=(5, 5, 5), count=None, table=None, position=None) -> tuple[torch.Tensor, dict]:
-    """length, and options; caches are [6, 1, 8, 32], or blocks of 4 of them."""
-    found = {"cos": random(8, 8, 4), "sin": random(9, 8, 4)}
-    if count is not None:
-        found["count"] = integers(count)
-    for name, value in (("block_table", table), ("position", position)):
-        if value is not None:
-            found[name] = torch.tensor(value, dtype=torch.int32)
-    return integers(length), found
-
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_row_that_does_not_fit_is_left_alone(name):
-    """Row 0 is wrong: nothing of it is written and its results are zero, the others are served."""
     from ardiff_kernels.ops.kv_append.triton import kv_append
     from ardiff_kernels.ops.kv_attention.triton import kv_attention
 
-    length, given = options(**WRONG[name])
-    size = 4 if "block_table" in given else 16
-    k_cache, v_cache = random(1, 8, 1, size, 32), random(2, 8, 1, size, 32)
-    k, v, q = random(3, 3, 2, 1, 32), random(4, 3, 2, 1, 32), random(5, 3, 2, 2, 32)
-    keys, values, *_ = kv_append(k, v, k_cache, v_cache, length, **given)
-    others = [given["block_table"][1:].flatten().clamp(max=7)] if size == 4 else [1, 2]
-    changed = (keys != k_cache).flatten(1).any(1) | (values != v_cache).flatten(1).any(1)
-    assert changed.any() and not changed[0]
-    allowed = torch.zeros(8, dtype=torch.bool)
-    for index in others:
-        allowed[index] = True
-    assert not (changed & ~allowed).any()
-    out = kv_attention(q, keys, values, length, **given)
-    assert (out[0] == 0).all() and (out[1:, 0] != 0).all()
+    assert_left_alone(name, kv_append, kv_attention)
 
 
 def test_parts_of_a_batch_give_the_same_bits(monkeypatch):

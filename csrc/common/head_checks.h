@@ -23,6 +23,30 @@ struct HeadTensors {
   std::vector<std::string> names;
 };
 
+inline std::vector<Arg> list_of_args(const std::string& name, const std::vector<Tensor>& tensors,
+                                     std::vector<std::string>& names) {
+  std::vector<Arg> args;
+  args.reserve(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    names.push_back(name + "[" + std::to_string(i) + "]");
+    args.emplace_back(names.back().c_str(), tensors[i]);
+  }
+  return args;
+}
+
+/// The Args of a call; they refer to the tensors.
+inline HeadTensors head_tensors(const Tensor& x, const Tensor& modulation,
+                                const std::vector<Tensor>& weights,
+                                const std::vector<Tensor>& scales) {
+  HeadTensors t;
+  t.names.reserve(weights.size() + scales.size());
+  t.x = Arg("x", x);
+  t.modulation = Arg("modulation", modulation);
+  t.weights = list_of_args("weights", weights, t.names);
+  t.scales = list_of_args("scales", scales, t.names);
+  return t;
+}
+
 inline bool is_weight_dtype(ScalarType dtype) {
   return dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Char;
 }

@@ -10,17 +10,6 @@ ARDIFF_DECLARE_KERNEL(head_step_shares, HeadStepArgs)
 namespace ardiff {
 namespace {
 
-std::vector<Arg> list_of_args(const std::string& name, const std::vector<Tensor>& tensors,
-                              std::vector<std::string>& names) {
-  std::vector<Arg> args;
-  args.reserve(tensors.size());
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    names.push_back(name + "[" + std::to_string(i) + "]");
-    args.emplace_back(names.back().c_str(), tensors[i]);
-  }
-  return args;
-}
-
 const float* floats_of(const Arg& a) {
   return a.sizes[0] ? static_cast<const float*>(a.tensor->const_data_ptr()) : nullptr;
 }
@@ -42,12 +31,7 @@ std::vector<HeadMatrix> matrices_of(const HeadTensors& t) {
 Tensor head_step(Tensor x, Tensor modulation, int64_t set, std::vector<Tensor> weights,
                  std::vector<Tensor> scales, int64_t family, int64_t depth, double eps,
                  int64_t ways, bool) {
-  HeadTensors t;
-  t.names.reserve(weights.size() + scales.size());
-  t.x = Arg("x", x);
-  t.modulation = Arg("modulation", modulation);
-  t.weights = list_of_args("weights", weights, t.names);
-  t.scales = list_of_args("scales", scales, t.names);
+  const HeadTensors t = head_tensors(x, modulation, weights, scales);
   check_head_step("head_step", t, set, {family, depth, eps, ways});
   const std::vector<HeadMatrix> matrices = matrices_of(t);
 

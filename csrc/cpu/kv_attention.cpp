@@ -89,14 +89,7 @@ Tensor kv_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor length, Opt
   check_kv_attention("kv_attention", t, norm_eps, window);
   check_kv_data("kv_attention", t);
   const int64_t* n = t.tokens.sizes;
-  const int64_t strides[] = {n[1] * n[2] * n[3], n[2] * n[3], n[3], 1};
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(4, n, strides,
-                               t.tokens.dtype == ScalarType::Float ? aoti_torch_dtype_float32()
-                                                                   : aoti_torch_dtype_bfloat16(),
-                               t.tokens.device_type, t.tokens.device_index, &handle));
-  Tensor out(handle);
+  Tensor out = fresh_tensor(t.tokens, t.tokens.dtype, 4, n);
   KvAttentionArgs a{};
   fill_kv(a, t, norm_eps);
   a.q = tokens_of(t.tokens);

@@ -75,6 +75,18 @@ inline Tensor fresh(const Arg& like, ScalarType dtype) {
 }
 
 #ifdef __CUDACC__
+/// Calls start(stream) with the current stream of a device, which starts a kernel.
+template <class Start>
+void start_kernel(int32_t device, Start start) {
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  start(static_cast<cudaStream_t>(stream));
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess)
+    fail("ardiff: a CUDA kernel did not start: ", cudaGetErrorString(error));
+}
+
 template <class Body, class Args>
 __global__ void __launch_bounds__(kThreads) kernel(const __grid_constant__ Args a) {
   Body::run(a, blockIdx.x, static_cast<int>(threadIdx.x));
@@ -84,14 +96,9 @@ template <class Body, class Args>
 void launch(const Args& a, int32_t device) {
   if (a.layout.blocks == 0) return;
   if (a.layout.blocks > 0x7fffffff) fail("ardiff: more than 2^41 elements in one call; split it");
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   const unsigned grid = static_cast<unsigned>(a.layout.blocks);
-  kernel<Body, Args><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a);
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess)
-    fail("ardiff: a CUDA kernel did not start: ", cudaGetErrorString(error));
+  start_kernel(device,
+               [&](cudaStream_t stream) { kernel<Body, Args><<<grid, kThreads, 0, stream>>>(a); });
 }
 #else
 template <class Body, class Args>

@@ -32,14 +32,9 @@ template <class Body>
 void launch_phases(const AcceptArgs& a, int32_t device) {
   if (a.blocks == 0) return;
   if (a.blocks > 0x7fffffff) fail("ardiff: more than 2^31 blocks in one call; split it");
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   const unsigned grid = static_cast<unsigned>(a.blocks);
-  phases<Body><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a);
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess)
-    fail("ardiff: a CUDA kernel did not start: ", cudaGetErrorString(error));
+  start_kernel(device,
+               [&](cudaStream_t stream) { phases<Body><<<grid, kThreads, 0, stream>>>(a); });
 }
 #else
 /// On the host every phase walks all threads before the next begins.

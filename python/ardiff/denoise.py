@@ -15,11 +15,13 @@ from torch import Tensor
 
 from ardiff_kernels import ops
 
+from . import token_loop
 from .batch_invariant import batch_invariant as batch_invariant_mode
 from .batch_invariant import is_batch_invariant
 from .head_weights import WEIGHTS, PackedHead, pack
 from .hoisting import BUDGET, Modulations
 from .models.head import EDMHead, Head, evaluate
+from .preconditioning import preconditioned
 from .run import INITIAL_STATE, Decision, Runnable, make_schedule, run
 from .sampling import per_sample
 
@@ -90,17 +92,21 @@ class FusedHead:
         if torch.compiler.is_compiling():
             calls = [self.model.hoist(levels, c) for c in conditions]
             return lambda row, x: [call(row, x) for call in calls]
+        sets = self.modulations(levels, conditions)
+        call = _loop(sets, conditions)
+        if isinstance(self.model, EDMHead):
+            return preconditioned(call, levels, conditions, sets.invariant)
+        return lambda row, x: call(row, x).unbind(0)
+
+    def modulations(self, levels: Tensor, conditions: Sequence[Tensor]) -> Modulations:
+        """All that the loop's part of the head needs at these levels beside x."""
         invariant = self.batch_invariant
         invariant = is_batch_invariant() if invariant is None else invariant
-        options = {"budget": self.budget, "invariant": invariant}
-        if isinstance(self.model, EDMHead):
-            packed = pack(self.model.head, self.weights)
-            noise = self.model._noise_level(levels)
-            call = _loop(packed, Modulations(packed, noise, conditions, **options), conditions)
-            return _preconditioned(call, levels, conditions, invariant)
-        packed = pack(self.model, self.weights)
-        call = _loop(packed, Modulations(packed, levels, conditions, **options), conditions)
-        return lambda row, x: call(row, x).unbind(0)
+        head = self.model
+        if isinstance(head, EDMHead):
+            head, levels = head.head, head._noise_level(levels)
+        packed = pack(head, self.weights)
+        return Modulations(packed, levels, conditions, budget=self.budget, invariant=invariant)
 
 
 def unknown(head: Any) -> str:
@@ -133,11 +139,10 @@ def fused(head: Any, weights: str = "float32", **options: Any) -> Any:
     return head
 
 
-def _loop(
-    packed: PackedHead, sets: Modulations, conditions: Sequence[Tensor]
-) -> Callable[[int, Tensor], Tensor]:
+def _loop(sets: Modulations, conditions: Sequence[Tensor]) -> Callable[[int, Tensor], Tensor]:
     """``f(row, x) -> [ways, N, out]``."""
-    head, ways = packed.head, len(conditions)
+    packed, ways = sets.packed, len(conditions)
+    head = packed.head
     options = {
         "family": head.family, "depth": head.depth, "eps": head.eps, "ways": ways,
         "batch_invariant": sets.invariant,
@@ -168,37 +173,6 @@ def plain_is_faster(packed: PackedHead, rows: int) -> bool:
     """Whether PyTorch's own products beat `head_step` at this many rows (tokens times ways)."""
     known = packed.weights[0].is_cpu and not packed.scales
     return known and rows >= _PLAIN_FROM.get(packed.weights[2].dtype, math.inf)
-
-
-def _preconditioned(
-    call: Callable[[int, Tensor], Tensor],
-    levels: Tensor,
-    conditions: Sequence[Tensor],
-    invariant: bool,
-) -> Callable[[int, Tensor], Sequence[Tensor]]:
-    """EDM's preconditioning around the outputs of all conditions."""
-    sigma = levels.double().reshape(len(levels), -1, 1)
-    norm = 1 + sigma**2
-    inside = torch.stack([norm**-0.5, 1 / norm], 1).float().unbind(0)
-    outside = (sigma * norm**-0.5).float().unbind(0)
-    scaled = outs = None
-
-    def step(row: int, x: Tensor) -> Sequence[Tensor]:
-        nonlocal scaled, outs
-        if scaled is None:
-            scaled = x.new_empty(2, *x.shape, dtype=torch.float32)
-            outs = x.new_empty(len(conditions), *x.shape, dtype=torch.float32)
-            scaled, outs = (scaled, *scaled.unbind(0)), (outs, outs.unbind(0))
-        both, entering, skipped = scaled
-        torch.mul(x, inside[row], out=both)
-        inner = call(row, entering)
-        if invariant:
-            with batch_invariant_mode():
-                return torch.addcmul(skipped, inner, outside[row]).unbind(0)
-        torch.addcmul(skipped, inner, outside[row], out=outs[0])
-        return outs[1]
-
-    return step
 
 
 def denoise_token(
@@ -257,6 +231,8 @@ def denoise_token(
             raise ValueError(
                 f"{name} must have the shape of context {list(context.shape)}, {_shape(other)}"
             )
+    if uncond2 is not None and uncond is None:
+        raise ValueError("guidance2 and uncond2 go together, and only with guidance and uncond")
     model = fused(head, weights, batch_invariant=batch_invariant or None, budget=budget)
     if start is None:
         start = _start(model, table, key, draw, stream)
@@ -272,6 +248,15 @@ def denoise_token(
             modifiers[name] = per_sample(name, value, batch, device, low=float("-inf"))
     if isinstance(temperature, Tensor) or temperature != 1:
         modifiers["noise_scale"] = per_sample("temperature", temperature, batch, device, low=0.0)
+    conditions = [c for c in (context, uncond, uncond2) if c is not None]
+    if isinstance(model, FusedHead) and isinstance(model.model, Head):
+        if not token_loop.unsuitable(table, schedule, start, len(conditions)):
+            factors = {name: t for name, t in modifiers.items() if not name.startswith("uncond")}
+            with torch.inference_mode():
+                sets = model.modulations(schedule.buffers.level, conditions)
+                return token_loop.run_token(
+                    schedule, table.op, sets, start, key=key, stream=stream, **factors
+                )
     plainly = batch_invariant and not isinstance(model, FusedHead)
     with batch_invariant_mode() if plainly else nullcontext():
         return run(

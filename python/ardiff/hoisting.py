@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,23 @@ _OUTER = 1024  # outputs of a batch-invariant product on a GPU: the weights stay
 _FEW = 64
 
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def numbers(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """int32 on `device`, kept: a copy from the host waits, and a CUDA graph cannot hold it.
+
+    Those that count from 0 up need no copy, and while a graph is captured they are made in it.
+    """
+    counting = values == tuple(range(len(values)))
+    if counting and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return torch.arange(len(values), dtype=torch.int32, device=device)
+    return _numbers(values, device)
+
+
+@lru_cache(maxsize=64)
+def _numbers(values: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.int32, device=device)
 
 
 def distinct(arguments: Tensor, levels: Tensor) -> tuple[list[int], list[int], bytes | None]:
@@ -68,6 +86,7 @@ class Modulations:
         invariant: compute each row as if it were alone, to the bit.
 
     Attributes:
+        packed: as given.
         sets: how many.
         held: sets held at a time.
         invariant: as given.
@@ -82,7 +101,7 @@ class Modulations:
         budget: int = BUDGET,
         invariant: bool = False,
     ) -> None:
-        head, self.invariant = packed.head, invariant
+        head, self.packed, self.invariant = packed.head, packed, invariant
         self._weight, self._bias = packed.modulation
         arguments = head.time_arguments(levels)
         self._set, first, key = distinct(arguments, levels)
@@ -116,6 +135,20 @@ class Modulations:
             self._fill(first)
             self._first = first
         return self._buffer, index - first
+
+    def runs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Neighbouring rows whose sets are held at once: the rows, the sets and, int32 on their
+        device, the place of each row's."""
+        device, rows = self._buffer.device, len(self._set)
+        own = numbers(tuple(self._set), device) % self.held
+        begin = 0
+        while begin < rows:
+            held, _ = self.at(begin)
+            end = begin
+            while end < rows and self._set[end] // self.held == self._set[begin] // self.held:
+                end += 1
+            yield slice(begin, end), held, own[begin:end]
+            begin = end
 
     def _fill(self, first: int) -> None:
         time = self._time[first : first + self.held]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ardiff.denoise import fused
 from ardiff.guidance import guidance_weights
 from ardiff.models.ar_model import ARModel
 from ardiff.models.checkpoint import load_model as load
+from ardiff.own_model import OwnModel
 from ardiff.run import initial_state, run
 from ardiff.sampling import PATCH_BITS, make_key, make_stream, per_sample
 from ardiff.solvers import solver as make_table
@@ -28,7 +30,8 @@ __all__ = ["ARSampler", "SampleOutput", "SampleStats", "StreamedPatch", "load"]
 
 @dataclass(frozen=True)
 class SampleOutput:
-    """images `[n, C, H, W]`, float32 in [-1, 1], and what they cost."""
+    """images `[n, C, H, W]`, float32 in [-1, 1], and what they cost; of a caller's own functions,
+    patches `[n, patches, patch_dim]` or what `decode` makes of them."""
 
     images: Tensor
     stats: SampleStats
@@ -36,7 +39,8 @@ class SampleOutput:
 
 @dataclass(frozen=True)
 class StreamedPatch:
-    """Patch `index` (raster order) of the images `sample_ids` `[b]`: pixels `[b, C, p, p]`."""
+    """Patch `index` (raster order) of the images `sample_ids` `[b]`: pixels `[b, C, p, p]`, or the
+    patch `[b, patch_dim]` of a caller's own functions."""
 
     index: int
     sample_ids: Tensor
@@ -50,7 +54,8 @@ class ARSampler:
     the others drawn with it, but for the rounding of the network's matrix products.
 
     Args:
-        model: an `ARModel`, such as `ardiff.load` returns; the sampler runs on its device.
+        model: an `ARModel`, such as `ardiff.load` returns; the sampler runs on its device. None:
+            `encode` and `denoise` are the model.
         solver: a name of `ardiff.solvers`.
         steps: bound on the model calls for each patch; or one for each patch, in order.
         stages: stages of an `rtk-*` solver; None lets `steps` decide.
@@ -63,18 +68,22 @@ class ARSampler:
         batch: images drawn together; bounds memory, not n.
         backend: forces a backend of `ardiff_kernels`; None takes the best.
         weights: of the head's blocks, `float32`, `bfloat16` or `int8`.
+        encode, denoise: a caller's own functions, ``encode(patches) -> context`` and ``denoise(x,
+            level, context) -> output``, in place of `model`; with them go patches, patch_dim, path,
+            prediction, and if wanted null, decode and device: see
+            :class:`ardiff.own_model.OwnModel`.
         options: the solver's own (inner, tau, gamma, ...) and the time grid, by default the one in
             the model's config.
 
     Raises:
-        TypeError: a model that is no `ARModel`.
+        TypeError: a model that is no `ARModel`, or functions that cannot be called.
         ValueError: an unknown solver or option, steps out of range, guidance without a null
             context.
     """
 
     def __init__(
         self,
-        model: ARModel,
+        model: ARModel | None = None,
         solver: str = "rtk-uld",
         steps: int | Sequence[int] = 48,
         stages: int | None = None,
@@ -87,12 +96,16 @@ class ARSampler:
         batch: int = 128,
         backend: str | None = None,
         weights: str = "float32",
+        encode: Any = None,
+        denoise: Any = None,
         **options,
     ) -> None:
-        if not isinstance(model, ARModel):
+        if encode is not None or denoise is not None:
+            model = _own_model(model, encode, denoise, options)
+        elif not isinstance(model, ARModel):
             raise TypeError(
                 f"ARSampler: model must be an ardiff.models.ARModel, got {type(model).__name__}; "
-                "ardiff.load gives one, ardiff.sample takes any callable"
+                "ardiff.load gives one, encode= and denoise= take functions of your own"
             )
         if guidance is not None and model.null is None:
             raise ValueError(
@@ -186,9 +199,8 @@ class ARSampler:
             done += len(part.sample_ids)
             if progress is not None:
                 progress(done, total)
-        images = [_assemble(pixels) for pixels in parts]
-        size = (0, config.channels, config.image_size, config.image_size)
-        whole = torch.cat(images) if images else self.model.mean.new_empty(size)
+        images = [self.model.assemble(pixels) for pixels in parts]
+        whole = torch.cat(images) if images else self.model.nothing()
         if whole.is_cuda:
             torch.cuda.synchronize(whole.device)
         seconds = time.perf_counter() - start
@@ -236,27 +248,32 @@ class ARSampler:
             if decisions:
                 fared.append(collect(table, 0, 0.0, decisions))
             patch = model.clip_patch(x, k)
-            yield StreamedPatch(k, ids, model.patch_pixels(patch, k).clamp(-1, 1))
+            yield StreamedPatch(k, ids, model.finished(patch, k))
 
     def _modifiers(self, context: Tensor, k: int) -> dict[str, Tensor]:
         """Guidance and temperature of patch k, as `run` takes them."""
         found = {}
         if self.temperature != 1:
-            found["noise_scale"] = context.new_tensor([self.temperature])
+            found["noise_scale"] = self.model.mean.new_tensor([self.temperature])
         if self.guidance is not None:
             found["uncond"] = self.model.null.expand_as(context)
-            found["guidance"] = context.new_tensor([self.guidance[k]])
+            found["guidance"] = self.model.mean.new_tensor([self.guidance[k]])
         if self.guidance2 is not None:
             found["uncond2"] = self.uncond2.to(context).expand_as(context)
-            found["guidance2"] = context.new_tensor([self.guidance2[k]])
+            found["guidance2"] = self.model.mean.new_tensor([self.guidance2[k]])
         return found
 
 
-def _assemble(patches: list[Tensor]) -> Tensor:
-    """Patches `[b, C, p, p]` in raster order -> images `[b, C, H, W]`."""
-    side = round(len(patches) ** 0.5)
-    rows = [torch.cat(patches[i : i + side], 3) for i in range(0, len(patches), side)]
-    return torch.cat(rows, 2)
+def _own_model(model: Any, encode: Any, denoise: Any, options: dict[str, Any]) -> OwnModel:
+    """The model of `encode` and `denoise`, with what `options` says of it, which is taken out."""
+    if model is not None or encode is None or denoise is None:
+        raise TypeError("ARSampler: pass a model, or both encode and denoise in its place")
+    known = ("patches", "patch_dim", "path", "prediction")
+    missing = [name for name in known if name not in options]
+    if missing:
+        raise TypeError(f"ARSampler: encode and denoise need {', '.join(missing)} too")
+    names = (*known, "null", "decode", "device")
+    return OwnModel(encode, denoise, **{n: options.pop(n) for n in names if n in options})
 
 
 def _checked_ids(n: int, sample_ids: Sequence[int] | Tensor | None) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kv_append_calls import APPENDS, WRONG, append_call, assert_left_alone
 from kv_calls import BF16, F8, F32, I8, attention_call, random, same_bits
 
 import ardiff_kernels
+from ardiff_kernels import testing
 
 from . import calls
 
@@ -77,6 +79,44 @@ def test_append_writes_what_the_reference_writes(cache, backend):
     relative = 0.0 if cache == I8 else step
     bound = step + relative * expected[0].abs()  # int8: one code
     assert ((keys - expected[0]).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("backend", calls.BACKENDS)
+@pytest.mark.parametrize("name", WRONG)
+def test_a_row_that_does_not_fit_is_left_alone(name, backend):
+    calls.require("kv_attention", backend)
+    with ardiff_kernels.backend(backend), torch.device(calls.DEVICE):
+        assert_left_alone(name, torch.ops.ardiff.kv_append, torch.ops.ardiff.kv_attention)
+
+
+@pytest.mark.parametrize("name", APPENDS)
+def test_append_in_cuda_equals_cpu_by_bit(name):
+    calls.require("kv_append", "cuda")
+    if "cpu" not in testing.usable_backends("kv_append"):
+        pytest.skip("the C++ CPU kernels are not built")
+    args, options = append_call(**APPENDS[name])
+    with ardiff_kernels.backend("cpu"):
+        expected = torch.ops.ardiff.kv_append(*args, **options)
+    args = [t.to(calls.DEVICE) for t in args]
+    options = {n: t.to(calls.DEVICE) if n != "norm_eps" else t for n, t in options.items()}
+    with ardiff_kernels.backend("cuda"):
+        got = torch.ops.ardiff.kv_append(*args, **options)
+    for a, b in zip(got, expected, strict=True):
+        assert same_bits(a.cpu(), b)
+
+
+def test_unaligned_queries_and_caches():
+    """Which the copies of 16 bytes of `cuda` do not take."""
+    calls.require("kv_attention", "cuda")
+    with ardiff_kernels.backend("cuda"), torch.device(calls.DEVICE):
+        for cache in (BF16, I8):
+            call = attention_call([5000, 300], T=2, dtype=BF16, cache=cache, D=72)
+            expected = call.run()
+            for name in ("q", "k_cache", "v_cache"):
+                whole = getattr(call, name)
+                shifted = torch.empty(whole.numel() + 1, dtype=whole.dtype)[1:].view(whole.shape)
+                setattr(call, name, shifted.copy_(whole))
+            assert same_bits(call.run(), expected)
 
 
 @pytest.mark.parametrize("backend", calls.BACKENDS)

@@ -6,59 +6,13 @@ import math
 
 import pytest
 import torch
-from kv_calls import BF16, F8, F32, I8, INTERPRETED, bits, integers, random, same_bits, unused
+from kv_append_calls import APPEND_SMALL, APPENDS, append_call, check_append
+from kv_calls import BF16, F8, F32, I8, INTERPRETED, bits, same_bits
 
 from ardiff_kernels import _backends
-from ardiff_kernels.ops.kv_append.reference import LARGEST, rms_norm, rotate
+from ardiff_kernels.ops.kv_append.reference import LARGEST
 
 OPS = torch.ops.ardiff
-SMALL = {
-    "float32": dict(length=[3, 0], T=2),
-    "bfloat16": dict(length=[3, 0], T=2, dtype=BF16),
-    "rotary and norm": dict(length=[3], T=2, rotary=32, norm=True, cache=BF16),
-    "int8 pages": dict(length=[6, 0], T=3, cache=I8, block=4, rotary=64),
-    "float8": dict(length=[3], T=2, cache=F8),
-}
-CASES = {
-    "empty": dict(length=[]),
-    "counts": dict(length=[9, 0, 300, 2], T=5, count=[5, 0, 3, 1], heads=3, D=40),
-    "rotary": dict(length=[9, 0, 300], T=7, rotary=128, D=128, dtype=BF16),
-    "partial rotary pages": dict(length=[9, 0, 300], T=7, rotary=34, D=72, block=16, norm=True),
-    "prompt": dict(length=[0, 1], T=200, rotary=64, norm=True, cache=BF16),
-    "int8 bfloat16": dict(length=[9, 0], T=3, cache=I8, dtype=BF16, norm=True, D=256),
-    "float8 pages": dict(length=[9, 31], T=3, cache=F8, block=32, rotary=32, D=32),
-    "bfloat16 tokens, float32 cache": dict(length=[9, 0], T=3, dtype=BF16, cache=F32),
-    **SMALL,
-}
-
-
-def append_call(
-    length, T=1, heads=2, D=64, dtype=F32, cache=None, count=None, block=0, rotary=0, norm=False,
-    seed=0,
-):  # fmt: skip
-    """Positional arguments and options; every cache holds NaN."""
-    cache = cache or dtype
-    rows = len(length)
-    most = max((n + T for n in length), default=1)
-    size = block or most + 3
-    columns = -(-most // size)
-    shape = (rows * columns + 2, heads, size, D)
-    options = {}
-    if count is not None:
-        options["count"] = integers(count)
-    if block:
-        order = torch.randperm(shape[0], generator=torch.Generator().manual_seed(3), device="cpu")
-        table = order[: rows * columns].reshape(rows, columns).int()
-        options["block_table"] = table.to(torch.get_default_device())
-    if rotary:
-        angles = torch.arange(most)[:, None] / 50.0 ** (torch.arange(rotary // 2) / rotary)
-        options |= {"cos": angles.cos(), "sin": angles.sin()}
-    if norm:
-        options |= {"k_norm": 1 + 0.1 * random(seed + 7, D), "norm_eps": 1e-5}
-    if cache in LARGEST:
-        options |= {f"{n}_scale": torch.full(shape[:3], math.nan) for n in "kv"}
-    k, v = (random(seed + i, rows, T, heads, D, dtype=dtype) for i in range(2))
-    return [k, v, unused(shape, cache), unused(shape, cache), integers(length)], options
 
 
 @pytest.fixture
@@ -70,70 +24,24 @@ def serving(implementation):
     return implementation
 
 
-def places(length, T, count, block_table, size):
-    """(row, token, block, place) of every token that is to be written."""
-    for b, before in enumerate(length.tolist()):
-        for t in range(T if count is None else int(count[b])):
-            p = before + t
-            yield b, t, b if block_table is None else int(block_table[b, p // size]), p % size
-
-
-def check(args, options, results) -> None:
-    """Every written vector against float64, and that the others are untouched."""
-    k, v, k_cache, v_cache, length = args
-    table, size = options.get("block_table"), k_cache.shape[2]
-    cache = k_cache.dtype
-    rest = [t.clone() for t in results]
-    for b, t, block, place in places(length, k.shape[1], options.get("count"), table, size):
-        at = place if table is None else int(length[b]) + t
-        key = rms_norm(k[b, t].double(), options.get("k_norm"), options.get("norm_eps", 1e-6))
-        key = rotate(key[None], torch.tensor([at]), options.get("cos"), options.get("sin"))[0]
-        for i, exact in enumerate((key, v[b, t].double())):
-            wide = results[i].view(torch.int8) if cache == F8 else results[i]
-            found = wide[block, :, place].view(cache).double()
-            float32 = 3e-6 * exact.abs().amax(-1, keepdim=True)
-            if cache in LARGEST:
-                scale = results[2 + i][block, :, place].double()
-                assert ((scale * LARGEST[cache] / exact.abs().amax(-1) - 1).abs() < 1e-5).all()
-                step = 0.5 * torch.ones_like(exact)
-                if cache == F8:
-                    magnitude = (exact / scale[:, None]).abs()
-                    step = torch.maximum(magnitude * 2.0**-4, torch.tensor(2.0**-10))
-                bound = 1.001 * step * scale[:, None] + float32
-                found = found * scale[:, None]
-                rest[2 + i][block, :, place] = math.nan
-            else:
-                bound = float32 + (exact.abs() * 2.0**-8 if cache == BF16 else 0)
-                if i == 1:
-                    assert same_bits(wide[block, :, place], v[b, t].to(cache))
-            assert ((found - exact).abs() <= bound).all()
-            wide_rest = rest[i].view(torch.int8) if cache == F8 else rest[i]
-            untouched = unused((1,), cache)
-            wide_rest[block, :, place] = untouched.view(wide_rest.dtype)
-    for found, before in zip(rest[:2], (k_cache, v_cache), strict=True):
-        assert same_bits(found, before)
-    for found in rest[2:]:
-        assert found.isnan().all()
-
-
 def skip_large(serving, name) -> None:
-    if serving in INTERPRETED and name not in SMALL:
+    if serving in INTERPRETED and name not in APPEND_SMALL:
         pytest.skip("too many programs for the interpreter")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", APPENDS)
 def test_tokens_are_written_in_their_places(serving, name):
     skip_large(serving, name)
-    args, options = append_call(**CASES[name])
-    check(args, options, OPS.kv_append(*args, **options))
+    args, options = append_call(**APPENDS[name])
+    check_append(args, options, OPS.kv_append(*args, **options))
 
 
 @pytest.mark.parametrize("name", ["place", "neighbour", "value", "position"])
 def test_a_wrong_result_would_be_noticed(name):
-    """Negative control of `check`."""
+    """Negative control of `check_append`."""
     args, options = append_call([3, 0], T=2, rotary=64)
     results = OPS.kv_append(*args, **options)
-    check(args, options, results)
+    check_append(args, options, results)
     if name == "place":
         results = [t.roll(1, 2) for t in results[:2]] + list(results[2:])
     elif name == "neighbour":
@@ -145,13 +53,13 @@ def test_a_wrong_result_would_be_noticed(name):
         options["cos"], options["sin"] = options["cos"].repeat(2, 1), options["sin"].repeat(2, 1)
         results = OPS.kv_append(*args, **options)
     with pytest.raises(AssertionError):
-        check(args, options, results)
+        check_append(args, options, results)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", APPENDS)
 def test_in_place_twin_gives_the_same_bits(serving, name):
     skip_large(serving, name)
-    args, options = append_call(**CASES[name])
+    args, options = append_call(**APPENDS[name])
     results = OPS.kv_append(*args, **options)
     OPS.kv_append_(*args, **options)
     written = [*args[2:4], *(options[f"{n}_scale"] for n in "kv" if f"{n}_scale" in options)]
@@ -163,7 +71,7 @@ def test_in_place_twin_gives_the_same_bits(serving, name):
 @pytest.mark.parametrize("name", ["rotary", "int8 bfloat16", "partial rotary pages"])
 def test_rows_and_tokens_apart_give_the_same_bits(serving, name):
     skip_large(serving, name)
-    args, options = append_call(**CASES[name])
+    args, options = append_call(**APPENDS[name])
     k, v, k_cache, v_cache, length = args
     expected = OPS.kv_append(*args, **options)
     scales = [options[f"{n}_scale"].clone() for n in "kv" if f"{n}_scale" in options]
@@ -246,7 +154,7 @@ def test_bits_of_the_codes_are_those_of_pytorch(serving, cache):
 def test_opcheck(serving, name):
     if serving in INTERPRETED:
         pytest.skip("too many programs for the interpreter")
-    args, options = append_call(**CASES[name])
+    args, options = append_call(**APPENDS[name])
     for t in (*args[2:4], *(options.get(f"{n}_scale", args[2]) for n in "kv")):
         t.zero_()  # NaN would never be equal
     torch.library.opcheck(OPS.kv_append.default, tuple(args), options)

@@ -7,69 +7,23 @@ import math
 
 import pytest
 import torch
-from kv_calls import BF16, F8, F32, I8, INTERPRETED, attention_call, same_bits
+from kv_calls import (
+    BF16,
+    CASES,
+    COMPANY,
+    F8,
+    I8,
+    INTERPRETED,
+    SMALL,
+    Call,
+    assert_nan_scale_reaches_those_that_see_it,
+    assert_overflow_weighs_nothing,
+    attention_call,
+    excess,
+    same_bits,
+)
 
 from ardiff_kernels import _backends, testing
-
-# Few programs each, for the interpreter.
-SMALL = {
-    "one": dict(length=[5]),
-    "ragged": dict(length=[0, 300, 40], kv_heads=1, D=32, dtype=BF16),
-    "causal": dict(length=[254, 3], T=4, kv_heads=1, count=[4, 2]),
-    "block causal": dict(length=[30], T=3, causal=False, kv_heads=1),
-    "window": dict(length=[300], T=3, window=20, kv_heads=1),
-    "paged": dict(length=[70, 9], block=16, dtype=BF16, kv_heads=1),
-    "int8": dict(length=[70], cache=I8, kv_heads=1),
-    "float8": dict(length=[70], cache=F8, kv_heads=1),
-    "rotary and norm": dict(length=[20], T=2, rotary=32, norm=True, kv_heads=1),
-    "0 to 4096": dict(length=[4095, 0, 257, 1], kv_heads=1),
-    "0 to 4096 bfloat16": dict(length=[4095, 0], kv_heads=1, dtype=BF16),
-}
-CASES = {
-    "empty": dict(length=[]),
-    "no new token": dict(length=[5, 0, 7], T=2, count=[0, 0, 2]),
-    "ragged to 4095": dict(length=[4095, 0, 1, 255, 256, 257, 1000], heads=8),
-    "ragged to 4095 bfloat16": dict(length=[4095, 0, 1, 255, 256, 257, 1000], dtype=BF16),
-    "ratio 1": dict(length=[300, 17], heads=3, kv_heads=3, dtype=BF16),
-    "ratio 3": dict(length=[300, 17], heads=6, kv_heads=2, D=96),
-    "ratio 5": dict(length=[513], heads=5, kv_heads=1, D=40),
-    "ratio 7": dict(length=[513], heads=14, kv_heads=2, D=72, dtype=BF16),
-    "ratio 8": dict(length=[700], heads=8, kv_heads=1, D=128),
-    "D 32": dict(length=[700, 3], D=32, dtype=BF16),
-    "D 88": dict(length=[700, 3], D=88),
-    "D 256": dict(length=[700, 3], D=256),
-    "64 tokens": dict(length=[0, 250, 3000], T=64, dtype=BF16),
-    "64 tokens, counts": dict(length=[0, 250, 100], T=64, count=[64, 17, 0], heads=6),
-    "17 tokens block-causal": dict(length=[250, 0], T=17, causal=False, D=80),
-    "window 1": dict(length=[300, 0], T=5, window=1),
-    "window 100": dict(length=[1000, 30, 511], T=9, window=100, dtype=BF16),
-    "window 300 block-causal": dict(length=[1000], T=40, window=300, causal=False),
-    "pages of 1": dict(length=[40, 7], T=3, block=1),
-    "pages of 48": dict(length=[700, 0, 255], T=3, block=48),
-    "pages of 256 bfloat16": dict(length=[700, 0, 255], block=256, dtype=BF16),
-    "rotary": dict(length=[700, 1], T=5, rotary=64),
-    "partial rotary and norm": dict(length=[700, 1], T=5, rotary=32, norm=True, D=96),
-    "rotary and norm bfloat16": dict(length=[700, 1], T=5, rotary=64, norm=True, dtype=BF16),
-    "int8 bfloat16": dict(length=[700, 1], T=2, cache=I8, dtype=BF16, D=80),
-    "int8 pages": dict(length=[700, 1], T=2, cache=I8, block=32),
-    "float8 bfloat16": dict(length=[700, 1], T=2, cache=F8, dtype=BF16, D=80),
-    "float8 window": dict(length=[700, 1], T=2, cache=F8, window=60),
-    "float32 queries, bfloat16 cache": dict(length=[700, 1], T=2, cache=BF16),
-    "bfloat16 queries, float32 cache": dict(length=[700, 1], T=2, dtype=BF16, cache=F32),
-    "scale": dict(length=[300], scale=0.5),
-    "one split of many": dict(length=[4000], heads=2, kv_heads=1),
-    **SMALL,
-}
-# Calls whose rows and tokens are taken apart; the interpreter takes the first.
-COMPANY = {
-    "bfloat16": dict(length=[270, 5, 0], T=2, kv_heads=1, dtype=BF16),
-    "float32": dict(length=[700, 256, 0, 31], T=5, heads=6, D=72),
-    "float32 window": dict(length=[700, 256, 0, 31], T=5, window=260),
-    "int8": dict(length=[700, 256, 0, 31], T=3, cache=I8, count=[3, 1, 2, 0]),
-    "float8 pages": dict(length=[700, 256, 0, 31], T=3, cache=F8, block=32),
-    "rotary and norm": dict(length=[700, 31], T=3, rotary=64, norm=True, dtype=BF16),
-    "many tokens": dict(length=[500, 3], T=33, heads=8, dtype=BF16),
-}
 
 
 @pytest.fixture
@@ -79,17 +33,6 @@ def serving(implementation):
     if reason := _backends.unusable("kv_attention", name, "cuda" if variant == "gpu" else "cpu"):
         pytest.skip(f"{name}: {reason}")
     return implementation
-
-
-def excess(found: torch.Tensor, call) -> float:
-    """The largest error over twice that of PyTorch's attention (and a float32 rounding)."""
-    exact = call.oracle()
-    assert found.shape == call.q.shape and found.dtype == call.q.dtype and found.is_contiguous()
-    assert found.isfinite().all()
-    if not found.numel():
-        return 0.0
-    theirs = (call.sdpa().double() - exact).abs().max().item()
-    return (found.double() - exact).abs().max().item() / (2 * theirs + 2.0**-24)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -169,27 +112,11 @@ def test_a_nan_key_reaches_only_the_queries_that_see_it(serving):
 @pytest.mark.parametrize("part", ["k_scale", "v_scale"])
 @pytest.mark.parametrize("cache", [I8, F8])
 def test_a_nan_scale_reaches_only_the_queries_that_see_it(serving, cache, part):
-    """So `kv_append_` marks a token that was not finite."""
-    call = attention_call([20], T=3, heads=2, kv_heads=1, D=32, cache=cache)
-    clean = call.run()
-    call.options[part][0, 0, 22] = math.nan
-    spoilt = call.run()
-    assert same_bits(spoilt[:, :2], clean[:, :2]) and spoilt[:, 2].isnan().all()
+    assert_nan_scale_reaches_those_that_see_it(Call.run, cache, part)
 
 
 def test_keys_that_overflow_weigh_nothing(serving):
-    """q.k = -inf at all keys, at a whole split, and at some keys of each split."""
-    call = attention_call([300, 300, 300], heads=2, kv_heads=1, D=32)
-    call.q = call.q.abs() * 1e38
-    call.k_cache[0] = -call.k_cache[0].abs() - 100
-    call.k_cache[1, :, :256] = -call.k_cache[1, :, :256].abs() - 100
-    call.k_cache[1, :, 256:] = 0
-    call.k_cache[2, :, ::2] = -call.k_cache[2, :, ::2].abs() - 100
-    call.k_cache[2, :, 1::2] = 0
-    found = call.run()
-    assert (found[0] == 0).all()
-    assert (found[1] - call.v_cache[1, 0, 256:301].mean(0)).abs().max() < 1e-5
-    assert (found[2] - call.v_cache[2, 0, 1:301:2].mean(0)).abs().max() < 1e-5
+    assert_overflow_weighs_nothing(Call.run)
 
 
 @pytest.mark.parametrize("key", [math.inf, math.nan])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, ops
 
 from ... import _autograd
-from ..._head_checks import FAMILIES, check_head
+from ..._head_checks import check_head, family_index
 from ..._library import define
 
 
@@ -79,17 +79,13 @@ def head_step(
         RuntimeError: a wrong number, shape, dtype, device or stride; a number outside its range.
         ValueError: an unknown name of a family.
     """
-    if isinstance(family, str):
-        if family not in FAMILIES:
-            raise ValueError(f"unknown family {family!r}: expected mar, vibevoice or pocket")
-        family = FAMILIES.index(family)
     return ops.ardiff.head_step.default(
         x,
         modulation,
         set,
         list(weights),
         list(scales),
-        family=family,
+        family=family_index(family),
         depth=depth,
         eps=eps,
         ways=ways,

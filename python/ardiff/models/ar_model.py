@@ -151,3 +151,18 @@ class ARModel(nn.Module):
     def clip_patch(self, patch: Tensor, k: int) -> Tensor:
         """Normalised patch k `[n, d]` with its pixels clipped to [-1, 1]."""
         return patch.clamp((-1 - self.mean[k]) / self.std, (1 - self.mean[k]) / self.std)
+
+    def finished(self, patch: Tensor, k: int) -> Tensor:
+        """Normalised patch k `[n, d]` -> its pixels `[n, C, p, p]`, clipped to [-1, 1]."""
+        return self.patch_pixels(patch, k).clamp(-1, 1)
+
+    def assemble(self, patches: list[Tensor]) -> Tensor:
+        """Finished patches `[n, C, p, p]` in raster order -> images `[n, C, H, W]`."""
+        side = round(len(patches) ** 0.5)
+        rows = [torch.cat(patches[i : i + side], 3) for i in range(0, len(patches), side)]
+        return torch.cat(rows, 2)
+
+    def nothing(self) -> Tensor:
+        """No images: `[0, C, H, W]`."""
+        size = self.config.image_size
+        return self.mean.new_empty(0, self.config.channels, size, size)

@@ -68,7 +68,9 @@ def solver(
             levels themselves, decreasing.
         ratio_max, ratio_min, rho: the ends and the exponent of the grid.
         denoise_last: end with a data prediction, a step to level 0.
-        options: the solver's own. The ``rtk-*`` solvers take `stages`, `inner` (Langevin steps a
+        options: the solver's own. ``ddim`` and ``dpmpp-2m-sde`` take `eta`, the share of the
+            diffusion's noise (default 0 and 1), and the latter `solver_type`, ``midpoint`` or
+            ``heun``. The ``rtk-*`` solvers take `stages`, `inner` (Langevin steps a
             stage, default 2), `tau` and `gamma` (in units of the stage's Gaussian envelope of width
             w: step tau w and friction gamma / w for kinetic solvers, step tau w^2 for ``rtk-ula``)
             and `warm_start`: ``ancestral``, or ``gaussian-factor``, which begins a stage where its

@@ -1,0 +1,129 @@
+"""What only a GPU has: a token as a CUDA graph of Triton kernels and as one persistent kernel, with
+the time of a step and the launches of a token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+import ardiff_kernels
+from ardiff import graphs, token_loop
+from ardiff.denoise import FusedHead
+from ardiff.models.head import Head
+from ardiff.run import make_schedule
+from ardiff.run import run as run_table
+from ardiff.table import StepTable
+
+from . import _harness
+from ._harness import Row, Settings
+
+PERSISTENT, GRAPH = "ardiff-persistent", "ardiff-triton-graph"
+
+
+class Forms:
+    """Ways to draw one token, as functions that a CUDA graph can hold.
+
+    Args:
+        head, table, x: what is run, from which state.
+        conditions: contexts, a condition a way.
+        guidance: float32 `[1]`, used where there are two conditions.
+        weights: their dtype, as of `FusedHead`.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        table: StepTable,
+        x: Tensor,
+        conditions: Sequence[Tensor],
+        guidance: Tensor,
+        weights: str,
+    ) -> None:
+        self.model, self.conditions = FusedHead(head, weights), list(conditions)
+        self.table, self.x = table, x
+        self.guidance = {"guidance": guidance} if len(conditions) > 1 else {}
+        self.place = {
+            "key": torch.zeros(1, dtype=torch.int64, device=x.device),
+            "stream": torch.arange(len(x), device=x.device) << 20,
+        }
+
+    def persistent(self) -> Tensor:
+        """All steps by `head_loop`."""
+        schedule = make_schedule(self.table, self.x)
+        sets = self.model.modulations(schedule.buffers.level, self.conditions)
+        return token_loop.run_token(
+            schedule, self.table.op, sets, self.x, **self.place, **self.guidance
+        )
+
+    def rows(self) -> Tensor:
+        """A `head_step` and a step op a row."""
+        names = ("condition", "uncond")
+        conditions = dict(zip(names, self.conditions, strict=False))
+        return run_table(
+            self.table, self.model, self.x, **self.place, **conditions, **self.guidance
+        )
+
+
+def launches(function: Callable[[], object]) -> int:
+    """Kernels that a call starts on the GPU."""
+    function()
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        function()
+        torch.cuda.synchronize()
+    return sum(1 for event in profile.events() if not event.name.startswith(("Mem", "cuda")))
+
+
+def measure(
+    suite: str,
+    case: str,
+    forms: Forms,
+    plain: dict[str, Callable[[], object]],
+    settings: Settings,
+    suffix: str = "",
+    record: Callable = graphs.record,
+    count: Callable[[Callable], int] = launches,
+) -> Iterator[Row]:
+    """Both forms in CUDA graphs against the `plain` loops by rival: correctness, microseconds a
+    step, speedups of the persistent kernel, kernels of a token. A form that cannot be had here has
+    no rows."""
+    found, kernels = {}, {}
+    for name, backend, function in (
+        (GRAPH, "triton", forms.rows),
+        (PERSISTENT, "cuda", forms.persistent),
+    ):
+        if _unusable(backend, forms.x):
+            continue
+        with ardiff_kernels.backend(backend), torch.inference_mode():
+            kernels[name] = count(function)
+            found[name] = record(function)
+    expected = forms.rows()
+    for name, (replay, result) in found.items():
+        replay()
+        error = (result.double() - expected.double()).square().mean().sqrt()
+        error = error / expected.double().square().mean().sqrt()
+        yield _harness.error_row(suite, case, name, error, torch.zeros(()), 1e-4)
+    kernels |= {name: count(function) for name, function in plain.items()}
+    for name, number in kernels.items():
+        yield Row(suite, case, name, f"launches_of_a_token{suffix}", number)
+    replays = {name: replay for name, (replay, _) in found.items()}
+    seconds = _harness.interleave({**replays, **plain}, settings)
+    for name, values in seconds.items():
+        steps = [value / len(forms.table) * 1e6 for value in values]
+        yield _harness.spread_row(suite, case, name, f"time_of_a_step{suffix}", steps, "us")
+    if PERSISTENT in replays:
+        for name in plain:
+            metric = f"speedup-persistent{suffix}"
+            yield _harness.speedup_row(
+                suite, case, name, seconds[name], seconds[PERSISTENT], metric
+            )
+
+
+def _unusable(backend: str, x: Tensor) -> bool:
+    from ardiff_kernels import _backends
+
+    kind = "cuda" if x.is_cuda else "cpu"
+    op = "head_loop_" if backend == "cuda" else "head_step"
+    return bool(_backends.unusable(op, backend, kind))

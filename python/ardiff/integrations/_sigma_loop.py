@@ -1,0 +1,145 @@
+"""The loop of the samplers over sigmas: rows of a plan's table on a k-diffusion denoiser."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ardiff_kernels import ops
+
+from ..sampling import PATCH_BITS, make_key, make_stream, per_sample
+from ._sigma_plan import SigmaPlan
+
+
+class Noise:
+    """The address of the noise, and the draws of `sampler` where that is given.
+
+    Args:
+        x: `[B, ...]`, what the sampler's normals are like.
+        sampler: ``sampler(sigma, sigma_next)``, or None.
+        seed: int64 or uint64; None: ``extra_args["seed"]``, else drawn from torch's generator.
+        sample_ids: as of :func:`ardiff.sampling.make_stream`.
+        plan: whose first sigma is part of the address.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        sampler: Callable[[Tensor, Tensor], Tensor] | None,
+        seed: int | None,
+        extra_args: dict | None,
+        sample_ids: Sequence[int] | Tensor | None,
+        plan: SigmaPlan,
+    ) -> None:
+        seed = (extra_args or {}).get("seed") if seed is None else seed
+        if isinstance(seed, int) and 2**63 <= seed < 2**64:
+            seed -= 2**64
+        self.key = make_key(seed, x.device)
+        first = np.float32(plan.sigmas[0] if plan.sigmas else 0).tobytes()
+        patch = zlib.crc32(first) % 2**PATCH_BITS
+        self.stream = make_stream(sample_ids, len(x), patch, x.device)
+        self.sampler, self.like = sampler, x
+
+    def given(self, plan: SigmaPlan, row: int, levels: Tensor) -> dict[str, Tensor]:
+        """`noise` (and `noise2`) of a row from the sampler; empty: addressed, or not needed."""
+        if self.sampler is None or not plan.draws[row]:
+            return {}
+        ends = levels[plan.stage[row]], levels[plan.stage[row] + 1]
+        found = {}
+        for name, parts in plan.draws[row].items():
+            drawn = self.sampler(*(torch.lerp(*ends, part) for part in parts))
+            if drawn.shape != self.like.shape:
+                raise ValueError(
+                    f"noise_sampler must return the shape of x {list(self.like.shape)}, got "
+                    f"{list(drawn.shape)}"
+                )
+            found[name] = drawn.detach().reshape(len(drawn), -1).float().contiguous()
+        if plan.table.op[row] == "uld":  # which takes both or none; a coefficient of 0 drops one
+            some = next(iter(found.values()))
+            found = {"noise": some, "noise2": some} | found
+        return found
+
+
+@torch.no_grad()
+def run_plan(
+    plan: SigmaPlan,
+    model: Callable[..., Tensor],
+    x: Tensor,
+    extra_args: dict | None,
+    callback: Callable[[dict[str, Any]], Any] | None,
+    disable: bool | None,
+    s_noise: float,
+    noise: Noise,
+) -> Tensor:
+    """Every row of the plan's table, by functional ops: no tensor that was shown is written.
+
+    Returns:
+        x at the last sigma, of the shape and dtype of `x`.
+
+    Raises:
+        ValueError, TypeError: a model output or drawn noise that does not fit x.
+    """
+    if plan.table is None:
+        return x
+    shape, dtype, table = x.shape, x.dtype, plan.table
+    rows = table.to(x.device)
+    levels = torch.tensor(plan.levels, dtype=torch.float32, device=x.device)
+    options = (
+        {} if s_noise == 1 else {"noise_scale": per_sample("s_noise", s_noise, 1, x.device, low=0)}
+    )
+
+    def answer(z: Tensor, row: int) -> Tensor:
+        sigma = x.new_full((len(x),), table.level[row])
+        return _checked(model(z.view(shape).to(dtype), sigma, **(extra_args or {})), x)
+
+    def shown(z: Tensor) -> Tensor:
+        return z.view(shape).to(dtype)
+
+    z = x.reshape(len(x), -1).float()
+    v, memory = torch.zeros_like(z), torch.zeros_like(z)
+    out = middle = origin = None
+    with tqdm(total=plan.intervals, disable=disable) as bar:
+        for k, op in enumerate(table.op):
+            if table.midpoint[k]:
+                middle = answer((origin[0] + z) / 2, k)
+                continue
+            if table.calls_model[k]:
+                out = answer(z, k)
+            if k in plan.begins:
+                if callback is not None:
+                    at = {"sigma": levels[plan.stage[k]], "sigma_hat": levels[plan.stage[k]]}
+                    callback({"x": shown(z), "i": plan.begins[k], "denoised": shown(out)} | at)
+                bar.update(plan.begins[k] + 1 - bar.n)
+            if table.saves_origin[k]:
+                origin = z, out
+            place = (rows.coef, rows.row[k : k + 1], rows.row[k : k + 1], noise.key, noise.stream)
+            if op == "accept":
+                proposal = (origin[0], z, origin[1], out, memory)
+                z, out, *_ = ops.mala_accept(*proposal, *place, out_mid=middle)
+                middle = None
+                continue
+            given = options | noise.given(plan, k, levels)
+            if op == "uld":
+                z, v, memory = ops.uld_step(z, v, out, memory, *place, **given)
+            else:
+                z, memory, _ = ops.diffusion_step(z, out, memory, *place, **given)
+    return shown(z)
+
+
+def _checked(out: Any, x: Tensor) -> Tensor:
+    """The model's output at `x`, `[B, d]` in a dtype that the ops take."""
+    if not isinstance(out, Tensor):
+        raise TypeError(f"the model must return a tensor, got {type(out).__name__}")
+    if out.shape != x.shape or out.device != x.device or not out.is_floating_point():
+        raise ValueError(
+            f"the model must return the shape of its input {list(x.shape)}, on {x.device}, in a "
+            f"float dtype; got {str(out.dtype)[6:]} {list(out.shape)} on {out.device}"
+        )
+    out = out.detach().reshape(len(x), -1)
+    return out.float() if out.dtype == torch.float64 else out

@@ -1,0 +1,128 @@
+"""Tables over k-diffusion's sigmas, and what each row is in terms of their intervals."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import metropolis, rtk
+from ..paths import get_path
+from ..solvers import rtk_uld
+from ..solvers import solver as make_table
+from ..table import StepTable
+
+PATHS = ("edm", "flow")
+NORMALS = {"diffusion": (("x_n",),), "uld": (("z_1", "v_1"), ("z_2",))}  # columns that take each
+
+
+@dataclass(frozen=True)
+class SigmaPlan:
+    """A table over sigmas.
+
+    Attributes:
+        sigmas: as given.
+        table: None where there is no interval.
+        levels: the sigmas at which stages begin, and the last; those given, unless planned anew.
+        stage: of each row.
+        begins: row -> interval of `sigmas`, for the rows that begin a stage.
+        draws: of each row the normals it takes, by their names in the ops, each with the part
+            (begin, end) of the stage's interval that is its own.
+    """
+
+    sigmas: tuple[float, ...]
+    table: StepTable | None
+    levels: tuple[float, ...]
+    stage: tuple[int, ...]
+    begins: dict[int, int]
+    draws: tuple[dict[str, tuple[float, float]], ...]
+
+    @property
+    def intervals(self) -> int:
+        return max(len(self.sigmas) - 1, 0)
+
+
+def check_sigmas(path: str, sigmas: tuple[float, ...]) -> None:
+    """ValueError unless they decrease, not below 0 (and on ``flow`` not from above 1)."""
+    if path not in PATHS:
+        raise ValueError(f"unknown path {path!r}; known: {', '.join(PATHS)}")
+    high = 1.0 if path == "flow" else math.inf
+    for i, sigma in enumerate(sigmas):
+        if not (math.isfinite(sigma) and 0 <= sigma <= high):
+            bound = "" if high == math.inf else f" and at most {high:g} on path {path}"
+            raise ValueError(f"sigmas must be finite, not negative{bound}; sigmas[{i}] is {sigma}")
+        if i and not sigma < sigmas[i - 1]:
+            raise ValueError(
+                f"sigmas must decrease, but sigmas[{i}] is {sigma} after {sigmas[i - 1]}"
+            )
+
+
+@functools.lru_cache(maxsize=64)
+def one_call_plan(name: str, path: str, sigmas: tuple[float, ...], **options) -> SigmaPlan:
+    """A row an interval, of a solver with one model call a step."""
+    check_sigmas(path, sigmas)
+    if len(sigmas) < 2:
+        return SigmaPlan(sigmas, None, sigmas, (), {}, ())
+    to_data = sigmas[-1] == 0
+    table = make_table(
+        name, path=path, prediction="sample", steps=len(sigmas) - 1,
+        grid=sigmas[:-1] if to_data else sigmas, denoise_last=to_data, **options,
+    )  # fmt: skip
+    stage = tuple(range(len(table)))
+    return SigmaPlan(sigmas, table, sigmas, stage, dict(enumerate(stage)), _draws(table, stage))
+
+
+@functools.lru_cache(maxsize=64)
+def stage_plan(
+    name: str, path: str, sigmas: tuple[float, ...], stages: int | None, *, inner: int, tau: float,
+    gamma: float = 2.0, accept: str = "trapezoid",
+) -> SigmaPlan:  # fmt: skip
+    """Stages of a reverse transition kernel: one an interval of positive sigmas, or `stages`."""
+    check_sigmas(path, sigmas)
+    rtk.check_count(stages=stages, inner=inner)
+    if inner is None:
+        raise ValueError("inner must be an integer of 1 or more, got None")
+    to_data = sigmas[-1:] == (0.0,)
+    positive = sigmas[:-1] if to_data else sigmas
+    if len(positive) < 2:
+        return one_call_plan("ddpm", path, sigmas)
+    count = len(positive) - 1
+    place = np.arange(count + 1) if stages is None else np.linspace(0, count, int(stages) + 1)
+    grid = np.array(positive)
+    if stages is not None:
+        grid = np.exp(np.interp(place, np.arange(count + 1), np.log(grid)))
+        grid[0], grid[-1] = positive[0], positive[-1]
+    first = np.floor(place[:-1]).astype(int).tolist() + [count] * to_data
+    plan = rtk.Plan(len(grid) - 1, int(inner), "ancestral", to_data)
+    where = (get_path(path), "sample", lambda n: grid)
+    if name == "rtk-uld":
+        table = rtk.kinetic_table(
+            name, *where, plan, lambda t, i: rtk_uld.move(gamma / t.width, tau * t.width)
+        )
+        rows = 1 + plan.inner
+    else:
+        cost = 1 + (accept == "simpson")
+        adjusted = metropolis.Plan(plan.stages, plan.inner, cost, "ancestral", to_data)
+        table = metropolis.langevin_table(name, *where, adjusted, tau, accept)
+        rows = 1 + plan.inner * (1 + cost)
+    stage = tuple(row // rows for row in range(len(table)))
+    begins = {j * rows: interval for j, interval in enumerate(first)}
+    levels = (*grid.tolist(), *([0.0] if to_data else []))
+    return SigmaPlan(sigmas, table, levels, stage, begins, _draws(table, stage))
+
+
+def _draws(table: StepTable, stage: tuple[int, ...]) -> tuple[dict, ...]:
+    """The normals of each row, and the parts of their stages' intervals."""
+    uses = {name: table.column(name) != 0 for names in NORMALS.values() for name in sum(names, ())}
+    slots: dict[int, list[tuple[int, str]]] = {}
+    for row, op in enumerate(table.op):
+        for name, columns in zip(("noise", "noise2"), NORMALS.get(op, ()), strict=False):
+            if any(uses[column][row] for column in columns):
+                slots.setdefault(stage[row], []).append((row, name))
+    found: list[dict] = [{} for _ in stage]
+    for taken in slots.values():
+        for k, (row, name) in enumerate(taken):
+            found[row][name] = (k / len(taken), (k + 1) / len(taken))
+    return tuple(found)

@@ -1,0 +1,161 @@
+"""Samplers with the signature of k-diffusion's, for ComfyUI, WebUIs and k-diffusion itself.
+
+    sample_x(model, x, sigmas, extra_args=None, callback=None, disable=None, eta=1., s_noise=1.,
+             noise_sampler=None)
+
+with ``model(x, sigma * ones[B], **extra_args)`` returning the denoised x, `sigmas` decreasing, most
+often to 0, and x `[B, ...]` of any float dtype; the state is held in float32. The package
+k_diffusion is not needed. The model may use gradients (`torch.enable_grad`), and tensors that it or
+a callback keeps are never written again.
+
+The callback gets a dict with x, i, sigma, sigma_hat and denoised once for each interval i of
+`sigmas`, also where the sampler makes more calls in it: x at sigma and the model's answer there.
+With `stages` it is once a stage, and i is the interval in which the stage begins.
+
+Noise: ``noise_sampler(sigma, sigma_next)`` where given. Else it is addressed, by `seed`, or
+``extra_args["seed"]`` (ComfyUI passes it there), or a key drawn from torch's own generator: sample
+i is then the same in any batch. The first sigma is part of the address, so that the second half of
+a run that was split does not repeat the noise of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .. import rtk
+from ._sigma_loop import Noise, run_plan
+from ._sigma_plan import one_call_plan, stage_plan
+
+NoiseSampler = Callable[[Tensor, Tensor], Tensor]
+
+
+def sample_ddpm_fused(
+    model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict | None = None,
+    callback: Callable | None = None, disable: bool | None = None, eta: float = 1.0,
+    s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None, *, path: str = "edm",
+    seed: int | None = None, sample_ids: Sequence[int] | Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """DDPM's ancestral step: k-diffusion's `sample_euler_ancestral`, for any eta.
+
+    One model call an interval. eta scales the noise: 0 is the ODE (DDIM, Euler). ComfyUI's sampler
+    `ddpm` is the same law at eta = 1.
+
+    Args:
+        path: ``edm`` (x = x0 + sigma eps), or ``flow`` (x = (1 - sigma) x0 + sigma eps, as ComfyUI
+            has rectified-flow models).
+        seed: of the addressed noise, int64 or ComfyUI's uint64; goes before ``extra_args["seed"]``,
+            and the model does not see it.
+        sample_ids: `B` ids that address the noise, default 0 to B - 1.
+
+    Returns:
+        x at the last sigma, like the x given.
+
+    Raises:
+        ValueError, TypeError: sigmas that do not decrease, an eta out of range, a model output
+            that does not fit x.
+    """
+    plan = one_call_plan("ddim", path, _host(sigmas), eta=float(eta))
+    noise = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
+    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, noise)
+
+
+def sample_dpmpp_2m_sde_fused(
+    model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict | None = None,
+    callback: Callable | None = None, disable: bool | None = None, eta: float = 1.0,
+    s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
+    solver_type: str = "midpoint", *, path: str = "edm", seed: int | None = None,
+    sample_ids: Sequence[int] | Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """DPM-Solver++(2M) SDE: k-diffusion's `sample_dpmpp_2m_sde`, one model call an interval.
+
+    `solver_type` is ``midpoint`` or ``heun``. Other arguments, results and errors as
+    :func:`sample_ddpm_fused`'s.
+    """
+    options = {"eta": float(eta), "solver_type": solver_type}
+    plan = one_call_plan("dpmpp-2m-sde", path, _host(sigmas), **options)
+    noise = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
+    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, noise)
+
+
+def sample_rtk_uld(
+    model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict | None = None,
+    callback: Callable | None = None, disable: bool | None = None, eta: float = 1.0,
+    s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None, *, inner: int = 2,
+    gamma: float = 2.0, tau: float = 0.4, stages: int | None = None, path: str = "edm",
+    seed: int | None = None, sample_ids: Sequence[int] | Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Reverse transition kernels by underdamped Langevin: a stage an interval of positive sigmas.
+
+    A stage is an ancestral step from sigma_i to sigma_(i+1) and `inner` Langevin steps at
+    sigma_(i+1): 1 + inner model calls; the interval that ends in 0 is one call. n intervals down to
+    0 make (n - 1) (1 + inner) + 1 calls. With `stages` there are that many instead of n - 1, spaced
+    over the same positive sigmas (evenly in log sigma within each interval): of 30 intervals,
+    stages=10 makes 31 calls at inner=2.
+
+    A stage asks `noise_sampler` for 2 (1 + inner) draws, each over its own part of the interval, so
+    that a Brownian tree gives independent ones.
+
+    Args:
+        eta: must be 1: the kernel has no deterministic form. `s_noise` is its temperature.
+        gamma, tau: friction and step in units of the stage's envelope, see :func:`ardiff.solver`.
+
+    Other arguments, results and errors as :func:`sample_ddpm_fused`'s.
+    """
+    _check_eta("sample_rtk_uld", eta)
+    rtk.check_positive("sample_rtk_uld", gamma=gamma, tau=tau)
+    options = {"inner": inner, "gamma": float(gamma), "tau": float(tau)}
+    plan = stage_plan("rtk-uld", path, _host(sigmas), stages, **options)
+    noise = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
+    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, noise)
+
+
+def sample_rtk_mala(
+    model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict | None = None,
+    callback: Callable | None = None, disable: bool | None = None, eta: float = 1.0,
+    s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None, *, inner: int = 2,
+    tau: float = 0.4, accept: str = "trapezoid", stages: int | None = None, path: str = "edm",
+    seed: int | None = None, sample_ids: Sequence[int] | Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Reverse transition kernels by Metropolis-adjusted Langevin (MALA), the score alone.
+
+    As :func:`sample_rtk_uld`, each of the `inner` steps accepted or rejected, sample by sample, by
+    the trapezoidal rule for the log-density along it or, with ``accept="simpson"``, Simpson's at
+    one more call. The answer at the accepted state is carried, so n intervals down to 0 make
+    1 + (n - 1) (1 + inner) calls, or 1 + (n - 1) (1 + 2 inner) with Simpson's; the last interval
+    makes none. A stage asks `noise_sampler` for 1 + inner draws; the uniforms of the decisions are
+    always addressed.
+
+    Guided and learned models are no gradients of a density: the decisions are then approximate.
+    """
+    _check_eta("sample_rtk_mala", eta)
+    rtk.check_positive("sample_rtk_mala", tau=tau)
+    if accept not in ("trapezoid", "simpson"):
+        raise ValueError(f"unknown accept {accept!r}; known: trapezoid, simpson")
+    options = {"inner": inner, "tau": float(tau), "accept": accept}
+    plan = stage_plan("rtk-mala", path, _host(sigmas), stages, **options)
+    noise = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
+    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, noise)
+
+
+SAMPLERS = {
+    "rtk_uld": sample_rtk_uld,
+    "rtk_mala": sample_rtk_mala,
+    "ddpm_fused": sample_ddpm_fused,
+    "dpmpp_2m_sde_fused": sample_dpmpp_2m_sde_fused,
+}
+
+
+def _host(sigmas: Tensor | Sequence[float]) -> tuple[float, ...]:
+    """The sigmas in float64, as the tables are made from them; one transfer from the device."""
+    return tuple(torch.as_tensor(sigmas).detach().double().cpu().tolist())
+
+
+def _check_eta(name: str, eta: float) -> None:
+    if eta != 1:
+        raise ValueError(
+            f"{name}: eta must be 1, since the kernel has no deterministic form, got {eta!r}; "
+            "s_noise scales its noise"
+        )

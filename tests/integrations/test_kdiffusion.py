@@ -1,0 +1,361 @@
+"""Samplers of k-diffusion's signature: their formulas, calls, callbacks and noise.
+
+The loops they are compared with are written from the papers in float64, on the same noise; they
+were compared with the package k-diffusion 0.1.1.post1 when the samplers were written.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ardiff.integrations import _sigma_loop, _sigma_plan
+from ardiff.integrations.kdiffusion import (
+    SAMPLERS,
+    sample_ddpm_fused,
+    sample_dpmpp_2m_sde_fused,
+    sample_rtk_mala,
+    sample_rtk_uld,
+)
+from ardiff.run import run
+from ardiff.sampling import make_stream
+from ardiff_kernels import host
+
+SHAPE = (3, 2, 4, 4)
+
+
+def karras(n: int, low: float = 0.03, high: float = 14.6) -> Tensor:
+    """n sigmas of Karras et al. 2022, eq. 5, and 0."""
+    ends = high ** (1 / 7), low ** (1 / 7)
+    u = torch.linspace(0, 1, n, dtype=torch.float64)
+    return torch.cat([(ends[0] + u * (ends[1] - ends[0])) ** 7, torch.zeros(1)]).float()
+
+
+def model(x: Tensor, sigma: Tensor, **extra_args) -> Tensor:
+    """A denoiser that is no Gaussian's, elementwise, so that a sample knows only itself."""
+    s = sigma.view(-1, 1, 1, 1)
+    return x / (1 + s**2) + torch.tanh(x / (1 + s**2).sqrt()) * s / (1 + s**2)
+
+
+def start(sigmas: Tensor) -> Tensor:
+    torch.manual_seed(3)
+    return torch.randn(SHAPE) * sigmas[0]
+
+
+class Noise:
+    """Recorded normals, the same at each run, and the intervals that they were asked for."""
+
+    def __init__(self) -> None:
+        self.generator, self.asked = torch.Generator().manual_seed(11), []
+
+    def __call__(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        self.asked.append((float(sigma), float(sigma_next)))
+        return torch.randn(SHAPE, generator=self.generator)
+
+
+def ancestral(x, sigmas, eta, s_noise, noise):
+    """Song et al. 2021, eq. 12, at alpha = 1; eta = 1 is DDPM's posterior."""
+    ones = x.new_ones(len(x))
+    for i, (a, b) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        x0 = model(x, a * ones)
+        fresh = min(eta * b * (1 - b**2 / a**2).sqrt(), b)
+        x = x0 + (b**2 - fresh**2).sqrt() * (x - x0) / a
+        if b > 0:
+            x = x + s_noise * fresh * noise(sigmas[i], sigmas[i + 1])
+    return x
+
+
+def dpmpp_2m_sde(x, sigmas, eta, s_noise, noise, solver_type):
+    """Lu et al. 2022, section 5 and Zhao's second-order corrections, lambda = -log sigma."""
+    old, old_h, ones = None, None, x.new_ones(len(x))
+    for a, b in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x0 = model(x, a * ones)
+        if b == 0:
+            return x0
+        h = (a / b).log()
+        gain = 1 - torch.exp(-(1 + eta) * h)
+        new = b / a * torch.exp(-eta * h) * x + gain * x0
+        if old is not None:
+            c = gain / 2 if solver_type == "midpoint" else 1 - gain / ((1 + eta) * h)
+            new = new + c * h / old_h * (x0 - old)
+        if eta:
+            new = new + s_noise * b * (1 - torch.exp(-2 * eta * h)).sqrt() * noise(a, b)
+        x, old, old_h = new, x0, h
+    return x
+
+
+ENDS = [karras(12), karras(30, 0.002, 80.0), karras(7)[:-1], karras(1), karras(2)]
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.0, 0.6])
+@pytest.mark.parametrize("sigmas", ENDS, ids=["12", "30", "ends-above-0", "1", "2"])
+def test_one_call_samplers_are_the_papers_loops(sigmas, eta):
+    """Within 1e-5 on the same noise; the wrong correction (the control) is not."""
+    x, double = start(sigmas), sigmas.double()
+    wanted = ancestral(x.double(), double, eta, 0.9, Noise())
+    found = sample_ddpm_fused(model, x, sigmas, None, None, True, eta, 0.9, Noise())
+    assert (found - wanted).abs().max() < 1e-5
+    for solver_type in ("midpoint", "heun"):
+        wanted = dpmpp_2m_sde(x.double(), double, eta, 0.9, Noise(), solver_type)
+        found = sample_dpmpp_2m_sde_fused(
+            model, x, sigmas, None, None, True, eta, 0.9, Noise(), solver_type
+        )
+        assert (found - wanted).abs().max() < 1e-5
+    if len(sigmas) > 5:
+        other = dpmpp_2m_sde(x.double(), double, eta, 0.9, Noise(), "midpoint")
+        assert (found - other).abs().max() > 1e-4
+
+
+def test_flow_sigmas_are_those_of_rectified_flow():
+    """x = (1 - sigma) x0 + sigma eps from pure noise: DDIM's step on that path."""
+    sigmas = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0])
+    x = start(sigmas)
+    found = sample_ddpm_fused(model, x, sigmas, disable=True, eta=0.0, path="flow")
+    wanted = x.double()
+    for a, b in zip(sigmas[:-1].double(), sigmas[1:].double(), strict=True):
+        x0 = model(wanted, a * torch.ones(3).double())
+        wanted = (1 - b) * x0 + b * (wanted - (1 - a) * x0) / a
+    assert (found - wanted).abs().max() < 1e-5
+    for sample in (sample_rtk_uld, sample_rtk_mala, sample_dpmpp_2m_sde_fused):
+        assert sample(model, x, sigmas, disable=True, path="flow", seed=1).isfinite().all()
+
+
+def test_a_stage_is_an_ancestral_step_and_langevin_steps_on_the_kernel():
+    """RTK-ULD from its definition: grad g(z) = -score(z) + (z - x_a) / s^2."""
+    sigmas, inner, gamma, tau = karras(6), 2, 2.0, 0.4
+    noise, x = Noise(), start(sigmas).double()
+    ones = x.new_ones(len(x))
+    for a, b in zip(sigmas[:-2].double(), sigmas[1:-1].double(), strict=True):
+        s2 = a**2 - b**2
+        anchor, width = x, b * s2.sqrt() / a
+        x0 = model(x, a * ones)
+        v = noise(a, b)
+        x = b**2 / a**2 * x + s2 / a**2 * x0 + width * noise(a, b)
+        c = host.uld_coefficients(float(gamma / width), float(tau * width))
+        for _ in range(inner):
+            n1, n2 = noise(a, b), noise(a, b)
+            grad = (x - model(x, b * ones)) / b**2 + (x - anchor) / s2
+            new = x + c["z_from_v"] * v + c["z_from_grad"] * grad + c["z_1"] * n1 + c["z_2"] * n2
+            x, v = new, c["v_from_v"] * v + c["v_from_grad"] * grad + c["v_1"] * n1
+    wanted = model(x, sigmas[-2].double() * ones)
+    asked = Noise()
+    found = sample_rtk_uld(model, start(sigmas), sigmas, disable=True, noise_sampler=asked)
+    assert (found - wanted).abs().max() < 1e-5
+    # each draw has its own part of the interval: parts of a stage follow each other
+    assert len(asked.asked) == 5 * 6
+    for stage in range(5):
+        parts = asked.asked[6 * stage : 6 * stage + 6]
+        ends = [float(sigmas[stage]), *(end for _, end in parts)]
+        assert [begin for begin, _ in parts] == ends[:-1] and ends[-1] == float(sigmas[stage + 1])
+        assert all(a > b for a, b in zip(ends[:-1], ends[1:], strict=True))
+
+
+@pytest.mark.parametrize("sampler", ["rtk_uld", "rtk_mala"])
+def test_addressed_noise_is_that_of_the_run_loop(sampler):
+    """To the bit: the same table, key and streams through ardiff.run."""
+    sigmas = karras(8)
+    name, x = sampler.replace("_", "-"), start(sigmas)
+    found = SAMPLERS[sampler](model, x, sigmas, disable=True, seed=5, sample_ids=[4, 0, 9])
+    options = {"inner": 2, "tau": 0.4} | ({"gamma": 2.0} if sampler == "rtk_uld" else {})
+    plan = _sigma_plan.stage_plan(name, "edm", tuple(sigmas.double().tolist()), None, **options)
+    address = _sigma_loop.Noise(x, None, 5, None, [4, 0, 9], plan)
+    assert torch.equal(address.stream % 2**20, address.stream[:1].expand(3) % 2**20)
+    wanted = run(
+        plan.table,
+        lambda x, level, _: model(x.view(SHAPE), level).flatten(1),
+        x.flatten(1),
+        key=torch.tensor([5]),
+        stream=make_stream([4, 0, 9], 3, int(address.stream[0]) % 2**20, "cpu"),
+    )
+    assert torch.equal(found, wanted.view(SHAPE))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_one_callback_an_interval_with_the_models_answer_there(sampler):
+    """x at sigma and the answer at x, also where the kernel carries it; nothing is overwritten."""
+    sigmas, log, kept = karras(7), [], []
+
+    def seen(info: dict) -> None:
+        assert set(info) == {"x", "i", "sigma", "sigma_hat", "denoised"}
+        log.append(info)
+        kept.append((info["x"].clone(), info["denoised"].clone()))
+
+    x = start(sigmas)
+    before = x.clone()
+    last = SAMPLERS[sampler](model, x, sigmas, callback=seen, disable=True, seed=1)
+    assert torch.equal(x, before) and torch.equal(log[0]["x"], x)
+    assert [info["i"] for info in log] == list(range(7))
+    for info, sigma, (x_then, denoised_then) in zip(log, sigmas[:-1], kept, strict=True):
+        assert info["sigma"] == sigma and info["sigma_hat"] == sigma
+        assert torch.equal(info["x"], x_then) and torch.equal(info["denoised"], denoised_then)
+        answer = model(info["x"], sigma * torch.ones(3))
+        assert (info["denoised"] - answer).abs().max() < 1e-5
+    assert torch.equal(log[-1]["denoised"], last)
+
+
+CALLS = [
+    ("ddpm_fused", {}, 10), ("dpmpp_2m_sde_fused", {}, 10), ("rtk_uld", {}, 9 * 3 + 1),
+    ("rtk_uld", {"inner": 1}, 9 * 2 + 1), ("rtk_uld", {"stages": 3}, 3 * 3 + 1),
+    ("rtk_uld", {"stages": 20}, 20 * 3 + 1), ("rtk_mala", {}, 1 + 9 * 3),
+    ("rtk_mala", {"accept": "simpson"}, 1 + 9 * 5), ("rtk_mala", {"stages": 4}, 1 + 4 * 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler,options,calls", CALLS)
+def test_the_documented_number_of_calls_at_the_sigmas_given(sampler, options, calls):
+    sigmas, at, intervals = karras(10), [], []
+
+    def counted(x, sigma, *, flag):
+        assert flag == 7 and sigma.shape == (3,) and sigma.dtype == x.dtype and x.shape == SHAPE
+        at.append(float(sigma[0]))
+        return model(x, sigma)
+
+    x = start(sigmas)
+    SAMPLERS[sampler](
+        counted, x, sigmas, {"flag": 7}, lambda info: intervals.append(info["i"]), True, **options
+    )
+    assert len(at) == calls
+    assert all(a >= b for a, b in zip(at[:-1], at[1:], strict=True))
+    assert (at[0], at[-1]) == (float(sigmas[0]), float(sigmas[-2]))
+    if "stages" in options:
+        assert len(intervals) == options["stages"] + 1 and intervals == sorted(intervals)
+        assert (intervals[0], intervals[-1]) == (0, 9)
+    else:
+        assert set(at) <= set(sigmas.tolist())
+
+
+def test_a_noise_sampler_is_asked_once_an_interval_but_for_the_last():
+    sigmas = karras(5)
+    for sample in (sample_ddpm_fused, sample_dpmpp_2m_sde_fused):
+        noise = Noise()
+        sample(model, start(sigmas), sigmas, disable=True, noise_sampler=noise)
+        levels = sigmas.tolist()
+        assert noise.asked == list(zip(levels[:-2], levels[1:-1], strict=True))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_seed_and_ids_address_the_noise(sampler):
+    """ComfyUI's way (in extra_args, uint64, seen by the model), ours, and torch's generator."""
+    sample, sigmas = SAMPLERS[sampler], karras(5)
+    x, seeds = start(sigmas), []
+
+    def drawn(rows=slice(None), **options):
+        return sample(model, x[rows], sigmas, disable=True, **options)
+
+    def watched(x, sigma, seed=None):
+        seeds.append(seed)
+        return model(x, sigma)
+
+    first = drawn(seed=9)
+    assert torch.equal(first, drawn(seed=9)) and not torch.equal(first, drawn(seed=10))
+    assert torch.equal(first, sample(watched, x, sigmas, {"seed": 9}, disable=True))
+    assert set(seeds) == {9}
+    assert torch.equal(drawn(seed=-1), drawn(seed=2**64 - 1))
+    assert torch.equal(first[2:], drawn(slice(2, 3), seed=9, sample_ids=[2]))
+    torch.manual_seed(0)
+    one = drawn()
+    two = drawn()
+    torch.manual_seed(0)
+    assert torch.equal(one, drawn()) and not torch.equal(one, two)
+
+
+def test_the_second_half_of_a_split_run_has_noise_of_its_own():
+    """With the identity as model the step is x + w n, which gives the normals back."""
+
+    def normals(first: float, last: float) -> Tensor:
+        x = torch.zeros(1, 1, 1, 4096)
+        ends = torch.tensor([first, last])
+        moved = sample_ddpm_fused(lambda x, sigma: x, x, ends, disable=True, seed=2)
+        return moved.flatten() / (last * math.sqrt(1 - last**2 / first**2))
+
+    begun, same, halfway = normals(8.0, 4.0), normals(8.0, 2.0), normals(4.0, 2.0)
+    assert (begun - same).abs().max() < 1e-5
+    # 4,096 products of normals: |correlation| > 0.08 has probability below 1e-6
+    assert abs(float((begun * halfway).mean())) < 0.08
+    assert abs(float(begun.std()) - 1) < 0.06
+
+
+def test_models_may_use_gradients_and_other_dtypes():
+    def guided(x, sigma):
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(at.square().sum(), at)
+            return model(at, sigma) - 1e-3 * grad  # still part of a graph
+
+    sigmas = karras(4)
+    for sample in SAMPLERS.values():
+        assert sample(guided, start(sigmas), sigmas, disable=True, seed=0).isfinite().all()
+        whole = sample(model, start(sigmas), sigmas, disable=True, seed=0)
+        for dtype, tolerance in ((torch.float64, 1e-5), (torch.float16, 0.05)):
+            found = sample(model, start(sigmas).to(dtype), sigmas, disable=True, seed=0)
+            assert found.dtype == dtype
+            near = (found - whole).abs() < tolerance
+            assert near.flatten(1).all(1).any()  # a rounded answer may turn a decision of MALA
+
+
+def test_signatures_are_those_of_k_diffusion():
+    names = ["model", "x", "sigmas", "extra_args", "callback", "disable", "eta", "s_noise"]
+    for sample in SAMPLERS.values():
+        parameters = inspect.signature(sample).parameters
+        assert list(parameters)[:9] == [*names, "noise_sampler"]
+        defaults = [parameters[name].default for name in (*names[3:], "noise_sampler")]
+        assert defaults == [None, None, None, 1.0, 1.0, None]
+
+
+def test_tables_are_made_once():
+    sigmas = karras(9, 0.05)
+    _sigma_plan.stage_plan.cache_clear()
+    for _ in range(3):
+        sample_rtk_uld(model, start(sigmas), sigmas, disable=True, seed=0)
+    assert _sigma_plan.stage_plan.cache_info().misses == 1
+
+
+def test_no_interval_is_no_step():
+    x = start(karras(2))
+    for sample in SAMPLERS.values():
+        for sigmas in (torch.tensor([2.0]), torch.tensor([])):
+            assert torch.equal(sample(model, x, sigmas, disable=True), x)
+
+
+BAD = {
+    "sigmas must decrease, but sigmas[1] is 3.0 after 2.0": {"sigmas": torch.tensor([2.0, 3.0])},
+    "sigmas[0] is inf": {"sigmas": torch.tensor([math.inf, 3.0])},
+    "at most 1 on path flow; sigmas[0] is 2.0": {"path": "flow", "sigmas": torch.tensor([2.0, 1])},
+    "unknown path 'vp'; known: edm, flow": {"path": "vp"},
+    "s_noise must be finite and at least 0": {"s_noise": -1.0},
+    "noise_sampler must return the shape of x": {"noise_sampler": lambda a, b: torch.zeros(2)},
+    "the model must return the shape of its input": {"model": lambda x, sigma: x[:1]},
+    "sample_ids must be 3 integers": {"sample_ids": [1]},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_errors_say_what_was_expected(sampler, message):
+    given = {"model": model, "x": start(karras(3)), "sigmas": karras(3), **BAD[message]}
+    with pytest.raises(ValueError) as raised:
+        SAMPLERS[sampler](**given, disable=True)
+    assert message in str(raised.value)
+
+
+OWN = {
+    "sample_rtk_uld: eta must be 1": ("rtk_uld", {"eta": 0.5}),
+    "sample_rtk_mala: eta must be 1": ("rtk_mala", {"eta": 0.0}),
+    "tau must be positive": ("rtk_uld", {"tau": 0.0}),
+    "inner must be an integer of 1 or more": ("rtk_uld", {"inner": 0}),
+    "stages must be an integer of 1 or more": ("rtk_mala", {"stages": 1.5}),
+    "unknown accept 'energy'": ("rtk_mala", {"accept": "energy"}),
+    "unknown solver_type 'euler'": ("dpmpp_2m_sde_fused", {"solver_type": "euler"}),
+    "eta must be finite and not negative": ("ddpm_fused", {"eta": -1.0}),
+}
+
+
+@pytest.mark.parametrize("message", OWN)
+def test_errors_of_one_sampler(message):
+    sampler, options = OWN[message]
+    with pytest.raises(ValueError, match=message):
+        SAMPLERS[sampler](model, start(karras(3)), karras(3), disable=True, **options)
