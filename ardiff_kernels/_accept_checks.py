@@ -71,7 +71,7 @@ def check_accept(
     _check_options(op, x, out_x.dtype, options)
     tensors = {"x": x, "y": y, "out_x": out_x, "out_y": out_y, "anchor": anchor, "coef": coef}
     tensors |= {"row": row, "draw": draw, "key": key, "stream": stream, **options}
-    _placement(op, tensors, written)
+    _placement(op, tensors, written, rowwise=True)
 
 
 def _check_options(

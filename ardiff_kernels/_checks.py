@@ -83,8 +83,14 @@ def _table(op: str, coef: Tensor) -> None:
         )
 
 
-def _placement(op: str, tensors: Mapping[str, Tensor | None], written: Sequence[str]) -> None:
-    """One device, unit stride inside a row, and no overlapping rows where we write."""
+def _placement(
+    op: str,
+    tensors: Mapping[str, Tensor | None],
+    written: Sequence[str],
+    rowwise: bool = False,
+) -> None:
+    """One device, unit stride inside a row, and no overlapping rows where we write; of tensors
+    `[B, ...]` too where the op is `rowwise`."""
     present = {name: t for name, t in tensors.items() if t is not None}
     first, device = next((name, t.device) for name, t in present.items())
     for name, t in present.items():
@@ -94,7 +100,7 @@ def _placement(op: str, tensors: Mapping[str, Tensor | None], written: Sequence[
                 f"{name} on {t.device}"
             )
     for name, t in present.items():
-        if t.dim() < 2:
+        if t.dim() < 2 or (t.dim() > 2 and not rowwise):
             continue
         rows, d = t.shape[0], width(t)
         if rows > 0 and not _contiguous_rows(t):
@@ -232,7 +238,7 @@ def check_step(
         "stream": stream,
         **options,
     }
-    _placement(op, tensors, written)
+    _placement(op, tensors, written, rowwise=True)
 
 
 def _check_options(

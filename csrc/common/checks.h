@@ -72,9 +72,10 @@ inline void check_table(const char* op, const Arg& coef) {
   }
 }
 
-/// One device, unit stride inside a row, and no overlapping rows where the op writes.
+/// One device, unit stride inside a row, and no overlapping rows where the op writes; of tensors
+/// [B, ...] too where the op is `rowwise`.
 inline void check_placement(const char* op, std::initializer_list<const Arg*> args,
-                            std::initializer_list<const Arg*> written) {
+                            std::initializer_list<const Arg*> written, bool rowwise = false) {
   const Arg& first = **args.begin();
   for (const Arg* a : args) {
     if (!a->given()) continue;
@@ -84,7 +85,7 @@ inline void check_placement(const char* op, std::initializer_list<const Arg*> ar
     }
   }
   for (const Arg* a : args) {
-    if (!a->given() || a->dim < 2) continue;
+    if (!a->given() || (rowwise ? a->dim < 2 : a->dim != 2)) continue;
     const int64_t rows = a->sizes[0], d = a->width();
     if (rows > 0 && !a->contiguous_rows()) {
       const char* rule =
@@ -233,9 +234,9 @@ inline void check_step(const StepRules& rules, const Arg& lead, const Arg& a, co
       &t.uncond_out2, &t.guidance, &t.guidance2, &t.noise_scale, &t.noise,
       &t.noise2,      &t.x0,       &t.z_model};
   if (rules.in_place) {
-    check_placement(op, all, {&lead, &a, &b, &t.x0, &t.z_model});
+    check_placement(op, all, {&lead, &a, &b, &t.x0, &t.z_model}, true);
   } else {
-    check_placement(op, all, {});
+    check_placement(op, all, {}, true);
   }
 }
 
