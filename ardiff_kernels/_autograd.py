@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from . import _library
+from ._flat import flat
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class _Step(torch.autograd.Function):
         ctx.step_backward, ctx.formula = step_backward, formula
         ctx.places = [4 + names.index(name) for name in formula.inputs]
         ctx.constants = formula.constants(arguments)
+        ctx.shapes = [getattr(arguments[name], "shape", None) for name in formula.inputs]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*(arguments[name] for name in formula.saved))
+        ctx.save_for_backward(*(flat(arguments[name]) for name in formula.saved))
         return step(arguments)
 
     @staticmethod
@@ -56,13 +58,13 @@ class _Step(torch.autograd.Function):
         results: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         if all(g is None for g in grads):
             return tuple(results)
-        given = [None if g is None else g.contiguous() for g in grads]
+        given = [None if g is None else flat(g.contiguous()) for g in grads]
         saved = dict(zip(ctx.formula.saved, ctx.saved_tensors, strict=True))
         needed = [ctx.needs_input_grad[place] for place in ctx.places]
         wanted = sum(1 << i for i, need in enumerate(needed) if need)
         found = ctx.step_backward(*given, **saved, **ctx.constants, wanted=wanted)
-        for place, need, gradient in zip(ctx.places, needed, found, strict=True):
-            results[place] = gradient if need else None
+        for place, need, gradient, shape in zip(ctx.places, needed, found, ctx.shapes, strict=True):
+            results[place] = gradient.view(shape) if need else None
         return tuple(results)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from . import _library, _load
+from ._flat import on_rows
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
@@ -89,6 +90,8 @@ def _implementation(op: str, name: str) -> Callable | None:
         return None
     function = getattr(importlib.import_module(module_name), op)
     check = _library.CHECKS[op]
+    if op in _library.ROWWISE:
+        function = on_rows(function)
 
     def checked(*args, **kwargs):
         check(*args, **kwargs)

@@ -83,6 +83,8 @@ def check_diffusion_step_backward(
     **options: Tensor | None,
 ) -> None:
     op = "diffusion_step_backward"
+    if x.dim() != 2:
+        raise RuntimeError(f"{op}: x must be [B, d], got {x.dim()} dimensions")
     dtypes = (torch.float32, torch.bfloat16)
     check_step(op, {"x": x}, dtypes, 4, True, (), *tensors, options)
     check_x0_clamp(op, x0_clamp)

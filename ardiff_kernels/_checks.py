@@ -8,6 +8,7 @@ RuntimeError, as PyTorch's own operators do.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -28,6 +29,21 @@ def _shape(shape: Sequence[int]) -> str:
 
 def _got(t: Tensor) -> str:
     return f"got {_name(t.dtype)} {_shape(t.shape)}"
+
+
+def width(t: Tensor) -> int:
+    """Elements of a row of a tensor `[B, ...]`."""
+    return math.prod(t.shape[1:])
+
+
+def _wider(shape: Sequence[int]) -> tuple[int, ...]:
+    rows, n, *rest = shape
+    return (rows, 2 * n, *rest)
+
+
+def check_dimensions(op: str, name: str, t: Tensor) -> None:
+    if t.dim() < 2:
+        raise RuntimeError(f"{op}: {name} must be [B, d] or [B, ...], got {t.dim()} dimensions")
 
 
 def _vector(
@@ -67,8 +83,14 @@ def _table(op: str, coef: Tensor) -> None:
         )
 
 
-def _placement(op: str, tensors: Mapping[str, Tensor | None], written: Sequence[str]) -> None:
-    """One device, unit stride inside a row, and no overlapping rows where we write."""
+def _placement(
+    op: str,
+    tensors: Mapping[str, Tensor | None],
+    written: Sequence[str],
+    rowwise: bool = False,
+) -> None:
+    """One device, unit stride inside a row, and no overlapping rows where we write; of tensors
+    `[B, ...]` too where the op is `rowwise`."""
     present = {name: t for name, t in tensors.items() if t is not None}
     first, device = next((name, t.device) for name, t in present.items())
     for name, t in present.items():
@@ -78,13 +100,14 @@ def _placement(op: str, tensors: Mapping[str, Tensor | None], written: Sequence[
                 f"{name} on {t.device}"
             )
     for name, t in present.items():
-        if t.dim() != 2:
+        if t.dim() < 2 or (t.dim() > 2 and not rowwise):
             continue
-        rows, d = t.shape
-        if d > 1 and rows > 0 and t.stride(1) != 1:
+        rows, d = t.shape[0], width(t)
+        if rows > 0 and not _contiguous_rows(t):
+            rule = "have unit stride in its last dimension"
             raise RuntimeError(
-                f"{op}: {name} must have unit stride in its last dimension, got strides "
-                f"{_shape(t.stride())}; call .contiguous() first"
+                f"{op}: {name} must {rule if t.dim() == 2 else 'be contiguous inside a row'}, got "
+                f"strides {_shape(t.stride())}; call .contiguous() first"
             )
         if name in written and rows > 1 and t.stride(0) < d:
             raise RuntimeError(
@@ -96,6 +119,17 @@ def _placement(op: str, tensors: Mapping[str, Tensor | None], written: Sequence[
             raise RuntimeError(
                 f"{op}: {one} and {other} are written in place but share their memory; clone one"
             )
+
+
+def _contiguous_rows(t: Tensor) -> bool:
+    expected = 1
+    for n, stride in zip(reversed(t.shape[1:]), reversed(t.stride()[1:]), strict=True):
+        if n == 0:
+            return True
+        if n != 1 and stride != expected:
+            return False
+        expected *= n
+    return True
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
@@ -152,21 +186,20 @@ def check_step(
 ) -> None:
     """Checks common to the step ops; `state` lists the state tensors, the leading one first.
 
-    With `second_memory`, `state["memory"]` may be twice as wide. `options` may hold
+    With `second_memory`, `state["memory"]` may be twice as long in dimension 1. `options` may hold
     uncond_out, uncond_out2, guidance, guidance2, noise_scale, noise, noise2, x0 and z_model.
     """
     lead, x = next(iter(state.items()))
-    if x.dim() != 2:
-        raise RuntimeError(f"{op}: {lead} must be [B, d], got {x.dim()} dimensions")
+    check_dimensions(op, lead, x)
     kinds = " or ".join(_name(t) for t in dtypes)
     if x.dtype not in dtypes:
         raise RuntimeError(f"{op}: {lead} must be {kinds}, got {_name(x.dtype)}")
-    rows, d = x.shape
+    rows, d = x.shape[0], width(x)
     limit = elements_a_quad * QUADS
     if not 1 <= d <= limit:
         raise RuntimeError(f"{op}: {lead} must have between 1 and {limit} elements a row, got {d}")
     for name, t in state.items():
-        double = (rows, 2 * d) if second_memory and name == "memory" else None
+        double = _wider(x.shape) if second_memory and name == "memory" else None
         if t.shape != x.shape and tuple(t.shape) != double:
             wide = f" (or {_shape(double)} with a second memory)" if double else ""
             raise RuntimeError(
@@ -182,11 +215,11 @@ def check_step(
         raise RuntimeError(
             f"{op}: model_out must be float32, float16 or bfloat16, got {_name(model_out.dtype)}"
         )
-    widths = (d, 2 * d) if learned_range else (d,)
-    wide = f" (or {_shape((rows, 2 * d))} with learned-range variance)" if learned_range else ""
-    if not (model_out.dim() == 2 and model_out.shape[0] == rows and model_out.shape[1] in widths):
+    double = _wider(x.shape) if learned_range else None
+    wide = f" (or {_shape(double)} with learned-range variance)" if double else ""
+    if model_out.shape != x.shape and tuple(model_out.shape) != double:
         raise RuntimeError(
-            f"{op}: model_out must have the shape of {lead} {_shape((rows, d))}{wide}, got "
+            f"{op}: model_out must have the shape of {lead} {_shape(x.shape)}{wide}, got "
             f"{_shape(model_out.shape)}"
         )
     _table(op, coef)
@@ -194,7 +227,7 @@ def check_step(
     _vector(op, "draw", draw, torch.int32, rows, shared=True)
     _vector(op, "key", key, torch.int64, 1)
     _vector(op, "stream", stream, torch.int64, rows)
-    _check_options(op, rows, d, x.dtype, model_out, options)
+    _check_options(op, x, model_out, options)
     tensors = {
         **state,
         "model_out": model_out,
@@ -205,16 +238,11 @@ def check_step(
         "stream": stream,
         **options,
     }
-    _placement(op, tensors, written)
+    _placement(op, tensors, written, rowwise=True)
 
 
 def _check_options(
-    op: str,
-    rows: int,
-    d: int,
-    state_dtype: torch.dtype,
-    model_out: Tensor,
-    options: Mapping[str, Tensor | None],
+    op: str, x: Tensor, model_out: Tensor, options: Mapping[str, Tensor | None]
 ) -> None:
     def given(name: str) -> bool:
         return options.get(name) is not None
@@ -234,11 +262,11 @@ def _check_options(
     for name in ("uncond_out", "uncond_out2"):
         _matrix(op, name, options.get(name), model_out.dtype, model_out.shape)
     for name in ("guidance", "guidance2", "noise_scale"):
-        _vector(op, name, options.get(name), torch.float32, rows, shared=True)
+        _vector(op, name, options.get(name), torch.float32, len(x), shared=True)
     for name in ("noise", "noise2"):
-        _matrix(op, name, options.get(name), torch.float32, (rows, d))
-    _matrix(op, "x0", options.get("x0"), state_dtype, (rows, d))
-    _matrix(op, "z_model", options.get("z_model"), torch.bfloat16, (rows, d))
+        _matrix(op, name, options.get(name), torch.float32, x.shape)
+    _matrix(op, "x0", options.get("x0"), x.dtype, x.shape)
+    _matrix(op, "z_model", options.get("z_model"), torch.bfloat16, x.shape)
 
 
 def check_x0_clamp(op: str, x0_clamp: float | None) -> None:

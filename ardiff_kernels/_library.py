@@ -11,6 +11,7 @@ _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 CHECKS: dict[str, Callable[..., None]] = {}
 PARTS: dict[str, tuple[str, ...]] = {}
+ROWWISE: set[str] = set()  # ops whose Python backends are given rows [B, d] for [B, ...]
 
 
 def define(
@@ -18,17 +19,21 @@ def define(
     check: Callable[..., None],
     fake: Callable | None = None,
     parts: tuple[str, ...] = (),
+    rowwise: bool = False,
 ) -> None:
     """Define an op, its argument check and its fake (None for an in-place op: no results).
 
     The check also guards the fake, so that a mistake is reported while tracing. An op whose
-    reference calls other ops, its `parts`, is served by every backend that serves them.
+    reference calls other ops, its `parts`, is served by every backend that serves them. A `rowwise`
+    op takes tensors `[B, ...]` with contiguous rows in place of `[B, d]`; its first is the state.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     CHECKS[name] = check
     if parts:
         PARTS[name] = parts
+    if rowwise:
+        ROWWISE.add(name)
 
     def checked_fake(*args, **kwargs):
         check(*args, **kwargs)

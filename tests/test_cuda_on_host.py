@@ -124,6 +124,23 @@ def assert_backward_alike(on_host, call: testing.Call) -> None:
                         assert torch.allclose(mine, cpu, 1e-2, 1e-4)
 
 
+def deep(value):
+    """`[B, 24 k]` as `[B, 2 k, 3, 4]`, the same rows."""
+    wide = isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] % 24 == 0
+    return value.unflatten(1, (-1, 3, 4)) if wide else value
+
+
+@pytest.mark.parametrize("make", [testing.uld_call, testing.diffusion_call])
+@pytest.mark.parametrize("more", [{}, {"learned_range": True, "second_memory": True}], **ids)
+def test_rows_of_several_dimensions(on_host, make, more):
+    call = make(3, 24, **(more if make is testing.diffusion_call else {}))
+    op = getattr(on_host, call.op)
+    for variant in (call, packed(call)):
+        flat = op(*variant.args.values())
+        for one, other in zip(flat, op(*map(deep, variant.args.values())), strict=True):
+            assert other.dim() == 4 and torch.equal(other, deep(one))
+
+
 @pytest.mark.parametrize("name", gradient_calls.SMALL | gradient_calls.LARGER)
 def test_gradients(on_host, name):
     assert_backward_alike(on_host, {**gradient_calls.SMALL, **gradient_calls.LARGER}[name]())

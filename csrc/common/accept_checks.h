@@ -21,22 +21,22 @@ inline void check_together(const char* op, const Arg& a, const char* first, cons
 }
 
 inline void check_accept(const char* op, const AcceptTensors& t, bool in_place) {
-  if (t.x.dim != 2) fail(op, ": x must be [B, d], got ", t.x.dim, " dimensions");
+  check_dimensions(op, t.x);
   if (t.x.dtype != ScalarType::Float) {
     fail(op, ": x must be float32, got ", name_of(t.x.dtype));
   }
-  const int64_t rows = t.x.sizes[0], d = t.x.sizes[1];
+  const int64_t rows = t.x.sizes[0], d = t.x.width();
   if (d < 1) fail(op, ": x must have at least 1 element a row, got ", d);
-  check_matrix(op, t.y, ScalarType::Float, rows, d);
+  check_rows(op, t.y, ScalarType::Float, t.x);
   const ScalarType out = t.out_x.dtype;
   if (out != ScalarType::Float && out != ScalarType::Half && out != ScalarType::BFloat16) {
     fail(op, ": out_x must be float32, float16 or bfloat16, got ", name_of(out));
   }
-  if (!has_shape(t.out_x, rows, d)) {
-    fail(op, ": out_x must have the shape of x ", shape_of(rows, d), ", got ", shape_of(t.out_x));
+  if (!has_shape_of(t.out_x, t.x)) {
+    fail(op, ": out_x must have the shape of x ", shape_of(t.x), ", got ", shape_of(t.out_x));
   }
-  check_matrix(op, t.out_y, out, rows, d);
-  check_matrix(op, t.anchor, ScalarType::Float, rows, d);
+  check_rows(op, t.out_y, out, t.x);
+  check_rows(op, t.anchor, ScalarType::Float, t.x);
   if (t.coef.dtype != ScalarType::Float || t.coef.dim != 2 || t.coef.sizes[1] != 16 ||
       t.coef.sizes[0] < 1 || !t.coef.contiguous()) {
     fail(op, ": coef must be a contiguous float32 [T, 16] table with T >= 1, ", got(t.coef));
@@ -50,9 +50,9 @@ inline void check_accept(const char* op, const AcceptTensors& t, bool in_place) 
   if (t.out_mid.given() && t.energy_x.given()) {
     fail(op, ": out_mid and energies exclude each other: pass one or neither");
   }
-  check_matrix(op, t.v_x, ScalarType::Float, rows, d);
-  check_matrix(op, t.v_y, ScalarType::Float, rows, d);
-  check_matrix(op, t.out_mid, out, rows, d);
+  check_rows(op, t.v_x, ScalarType::Float, t.x);
+  check_rows(op, t.v_y, ScalarType::Float, t.x);
+  check_rows(op, t.out_mid, out, t.x);
   check_vector(op, t.energy_x, ScalarType::Float, rows);
   check_vector(op, t.energy_y, ScalarType::Float, rows);
   check_vector(op, t.ball_radius, ScalarType::Float, rows, 1);
@@ -63,9 +63,9 @@ inline void check_accept(const char* op, const AcceptTensors& t, bool in_place) 
       &t.row,     &t.draw,     &t.key,      &t.stream,      &t.v_x,      &t.v_y,
       &t.out_mid, &t.energy_x, &t.energy_y, &t.ball_radius, &t.accepted, &t.log_alpha};
   if (in_place) {
-    check_placement(op, all, {&t.y, &t.out_y, &t.v_y});
+    check_placement(op, all, {&t.y, &t.out_y, &t.v_y}, true);
   } else {
-    check_placement(op, all, {});
+    check_placement(op, all, {}, true);
   }
 }
 
@@ -74,25 +74,16 @@ using AcceptResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 
 /// Fresh contiguous tensors for the results, on the device of x.
 inline AcceptResults fresh_results(const AcceptTensors& t) {
-  const int64_t rows = t.x.sizes[0], d = t.x.sizes[1];
-  const auto fresh_tensor = [&](int32_t dtype, std::initializer_list<int64_t> sizes) {
-    const int64_t strides[] = {sizes.size() == 2 ? d : 1, 1};
-    AtenTensorHandle handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, dtype,
-                                 t.x.device_type, t.x.device_index, &handle));
-    return Tensor(handle);
-  };
-  const int32_t f32 = aoti_torch_dtype_float32();
-  const int32_t out = t.out_x.dtype == ScalarType::Half       ? aoti_torch_dtype_float16()
-                      : t.out_x.dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
-                                                              : f32;
-  return {fresh_tensor(f32, {rows, d}),
-          fresh_tensor(out, {rows, d}),
-          t.v_x.given() ? fresh_tensor(f32, {rows, d}) : fresh_tensor(f32, {0}),
-          fresh_tensor(f32, {t.energy_x.given() ? rows : 0}),
-          fresh_tensor(aoti_torch_dtype_bool(), {rows}),
-          fresh_tensor(f32, {rows})};
+  const Arg& x = t.x;
+  const auto rows_of = [&](ScalarType dtype) { return fresh_tensor(x, dtype, x.dim, x.sizes); };
+  const auto vector = [&](ScalarType dtype, int64_t n) { return fresh_tensor(x, dtype, 1, &n); };
+  constexpr ScalarType f32 = ScalarType::Float;
+  return {rows_of(f32),
+          rows_of(t.out_x.dtype),
+          t.v_x.given() ? rows_of(f32) : vector(f32, 0),
+          vector(f32, t.energy_x.given() ? x.sizes[0] : 0),
+          vector(ScalarType::Bool, x.sizes[0]),
+          vector(f32, x.sizes[0])};
 }
 
 }  // namespace ardiff

@@ -4,6 +4,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -44,9 +45,20 @@ struct Arg {
     return given() && tensor->numel() > 0 ? tensor->const_data_ptr() : nullptr;
   }
   int64_t row_stride() const { return sizes[0] <= 1 ? 0 : strides[0]; }
-  bool contiguous() const {
+  /// Elements of a row [...] of a tensor [B, ...].
+  int64_t width() const {
+    int64_t n = 1;
+    for (int64_t i = 1; i < dim; ++i) n *= sizes[i];
+    return n;
+  }
+  bool contiguous() const { return contiguous_from(0); }
+  /// Whether the rows of a tensor [B, ...] are contiguous; their strides may be any.
+  bool contiguous_rows() const { return contiguous_from(1); }
+
+ private:
+  bool contiguous_from(int64_t first) const {
     int64_t expected = 1;
-    for (int64_t i = dim - 1; i >= 0; --i) {
+    for (int64_t i = dim - 1; i >= first; --i) {
       if (sizes[i] == 0) return true;
       if (sizes[i] != 1 && strides[i] != expected) return false;
       expected *= sizes[i];
@@ -55,12 +67,19 @@ struct Arg {
   }
 };
 
-/// A fresh contiguous tensor of up to four sizes beside `like`: float32, float16 or bfloat16.
+constexpr int64_t kMaxDim = 64;  // as in PyTorch
+
+/// A fresh contiguous tensor of `dim` sizes beside `like`: float32, float16, bfloat16 or bool.
 inline Tensor fresh_tensor(const Arg& like, ScalarType dtype, int64_t dim, const int64_t* sizes) {
-  int64_t strides[4] = {1, 1, 1, 1};
-  for (int64_t i = dim - 2; i >= 0; --i) strides[i] = strides[i + 1] * sizes[i + 1];
+  if (dim > kMaxDim) throw std::runtime_error("ardiff: a tensor of more than 64 dimensions");
+  int64_t strides[kMaxDim];
+  for (int64_t i = dim - 1, n = 1; i >= 0; --i) {
+    strides[i] = n;
+    n *= std::max<int64_t>(sizes[i], 1);
+  }
   const int32_t code = dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
                        : dtype == ScalarType::Half   ? aoti_torch_dtype_float16()
+                       : dtype == ScalarType::Bool   ? aoti_torch_dtype_bool()
                                                      : aoti_torch_dtype_float32();
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(

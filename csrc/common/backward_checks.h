@@ -67,6 +67,7 @@ inline void check_diffusion_step_backward(const DiffusionGradientTensors& grads,
                                           const std::optional<double>& x0_clamp, bool second_memory,
                                           int64_t wanted) {
   const char* op = "diffusion_step_backward";
+  if (x.dim != 2) fail(op, ": x must be [B, d], got ", x.dim, " dimensions");
   check_step({op, true, 4, true, false, false}, x, {}, {}, t);
   check_x0_clamp(op, x0_clamp);
   lead_of(op, grads.x, grads.memory, grads.x0);

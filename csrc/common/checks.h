@@ -36,6 +36,35 @@ inline void check_matrix(const char* op, const Arg& a, ScalarType dtype, int64_t
   fail(op, ": ", a.name, " must be ", name_of(dtype), " ", shape_of(rows, columns), ", ", got(a));
 }
 
+/// Whether `a` has the shape [B, n, ...] of `lead`, or [B, times n, ...].
+inline bool has_shape_of(const Arg& a, const Arg& lead, int64_t times = 1) {
+  if (a.dim != lead.dim) return false;
+  for (int64_t i = 0; i < a.dim; ++i) {
+    if (a.sizes[i] != (i == 1 ? times : 1) * lead.sizes[i]) return false;
+  }
+  return true;
+}
+
+/// How that shape is printed.
+inline std::string shape_of(const Arg& lead, int64_t times) {
+  std::string s = "[";
+  for (int64_t i = 0; i < lead.dim; ++i) {
+    s += (i ? ", " : "") + std::to_string((i == 1 ? times : 1) * lead.sizes[i]);
+  }
+  return s + "]";
+}
+
+/// A tensor that has the shape of `lead`.
+inline void check_rows(const char* op, const Arg& a, ScalarType dtype, const Arg& lead) {
+  if (!a.given() || (a.dtype == dtype && has_shape_of(a, lead))) return;
+  fail(op, ": ", a.name, " must be ", name_of(dtype), " ", shape_of(lead), ", ", got(a));
+}
+
+inline void check_dimensions(const char* op, const Arg& lead) {
+  if (lead.dim >= 2) return;
+  fail(op, ": ", lead.name, " must be [B, d] or [B, ...], got ", lead.dim, " dimensions");
+}
+
 inline void check_table(const char* op, const Arg& coef) {
   if (coef.dtype != ScalarType::Float || coef.dim != 2 || coef.sizes[1] != 16 ||
       coef.sizes[0] < 1 || !coef.contiguous()) {
@@ -43,9 +72,10 @@ inline void check_table(const char* op, const Arg& coef) {
   }
 }
 
-/// One device, unit stride inside a row, and no overlapping rows where the op writes.
+/// One device, unit stride inside a row, and no overlapping rows where the op writes; of tensors
+/// [B, ...] too where the op is `rowwise`.
 inline void check_placement(const char* op, std::initializer_list<const Arg*> args,
-                            std::initializer_list<const Arg*> written) {
+                            std::initializer_list<const Arg*> written, bool rowwise = false) {
   const Arg& first = **args.begin();
   for (const Arg* a : args) {
     if (!a->given()) continue;
@@ -55,11 +85,13 @@ inline void check_placement(const char* op, std::initializer_list<const Arg*> ar
     }
   }
   for (const Arg* a : args) {
-    if (!a->given() || a->dim != 2) continue;
-    const int64_t rows = a->sizes[0], d = a->sizes[1];
-    if (d > 1 && rows > 0 && a->strides[1] != 1) {
-      fail(op, ": ", a->name, " must have unit stride in its last dimension, got strides ",
-           list_of(a->strides, a->dim), "; call .contiguous() first");
+    if (!a->given() || (rowwise ? a->dim < 2 : a->dim != 2)) continue;
+    const int64_t rows = a->sizes[0], d = a->width();
+    if (rows > 0 && !a->contiguous_rows()) {
+      const char* rule =
+          a->dim == 2 ? "have unit stride in its last dimension" : "be contiguous inside a row";
+      fail(op, ": ", a->name, " must ", rule, ", got strides ", list_of(a->strides, a->dim),
+           "; call .contiguous() first");
     }
     for (const Arg* w : written) {
       if (w == a && rows > 1 && a->strides[0] < d) {
@@ -121,15 +153,15 @@ struct StepRules {
   const char* op;
   bool bfloat16_state;      // allowed beside float32
   int64_t elements_a_quad;  // 4: one normal an element; 2: two
-  bool learned_range;       // model_out may be [B, 2d]
+  bool learned_range;       // model_out may be [B, 2d], or twice as long in dimension 1
   bool two_noises;
   bool in_place;
   bool second_memory = false;  // the state after the leading one may be [B, 2d]
 };
 
-inline void check_options(const StepRules& rules, int64_t rows, int64_t d, ScalarType state_dtype,
-                          const StepTensors& t) {
+inline void check_options(const StepRules& rules, const Arg& lead, const StepTensors& t) {
   const char* op = rules.op;
+  const int64_t rows = lead.sizes[0];
   if (t.uncond_out.given() != t.guidance.given()) {
     fail(op, ": uncond_out and guidance go together: pass both or neither");
   }
@@ -140,30 +172,28 @@ inline void check_options(const StepRules& rules, int64_t rows, int64_t d, Scala
   if (rules.two_noises && t.noise.given() != t.noise2.given()) {
     fail(op, ": noise and noise2 go together: pass both or neither");
   }
-  check_matrix(op, t.uncond_out, t.model_out.dtype, rows, t.model_out.sizes[1]);
-  check_matrix(op, t.uncond_out2, t.model_out.dtype, rows, t.model_out.sizes[1]);
+  check_rows(op, t.uncond_out, t.model_out.dtype, t.model_out);
+  check_rows(op, t.uncond_out2, t.model_out.dtype, t.model_out);
   check_vector(op, t.guidance, ScalarType::Float, rows, 1);
   check_vector(op, t.guidance2, ScalarType::Float, rows, 1);
   check_vector(op, t.noise_scale, ScalarType::Float, rows, 1);
-  check_matrix(op, t.noise, ScalarType::Float, rows, d);
-  check_matrix(op, t.noise2, ScalarType::Float, rows, d);
-  check_matrix(op, t.x0, state_dtype, rows, d);
-  check_matrix(op, t.z_model, ScalarType::BFloat16, rows, d);
+  check_rows(op, t.noise, ScalarType::Float, lead);
+  check_rows(op, t.noise2, ScalarType::Float, lead);
+  check_rows(op, t.x0, lead.dtype, lead);
+  check_rows(op, t.z_model, ScalarType::BFloat16, lead);
 }
 
 /// `lead` is z or x, `a` and `b` the further state in schema order (b absent in diffusion_step).
 inline void check_step(const StepRules& rules, const Arg& lead, const Arg& a, const Arg& b,
                        const StepTensors& t) {
   const char* op = rules.op;
-  if (lead.dim != 2) {
-    fail(op, ": ", lead.name, " must be [B, d], got ", lead.dim, " dimensions");
-  }
+  check_dimensions(op, lead);
   if (lead.dtype != ScalarType::Float &&
       !(rules.bfloat16_state && lead.dtype == ScalarType::BFloat16)) {
     fail(op, ": ", lead.name, " must be ", rules.bfloat16_state ? "float32 or bfloat16" : "float32",
          ", got ", name_of(lead.dtype));
   }
-  const int64_t rows = lead.sizes[0], d = lead.sizes[1];
+  const int64_t rows = lead.sizes[0], d = lead.width();
   const int64_t limit = rules.elements_a_quad * kQuads;
   if (d < 1 || d > limit) {
     fail(op, ": ", lead.name, " must have between 1 and ", limit, " elements a row, got ", d);
@@ -171,10 +201,10 @@ inline void check_step(const StepRules& rules, const Arg& lead, const Arg& a, co
   for (const Arg* s : {&a, &b}) {
     if (!s->given()) continue;
     const bool wide = rules.second_memory && s == &a;
-    if (!has_shape(*s, rows, d) && !(wide && has_shape(*s, rows, 2 * d))) {
+    if (!has_shape_of(*s, lead) && !(wide && has_shape_of(*s, lead, 2))) {
       fail(op, ": ", s->name, " must have the shape of ", lead.name, " ", shape_of(lead),
-           wide ? " (or " + shape_of(rows, 2 * d) + " with a second memory)" : std::string(),
-           ", got ", shape_of(*s));
+           wide ? " (or " + shape_of(lead, 2) + " with a second memory)" : std::string(), ", got ",
+           shape_of(*s));
     }
     if (s->dtype != lead.dtype) {
       fail(op, ": ", s->name, " must have the dtype of ", lead.name, " (", name_of(lead.dtype),
@@ -186,28 +216,27 @@ inline void check_step(const StepRules& rules, const Arg& lead, const Arg& a, co
       out.dtype != ScalarType::BFloat16) {
     fail(op, ": model_out must be float32, float16 or bfloat16, got ", name_of(out.dtype));
   }
-  if (!has_shape(out, rows, d) && !(rules.learned_range && has_shape(out, rows, 2 * d))) {
-    const std::string wide = rules.learned_range
-                                 ? " (or " + shape_of(rows, 2 * d) + " with learned-range variance)"
-                                 : "";
-    fail(op, ": model_out must have the shape of ", lead.name, " ", shape_of(rows, d), wide,
-         ", got ", shape_of(out));
+  if (!has_shape_of(out, lead) && !(rules.learned_range && has_shape_of(out, lead, 2))) {
+    const std::string wide =
+        rules.learned_range ? " (or " + shape_of(lead, 2) + " with learned-range variance)" : "";
+    fail(op, ": model_out must have the shape of ", lead.name, " ", shape_of(lead), wide, ", got ",
+         shape_of(out));
   }
   check_table(op, t.coef);
   check_vector(op, t.row, ScalarType::Int, rows, 1);
   check_vector(op, t.draw, ScalarType::Int, rows, 1);
   check_vector(op, t.key, ScalarType::Long, 1);
   check_vector(op, t.stream, ScalarType::Long, rows);
-  check_options(rules, rows, d, lead.dtype, t);
+  check_options(rules, lead, t);
   const std::initializer_list<const Arg*> all = {
       &lead,          &a,          &b,           &t.model_out,   &t.coef,
       &t.row,         &t.draw,     &t.key,       &t.stream,      &t.uncond_out,
       &t.uncond_out2, &t.guidance, &t.guidance2, &t.noise_scale, &t.noise,
       &t.noise2,      &t.x0,       &t.z_model};
   if (rules.in_place) {
-    check_placement(op, all, {&lead, &a, &b, &t.x0, &t.z_model});
+    check_placement(op, all, {&lead, &a, &b, &t.x0, &t.z_model}, true);
   } else {
-    check_placement(op, all, {});
+    check_placement(op, all, {}, true);
   }
 }
 

@@ -18,7 +18,7 @@ void run(const Arg& x, const Arg& memory, const Arg& x_new, const Arg& memory_ne
          const StepTensors& t, std::optional<double> x0_clamp) {
   DiffusionArgs a;
   fill_step(a, x, t, 4);
-  a.learned_range = t.model_out.sizes[1] == 2 * a.d;
+  a.learned_range = t.model_out.width() == 2 * a.d;
   a.clamped = x0_clamp.has_value();
   a.x0_clamp = static_cast<float>(x0_clamp.value_or(0.0));
   a.x = input(x);
@@ -27,7 +27,7 @@ void run(const Arg& x, const Arg& memory, const Arg& x_new, const Arg& memory_ne
   a.x_new = output(x_new);
   a.memory_new = output(memory_new);
   a.memory2_new = {};
-  if (memory.sizes[1] != a.d) {
+  if (memory.width() != a.d) {
     a.memory2 = second_half(a.memory, a.d);
     a.memory2_new = second_half(a.memory_new, a.d);
   }
@@ -62,10 +62,9 @@ std::tuple<Tensor, Tensor, Tensor> diffusion_step(Tensor x, Tensor model_out, Te
                       {}};
   check_step({"diffusion_step", true, 4, true, false, false, true}, x_arg, memory_arg, {}, t);
   check_x0_clamp("diffusion_step", x0_clamp);
-  const int64_t B = x_arg.sizes[0], d = x_arg.sizes[1];
-  Tensor x_new = empty_like(x_arg, x_arg.dtype, B, d);
-  Tensor memory_new = empty_like(x_arg, x_arg.dtype, B, memory_arg.sizes[1]);
-  Tensor x0 = empty_like(x_arg, x_arg.dtype, B, d);
+  Tensor x_new = empty_like(x_arg, x_arg.dtype);
+  Tensor memory_new = empty_like(memory_arg, x_arg.dtype);
+  Tensor x0 = empty_like(x_arg, x_arg.dtype);
   run(x_arg, memory_arg, Arg("x", x_new), Arg("memory", memory_new), Arg("x0", x0), t, x0_clamp);
   return {x_new, memory_new, x0};
 }

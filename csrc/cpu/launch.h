@@ -53,6 +53,14 @@ inline Tensor empty_like(const Arg& like, ScalarType dtype, int64_t rows, int64_
   return fresh;
 }
 
+/// A fresh contiguous tensor [B, ...] of the shape of `like`.
+inline Tensor empty_like(const Arg& like, ScalarType dtype) {
+  Tensor fresh = fresh_tensor(like, dtype, like.dim, like.sizes);
+  const int64_t bytes = like.sizes[0] * like.width() * (dtype == ScalarType::Float ? 4 : 2);
+  if (bytes >= int64_t{4} << 20) ask_for_huge_pages(fresh.mutable_data_ptr(), bytes);
+  return fresh;
+}
+
 /// Runs a kernel over all tiles on torch's threads.
 template <class Args>
 void run_tiles(void (*kernel)(const Args&, int64_t, int64_t), const Args& args) {
@@ -64,7 +72,7 @@ void run_tiles(void (*kernel)(const Args&, int64_t, int64_t), const Args& args) 
 /// Fills what the step ops have in common; the state's strides are still to be judged (`packed`).
 inline void fill_step(StepArgs& a, const Arg& lead, const StepTensors& t, int64_t elements_a_quad) {
   a.B = lead.sizes[0];
-  a.d = lead.sizes[1];
+  a.d = lead.width();
   a.T = t.coef.sizes[0];
   a.tiling = tiling_of(a.B, a.d, elements_a_quad);
   a.coef = static_cast<const float*>(t.coef.tensor->const_data_ptr());
@@ -82,7 +90,7 @@ inline void fill_step(StepArgs& a, const Arg& lead, const StepTensors& t, int64_
   a.noise = input(t.noise);
   a.noise2 = input(t.noise2);
   a.z_model = output(t.z_model);
-  a.packed = a.B > 1 && t.model_out.sizes[1] == a.d;
+  a.packed = a.B > 1 && t.model_out.width() == a.d;
   for (const In* in : {&a.model_out, &a.uncond_out, &a.uncond_out2, &a.noise, &a.noise2}) {
     a.packed = a.packed && (!in->data || in->stride == a.d);
   }

@@ -23,7 +23,7 @@ void run(const AcceptTensors& t, const Arg& x_new, const Arg& out_new, const Arg
   constexpr int64_t kElementsATile = 4096;
   AcceptArgs a;
   a.B = t.x.sizes[0];
-  a.d = t.x.sizes[1];
+  a.d = t.x.width();
   a.T = t.coef.sizes[0];
   const int64_t samples = std::max<int64_t>(1, kElementsATile / a.d);
   a.tiling = {samples, 1, (a.B + samples - 1) / samples};

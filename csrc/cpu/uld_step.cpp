@@ -52,10 +52,9 @@ std::tuple<Tensor, Tensor, Tensor> uld_step(Tensor z, Tensor v, Tensor model_out
                       {},
                       {}};
   check_step({"uld_step", false, 2, false, true, false}, z_arg, v_arg, anchor_arg, t);
-  const int64_t B = z_arg.sizes[0], d = z_arg.sizes[1];
-  Tensor z_new = empty_like(z_arg, ScalarType::Float, B, d);
-  Tensor v_new = empty_like(z_arg, ScalarType::Float, B, d);
-  Tensor anchor_new = empty_like(z_arg, ScalarType::Float, B, d);
+  Tensor z_new = empty_like(z_arg, ScalarType::Float);
+  Tensor v_new = empty_like(z_arg, ScalarType::Float);
+  Tensor anchor_new = empty_like(z_arg, ScalarType::Float);
   run(z_arg, v_arg, anchor_arg, Arg("z", z_new), Arg("v", v_new), Arg("anchor", anchor_new), t);
   return {z_new, v_new, anchor_new};
 }

@@ -101,9 +101,9 @@ void launch_state(const DiffusionArgs& a, bool second, ScalarType model, bool ve
 void run(const Arg& x, const Arg& memory, const Arg& x_new, const Arg& memory_new, const Arg& x0,
          const StepTensors& t, std::optional<double> x0_clamp) {
   DiffusionArgs a;
-  Operands operands(x.sizes[1]);
+  Operands operands(x.width());
   fill_step(a, operands, x, t);
-  a.learned_range = t.model_out.sizes[1] == 2 * a.d;
+  a.learned_range = t.model_out.width() == 2 * a.d;
   a.x0_limit = static_cast<float>(x0_clamp.value_or(INFINITY));
   a.x = operands.in(x);
   a.memory = operands.in(memory);
@@ -111,7 +111,7 @@ void run(const Arg& x, const Arg& memory, const Arg& x_new, const Arg& memory_ne
   a.memory_new = operands.out(memory_new);
   a.x0 = operands.out(x0);
   const ScalarType model = t.model_out.dtype;
-  const bool second = memory.sizes[1] != a.d;
+  const bool second = memory.width() != a.d;
   if (x.dtype == ScalarType::BFloat16) {
     launch_state<BFloat16>(a, second, model, operands.vector(), x.device_index);
   } else {
@@ -143,10 +143,9 @@ std::tuple<Tensor, Tensor, Tensor> diffusion_step(Tensor x, Tensor model_out, Te
                       {}};
   check_step({"diffusion_step", true, 4, true, false, false, true}, x_arg, memory_arg, {}, t);
   check_x0_clamp("diffusion_step", x0_clamp);
-  const int64_t B = x_arg.sizes[0], d = x_arg.sizes[1];
-  Tensor x_new = fresh(x_arg, x_arg.dtype, B, d);
-  Tensor memory_new = fresh(x_arg, x_arg.dtype, B, memory_arg.sizes[1]);
-  Tensor x0 = fresh(x_arg, x_arg.dtype, B, d);
+  Tensor x_new = fresh(x_arg, x_arg.dtype);
+  Tensor memory_new = fresh(memory_arg, x_arg.dtype);
+  Tensor x0 = fresh(x_arg, x_arg.dtype);
   run(x_arg, memory_arg, Arg("x", x_new), Arg("memory", memory_new), Arg("x0", x0), t, x0_clamp);
   return {x_new, memory_new, x0};
 }

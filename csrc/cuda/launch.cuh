@@ -69,6 +69,11 @@ inline Tensor fresh(const Arg& like, ScalarType dtype, int64_t rows, int64_t col
   return fresh_tensor(like, dtype, 2, sizes);
 }
 
+/// A fresh contiguous tensor [B, ...] of the shape of `like`.
+inline Tensor fresh(const Arg& like, ScalarType dtype) {
+  return fresh_tensor(like, dtype, like.dim, like.sizes);
+}
+
 #ifdef __CUDACC__
 /// Calls start(stream) with the current stream of a device, which starts a kernel.
 template <class Start>

@@ -70,9 +70,9 @@ T* target(const Arg& a) {
 void run(const AcceptTensors& t, const Arg& x_new, const Arg& out_new, const Arg& v_new,
          const Arg& energy_new, const Arg& accepted, const Arg& log_alpha, bool in_place) {
   AcceptArgs a{};
-  Operands operands(t.x.sizes[1]);
+  Operands operands(t.x.width());
   a.B = t.x.sizes[0];
-  a.d = t.x.sizes[1];
+  a.d = t.x.width();
   a.T = t.coef.sizes[0];
   lay_out(a);
   a.coef = pointer<float>(t.coef);

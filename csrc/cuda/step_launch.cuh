@@ -8,8 +8,8 @@ namespace ardiff {
 
 /// Fills what both step ops have; the state is theirs.
 inline void fill_step(StepArgs& a, Operands& operands, const Arg& lead, const StepTensors& t) {
-  a.layout = layout_of(lead.sizes[0], lead.sizes[1]);
-  a.d = lead.sizes[1];
+  a.layout = layout_of(lead.sizes[0], lead.width());
+  a.d = lead.width();
   a.T = t.coef.sizes[0];
   a.coef = static_cast<const float*>(operands.in(t.coef).data);
   a.row = per_sample<int32_t>(t.row);

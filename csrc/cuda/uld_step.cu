@@ -72,7 +72,7 @@ struct UldBody {
 void run(const Arg& z, const Arg& v, const Arg& anchor, const Arg& z_new, const Arg& v_new,
          const Arg& anchor_new, const StepTensors& t) {
   UldArgs a;
-  Operands operands(z.sizes[1]);
+  Operands operands(z.width());
   fill_step(a, operands, z, t);
   a.z = operands.in(z);
   a.v = operands.in(v);
@@ -106,10 +106,9 @@ std::tuple<Tensor, Tensor, Tensor> uld_step(Tensor z, Tensor v, Tensor model_out
                       {},
                       {}};
   check_step({"uld_step", false, 2, false, true, false}, z_arg, v_arg, anchor_arg, t);
-  const int64_t B = z_arg.sizes[0], d = z_arg.sizes[1];
-  Tensor z_new = fresh(z_arg, ScalarType::Float, B, d);
-  Tensor v_new = fresh(z_arg, ScalarType::Float, B, d);
-  Tensor anchor_new = fresh(z_arg, ScalarType::Float, B, d);
+  Tensor z_new = fresh(z_arg, ScalarType::Float);
+  Tensor v_new = fresh(z_arg, ScalarType::Float);
+  Tensor anchor_new = fresh(z_arg, ScalarType::Float);
   run(z_arg, v_arg, anchor_arg, Arg("z", z_new), Arg("v", v_new), Arg("anchor", anchor_new), t);
   return {z_new, v_new, anchor_new};
 }

@@ -75,6 +75,9 @@ class DiscretePath(VPPath):
         self._step = np.arange(len(bar), dtype=np.float64)
         self.ratio_min, self.ratio_max = np.exp(self._log_ratio[[0, -1]]).tolist()
 
+    def __len__(self) -> int:
+        return len(self._step)
+
 
 def check_timesteps(alphas_cumprod: np.ndarray, timesteps: Sequence[int]) -> list[int]:
     """The timesteps as integers; ValueError unless they fall strictly and lie in the schedule."""
@@ -208,6 +211,7 @@ def dpmpp_table(
     euler_at_final: bool = False,
     final_sigmas_type: str = "zero",
     flow: bool = False,
+    first: int = 0,
 ) -> StepTable:
     """Multistep DPM-Solver++ and SDE-DPM-Solver++ (Lu et al. 2022) with diffusers' options.
 
@@ -223,6 +227,7 @@ def dpmpp_table(
         lower_order_final: with fewer than 15 calls the last is of order 1, the one before of 2 at
             most.
         euler_at_final: the last is of order 1; so it is where `final_sigmas_type` is ``zero``.
+        first: the row a run begins at; the rows from there on have as many predictions to use.
 
     Raises:
         ValueError: an unknown name, lengths that do not fit, or an epsilon model at alpha = 0.
@@ -253,7 +258,7 @@ def dpmpp_table(
             limit = 1
         elif i == count - 2 and few:
             limit = min(order, 2)
-        own = min(limit, i + 1)
+        own = max(1, min(limit, i + 1 - first))
         alpha, noise = _alpha_sigma(sigma[i + 1], flow)
         h, h0, h1 = (log_snr[j + 1] - log_snr[j] if j >= 0 else math.inf for j in (i, i - 1, i - 2))
         gains = _gains(alpha, h, sde, solver, own)

@@ -81,8 +81,8 @@ def invalid_calls() -> dict[str, tuple]:
             "elements a row); clone it first",
         ),
         "uld dimensions": (
-            change(uld, z=torch.zeros(2, 4, 8)),
-            "uld_step: z must be [B, d], got 3 dimensions",
+            change(uld, z=torch.zeros(8)),
+            "uld_step: z must be [B, d] or [B, ...], got 1 dimensions",
         ),
         "uld dtype": (
             change(uld, z=some.double()),

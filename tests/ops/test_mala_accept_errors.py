@@ -35,7 +35,14 @@ def call(**new):
 
 DONE, SAME = torch.zeros(4, dtype=torch.bool), torch.zeros(4, 8)
 INVALID = {
-    "dimensions": (call(x=torch.zeros(2, 4, 8)), "mala_accept: x must be [B, d], got 3 dimensions"),
+    "dimensions": (
+        call(x=torch.zeros(8)),
+        "mala_accept: x must be [B, d] or [B, ...], got 1 dimensions",
+    ),
+    "shape": (
+        call(x=torch.zeros(4, 2, 4)),
+        "mala_accept: y must be float32 [4, 2, 4], got float32 [4, 8]",
+    ),
     "state dtype": (call(x=M.half()), "mala_accept: x must be float32, got float16"),
     "no elements": (
         call(x=torch.zeros(4, 0)),

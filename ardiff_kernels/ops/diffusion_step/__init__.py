@@ -51,11 +51,13 @@ define(
     " -> (Tensor, Tensor, Tensor)",
     check=_check_functional,
     fake=_fake,
+    rowwise=True,
 )
 define(
     f"diffusion_step_(Tensor(a!) x, Tensor model_out, Tensor(b!) memory, {_INPUTS}, *, "
     f"{_OPTIONS}, Tensor(c!)? x0=None, Tensor(d!)? z_model=None) -> ()",
     check=_check_in_place,
+    rowwise=True,
 )
 
 
@@ -116,7 +118,8 @@ def diffusion_step(
 
     Args:
         x: `[B, d]`, float32 or bfloat16 (computed in float32, rounded to nearest even); unit inner
-            stride, any row stride.
+            stride, any row stride. Or `[B, ...]`, contiguous inside a row: then so are the others,
+            and what is `[B, 2d]` below is twice as long in dimension 1.
         memory: like x, or `[B, 2d]` with a second memory.
         model_out: `[B, d]` float32, float16 or bfloat16; or `[B, 2d]`, whose second half r in
             [-1, 1] interpolates the log-variance of the noise between lv_min and lv_max (Nichol &

@@ -54,6 +54,7 @@ define(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     check=_check_functional,
     fake=_fake,
+    rowwise=True,
 )
 define(
     "mala_accept_(Tensor x, Tensor(a!) y, Tensor out_x, Tensor(b!) out_y, Tensor anchor, "
@@ -61,6 +62,7 @@ define(
     "Tensor? energy_x=None, Tensor(d!)? energy_y=None, Tensor? ball_radius=None, "
     "Tensor(e!) accepted, Tensor(f!) log_alpha) -> ()",
     check=_check_in_place,
+    rowwise=True,
 )
 for _op in ("mala_accept", "mala_accept_"):
     _autograd.without_gradient(_op, "detach it")
@@ -105,7 +107,8 @@ def mala_accept(
     its term whatever the tensors hold, NaN included, but a NaN or inf in y or out_y rejects.
 
     Args:
-        x, y, anchor: origin, proposal and kernel's centre, float32 `[B, d]`; unit inner stride.
+        x, y, anchor: origin, proposal and kernel's centre, float32 `[B, d]`; unit inner stride. Or
+            `[B, ...]`, contiguous inside a row: then so are the others.
         out_x, out_y: model outputs there, `[B, d]` float32, float16 or bfloat16.
         coef: float32 `[T, 16]`, columns `COLUMNS`.
         row: int32 `[B]` or `[1]`; outside [0, T) a sample is finished: y and what belongs to it
@@ -120,9 +123,9 @@ def mala_accept(
         ball_radius: float32 `[B]` or `[1]`, R of each sample in place of the column; 0 is no ball.
 
     Returns:
-        x float32 `[B, d]`, out `[B, d]` in the outputs' dtype, v float32 `[B, d]` (`[0]` when not
-        given), energy float32 `[B]` (`[0]` when not given), accepted bool `[B]`, and log_alpha
-        float32 `[B]`: -inf where NaN or inf in y, out_y, energy_y or the sums rejected the sample,
+        x float32 of x's shape, out in the outputs' dtype, v float32 (`[0]` when not given), energy
+        float32 `[B]` (`[0]` when not given), accepted bool `[B]`, and log_alpha float32 `[B]`: -inf
+        where NaN or inf in y, out_y, energy_y or the sums rejected the sample,
         else finite.
 
     Raises:

@@ -46,11 +46,13 @@ define(
     " -> (Tensor, Tensor, Tensor)",
     check=_check_functional,
     fake=_fake,
+    rowwise=True,
 )
 define(
     f"uld_step_(Tensor(a!) z, Tensor(b!) v, Tensor model_out, Tensor(c!) anchor, {_INPUTS}, *, "
     f"{_OPTIONS}, Tensor(d!)? z_model=None) -> ()",
     check=_check_in_place,
+    rowwise=True,
 )
 
 _autograd.differentiable(
@@ -97,7 +99,8 @@ def uld_step(
     state, the model outputs and given normals (`uld_step_backward`), not in the others.
 
     Args:
-        z, v, anchor: float32 `[B, d]`; unit inner stride, any row stride.
+        z, v, anchor: float32 `[B, d]`; unit inner stride, any row stride. Or `[B, ...]`, contiguous
+            inside a row: then so are the others.
         model_out: `[B, d]` float32, float16 or bfloat16.
         coef: float32 `[T, 16]`, columns `COLUMNS`.
         row: int32 `[B]` or `[1]`, the row of each sample; outside [0, T) a sample is finished and
@@ -112,7 +115,7 @@ def uld_step(
         noise, noise2: float32 `[B, d]` normals used in place of the addressed ones.
 
     Returns:
-        New z, v and anchor, contiguous float32 `[B, d]`.
+        New z, v and anchor, contiguous float32 of the shape of z.
 
     Raises:
         RuntimeError: a wrong shape, dtype, device, stride or combination of options, or an

@@ -1,0 +1,225 @@
+"""What the schedulers share: which row a call is, the noise, and the tensors that ops take."""
+
+from __future__ import annotations
+
+import importlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.utils import DummyObject
+from torch import Tensor
+from torch.autograd import forward_ad
+
+import ardiff_kernels  # noqa: F401  (defines the ops)
+
+from ...table import DeviceTable, StepTable
+from ._noise import Generators, Noise, check_ids
+
+ARDIFF = torch.ops.ardiff
+MODULE = "ardiff.integrations.diffusers"
+NAMES = (
+    "FusedDDPMScheduler", "FusedDPMSolverMultistepScheduler", "RTKULDScheduler", "RTKMALAScheduler",
+)  # fmt: skip
+KARRAS = [e.name for e in diffusers.schedulers.KarrasDiffusionSchedulers]
+CACHED_TABLES = 16  # models that sample token by token set the same schedule again and again
+STATE_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def call(op: Callable, *args: Tensor, **options: Tensor | float | None) -> tuple[Tensor, ...]:
+    """An op of `torch.ops.ardiff`, past its autograd kernel (15 us) where nothing needs it."""
+    needs = torch.is_grad_enabled() and torch._C._any_requires_grad(*args, **options)
+    if needs or forward_ad._current_level >= 0 or torch.compiler.is_compiling():
+        return op(*args, **options)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args, **options)
+
+
+class Rows:
+    """A table on a device, with its rows and their indices as tensors `[1]`."""
+
+    def __init__(self, table: StepTable, device: torch.device) -> None:
+        self.table, self.device = table, device
+        on_device: DeviceTable = table.to(device)
+        self.coef, self.row = on_device.coef, on_device.row.split(1)
+
+
+class FusedScheduler:
+    """Mixed into the schedulers.
+
+    Attributes:
+        seed: where set, the key of the steps' noise; generators are then not used for it.
+        sample_ids: where set, the ids of a batch's rows, which with the key or generator address
+            their noise: a sample is the same alone and in any batch.
+    """
+
+    order = 1
+    seed: int | None = None
+    _sample_ids: tuple[int, ...] | None = None
+    _step_index: int | None = None
+    _begin_index: int | None = None
+    _own_timesteps: Tensor | None = None
+    _address_of_timesteps: tuple[int, int, int] | None = None
+    _device = torch.device("cpu")  # of the last samples
+
+    @property
+    def sample_ids(self) -> tuple[int, ...] | None:
+        return self._sample_ids
+
+    @sample_ids.setter
+    def sample_ids(self, value: Sequence[int] | Tensor | None) -> None:
+        self._sample_ids = check_ids(value)
+
+    @property
+    def step_index(self) -> int | None:
+        """Index of the next call within `timesteps`; None before the first."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Index of the first call, where a pipeline has set it."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin at this index of `timesteps`, as pipelines that start from an image do."""
+        self._begin_index = begin_index
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        ours = importlib.import_module(MODULE)
+        theirs = [c for c in super()._get_compatibles() if not isinstance(c, DummyObject)]
+        return [*theirs, *(getattr(ours, name) for name in NAMES)]
+
+    def _restart(
+        self, begin_index: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """Begin with the `timesteps` on the host, which go to `device` where one is named."""
+        self._step_index, self._begin_index = None, begin_index
+        self._rows: Rows | None = None
+        self._index_of: dict[float, int] | None = None
+        self._host_timesteps = self.timesteps.tolist()
+        self.timesteps = self._own_timesteps = self.timesteps.to(device)
+        own = self._own_timesteps
+        self._address_of_timesteps = (
+            None if own.is_meta else (own.data_ptr(), own.element_size(), len(own))
+        )
+        self._noise = Noise()
+        self._rows_on(self._device if device is None else torch.device(device))
+
+    def _rows_on(self, device: torch.device) -> Rows:
+        """The table on the device of the samples; it is made where there is none."""
+        if self._own_timesteps is None:
+            self._restart(self._begin_index)
+        if self._rows is None or self._rows.device != device:
+            table = self._make_table() if self._rows is None else self._rows.table
+            self._rows, self._device = Rows(table, device), device
+        return self._rows
+
+    def _cached(self, place: tuple, make: Callable[[], Any]) -> Any:
+        """What `make` makes, kept for this scheduler under `place`."""
+        if "_made_tables" not in self.__dict__:
+            self._made_tables: dict = {}
+        if place not in self._made_tables:
+            if len(self._made_tables) >= CACHED_TABLES:
+                self._made_tables.clear()
+            self._made_tables[place] = make()
+        return self._made_tables[place]
+
+    def _view_index(self, timestep: object) -> int | None:
+        """The index of an element of `timesteps`, from where it lies: no value is read."""
+        if self._address_of_timesteps is None or not isinstance(timestep, Tensor):
+            return None
+        begin, size, count = self._address_of_timesteps
+        place, rest = divmod(timestep.data_ptr() - begin, size)
+        # the tensor is kept, so that nothing else can lie in its memory
+        return place if rest == 0 and 0 <= place < count and timestep.numel() == 1 else None
+
+    def index_for_timestep(self, timestep, schedule_timesteps: Tensor | None = None) -> int:
+        """The first index of a timestep in the schedule; ValueError where it is not in it.
+
+        An element of `timesteps` is known by its place. The value of any other tensor is read,
+        which waits for its device.
+        """
+        index = self._view_index(timestep) if schedule_timesteps is None else None
+        if index is not None:
+            return index
+        value = float(timestep)
+        if schedule_timesteps is not None:
+            places = _first_places(schedule_timesteps.tolist())
+        else:
+            if self._own_timesteps is None:
+                self._restart(self._begin_index)
+            if self._index_of is None:
+                self._index_of = _first_places(self._host_timesteps)
+            places = self._index_of
+        if value not in places:
+            raise ValueError(f"timestep {value:g} is not in the schedule; call set_timesteps first")
+        return places[value]
+
+    def _first_index(self, timestep) -> int:
+        """Where a run begins. A device tensor of unknown origin is not read: it begins at 0."""
+        if self._begin_index is not None:
+            return self._begin_index
+        index = self._view_index(timestep)
+        if index is not None:
+            return index
+        if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
+            return 0
+        return self.index_for_timestep(timestep)
+
+    def _address(
+        self, index: int, generator: Generators, sample_ids, sample: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ids = self._sample_ids if sample_ids is None else check_ids(sample_ids)
+        return self._noise.address(index, generator, self.seed, ids, sample.shape[0], sample.device)
+
+
+def _first_places(timesteps: list[float]) -> dict[float, int]:
+    return {float(t): i for i, t in reversed(list(enumerate(timesteps)))}
+
+
+def check_shapes(model_output: Tensor, sample: Tensor, doubled: bool) -> None:
+    """ValueError unless the output has the sample's shape, or twice its channels where allowed."""
+    if model_output.shape == sample.shape:
+        return
+    expected = sample.shape
+    wide = (expected[0], 2 * expected[1], *expected[2:]) if len(expected) > 1 else None
+    if doubled and tuple(model_output.shape) == wide:
+        return
+    also = f" or {list(wide)}" if doubled and wide else ""
+    raise ValueError(
+        f"model_output must have the shape {list(expected)}{also} of the sample, got "
+        f"{list(model_output.shape)}"
+    )
+
+
+def output(kind: type, **values: Tensor) -> Any:
+    """`kind(**values)` of a diffusers output class, without checks that take as long as an op."""
+    made = kind.__new__(kind)
+    made.__dict__.update(values)
+    for name, value in values.items():
+        OrderedDict.__setitem__(made, name, value)
+    return made
+
+
+def as_state(t: Tensor, dtypes: Sequence[torch.dtype] = STATE_DTYPES) -> Tensor:
+    """A tensor whose rows the ops can read; itself where they can."""
+    if t.dtype not in dtypes:
+        t = t.float()
+    return t if t.is_contiguous() else t.contiguous()
+
+
+def as_output(t: Tensor) -> Tensor:
+    """A model output that the ops can read."""
+    if t.dtype == torch.float64:
+        t = t.float()
+    return t if t.is_contiguous() else t.contiguous()
+
+
+def threshold(x0: Tensor, ratio: float, largest: float) -> Tensor:
+    """Dynamic thresholding of a data prediction (Saharia et al. 2022), each sample by itself."""
+    rows = x0.flatten(1).float()
+    limit = rows.abs().quantile(ratio, dim=1, keepdim=True).clamp(1, largest)
+    return (rows.clamp(-limit, limit) / limit).to(x0.dtype).view(x0.shape)

@@ -1,0 +1,123 @@
+"""RTK tables whose stages begin at given levels, and the model calls that they make.
+
+The first level is called once, each further one `inner` + 1 times: by the inner steps of the stage
+that ends there, and then by the start of the next stage or, after the last, the data prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+
+from ... import metropolis, rtk
+from ...paths import Path, Transition, data_coefficients, transition
+from ...solvers import rtk_uld
+from ...table import StepTable, TableBuilder
+
+
+def split_calls(calls: int, inner: int) -> list[int]:
+    """Inner steps of each stage, `inner` or more, such that all make `calls` model calls.
+
+    Fewer calls than a stage needs leave one stage with fewer steps; one call leaves none.
+    """
+    if calls < 2:
+        return []
+    stages = max(1, (calls - 1) // (inner + 1))
+    least, more = divmod(calls - 1 - stages, stages)
+    return [least + (i < more) for i in range(stages)]
+
+
+def read_calls(levels: Sequence[float], inner: int) -> tuple[list[float], list[int]]:
+    """Grid and inner steps from a list of levels: one a stage, or one a call as in `timesteps`.
+
+    Raises:
+        ValueError: no levels, rising levels, or a repeated first level.
+    """
+    groups = [(level, len(list(group))) for level, group in groupby(levels)]
+    grid = [level for level, _ in groups]
+    if not grid or any(b >= a for a, b in zip(grid, grid[1:], strict=False)):
+        raise ValueError(f"timesteps must be in descending order, got {list(levels)}")
+    counts = [count for _, count in groups]
+    if max(counts) == 1:
+        return grid, [inner] * (len(grid) - 1)
+    if counts[0] != 1:
+        raise ValueError(f"the first timestep is called once, got {counts[0]} times {grid[0]:g}")
+    return grid, [count - 1 for count in counts[1:]]
+
+
+class Stages(NamedTuple):
+    """A table, and what a run needs that begins within one of its stages.
+
+    Attributes:
+        table: the rows.
+        spread: for each row s / r of its stage, x_a / r = x_b + (s / r) n; None where a stage
+            begins and at the end, which need no anchor.
+    """
+
+    table: StepTable
+    spread: tuple[float | None, ...]
+
+
+def uld_table(
+    path: Path,
+    prediction: str,
+    grid: Sequence[float],
+    inner: Sequence[int],
+    gamma: float,
+    tau: float,
+) -> Stages:
+    """`ardiff.solver("rtk-uld")` on a grid, with `inner[i]` steps in stage i."""
+    rtk.check_positive("rtk-uld", gamma=gamma, tau=tau)
+    builder, spread = TableBuilder(), []
+    for a, b, count in zip(grid[:-1], grid[1:], inner, strict=True):
+        t = transition(path, a, b)
+        builder.add("uld", a, **rtk.kinetic_start(prediction, t, "ancestral"))
+        move = rtk_uld.move(gamma / t.width, tau * t.width)
+        for _ in range(count):
+            builder.add("uld", b, **rtk.kinetic_columns(prediction, t, move))
+        spread += [None, *[_spread(t)] * count]
+    p_x, p_o = _data(path, prediction, grid[-1])
+    builder.add("uld", grid[-1], z_z=p_x, z_o=p_o)
+    return _built(builder, path, prediction, grid, "rtk-uld", spread)
+
+
+def mala_table(
+    path: Path, prediction: str, grid: Sequence[float], inner: Sequence[int], tau: float
+) -> Stages:
+    """`ardiff.solver("rtk-mala")` on a grid, with `inner[i]` proposals in stage i."""
+    rtk.check_positive("rtk-mala", tau=tau)
+    builder, spread, known = TableBuilder(), [], False
+    for a, b, count in zip(grid[:-1], grid[1:], inner, strict=True):
+        t = transition(path, a, b)
+        start = rtk.overdamped_start(prediction, t, "ancestral")
+        builder.add("diffusion", a, calls_model=not known, **start)
+        step = tau * t.width**2
+        columns = rtk.overdamped_columns(prediction, t, step)
+        rule = {**metropolis.accept_columns(prediction, t), "c_g": step / 4}
+        for i in range(count):
+            builder.add("diffusion", b, calls_model=i == 0, saves_origin=True, **columns)
+            builder.add("accept", b, **rule)
+        spread += [None, *[_spread(t)] * (2 * count)]
+        known = count > 0
+    p_x, p_o = _data(path, prediction, grid[-1])
+    builder.add("diffusion", grid[-1], calls_model=not known, p_x=p_x, p_o=p_o, x_0=1.0)
+    return _built(builder, path, prediction, grid, "rtk-mala", spread)
+
+
+def _spread(t: Transition) -> float:
+    # at alpha_a = 0 the kernel does not depend on x_a
+    return float(np.sqrt(t.s2)) / t.r if t.r > 0 else 0.0
+
+
+def _data(path: Path, prediction: str, level: float) -> tuple[float, float]:
+    return data_coefficients(prediction, float(path.alpha(level)), float(path.sigma(level)))
+
+
+def _built(builder, path: Path, prediction: str, grid, solver: str, spread: list) -> Stages:
+    table = builder.build(
+        init_scale=path.init_scale(grid[0]), path=path.name, prediction=prediction, solver=solver
+    )
+    return Stages(table, (*spread, None))

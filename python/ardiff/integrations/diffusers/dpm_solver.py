@@ -1,0 +1,181 @@
+"""`FusedDPMSolverMultistepScheduler`: diffusers' `DPMSolverMultistepScheduler`, one op a step."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from torch import Tensor
+
+from ...discrete import ALGORITHMS, dpmpp_table
+from ...table import StepTable
+from ._common import (
+    ARDIFF,
+    KARRAS,
+    MODULE,
+    NAMES,
+    FusedScheduler,
+    Rows,
+    as_output,
+    as_state,
+    call,
+    check_shapes,
+    output,
+    threshold,
+)
+from ._noise import Generators
+
+
+class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepScheduler):
+    """`DPMSolverMultistepScheduler` with the same arguments and, on the same noise, samples within
+    1e-5, for `algorithm_type` ``dpmsolver++`` (order 1 to 3) and ``sde-dpmsolver++`` (1 and 2).
+
+    Its list `model_outputs` stays empty: the last predictions are kept in the op's memory.
+    Thresholding takes further PyTorch ops.
+
+    Raises:
+        ValueError: another algorithm, or order 3 of the stochastic one.
+    """
+
+    __module__ = MODULE
+    _compatibles = [*KARRAS, *NAMES]
+
+    @functools.wraps(DPMSolverMultistepScheduler.__init__)
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
+        algorithm, order = self.config.algorithm_type, self.config.solver_order
+        if algorithm not in ALGORITHMS:
+            raise ValueError(
+                f"{type(self).__name__} has algorithm_type {' and '.join(ALGORITHMS)}, got "
+                f"{algorithm!r}; use DPMSolverMultistepScheduler for it"
+            )
+        if algorithm == "sde-dpmsolver++" and order > 2:
+            raise ValueError(
+                f"{type(self).__name__} has solver_order 1 and 2 of {algorithm}, got {order}"
+            )
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        mu: float | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
+        """See `DPMSolverMultistepScheduler.set_timesteps`; the steps' table is made here."""
+        super().set_timesteps(num_inference_steps, mu=mu, timesteps=timesteps)
+        self._restart(device=device)
+
+    index_for_timestep = DPMSolverMultistepScheduler.index_for_timestep
+
+    def _restart(self, begin_index: int | None = None, device=None) -> None:
+        super()._restart(begin_index, device)
+        self._memory: Tensor | None = None
+        self._plain_rows: Rows | None = None
+
+    def _make_table(self, prediction: str | None = None, first: int = 0) -> StepTable:
+        c = self.config
+        prediction = prediction or c.prediction_type
+        sigmas, timesteps = self.sigmas.numpy(), tuple(self._host_timesteps)
+        make = functools.partial(
+            dpmpp_table,
+            sigmas,
+            timesteps,
+            prediction="flow" if prediction == "flow_prediction" else prediction,
+            algorithm=c.algorithm_type,
+            order=c.solver_order,
+            solver=c.solver_type,
+            lower_order_final=c.lower_order_final,
+            euler_at_final=c.euler_at_final,
+            final_sigmas_type=c.final_sigmas_type,
+            flow=c.use_flow_sigmas,
+            first=first,
+        )
+        return self._cached((sigmas.tobytes(), timesteps, prediction, first), make)
+
+    def _begin(self, timestep, device: torch.device) -> int:
+        index = self._first_index(timestep)
+        self._first = index
+        if index:
+            self._rows = Rows(self._make_table(first=index), device)
+        return index
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        generator: Generators = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+        *,
+        sample_ids=None,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """One step; the first finds its place by `timestep` or `begin_index`, the others follow it.
+
+        Args:
+            model_output: of the sample's shape, or twice its channels with learned variances,
+                which are not used.
+            timestep: an element of `timesteps` or a number.
+            sample: `[B, ...]`, float32 or bfloat16; others are computed in float32.
+            generator: one, or one a row; the deterministic algorithm draws nothing.
+            variance_noise: normals of the sample's shape in place of the generator's.
+            return_dict: an output object, else the tuple (prev_sample,).
+            sample_ids: as the attribute, for this call.
+
+        Raises:
+            ValueError: no schedule or one that has ended, a wrong shape, or a wrong number of ids
+                or generators.
+        """
+        if self.num_inference_steps is None:
+            raise ValueError("there is no schedule yet: call set_timesteps first")
+        rows = self._rows_on(sample.device)
+        index = self._step_index
+        if index is None:
+            index = self._begin(timestep, sample.device)
+            rows = self._rows
+        if index >= len(rows.row):
+            raise ValueError(f"all {len(rows.row)} steps are done: call set_timesteps first")
+        learned = self.config.variance_type in ("learned", "learned_range")
+        check_shapes(model_output, sample, learned)
+        if model_output.shape != sample.shape:
+            model_output = model_output[:, : sample.shape[1]]
+        if self.config.algorithm_type == "dpmsolver++":
+            key, stream = self._noise.address(index, None, 0, None, len(sample), sample.device)
+        else:
+            key, stream = self._address(index, generator, sample_ids, sample)
+        x, out = as_state(sample), as_output(model_output)
+        noise = None if variance_noise is None else as_state(variance_noise, (torch.float32,))
+        memory = self._memory
+        if memory is None:
+            wide = (len(x), 2 * x.shape[1], *x.shape[2:])
+            memory = x.new_empty(wide) if rows.table.second_memory else x
+        if self.config.thresholding:
+            rows, out = self._plain(x, out, index)
+        row = rows.row[index]
+        new, self._memory, _ = call(
+            ARDIFF.diffusion_step.default,
+            x,
+            out,
+            memory,
+            rows.coef,
+            row,
+            row,
+            key,
+            stream,
+            noise=noise,
+        )
+        self._step_index = index + 1
+        if new.dtype != sample.dtype:
+            new = new.to(sample.dtype)
+        return output(SchedulerOutput, prev_sample=new) if return_dict else (new,)
+
+    def _plain(self, x: Tensor, out: Tensor, index: int) -> tuple[Rows, Tensor]:
+        """The thresholded data prediction, as the output of a model that predicts data."""
+        table = self._rows.table
+        p_x, p_o = (float(table.column(name)[index]) for name in ("p_x", "p_o"))
+        ratio, largest = self.config.dynamic_thresholding_ratio, self.config.sample_max_value
+        if self._plain_rows is None or self._plain_rows.device != x.device:
+            self._plain_rows = Rows(self._make_table("sample", self._first), x.device)
+        return self._plain_rows, threshold(p_x * x.float() + p_o * out.float(), ratio, largest)
