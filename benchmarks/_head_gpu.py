@@ -10,7 +10,7 @@ from torch import Tensor
 
 import ardiff_kernels
 from ardiff import graphs, token_loop
-from ardiff.denoise import FusedHead
+from ardiff.fused_head import FusedHead
 from ardiff.models.head import Head
 from ardiff.run import make_schedule
 from ardiff.run import run as run_table

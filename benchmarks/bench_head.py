@@ -19,7 +19,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ardiff.denoise import FusedHead, denoise_token
+from ardiff.denoise import denoise_token
+from ardiff.fused_head import FusedHead
 from ardiff.head_weights import WEIGHTS, pack
 from ardiff.models.head import Head
 from ardiff.run import run as run_table

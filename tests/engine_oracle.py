@@ -10,7 +10,7 @@ from torch import Tensor
 
 import ardiff
 from ardiff.batch_invariant import batch_invariant
-from ardiff.denoise import fused
+from ardiff.fused_head import fused
 from ardiff.guidance import guidance_weights
 from ardiff.models.encoder import CausalEncoder, EncoderConfig
 from ardiff.models.head import DiffusionHead

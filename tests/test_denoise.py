@@ -21,8 +21,9 @@ from head_cases import (
 )
 
 import ardiff
-from ardiff import denoise
-from ardiff.denoise import FusedHead, denoise_token, fused
+from ardiff import fused_head
+from ardiff.denoise import denoise_token
+from ardiff.fused_head import FusedHead, fused
 from ardiff.models.head import DiffusionHead, EDMHead
 from ardiff.run import initial_state, run
 from ardiff.schedule import RaggedTable
@@ -148,7 +149,7 @@ def test_batch_invariance_to_the_bit(kind, weights):
 
 
 def test_an_unknown_head_runs_plainly_and_the_log_says_so_once(caplog):
-    denoise._told.clear()
+    fused_head._told.clear()
     head, table, c = head_of("mar"), table_of("mar", "ddpm", 5), rows(2, CONTEXT)
     x = initial_state(table, KEY, streams(2), 6)
     with caplog.at_level(logging.WARNING):

@@ -11,8 +11,8 @@ from engine_oracle import PLACES, SOLVER, WIDTH, D, draw_alone, prompt_of, tiny_
 from small_models import small_model
 
 import ardiff
-from ardiff.denoise import FusedHead
 from ardiff.engine import AREngine
+from ardiff.fused_head import FusedHead
 from ardiff.models.ar_model import ARModel, ModelConfig
 
 TOLERANCE = 1e-3  # see test_engine_events.py

@@ -8,8 +8,8 @@ from engine_oracle import SOLVER, WIDTH, draw_alone, prompt_of, tiny_model
 from test_engine import check, drain
 
 from ardiff import ar_step
-from ardiff.denoise import FusedHead
 from ardiff.engine import AREngine
+from ardiff.fused_head import FusedHead
 from ardiff.models.patch_model import PatchModel
 
 # Of every arity at once, streams of unequal lengths, seeds and schedules of their own.

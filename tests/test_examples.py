@@ -1,4 +1,5 @@
-"""Every example runs, prints what it found, and takes less than 15 seconds of processor time.
+"""Every example runs, prints what it found, and takes less than a minute of processor time: most of
+it goes to imports, three times as much before Python has cached them.
 
 `demo.py` is `make demo`, whose figures tests/test_sampler.py checks. C++ examples are built in
 tests/test_cpp_embed.py.
@@ -16,7 +17,7 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 FOUND = sorted(path for path in EXAMPLES.glob("*.py") if path.name != "demo.py")
-SECONDS = 15.0
+SECONDS = 60.0
 
 
 def child_seconds() -> float:

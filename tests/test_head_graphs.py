@@ -8,7 +8,8 @@ import torch
 from head_cases import CONTEXT, KEY, guided, head_of, relative_rms, rows, streams, table_of
 
 from ardiff import graphs
-from ardiff.denoise import FusedHead, denoise_token
+from ardiff.denoise import denoise_token
+from ardiff.fused_head import FusedHead
 from ardiff.hoisting import Modulations
 from ardiff.schedule import RaggedTable
 

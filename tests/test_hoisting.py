@@ -127,7 +127,7 @@ def test_many_rows_go_through_pytorch(monkeypatch):
     """The same outputs on both sides of the measured number of rows."""
     head, c, table = head_of("mar"), rows(5, CONTEXT), table_of("mar", "ddpm", 6)
     expected = denoise_token(head, c, table, KEY, 0, streams(5), **guided(5))
-    monkeypatch.setattr("ardiff.denoise._PLAIN_FROM", {torch.float32: 10})
+    monkeypatch.setattr("ardiff.fused_head._PLAIN_FROM", {torch.float32: 10})
     monkeypatch.setattr("ardiff.hoisting._FEW", 0)
     monkeypatch.setattr("ardiff.hoisting._SEPARATE", 5)
     with Count() as count:

@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from .denoise import fused
+from .fused_head import fused
 from .models.kv_cache import KVCache
 from .models.patch_model import PatchModel
 from .requests import Request
@@ -82,7 +82,7 @@ class PatchSolver:
     Args:
         model: whose denoiser is called.
         name, options: a name of `ardiff.solvers` and its options.
-        weights: see `ardiff.denoise.FusedHead`.
+        weights: see `ardiff.fused_head.FusedHead`.
     """
 
     def __init__(

@@ -1,190 +1,27 @@
-"""A token of a diffusion head: everything hoisted, and one op a step for the rest."""
+"""A token of a diffusion head: a whole solver run, with the head hoisted and fused."""
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ardiff_kernels import ops
 
 from . import token_loop
 from .batch_invariant import batch_invariant as batch_invariant_mode
-from .batch_invariant import is_batch_invariant
+from .fused_head import FusedHead, fused
 from .graphs import check_graph, run_captured
-from .head_weights import WEIGHTS, PackedHead, pack
-from .hoisting import BUDGET, Modulations
-from .models.head import EDMHead, Head, evaluate
-from .preconditioning import preconditioned
+from .head_weights import pack
+from .hoisting import BUDGET
+from .models.head import EDMHead, Head
 from .run import INITIAL_STATE, Decision, Runnable, make_schedule, run
 from .sampling import per_sample
 from .schedule import RaggedTable
 from .table import StepTable
-
-_log = logging.getLogger(__name__)
-_told: set[str] = set()
-# By the dtype of weights on a CPU: an evaluation of MAR-B took head_step 71 ms and PyTorch 78 at 64
-# rows, 292 and 228 at 256; VibeVoice 243 and 298, 938 and 703 (AMD EPYC with AVX2, two threads,
-# torch 2.13, other work running). PyTorch has no product of float32 and narrower weights.
-_PLAIN_FROM = {torch.float32: 160}
-
-
-class FusedHead:
-    """A head as `ardiff.run.run` takes it, whose steps call the op `head_step`.
-
-    It computes the outputs of all conditions of guidance in one call, on the same rows of x.
-
-    Args:
-        head: a `Head`, or an `EDMHead` around one.
-        weights: `float32`, `bfloat16` or `int8`, those of the blocks; sums are float32. They are
-            packed at the first use, and again when a parameter changes.
-        batch_invariant: a sample's bits depend on no other sample, nor on its place; None: within
-            `ardiff.batch_invariant.batch_invariant`.
-        budget: bytes of modulations held at a time.
-
-    Raises:
-        TypeError, ValueError: another head, unknown weights, a budget below 1.
-    """
-
-    hoists_ragged = True
-
-    def __init__(
-        self,
-        head: Head | EDMHead,
-        weights: str = "float32",
-        *,
-        batch_invariant: bool | None = None,
-        budget: int = BUDGET,
-    ) -> None:
-        reason = unknown(head)
-        if reason:
-            raise TypeError(f"FusedHead: {reason}")
-        if weights not in WEIGHTS:
-            raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
-        if budget < 1:
-            raise ValueError(f"budget must be a positive number of bytes, got {budget}")
-        self.model, self.weights, self.budget = head, weights, budget
-        self.batch_invariant = batch_invariant
-
-    def _kind(self) -> tuple:
-        return id(self.model), self.weights, self.batch_invariant, self.budget
-
-    def __eq__(self, other: object) -> bool:
-        """Of one model with equal options: captured loops are told apart by it."""
-        return isinstance(other, FusedHead) and self._kind() == other._kind()
-
-    def __hash__(self) -> int:
-        return hash(self._kind())
-
-    def __call__(self, x: Tensor, level: Tensor, condition: Any) -> Tensor:
-        """The plain head."""
-        return self.model(x, level, condition)
-
-    def hoist(self, levels: Tensor, c: Tensor) -> Callable[[int, Tensor], Tensor]:
-        """As `Head.hoist`."""
-        if torch.compiler.is_compiling():
-            return self.model.hoist(levels, c)
-        call = self.hoist_guided(levels, [c])
-        return lambda row, x: call(row, x)[0]
-
-    def hoist_guided(
-        self, levels: Tensor, conditions: Sequence[Tensor]
-    ) -> Callable[[int, Tensor], Sequence[Tensor]]:
-        """As `hoist`, for several conditions: ``f(row, x)`` gives an output for each.
-
-        An output may be overwritten by the next call.
-        """
-        if torch.compiler.is_compiling():
-            calls = [self.model.hoist(levels, c) for c in conditions]
-            return lambda row, x: [call(row, x) for call in calls]
-        sets = self.modulations(levels, conditions)
-        call = _loop(sets, conditions)
-        if isinstance(self.model, EDMHead):
-            return preconditioned(call, levels, conditions, sets.invariant)
-        return lambda row, x: call(row, x).unbind(0)
-
-    def modulations(self, levels: Tensor, conditions: Sequence[Tensor]) -> Modulations:
-        """All that the loop's part of the head needs at these levels beside x."""
-        invariant = self.batch_invariant
-        invariant = is_batch_invariant() if invariant is None else invariant
-        head = self.model
-        if isinstance(head, EDMHead):
-            head, levels = head.head, head._noise_level(levels)
-        packed = pack(head, self.weights)
-        return Modulations(packed, levels, conditions, budget=self.budget, invariant=invariant)
-
-
-def unknown(head: Any) -> str:
-    """Why `head` is none that the op `head_step` can evaluate; empty if it is one."""
-    inner = head.head if isinstance(head, EDMHead) else head
-    if not isinstance(inner, Head):
-        return (
-            f"{type(inner).__name__} is no ardiff.models.head.Head (a MAR, VibeVoice or Pocket-TTS "
-            "head)"
-        )
-    if any(module._forward_hooks or module._forward_pre_hooks for module in inner.modules()):
-        return f"a {type(inner).__name__} has forward hooks, which only its own modules call"
-    dtypes = {p.dtype for p in inner.parameters()} - set(WEIGHTS.values()) - {torch.float16}
-    if dtypes:
-        return f"the parameters of {type(inner).__name__} are {str(dtypes.pop())[6:]}"
-    return ""
-
-
-def fused(head: Any, weights: str = "float32", **options: Any) -> Any:
-    """`FusedHead` of `head`, or `head` if it is one; for a head it does not know the head itself,
-    said once in the log."""
-    if isinstance(head, FusedHead):
-        return head
-    reason = unknown(head)
-    if not reason:
-        return FusedHead(head, weights, **options)
-    if reason not in _told:
-        _told.add(reason)
-        _log.warning("%s; its plain module runs in the loop, in its own dtype", reason)
-    return head
-
-
-def _loop(sets: Modulations, conditions: Sequence[Tensor]) -> Callable[[int, Tensor], Tensor]:
-    """``f(row, x) -> [ways, N, out]``."""
-    packed, ways = sets.packed, len(conditions)
-    head = packed.head
-    options = {
-        "family": head.family, "depth": head.depth, "eps": head.eps, "ways": ways,
-        "batch_invariant": sets.invariant,
-    }  # fmt: skip
-    if plain_is_faster(packed, ways * len(conditions[0])) and not sets.invariant:
-        layers = [
-            partial(F.linear, weight=weight, bias=bias if len(bias) else None)
-            for weight, bias in zip(packed.weights[::2], packed.weights[1::2], strict=True)
-        ]
-
-        def plain(row: int, x: Tensor) -> Tensor:
-            held, place = sets.at(row)
-            modulation = held[place].view(ways, -1, held.shape[2])
-            x = x.float().expand(ways, *x.shape)
-            return evaluate(head, x, modulation.split(head.width, -1), layers)
-
-        return plain
-
-    def call(row: int, x: Tensor) -> Tensor:
-        held, place = sets.at(row)
-        x = x if x.dtype == torch.float32 else x.float()
-        return ops.head_step(x, held, place, packed.weights, packed.scales, **options)
-
-    return call
-
-
-def plain_is_faster(packed: PackedHead, rows: int) -> bool:
-    """Whether PyTorch's own products beat `head_step` at this many rows (tokens times ways)."""
-    known = packed.weights[0].is_cpu and not packed.scales
-    return known and rows >= _PLAIN_FROM.get(packed.weights[2].dtype, math.inf)
 
 
 def denoise_token(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import ardiff_kernels
-from ardiff.denoise import fused
+from ardiff.fused_head import fused
 from ardiff.guidance import guidance_weights
 from ardiff.models.ar_model import ARModel
 from ardiff.models.checkpoint import load_model as load

@@ -80,9 +80,11 @@ SCHEDULES = {
 def test_schedules(model, name):
     scheduler = cosine(**SCHEDULES[name])
     expected = token(model, scheduler=scheduler)
+    # Predicted noise over a small alpha gives latents of hundreds, whose last place is 6e-5.
+    size = max(1.0, float(expected.abs().max()))
     accelerate(model)
-    assert worst([token(model, scheduler=scheduler)], [expected]) < SAME
-    assert worst([token(model)], [expected]) > 1e-2
+    assert worst([token(model, scheduler=scheduler)], [expected]) < SAME * size
+    assert worst([token(model)], [expected]) > 1e-2 * size
 
 
 def test_a_batch_is_each_sample_alone(model):

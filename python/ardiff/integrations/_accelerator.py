@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ardiff.denoise import FusedHead, unknown
+from ardiff.fused_head import FusedHead, unknown
 from ardiff.head_weights import WEIGHTS, tensors_of
 from ardiff.models.checkpoint import CheckpointError
 from ardiff.models.head import Head

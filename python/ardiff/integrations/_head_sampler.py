@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ardiff.denoise import FusedHead
+from ardiff.fused_head import FusedHead
 from ardiff.head_weights import WEIGHTS
 from ardiff.models.head import DiffusionHead
 
