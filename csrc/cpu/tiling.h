@@ -34,7 +34,7 @@ inline Tiling tiling_of(int64_t B, int64_t d, int64_t elements_a_quad) {
 template <class Args, class Parallel>
 void share_tiles(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t available,
                  Parallel parallel) {
-  constexpr double kElementsPerThread = 8192;
+  constexpr double kElementsPerThread = 32768;  // a thread that sleeps takes 0.1 ms to wake
   constexpr int64_t kChunksPerThread = 16;
   const int64_t count = args.tiling.count;
   const double elements = static_cast<double>(args.B) * args.d;
