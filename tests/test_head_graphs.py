@@ -137,3 +137,13 @@ def test_a_table_of_another_kind(recordings):
     head, table, c = head_of("mar"), table_of("mar", "ddpm", 3).to("cpu"), rows(2, CONTEXT)
     with pytest.raises(TypeError, match="needs a StepTable or a RaggedTable, got a DeviceTable"):
         denoise_token(head, c, table, KEY, 0, streams(2), cuda_graph=True)
+
+
+def test_a_bound_on_the_data_prediction_is_of_the_replay_too(recordings):
+    head, table, c = head_of("mar"), table_of("mar", "ddpm", 4), rows(2, CONTEXT)
+    found, expected = both(head, table, c, x0_clamp=0.1)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, both(head, table, c)[0])
+    noise = torch.zeros(4, 2, found.shape[1])
+    with pytest.raises(ValueError, match="cuda_graph and noise exclude each other"):
+        both(head, table, c, noise=noise)

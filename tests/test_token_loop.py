@@ -97,3 +97,14 @@ def test_numbers_are_made_once():
     device = torch.device("cpu")
     assert numbers((3, 1), device) is numbers((3, 1), device)
     assert numbers((3, 1), device).tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("option", ["x0_clamp", "noise"])
+def test_what_the_op_lacks_is_run_row_by_row(anywhere, option, monkeypatch):
+    head, table, c = head_of("mar"), table_of("mar", "ddpm", 9), rows(2, CONTEXT)
+    bare = denoise_token(head, c, table, KEY, 0, streams(2))
+    options = {option: 0.5 if option == "x0_clamp" else rows(9, 2, bare.shape[1])}
+    found = denoise_token(head, c, table, KEY, 0, streams(2), **options)
+    monkeypatch.undo()
+    assert torch.equal(found, denoise_token(head, c, table, KEY, 0, streams(2), **options))
+    assert not torch.equal(found, bare) and not (found.is_inference() or bare.is_inference())

@@ -72,8 +72,8 @@ def denoise_token(
 
     Raises:
         ValueError, TypeError: shapes that do not go together, guidance without its context, an
-            unknown head without `start`, `cuda_graph` with a table that is neither a StepTable nor
-            a RaggedTable.
+            unknown head without `start`, `cuda_graph` with `noise` or with a table that is no
+            StepTable or RaggedTable.
     """
     batch, device = len(context), context.device
     if stream.shape != (batch,):
@@ -100,6 +100,8 @@ def denoise_token(
             raise TypeError(
                 "cuda_graph needs a StepTable or a RaggedTable, got a " + type(table).__name__
             )
+        if noise is not None:
+            raise ValueError("cuda_graph and noise exclude each other: leave one out")
     modifiers = {"uncond": uncond, "uncond2": uncond2}
     for name, value in (("guidance", guidance), ("guidance2", guidance2)):
         if value is not None:
@@ -112,7 +114,7 @@ def denoise_token(
         with mode:
             found = run_captured(
                 table, model, start, tuple(start.shape), buckets=cuda_graph, key=key, draw=draw,
-                stream=stream, condition=context, **modifiers,
+                stream=stream, condition=context, x0_clamp=x0_clamp, **modifiers,
             )  # fmt: skip
         if decisions is not None:
             decisions += found.decisions
@@ -122,14 +124,16 @@ def denoise_token(
         buffers = schedule.buffers
         schedule = schedule._replace(buffers=buffers._replace(draw=buffers.draw + draw))
     conditions = [c for c in (context, uncond, uncond2) if c is not None]
-    if isinstance(model, FusedHead) and isinstance(model.model, Head):
+    addressed = x0_clamp is None and noise is None
+    if addressed and isinstance(model, FusedHead) and isinstance(model.model, Head):
         if not token_loop.unsuitable(table, schedule, start, len(conditions)):
             factors = {name: t for name, t in modifiers.items() if not name.startswith("uncond")}
             with torch.inference_mode():
                 sets = model.modulations(schedule.buffers.level, conditions)
-                return token_loop.run_token(
+                found = token_loop.run_token(
                     schedule, table.op, sets, start, key=key, stream=stream, **factors
                 )
+            return found.clone()  # no inference tensor
     with mode:
         return run(
             schedule, model, start, key=key, stream=stream, condition=context, decisions=decisions,

@@ -24,7 +24,7 @@ class _WholePrefix:
     def step(self, patch: Tensor | None, cache: list[Tensor]) -> Any:
         if patch is not None:
             cache[0] = torch.cat([cache[0], patch[:, None]], 1)
-        return self._encode(cache[0])
+        return self._encode(cache[0].clone())
 
 
 class OwnModel:
@@ -89,8 +89,8 @@ class OwnModel:
         return patch
 
     def finished(self, patch: Tensor, k: int) -> Tensor:
-        """Patch k as `stream` yields it."""
-        return patch
+        """Patch k as `stream` yields it: a copy, since the patch itself goes on to the encoder."""
+        return patch.clone()
 
     def assemble(self, patches: list[Tensor]) -> Tensor:
         """Patches `[b, patch_dim]` in order -> `[b, patches, patch_dim]`, decoded."""

@@ -36,6 +36,8 @@ def unsuitable_table(table: Runnable, schedule: Schedule) -> str:
         return "samples have tables of their own"
     if schedule.second_memory or schedule.energy or any(table.midpoint):
         return "the table has a second memory, energies or midpoints"
+    if schedule.learned_range:
+        return "the table's variance may be the head's"
     if not all(table.calls_model) or any(op not in _KINDS for op in table.op):
         return "a row of the table makes no model call, or accepts"
     return ""

@@ -41,7 +41,7 @@ def test_the_same_noise_gives_the_same_samples(cfg, temperature):
     mar.accelerate(own)
     found = own.sample(z, temperature, weight, noise=noise)
     assert own.net is net and found.shape == (n, DIM) and found.dtype == torch.float32
-    assert relative_rms(found, expected) < 1e-4
+    assert relative_rms(found, expected) < 1e-4 and not found.is_inference()
     if n == 8:
         assert relative_rms(found[4:], found[:4]) > 0.1
         alone = own.sample(z[:4], temperature, 1.0, noise=noise[:, :4])

@@ -79,6 +79,7 @@ def test_the_same_noise_gives_the_same_tokens(case, shift):
     nextstep.accelerate(own)
     found = own.sample(c, **options)
     assert found.shape == (N, DIM) and relative_rms(found, expected) < 1e-5
+    assert not found.is_inference()
     still = own.sample(c, **options | {"noise": torch.cat([noise[:1], 0 * noise[1:]])})
     assert relative_rms(still, found) > 0.1
     plain = own.sample(c[:N], timesteps_shift=shift, noise=noise)

@@ -31,7 +31,8 @@ def _stock(model):
 
 def test_accelerating_again(model):
     handle = accelerate(model, seed=3)
-    assert accelerate(model, seed=3) is handle
+    handle.sample_ids = [7]
+    assert accelerate(model, seed=3) is handle and handle.sample_ids is None
     with pytest.raises(RuntimeError, match=r"accelerated already, .*seed=3.*; call restore"):
         accelerate(model, seed=4)
     restore(model)

@@ -191,6 +191,7 @@ def install(kind: type[Accelerator], model: Any, options: dict) -> Accelerator:
     present = vars(model).get(_HANDLE)
     if present is not None:
         if type(present) is kind and present.options == options:
+            present.sample_ids = options["sample_ids"]
             return present
         raise RuntimeError(
             f"this {type(model).__name__} is accelerated already, with other options "

@@ -162,7 +162,7 @@ class MARSampler(HeadSampler):
         Args:
             z: `[N, D]`; with `cfg` other than 1 `[2N, D]`, those of the conditions first.
             temperature: factor on the step noise, a number or one a token.
-            cfg: guidance weight, a number, a tensor of one element, or `[N]`.
+            cfg: guidance weight, a number, or a tensor `[]`, `[1]` or `[N]`.
             noise: `[1 + steps, rows of z, d]` normals in place of drawn ones, the first for the
                 initial state (of its N first rows).
 
@@ -186,7 +186,8 @@ class MARSampler(HeadSampler):
                 "cfg=1 for no guidance"
             )
         with torch.inference_mode(), torch.autocast(z.device.type, enabled=False):
-            return self._sample(fused, z.to(weight), temperature, cfg, guided, noise)
+            found = self._sample(fused, z.to(weight), temperature, cfg, guided, noise)
+        return found.clone()  # no inference tensor
 
     def _sample(
         self,

@@ -152,7 +152,7 @@ class NextStepSampler(HeadSampler):
                     f"cfg{name}", value, count, c.device, low=float("-inf")
                 )
             x = run(table, fused, start, key=key, stream=stream, condition=condition, **modifiers)
-        return x.to(c.dtype)
+        return x.to(c.dtype, copy=True)  # no inference tensor
 
 
 def accelerate(
