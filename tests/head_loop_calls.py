@@ -25,6 +25,7 @@ class Loop:
     set: Tensor
     coef: Tensor
     draw: Tensor
+    key: Tensor
     stream: Tensor
     options: dict[str, Any]
 
@@ -32,8 +33,7 @@ class Loop:
         x, memory = self.head.x, self.memory
         state = (x.double(), memory.double()) if double else (x, memory)
         lists = (self.head.weights, self.head.scales)
-        key = torch.tensor([-5], device=x.device)
-        rest = (self.coef, self.draw, key, self.stream)
+        rest = (self.coef, self.draw, self.key, self.stream)
         return *state, self.head.modulation, self.set, *lists, *rest
 
     def run(self, namespace=None, **more: Any) -> tuple[Tensor, ...]:
@@ -102,7 +102,7 @@ def loop_call(
     draw = torch.arange(N) + 3 if N % 3 == 0 else torch.tensor([3])
     return Loop(
         head, normal(N, d), torch.tensor([0, 2, 9, 1, 1], dtype=torch.int32), coef,
-        draw.to(torch.int32), torch.arange(N) << 20, given,
+        draw.to(torch.int32), torch.tensor([-5]), torch.arange(N) << 20, given,
     )  # fmt: skip
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,15 +45,60 @@ def test_the_rows_of_a_gpu(monkeypatch):
         rows = list(
             _head_gpu.measure(
                 "head", "tiny/N=3/bfloat16", inputs.forms(guided), plain, QUICK, "", record,
-                lambda function: 7,
+                lambda function: _head_gpu.Launches(7, 1),
             )
         )  # fmt: skip
         assert not _harness.failures([asdict(row) for row in rows])
         names = (_head_gpu.PERSISTENT, _head_gpu.GRAPH)
         expected = {(n, m) for n in (*names, "eager") for m in ("time_of_a_step",)}
         expected |= {(n, "launches_of_a_token") for n in (*names, "eager")}
+        expected |= {(n, "graph_launches_of_a_token") for n in names}
         expected |= {(n, _harness.CORRECTNESS) for n in names} | {("eager", "speedup-persistent")}
         assert {(row.rival, row.metric) for row in rows} == expected
+
+
+def test_a_form_is_held_against_its_own_backend(monkeypatch):
+    """One backend's rounding fails no other; a form that strays from its own backend fails."""
+    current = []
+
+    @contextmanager
+    def backend(name):
+        current.append(name)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(_head_gpu.ardiff_kernels, "backend", backend)
+    monkeypatch.setattr(_head_gpu, "_unusable", lambda backend, x: False)
+    inputs = bench_head.token("tiny/N=3/bfloat16", QUICK)
+    forms, factors = inputs.forms(False), {"triton": 1.01}
+    rows, persistent = forms.rows, forms.persistent
+    forms.rows = lambda: rows() * factors.get(current[-1], 1.0)
+
+    def checks():
+        found = _head_gpu.measure(
+            "head", "tiny/N=3/bfloat16", forms, {}, QUICK, "", record,
+            lambda function: _head_gpu.Launches(7, 1),
+        )  # fmt: skip
+        return {row.rival: row.value for row in found if row.metric == _harness.CORRECTNESS}
+
+    assert max(checks().values()) <= 1
+    forms.persistent = lambda: persistent() * 1.001
+    found = checks()
+    assert found[_head_gpu.GRAPH] <= 1 < found[_head_gpu.PERSISTENT]
+
+
+def test_launches_are_kernels_on_the_gpu_and_graphs_of_the_host():
+    """A Triton kernel has an event on either side, as a graph's kernels have on the GPU alone."""
+    gpu, host = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    events = [
+        *((host, "cudaGraphLaunch"), (gpu, "head_step_kernel"), (gpu, "head_step_kernel")),
+        *((host, "cuLaunchKernel"), (gpu, "diffusion_step_kernel")),
+        *((host, "cudaMemcpyAsync"), (gpu, "Memcpy DtoD (Device -> Device)")),
+        *((host, "cudaMemsetAsync"), (gpu, "Memset (Device)")),
+        *((host, "Activity Buffer Request"), (host, "Lazy Function Loading")),
+    ]
+    found = _head_gpu.counted(SimpleNamespace(device_type=d, name=n) for d, n in events)
+    assert found == (3, 1)
 
 
 def test_wrong_outputs_withhold_the_figures(monkeypatch):

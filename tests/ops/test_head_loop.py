@@ -3,6 +3,8 @@ the bit where it has no kernel of its own."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from head_calls import BF16, F32, I8
@@ -36,19 +38,24 @@ def serving(implementation):
     return implementation
 
 
-def steps(call):
+def by_op(head):
+    """The outputs of `head_step`."""
+    return torch.ops.ardiff.head_step.default(*head.args(), **head.options)
+
+
+def steps(call, evaluate=by_op):
     """The same by `head_step` and the step ops in place, as a sampler runs them."""
-    x, memory, modulation, sets, weights, scales, coef, draw, key, stream = call.args()
+    x, memory, modulation, sets, *_, coef, draw, key, stream = call.args()
     x, memory = x.clone(), memory.clone()
     given = dict(call.options)
-    head = {name: given.pop(name) for name in ("family", "depth", "eps")}
+    for name in ("family", "depth", "eps"):
+        del given[name]
     v, kinds = given.pop("v", None), given.pop("op", [0] * len(sets))
     v = v if v is None else v.clone()
-    ways = call.head.options["ways"]
     for k, index in enumerate(sets.tolist()):
         if index >= len(modulation):
             continue
-        out, *uncond = ops.head_step(x, modulation, index, weights, scales, ways=ways, **head)
+        out, *uncond = evaluate(replace(call.head, x=x, set=index))
         options = given | dict(zip(("uncond_out", "uncond_out2"), uncond, strict=False))
         place = (coef, torch.tensor([k], dtype=torch.int32), draw + k, key, stream)
         if kinds[k]:
@@ -60,20 +67,28 @@ def steps(call):
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_its_steps(serving, name):
-    """To the bit where it is made of them; on CUDA within rounding."""
+    """To the bit where it is made of them; on CUDA within rounding.
+
+    Against float64, Triton on a GPU rounds the activations to bfloat16 for bfloat16 weights: the
+    bound is twice the error of PyTorch's modules in bfloat16 within the same loop, as of
+    `head_step`. All else has float32 activations.
+    """
     if serving in INTERPRETED and name != "kinetic":
         pytest.skip("too many programs for the interpreter")
     call = loop_call(**CASES[name])
     found, expected = call.run(), steps(call)
     assert [t.shape for t in found] == [t.shape for t in expected]
     if serving == "cuda-gpu":
-        limit = {F32: 1e-5, BF16: 1e-5, I8: 1e-5}[call.head.weights[2].dtype]
-        assert max(errors(found, expected), default=0.0) <= limit
+        assert max(errors(found, expected), default=0.0) <= 1e-5
     else:
         assert all(map(same_bits, found, expected))
     assert all(map(same_bits, call.in_place(), found))
     if len(call.head.x):
-        assert max(errors(found, call.oracle())) <= 1e-5
+        exact, limit = call.oracle(), 1e-5
+        if serving == "triton-gpu" and call.head.weights[2].dtype == BF16:
+            theirs = steps(call, lambda head: head.eager().float())
+            limit += 2 * max(errors(theirs, exact))
+        assert max(errors(found, exact)) <= limit
 
 
 @pytest.mark.parametrize("change", ["set", "draw", "op", "guidance"])
