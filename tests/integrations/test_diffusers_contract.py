@@ -32,6 +32,11 @@ def make(kind, steps: int | None = 10, **config):
     return scheduler
 
 
+def noisy(kind) -> dict:
+    """Options with which it draws noise."""
+    return SDE if kind is ours.FusedDPMSolverMultistepScheduler else {}
+
+
 def run(scheduler, steps: int = 10, seed: int = 0) -> torch.Tensor:
     x, _ = start(1)
     scheduler.set_timesteps(steps)
@@ -258,12 +263,25 @@ def test_refused_at_construction():
 @every
 def test_copies(kind):
     """Pipelines are copied and pickled with their schedulers, in the middle of a run too."""
-    scheduler, (x, _) = make(kind), start(1)
-    t = scheduler.timesteps[0]
-    scheduler.step(model(x, t), t, x, generator=torch.Generator().manual_seed(0))
-    expected = run(make(kind))
-    for other in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
-        assert torch.equal(run(other), expected)
+    scheduler, (x, _) = make(kind, **noisy(kind)), start(1)
+    scheduler.seed = 3
+    for t in scheduler.timesteps[:4]:
+        x = scheduler.step(model(x, t), t, x).prev_sample
+    copies = [copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))]
+    ends = []
+    for each in (scheduler, *copies):
+        # an element is known by its place in the scheduler's own timesteps
+        assert each._view_index(each.timesteps[4]) == 4
+        assert each is scheduler or each._view_index(scheduler.timesteps[4]) is None
+        y = x
+        for t in each.timesteps[4:]:
+            y = each.step(model(y, t), t, y).prev_sample
+        ends.append(y)
+        assert each.step_index == 10
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+    for each in copies:
+        each.seed = None
+        assert torch.equal(run(each), run(make(kind, **noisy(kind))))
 
 
 def test_without_diffusers(monkeypatch):

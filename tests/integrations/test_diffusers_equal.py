@@ -38,7 +38,7 @@ def check_ddpm(monkeypatch, steps=12, timesteps=None, width=None, **config):
 
 
 @pytest.mark.parametrize(
-    "beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
+    "beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"]
 )
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import logging
 import sys
 
 import diffusers
@@ -144,3 +146,22 @@ def test_image_to_image(kind, strength):
         strength=strength, num_inference_steps=10, generator=generator, output_type="pt",
     ).images  # fmt: skip
     assert out.isfinite().all() and pipeline.scheduler.step_index == 10
+
+
+@every
+def test_arguments_that_are_not_of_the_scheduler(kind, caplog, monkeypatch):
+    """diffusers' own way: unknown ones are ignored aloud, deprecated ones would be listed."""
+    assert ("kwargs" in inspect.signature(kind.__init__).parameters) == bool(
+        kind._deprecated_kwargs
+    )
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    config = {**kind().config, "predict_epsilon": True, "tensor_format": "pt"}
+    with caplog.at_level(logging.WARNING, "diffusers"):
+        scheduler, unused = kind.from_config(config, return_unused_kwargs=True)
+    assert f"were passed to {kind.__name__}, but are not expected" in caplog.text
+    assert "predict_epsilon" in caplog.text and "predict_epsilon" in unused
+    assert {**scheduler.config, **kind().config} == dict(scheduler.config)
+    with pytest.warns(FutureWarning, match="`beta_schedule` directly .* is deprecated"):
+        assert scheduler.beta_schedule == "linear"
+    with pytest.raises(TypeError, match="predict_epsilon"):
+        kind(predict_epsilon=True)

@@ -174,6 +174,50 @@ def test_state_is_float32_whatever_the_dtype(kind):
     assert (found[torch.float16] - found[torch.float32]).abs().median() < 2e-3
 
 
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_models_and_callers_may_write_their_tensors(kind, dtype):
+    """A model that answers in one buffer, and a caller that reuses its sample."""
+
+    def end(shared: bool) -> torch.Tensor:
+        scheduler, buffer = kind(inner=3, tau=2.0), torch.empty(8, 4, 2, 2, dtype=dtype)
+        scheduler.seed = 3
+        scheduler.set_timesteps(17)
+        x = torch.randn(buffer.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+        for t in scheduler.timesteps:
+            out = output(scheduler, x, t).to(dtype)
+            old = x
+            x = scheduler.step(buffer.copy_(out) if shared else out, t, x).prev_sample
+            if shared:
+                old.fill_(math.nan)
+        if kind is RTKMALAScheduler:
+            assert 0 < scheduler.acceptance < 1
+        return x
+
+    assert torch.equal(end(True), end(False))
+
+
+@BOTH
+def test_an_edit_in_place_counts_in_half_precision(kind):
+    """A callback that writes the sample, as in float32; under inference_mode a new tensor does."""
+
+    def end(edit, inference: bool = False) -> torch.Tensor:
+        scheduler = kind()
+        scheduler.seed = 3
+        scheduler.set_timesteps(10)
+        x = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0)).half()
+        with torch.inference_mode(inference):
+            for i, t in enumerate(scheduler.timesteps):
+                x = scheduler.step(output(scheduler, x.float(), t).half(), t, x).prev_sample
+                x = edit(x) if i == 4 else x
+        return x
+
+    written, replaced = end(lambda x: x.mul_(0.5)), end(lambda x: x * 0.5)
+    assert torch.equal(written, replaced)
+    assert torch.equal(end(lambda x: x * 0.5, inference=True), replaced)
+    assert not torch.equal(end(lambda x: x), replaced)
+
+
 def test_acceptance():
     scheduler = RTKMALAScheduler()
     assert scheduler.acceptance is None

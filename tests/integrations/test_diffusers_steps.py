@@ -110,13 +110,27 @@ def test_noise_arguments_refused(kind):
 @every
 def test_at_most_three_ops_a_step(kind):
     """Counted in every step; the first also draws the noise's address."""
-    for config in ({}, SDE) if kind is ours.FusedDPMSolverMultistepScheduler else ({},):
+    dpm = kind is ours.FusedDPMSolverMultistepScheduler
+    for config in ({}, SDE) if dpm else ({}, {"clip_sample": True}):
         scheduler, (x, _) = make(kind, **config), start(1)
         for t in scheduler.timesteps:
             out = model(x, t)
             with Ops() as ops:
                 x = scheduler.step(out, t, x).prev_sample
             assert len(ops.names) <= 3 and any("ardiff" in name for name in ops.names), ops.names
+
+
+@pytest.mark.parametrize("kind,most", [(STEPPED[2], 9), (STEPPED[3], 11)])
+def test_ops_of_a_run_from_within_a_stage(kind, most):
+    """Its first step draws the stage's origin too; the page says how many ops that is."""
+    for first in range(1, 10):
+        scheduler, (x, _) = make(kind), start(1)
+        scheduler.set_begin_index(first)
+        for i, t in enumerate(scheduler.timesteps[first:]):
+            out = model(x, t)
+            with Ops() as ops:
+                x = scheduler.step(out, t, x).prev_sample
+            assert len(ops.names) <= (3 if i else most), ops.names
 
 
 @every
@@ -158,3 +172,13 @@ def test_half_precision_ops():
                 x = scheduler.step(out, t, x, generator=GENERATOR).prev_sample
             assert x.dtype == torch.float16 and x.isfinite().all()
             assert len(ops.names) <= most + 2 * (t == scheduler.timesteps[0]), ops.names
+
+
+def test_ddpm_past_the_end():
+    """Device tensors of unknown origin follow each other, up to the last step."""
+    scheduler, x = make(ours.FusedDDPMScheduler, None), torch.empty(SHAPE, device="meta")
+    scheduler.set_timesteps(2, device="meta")
+    for t in scheduler.timesteps:
+        scheduler.step(x, t.clone(), x)
+    with pytest.raises(ValueError, match="all 2 steps are done: call set_timesteps first"):
+        scheduler.step(x, scheduler.timesteps[0].clone(), x)

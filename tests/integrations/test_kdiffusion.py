@@ -279,6 +279,22 @@ def test_the_second_half_of_a_split_run_has_noise_of_its_own():
     assert abs(float(begun.std()) - 1) < 0.06
 
 
+@pytest.mark.parametrize(
+    "sampler,options",
+    [*((name, {}) for name in SAMPLERS), ("rtk_mala", {"accept": "simpson"})],
+)
+def test_a_model_may_answer_in_the_same_memory_each_time(sampler, options):
+    """As CUDA graphs do; MALA compares an answer with that of a later call."""
+    sigmas, buffer = karras(6), torch.empty(SHAPE)
+    options = {"disable": True, "seed": 4, **options}
+
+    def static(x, sigma):
+        return buffer.copy_(model(x, sigma))
+
+    found = SAMPLERS[sampler](static, start(sigmas), sigmas, **options)
+    assert torch.equal(found, SAMPLERS[sampler](model, start(sigmas), sigmas, **options))
+
+
 def test_models_may_use_gradients_and_other_dtypes():
     def guided(x, sigma):
         with torch.enable_grad():

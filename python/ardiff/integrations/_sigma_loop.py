@@ -107,7 +107,7 @@ def run_plan(
     with tqdm(total=plan.intervals, disable=disable) as bar:
         for k, op in enumerate(table.op):
             if table.midpoint[k]:
-                middle = answer((origin[0] + z) / 2, k)
+                middle = answer((origin[0] + z) / 2, k).clone()
                 continue
             if table.calls_model[k]:
                 out = answer(z, k)
@@ -117,7 +117,7 @@ def run_plan(
                     callback({"x": shown(z), "i": plan.begins[k], "denoised": shown(out)} | at)
                 bar.update(plan.begins[k] + 1 - bar.n)
             if table.saves_origin[k]:
-                origin = z, out
+                origin = z, out.clone()  # the model may answer in the same memory each time
             place = (rows.coef, rows.row[k : k + 1], rows.row[k : k + 1], noise.key, noise.stream)
             if op == "accept":
                 proposal = (origin[0], z, origin[1], out, memory)

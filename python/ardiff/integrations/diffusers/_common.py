@@ -101,12 +101,19 @@ class FusedScheduler:
         self._index_of: dict[float, int] | None = None
         self._host_timesteps = self.timesteps.tolist()
         self.timesteps = self._own_timesteps = self.timesteps.to(device)
-        own = self._own_timesteps
-        self._address_of_timesteps = (
-            None if own.is_meta else (own.data_ptr(), own.element_size(), len(own))
-        )
+        self._find_timesteps()
         self._noise = Noise()
         self._rows_on(self._device if device is None else torch.device(device))
+
+    def _find_timesteps(self) -> None:
+        own = self._own_timesteps
+        self._address_of_timesteps = (
+            None if own is None or own.is_meta else (own.data_ptr(), own.element_size(), len(own))
+        )
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._find_timesteps()  # a copy has timesteps of its own
 
     def _rows_on(self, device: torch.device) -> Rows:
         """The table on the device of the samples; it is made where there is none."""

@@ -91,6 +91,7 @@ CPU = torch.device("cpu")
 MADE_AHEAD = tuple((torch.arange(n) << PATCH_BITS) for n in range(65))  # no op in a step
 
 
+# These wait for their copy, once for each device: a cached tensor is read on any stream.
 @functools.lru_cache(maxsize=64)
 def _made_ids(ids: int | tuple[int, ...], device: torch.device) -> Tensor:
     numbers = np.arange(ids) if isinstance(ids, int) else np.array(ids)

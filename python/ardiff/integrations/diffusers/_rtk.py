@@ -48,6 +48,11 @@ def log_snr_timesteps(path: DiscretePath, count: int) -> list[int]:
     return [int(t) for t in steps[::-1]]
 
 
+def _version(t: Tensor) -> int | None:
+    """How often `t` was written; inference tensors do not count it."""
+    return None if t.is_inference() else t._version
+
+
 class RTKScheduler(FusedScheduler):
     """A table of stages executed call by call; subclasses say which."""
 
@@ -154,6 +159,7 @@ class RTKScheduler(FusedScheduler):
         super()._restart(begin_index, device)
         self._z: Tensor | None = None  # what prev_sample was before it was rounded
         self._given: Tensor | None = None
+        self._given_version: int | None = None
         self._velocity: Tensor | None = None
         self._anchor: Tensor | None = None
         self._origin: tuple[Tensor, Tensor] | None = None
@@ -181,7 +187,9 @@ class RTKScheduler(FusedScheduler):
             model_output: of the sample's shape, or twice its channels, of which the first half is
                 taken (models with learned variances).
             timestep: an element of `timesteps` or a number.
-            sample: `[B, ...]`; the chain's state is float32 between steps whatever its dtype.
+            sample: `[B, ...]`; the chain's state is float32 between steps whatever its dtype. What
+                is written into the last prev_sample counts, but not into half precision of
+                `torch.inference_mode`, which does not tell.
             generator: one, or one a row.
             return_dict: an output object, else the tuple (prev_sample,).
             sample_ids: as the attribute, for this call.
@@ -192,7 +200,7 @@ class RTKScheduler(FusedScheduler):
         """
         if self.num_inference_steps is None:
             raise ValueError("there is no schedule yet: call set_timesteps first")
-        rows, calls = self._rows_on(sample.device), self._calls
+        rows, calls, table = self._rows_on(sample.device), self._calls, self._made.table
         first = self._step_index is None
         index = self._first_index(timestep) if first else self._step_index
         if index >= len(calls):
@@ -201,19 +209,25 @@ class RTKScheduler(FusedScheduler):
         if model_output.shape != sample.shape:
             model_output = model_output[:, : sample.shape[1]]
         out = as_output(model_output)
-        z = self._z if sample is self._given else as_state(sample, (torch.float32,))
+        kept = sample is self._given and _version(sample) == self._given_version
+        z = self._z if kept else as_state(sample, (torch.float32,))
+        others = [t for t in (sample, model_output) if t is z or t is out]  # their owners may write
         address = self._address(index, generator, sample_ids, sample)
         start = calls[index]
         if first and self._made.spread[start] is not None:
             self._join(z, self._made.spread[start], start, *address)
         last = index + 1 == len(calls)
         for i in range(start, len(rows.row) if last else calls[index + 1]):
+            if table.saves_origin[i]:
+                self._origin = tuple(
+                    t.clone() if any(t is o for o in others) else t for t in (z, out)
+                )
             z, out = self._execute(i, z, out, rows.coef, rows.row[i], address)
         if last and self.config.clip_sample:
             z = z.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         self._step_index = index + 1
         new = z if z.dtype == sample.dtype else z.to(sample.dtype)
-        self._z, self._given = z, new
+        self._z, self._given, self._given_version = z, new, _version(new)
         return output(SchedulerOutput, prev_sample=new) if return_dict else (new,)
 
     def _join(self, z: Tensor, spread: float, row: int, key: Tensor, stream: Tensor) -> None:
@@ -238,8 +252,6 @@ class RTKScheduler(FusedScheduler):
             )
             return z, out
         if table.op[i] == "diffusion":
-            if table.saves_origin[i]:
-                self._origin = (z, out)
             z, self._anchor, _ = call(ARDIFF.diffusion_step.default, z, out, anchor, *where)
             return z, out
         if self._origin is None:  # the run began here: there is nothing to go back to

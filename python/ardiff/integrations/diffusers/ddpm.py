@@ -40,6 +40,9 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
     a generator is not `torch.randn`'s (see :class:`~ardiff.integrations.diffusers._noise.Noise`),
     and `variance_type="fixed_large_log"` gives the variance of ``fixed_large`` where diffusers
     gives NaN. Thresholding and ``learned`` variances take further PyTorch ops.
+
+    A step's `timestep` may be in any order. But a tensor on a device that is not an element of
+    `timesteps` is not read: it means the step after the last one, at first `begin_index` or 0.
     """
 
     __module__ = MODULE
@@ -96,8 +99,8 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
             sample_ids: as the attribute, for this call.
 
         Raises:
-            ValueError: a wrong shape, a timestep that is not in the schedule, or a wrong number of
-                ids or generators.
+            ValueError: a wrong shape, a timestep that is not in the schedule or after its end, or
+                a wrong number of ids or generators.
         """
         rows = self._rows_on(sample.device)
         index = self._view_index(timestep)
@@ -105,6 +108,8 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
             index = self._begin_index or 0 if self._step_index is None else self._step_index
         elif index is None:
             index = self.index_for_timestep(timestep)
+        if index >= len(rows.row):
+            raise ValueError(f"all {len(rows.row)} steps are done: call set_timesteps first")
         self._step_index = index + 1
         check_shapes(model_output, sample, self.variance_type in ("learned", "learned_range"))
         key, stream = self._address(index, generator, sample_ids, sample)
