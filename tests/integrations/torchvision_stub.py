@@ -1,4 +1,4 @@
-"""What torch-fidelity imports of torchvision, whose builds on PyPI do not load with a CPU build of
+"""What torch-fidelity imports of torchvision, whose published builds do not load with a CPU build of
 torch; to read images it uses `Compose` and `pil_to_tensor` alone."""
 
 from __future__ import annotations
