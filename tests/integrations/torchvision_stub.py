@@ -1,5 +1,5 @@
-"""What torch-fidelity imports of torchvision, whose published builds do not load with a CPU build of
-torch; to read images it uses `Compose` and `pil_to_tensor` alone."""
+"""What torch-fidelity imports of torchvision, whose published builds do not load with a CPU build
+of torch; to read images it uses `Compose` and `pil_to_tensor` alone."""
 
 from __future__ import annotations
 
