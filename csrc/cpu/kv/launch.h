@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../../torch/kv_checks.h"
+#include "../../torch/operands.h"
 #include "../launch.h"
 #include "args.h"
 
