@@ -73,12 +73,11 @@ inline void check_accept(const char* op, const AcceptTensors& t, bool in_place) 
   Tensor x, Tensor y, Tensor out_x, Tensor out_y, Tensor anchor, Tensor coef, Tensor row,   \
       Tensor draw, Tensor key, Tensor stream, Optional v_x, Optional v_y, Optional out_mid, \
       Optional energy_x, Optional energy_y, Optional ball_radius
-#define ARDIFF_ACCEPT_ARGUMENTS                                                                   \
-  {"x", x}, {"y", y}, {"out_x", out_x}, {"out_y", out_y}, {"anchor", anchor}, {"coef", coef},     \
-      {"row", row}, {"draw", draw}, {"key", key}, {"stream", stream}, {"v_x", v_x}, {"v_y", v_y}, \
-      {"out_mid", out_mid}, {"energy_x", energy_x}, {"energy_y", energy_y}, {                     \
-    "ball_radius", ball_radius                                                                    \
-  }
+#define ARDIFF_ACCEPT_ARGUMENTS                                                              \
+  Arg("x", x), Arg("y", y), Arg("out_x", out_x), Arg("out_y", out_y), Arg("anchor", anchor), \
+      Arg("coef", coef), Arg("row", row), Arg("draw", draw), Arg("key", key),                \
+      Arg("stream", stream), Arg("v_x", v_x), Arg("v_y", v_y), Arg("out_mid", out_mid),      \
+      Arg("energy_x", energy_x), Arg("energy_y", energy_y), Arg("ball_radius", ball_radius)
 
 /// kRun decides and selects for checked arguments, on the device of that index.
 template <void (*kRun)(const AcceptArgs&, int32_t)>

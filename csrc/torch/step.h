@@ -28,11 +28,10 @@ struct StepTensors {
 #define ARDIFF_STEP_PARAMETERS                      \
   Tensor coef, Tensor row, Tensor draw, Tensor key, \
       Tensor stream ARDIFF_STEP_OPTIONS(ARDIFF_PARAMETER, ARDIFF_PARAMETER, ARDIFF_PARAMETER)
-#define ARDIFF_ARGUMENT(name) \
-  , { #name, name }
-#define ARDIFF_STEP_ARGUMENTS                                 \
-  {"coef", coef}, {"row", row}, {"draw", draw}, {"key", key}, \
-      {"stream", stream} ARDIFF_STEP_OPTIONS(ARDIFF_ARGUMENT, ARDIFF_ARGUMENT, ARDIFF_ARGUMENT)
+#define ARDIFF_ARGUMENT(name) , Arg(#name, name)
+#define ARDIFF_STEP_ARGUMENTS                                             \
+  Arg("coef", coef), Arg("row", row), Arg("draw", draw), Arg("key", key), \
+      Arg("stream", stream) ARDIFF_STEP_OPTIONS(ARDIFF_ARGUMENT, ARDIFF_ARGUMENT, ARDIFF_ARGUMENT)
 
 /// What tells the step ops apart.
 struct StepRules {

@@ -1,5 +1,5 @@
-"""What the CPU and the CUDA kernels share stands once, in csrc/math or csrc/torch: long runs of equal
-lines between csrc/cpu and csrc/cuda are counted."""
+"""What the CPU and the CUDA kernels share stands once, in csrc/math or csrc/torch: long runs of
+equal lines between csrc/cpu and csrc/cuda are counted."""
 
 from __future__ import annotations
 
