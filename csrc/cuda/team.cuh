@@ -4,7 +4,7 @@
 // writes, the threads of the same phase must not read.
 #pragma once
 
-#include "../common/lane.h"
+#include "../math/lane.h"
 
 #ifdef __CUDACC__
 #define ARDIFF_DEVICE __device__ __forceinline__

@@ -1,0 +1,161 @@
+// One row of a coefficient table applied to one element (or one element a lane): the arithmetic of
+// diffusion_step and uld_step. Every operation and its order are fixed, so all backends written in
+// C++ agree to the bit. A term whose coefficient is zero is dropped whatever its tensor holds, NaN
+// included.
+#pragma once
+
+#include "columns.h"
+#include "exp.h"
+#include "lane.h"
+
+namespace ARDIFF_NS {
+
+/// c * t, dropped when c is zero.
+template <class F>
+ARDIFF_HD F product(F c, F t) {
+  return c * keep_if_nonzero(c, t);
+}
+
+/// acc + c * t, fused; dropped when c is zero.
+template <class F>
+ARDIFF_HD F term(F c, F t, F acc) {
+  return fma(c, keep_if_nonzero(c, t), acc);
+}
+
+/// Classifier-free guidance: u + w (c - u).
+template <class F>
+ARDIFF_HD F guide(F cond, F uncond, F w) {
+  return fma(w, cond - uncond, uncond);
+}
+
+/// Three-way guidance: u2 + w2 (u1 - u2) + w (c - u1).
+template <class F>
+ARDIFF_HD F guide(F cond, F uncond1, F uncond2, F w, F w2) {
+  return fma(w, cond - uncond1, fma(w2, uncond1 - uncond2, uncond2));
+}
+
+/// A row of uld_step's table, its noise coefficients multiplied by the sample's noise scale.
+template <class F>
+struct UldRow {
+  F z_z, z_z_lo, z_d, z_v, z_o, z_1, z_2;
+  F v_z, v_d, v_v, v_o, v_1;
+  F a_z, a_z_lo;
+};
+
+template <class F>
+ARDIFF_HD UldRow<F> uld_row(const float* c, float noise_scale) {
+  using Column = UldColumn;
+  return {F(c[Column::z_z]),
+          F(c[Column::z_z_lo]),
+          F(c[Column::z_d]),
+          F(c[Column::z_v]),
+          F(c[Column::z_o]),
+          F(c[Column::z_1] * noise_scale),
+          F(c[Column::z_2] * noise_scale),
+          F(c[Column::v_z]),
+          F(c[Column::v_d]),
+          F(c[Column::v_v]),
+          F(c[Column::v_o]),
+          F(c[Column::v_1] * noise_scale),
+          F(c[Column::a_z]),
+          F(c[Column::a_z_lo])};
+}
+
+/// Whether the row begins a stage: the anchor becomes the scaled old z.
+ARDIFF_HD bool uld_starts_stage(const float* c) { return c[UldColumn::a_z] != 0.0f; }
+
+template <class F>
+struct UldState {
+  F z, v, anchor;
+};
+
+/// The new state. `start` is uld_starts_stage of the row.
+template <class F>
+ARDIFF_HD UldState<F> uld_update(const UldRow<F>& c, bool start, F z, F v, F out, F anchor, F n1,
+                                 F n2) {
+  const F d = start ? F(0.0f) : z - anchor;
+  F z_new = term(c.z_d, d, product(c.z_z_lo, z));
+  z_new = term(c.z_v, v, z_new);
+  z_new = term(c.z_o, out, z_new);
+  z_new = term(c.z_1, n1, z_new);
+  z_new = term(c.z_2, n2, z_new);
+  z_new = term(c.z_z, z, z_new);
+  F v_new = term(c.v_d, d, product(c.v_z, z));
+  v_new = term(c.v_v, v, v_new);
+  v_new = term(c.v_o, out, v_new);
+  v_new = term(c.v_1, n1, v_new);
+  return {z_new, v_new, start ? term(c.a_z, z, product(c.a_z_lo, z)) : anchor};
+}
+
+/// A row of diffusion_step's table.
+template <class F>
+struct DiffusionRow {
+  F p_x, p_o;
+  F x_x, x_x_lo, x_0, x_m, x_d, x_n;
+  F m_x, m_x_lo, m_0;
+  F lv_min, lv_max;
+  F s_x, s_m, s_2;
+};
+
+template <class F>
+ARDIFF_HD DiffusionRow<F> diffusion_row(const float* c) {
+  using Column = DiffusionColumn;
+  return {F(c[Column::p_x]),    F(c[Column::p_o]),    F(c[Column::x_x]), F(c[Column::x_x_lo]),
+          F(c[Column::x_0]),    F(c[Column::x_m]),    F(c[Column::x_d]), F(c[Column::x_n]),
+          F(c[Column::m_x]),    F(c[Column::m_x_lo]), F(c[Column::m_0]), F(c[Column::lv_min]),
+          F(c[Column::lv_max]), F(c[Column::s_x]),    F(c[Column::s_m]), F(c[Column::s_2])};
+}
+
+/// Whether the row leaves the memory as it is.
+ARDIFF_HD bool diffusion_keeps_memory(const float* c) {
+  return c[DiffusionColumn::m_x] == 0.0f && c[DiffusionColumn::m_x_lo] == 0.0f &&
+         c[DiffusionColumn::m_0] == 0.0f;
+}
+
+/// Whether the row leaves the second memory as it is.
+ARDIFF_HD bool diffusion_keeps_second_memory(const float* c) {
+  return c[DiffusionColumn::s_x] == 0.0f && c[DiffusionColumn::s_m] == 0.0f &&
+         c[DiffusionColumn::s_2] == 0.0f;
+}
+
+/// The standard deviation from the second half r of a [B, 2d] model output; r = -1 and 1 give the
+/// log-variances lv_min and lv_max.
+template <class F>
+ARDIFF_HD F learned_deviation(const DiffusionRow<F>& c, F r) {
+  const F fraction = F(0.5f) * (r + F(1.0f));
+  return exp_limited(F(0.5f) * fma(fraction, c.lv_max - c.lv_min, c.lv_min));
+}
+
+/// The data prediction p_x x + p_o out.
+template <class F>
+ARDIFF_HD F data_prediction(const DiffusionRow<F>& c, F x, F out) {
+  return term(c.p_o, out, product(c.p_x, x));
+}
+
+template <class F>
+struct DiffusionState {
+  F x, memory;
+};
+
+/// The new state from the (clamped) data prediction x0. `deviation` is x_n, or
+/// learned_deviation where the model gives it, times the sample's noise scale. `keep_memory` is
+/// diffusion_keeps_memory of the row; `origin` is the second memory, or the memory without one.
+template <class F>
+ARDIFF_HD DiffusionState<F> diffusion_update(const DiffusionRow<F>& c, bool keep_memory, F x, F x0,
+                                             F memory, F origin, F deviation, F n) {
+  F x_new = term(c.x_0, x0, product(c.x_x_lo, x));
+  x_new = term(c.x_m, memory, x_new);
+  x_new = term(c.x_d, x - origin, x_new);
+  x_new = term(deviation, n, x_new);
+  x_new = term(c.x_x, x, x_new);
+  if (keep_memory) return {x_new, memory};
+  return {x_new, term(c.m_x, x, term(c.m_0, x0, product(c.m_x_lo, x)))};
+}
+
+/// The new second memory, from the old state.
+template <class F>
+ARDIFF_HD F second_memory(const DiffusionRow<F>& c, F x, F memory, F memory2) {
+  return term(c.s_x, x, term(c.s_m, memory, product(c.s_2, memory2)));
+}
+
+}  // namespace ARDIFF_NS
