@@ -1,5 +1,5 @@
 """The CUDA kernels of `head_step` and `head_loop` run on the host, phase by phase over all blocks
-and threads, in both orders (csrc/cuda/team.cuh): within twice the error of PyTorch's modules, and
+and threads, in both orders (csrc/cuda/phases.cuh): within twice the error of PyTorch's modules, and
 to the bit whatever the device and a patch's company. Shared and scratch memory begin as NaN."""
 
 import ctypes
@@ -41,9 +41,9 @@ class Host:
         self.on(*USUAL)
 
     def on(self, blocks, memory, backwards, waits=True):
-        for library, op in zip(self.libraries, OPS, strict=True):
+        for library in self.libraries:
             arguments = ctypes.c_int(blocks), ctypes.c_int(memory), ctypes.c_bool(backwards)
-            getattr(library, f"ardiff_{op}_walk")(*arguments, ctypes.c_bool(waits))
+            library.ardiff_walk(*arguments, ctypes.c_bool(waits))
 
     def step(self, call):
         return self.ops.head_step(*call.args(), **call.options)

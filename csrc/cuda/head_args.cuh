@@ -9,10 +9,12 @@
 
 #include <type_traits>
 
-#include "team.cuh"
+#include "phases.cuh"
 #include "unit.cuh"
 
 namespace ardiff {
+
+using HeadTeam = Team<256>;
 
 constexpr int kGroupRows = 4;
 constexpr int kRowsAtOnce = 4;  // of activations, in registers

@@ -116,10 +116,3 @@ STABLE_TORCH_LIBRARY_IMPL(ARDIFF_CUDA_NAMESPACE, ARDIFF_CUDA_KEY, m) {
   m.impl("head_loop", TORCH_BOX(&ardiff::head_loop));
   m.impl("head_loop_", TORCH_BOX(&ardiff::head_loop_));
 }
-
-#ifndef __CUDACC__
-/// For the tests that walk the kernel on the host.
-extern "C" void ardiff_head_loop_walk(int blocks, int bytes, bool backwards, bool waits) {
-  ardiff::walk = {blocks, bytes, backwards, waits};
-}
-#endif

@@ -43,10 +43,3 @@ Tensor head_step(Tensor x, Tensor modulation, int64_t set, std::vector<Tensor> w
 STABLE_TORCH_LIBRARY_IMPL(ARDIFF_CUDA_NAMESPACE, ARDIFF_CUDA_KEY, m) {
   m.impl("head_step", TORCH_BOX(&ardiff::head_step));
 }
-
-#ifndef __CUDACC__
-/// For the tests that walk the kernel on the host.
-extern "C" void ardiff_head_step_walk(int blocks, int bytes, bool backwards, bool waits) {
-  ardiff::walk = {blocks, bytes, backwards, waits};
-}
-#endif

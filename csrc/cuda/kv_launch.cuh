@@ -3,7 +3,7 @@
 
 #include "../common/kv_checks.h"
 #include "kv_rows.cuh"
-#include "launch.cuh"
+#include "launch_phases.cuh"
 
 namespace ardiff {
 
