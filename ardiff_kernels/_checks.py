@@ -1,7 +1,7 @@
 """Argument checks of the ops, shared by every Python backend and by the fakes.
 
 The C++ kernels repeat these checks in the same order and with the same words
-(``csrc/common/checks.h``), so that a mistake reads the same on every backend. All raise
+(``csrc/torch/checks.h``), so that a mistake reads the same on every backend. All raise
 RuntimeError, as PyTorch's own operators do.
 """
 

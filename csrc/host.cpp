@@ -9,8 +9,8 @@
 #include <map>
 #include <string>
 
-#include "common/philox.h"
-#include "common/uld_coefficients.h"
+#include "math/philox.h"
+#include "math/uld_coefficients.h"
 
 namespace py = pybind11;
 

@@ -15,7 +15,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH = Path(torch.__file__).parent
-SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+SOURCES = sorted((ROOT / "csrc/cuda").glob("*/*.cu"))
 FLAGS = [
     *("-std=c++17", "-O3", "-fmad=false", "-Xptxas=-v", "-Xcompiler=-fPIC"),
     *("-DUSE_CUDA", "-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020A000000000000"),

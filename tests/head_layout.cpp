@@ -1,10 +1,10 @@
-// How the kernel of a head divides work and shared memory (csrc/cuda/head_args.cuh): every row of
+// How the kernel of a head divides work and shared memory (csrc/cuda/head/args.cuh): every row of
 // a matrix has one owner, a block has what it uses, and MAR-B in bfloat16 stays on an H200.
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
 
-#include "../csrc/cuda/head_args.cuh"
+#include "../csrc/cuda/head/args.cuh"
 
 using namespace ardiff;
 

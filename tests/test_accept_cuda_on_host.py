@@ -1,5 +1,5 @@
 """The CUDA kernel of `mala_accept` run on the host, phase by phase over all threads of a block
-(csrc/cuda/mala_accept.cu): bit for bit the C++ CPU library's results, and within the bound of the
+(csrc/cuda/mala_accept): bit for bit the C++ CPU library's results, and within the bound of the
 float64 reference."""
 
 import os
@@ -33,7 +33,7 @@ def on_host(tmp_path_factory):
     if cxx is None:
         pytest.skip("no C++ compiler was found")
     library = tmp_path_factory.mktemp("accept_on_host") / "accept_on_host.so"
-    source = ROOT / "csrc/cuda/mala_accept.cu"
+    source = ROOT / "csrc/cuda/mala_accept/mala_accept.cu"
     command = [cxx, *FLAGS, "-isystem", str(TORCH / "include"), "-x", "c++", str(source)]
     command += ["-x", "none", "-o", str(library), f"-L{TORCH / 'lib'}", "-Wl,--no-as-needed"]
     done = subprocess.run([*command, "-ltorch", "-ltorch_cpu"], capture_output=True, text=True)

@@ -48,7 +48,7 @@ def on_host(cxx, tmp_path_factory):
 
     def compile_one(op: str) -> str:
         target = str(folder / f"{op}.o")
-        source = str(ROOT / f"csrc/cuda/{op}.cu")
+        source = str(ROOT / f"csrc/cuda/{op}/{op}.cu")
         command = [cxx, *FLAGS, "-isystem", str(TORCH / "include"), "-x", "c++", "-c", source]
         done = subprocess.run([*command, "-o", target], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -58,7 +58,7 @@ def compiled(tmp_path_factory):
 
     def compile_one(op):
         library = folder / f"{op}.so"
-        source = str(ROOT / f"csrc/cuda/{op}.cu")
+        source = str(ROOT / f"csrc/cuda/{op}/{op}.cu")
         command = [cxx, *FLAGS, "-isystem", str(TORCH / "include"), "-x", "c++", source]
         command += ["-x", "none", "-o", str(library), f"-L{TORCH / 'lib'}", "-Wl,--no-as-needed"]
         done = subprocess.run([*command, "-ltorch", "-ltorch_cpu"], capture_output=True, text=True)

@@ -39,20 +39,20 @@ FLAGS = [
     *("-std=c++17", "-Og", "-ffp-contract=off", "-fPIC", "-w", "-DTORCH_STABLE_ONLY"),
     *("-DTORCH_TARGET_VERSION=0x020A000000000000", "-DARDIFF_CUDA_KEY=CPU"),
 ]
-# Replacements in csrc/cuda/<file>. Blocks that take all splits and a launch a row change no bit;
-# faults do, each where its test says.
+# Replacements in csrc/cuda/kv_attention/<file>. Blocks that take all splits and a launch a row
+# change no bit; faults do, each where its test says.
 SMALL_LAUNCHES = {
     "blocks": ("kv_attention.cu", "kEnoughBlocks = 1 << 15", "kEnoughBlocks = 1"),
     "workspace": ("kv_attention.cu", "kWorkspace = int64_t{1} << 26", "kWorkspace = 1"),
 }
 FAULTS = {
-    "merge": ("kv_merge.cuh", "exp_limited(a.high[slot] - high)", "1.0f"),
-    "mask": ("kv_attention.cuh", "real ? t : 0);", "real ? job.t_last : 0);"),
-    "phase": ("kv_attention.cuh", "if (!prepared && a.head.norm) sum_squares(a, shared, thread);",
+    "merge": ("merge.cuh", "exp_limited(a.high[slot] - high)", "1.0f"),
+    "mask": ("kernel.cuh", "real ? t : 0);", "real ? job.t_last : 0);"),
+    "phase": ("kernel.cuh", "if (!prepared && a.head.norm) sum_squares(a, shared, thread);",
               ""),
-    "race": ("kv_attention.cuh", "if (!prepared) prepare_query(",
+    "race": ("kernel.cuh", "if (!prepared) prepare_query(",
              "if (!prepared) sum_squares(a, shared, thread), prepare_query("),
-    "wait": ("kv_attention.cuh", "state.copies.template wait<1>();\n      });\n      prepared",
+    "wait": ("kernel.cuh", "state.copies.template wait<1>();\n      });\n      prepared",
              "if (a.D != 40) state.copies.template wait<1>();\n      });\n      prepared"),
 }  # fmt: skip
 REPLACED = {"forwards": {}, "backwards": SMALL_LAUNCHES, "faulty": FAULTS}
@@ -75,13 +75,15 @@ def build(cxx: str, name: str, folder: Path) -> str:
     """A library with the ops under a namespace of their own, `ardiff_kv_<name>`."""
     sources = Path(shutil.copytree(ROOT / "csrc", folder / name))
     for file, text, other in REPLACED[name].values():
-        path = sources / "cuda" / file
+        path = sources / "cuda/kv_attention" / file
         assert path.read_text().count(text) == 1
         path.write_text(path.read_text().replace(text, other))
     command = [cxx, *FLAGS, f"-DARDIFF_CUDA_NAMESPACE=ardiff_kv_{name}", "-shared"]
     command += ["-isystem", str(TORCH / "include"), "-x", "c++"]
     both = sources / "both.cpp"  # torch's headers are read once
-    both.write_text('#include "cuda/kv_append.cu"\n#include "cuda/kv_attention.cu"\n')
+    both.write_text(
+        '#include "cuda/kv_append/kv_append.cu"\n#include "cuda/kv_attention/kv_attention.cu"\n'
+    )
     library = str(folder / f"{name}.so")
     command += [str(both), "-x", "none", "-o", library, f"-L{TORCH / 'lib'}", "-Wl,--no-as-needed"]
     done = subprocess.run([*command, "-ltorch", "-ltorch_cpu"], capture_output=True, text=True)

@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "../common/uld_coefficients.h"
 #include "../cpu/isa.h"
+#include "../math/uld_coefficients.h"
 #include "checks.h"
 
 ARDIFF_DECLARE_KERNEL(philox_normal_tiles, NormalArgs)

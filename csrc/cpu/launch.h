@@ -4,7 +4,7 @@
 #include <sys/mman.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "../common/checks.h"
+#include "../torch/checks.h"
 #include "tiling.h"
 
 namespace ardiff {

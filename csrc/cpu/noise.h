@@ -1,8 +1,8 @@
 // Addressed normals of a tile of samples into scratch, one quad of Philox words a lane.
 #pragma once
 
-#include "../common/normal.h"
-#include "../common/philox.h"
+#include "../math/normal.h"
+#include "../math/philox.h"
 #include "args.h"
 #include "vec.h"
 

@@ -3,7 +3,7 @@
 
 #include <initializer_list>
 
-#include "../common/step_backward.h"
+#include "../math/step_backward.h"
 #include "noise.h"
 
 namespace ARDIFF_NS {

@@ -1,10 +1,10 @@
-// The primitives of csrc/common/lane.h for the lanes of one instruction set: 1 (scalar), 8 (AVX2)
+// The primitives of csrc/math/lane.h for the lanes of one instruction set: 1 (scalar), 8 (AVX2)
 // or 16 (AVX-512). ARDIFF_LANES chooses. Sixteen lanes also compile without AVX-512 (the compiler
 // then splits the vectors), which lets the tests run that path on any x86 CPU with AVX2.
 #pragma once
 
-#include "../common/convert.h"
-#include "../common/lane.h"
+#include "../math/convert.h"
+#include "../math/lane.h"
 
 #if ARDIFF_LANES > 1
 #include <immintrin.h>

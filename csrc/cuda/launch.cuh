@@ -8,7 +8,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include "../common/checks.h"
+#include "../torch/checks.h"
 #include "unit.cuh"
 
 #ifndef ARDIFF_CUDA_NAMESPACE

@@ -7,7 +7,7 @@
 // first-level cache, in four loads) but need half as many registers again.
 #pragma once
 
-#include "../common/lane.h"
+#include "../math/lane.h"
 
 namespace ardiff {
 

@@ -15,7 +15,7 @@
 
 #include <type_traits>
 
-#include "../common/lane.h"
+#include "../math/lane.h"
 
 #ifdef __CUDACC__
 #include <cooperative_groups.h>

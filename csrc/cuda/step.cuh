@@ -1,7 +1,7 @@
 // What the step kernels share: their arguments, table rows, and guided model outputs.
 #pragma once
 
-#include "../common/step_backward.h"
+#include "../math/step_backward.h"
 #include "unit.cuh"
 
 namespace ardiff {

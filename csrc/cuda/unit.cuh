@@ -7,9 +7,9 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../common/convert.h"
-#include "../common/normal.h"
-#include "../common/philox.h"
+#include "../math/convert.h"
+#include "../math/normal.h"
+#include "../math/philox.h"
 #include "layout.cuh"
 
 namespace ardiff {

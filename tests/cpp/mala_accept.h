@@ -1,6 +1,6 @@
 #pragma once
 
-#include "../../csrc/cpu/accept_args.h"
+#include "../../csrc/cpu/mala_accept/args.h"
 #include "step.h"
 
 ARDIFF_TEST_KERNEL(mala_accept_tiles, AcceptArgs)
@@ -8,7 +8,7 @@ ARDIFF_TEST_KERNEL(mala_accept_tiles, AcceptArgs)
 namespace ardiff_test {
 
 inline void test_mala_accept() {
-  constexpr int64_t kElementsATile = 4096;  // as csrc/cpu/mala_accept.cpp
+  constexpr int64_t kElementsATile = 4096;  // as csrc/cpu/mala_accept
   const auto kernels = mala_accept_tiles();
   for (const Shape& shape : shapes()) {
     for (int index = 0; index < 3 * 3 * 2 * 2; index += stride_of(shape)) {

@@ -30,7 +30,7 @@ _FLOAT8 = tl.constexpr(FLOAT8)
 
 @triton.jit
 def quantized(x, KIND: tl.constexpr):
-    """Codes `[rows, DP]` (int8 bits) and scales `[rows, 1]` of heads, as csrc/common/attention.h
+    """Codes `[rows, DP]` (int8 bits) and scales `[rows, 1]` of heads, as csrc/math/attention.h
     makes them."""
     LARGEST: tl.constexpr = 127.0 if KIND == _INT8 else 448.0
     magnitude = tl.abs(x)
