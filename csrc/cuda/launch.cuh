@@ -54,11 +54,6 @@ class Operands {
 };
 
 template <class T>
-const T* pointer(const Arg& a) {
-  return a.given() ? static_cast<const T*>(a.tensor->const_data_ptr()) : nullptr;
-}
-
-template <class T>
 PerSample<T> per_sample(const Arg& a) {
   return {pointer<T>(a), a.given() && a.sizes[0] != 1 ? 1 : 0};
 }

@@ -67,6 +67,11 @@ struct Arg {
   }
 };
 
+template <class T>
+const T* pointer(const Arg& a) {
+  return a.given() ? static_cast<const T*>(a.tensor->const_data_ptr()) : nullptr;
+}
+
 constexpr int64_t kMaxDim = 64;  // as in PyTorch
 
 /// A fresh contiguous tensor of `dim` sizes beside `like`: float32, float16, bfloat16 or bool.
