@@ -1,4 +1,4 @@
-"""Argument checks of `head_step`; ``csrc/torch/head_checks.h`` repeats them."""
+"""Argument checks of `head_step`; ``csrc/torch/head.h`` repeats them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Argument checks of `head_loop`; ``csrc/torch/head_loop_checks.h`` repeats them."""
+"""Argument checks of `head_loop`; ``csrc/torch/head_loop.h`` repeats them."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ enum class CacheType { float32, bfloat16, int8, float8 };
 struct KvCache {
   void *k, *v;               // kv_attention only reads them
   float *k_scale, *v_scale;  // null: not quantised
-  CacheType type;
   int64_t heads;
   int D;
+  CacheType type;
 };
 
 /// Where the tokens of each row of the batch lie in a cache of N blocks of S tokens, M blocks a

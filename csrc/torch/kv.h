@@ -140,17 +140,17 @@ inline KvRows rows_of(const KvTensors& t) {
 }
 
 inline KvCache cache_of(const KvTensors& t) {
-  const ScalarType type = t.k_cache.dtype;
-  return {const_cast<void*>(t.k_cache.tensor->const_data_ptr()),
+  const Arg& k = t.k_cache;
+  return {const_cast<void*>(k.tensor->const_data_ptr()),
           const_cast<void*>(t.v_cache.tensor->const_data_ptr()),
           const_cast<float*>(pointer<float>(t.k_scale)),
           const_cast<float*>(pointer<float>(t.v_scale)),
-          type == ScalarType::Float      ? CacheType::float32
-          : type == ScalarType::BFloat16 ? CacheType::bfloat16
-          : type == ScalarType::Char     ? CacheType::int8
-                                         : CacheType::float8,
-          t.k_cache.sizes[1],
-          static_cast<int>(t.k_cache.sizes[3])};
+          k.sizes[1],
+          static_cast<int>(k.sizes[3]),
+          k.dtype == ScalarType::Float      ? CacheType::float32
+          : k.dtype == ScalarType::BFloat16 ? CacheType::bfloat16
+          : k.dtype == ScalarType::Char     ? CacheType::int8
+                                            : CacheType::float8};
 }
 
 inline KvHead head_of(const KvTensors& t, double eps) {

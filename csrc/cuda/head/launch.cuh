@@ -5,16 +5,14 @@
 
 #include <algorithm>
 
-#include "../../torch/head_checks.h"
+#include "../../torch/head.h"
 #include "../launch_phases.cuh"
 #include "phase.cuh"
 
 namespace ardiff {
 
 inline HeadLayer head_layer(const HeadTensors& t, size_t i) {
-  const auto floats = [](const Arg& a) {
-    return a.sizes[0] ? static_cast<const float*>(a.tensor->const_data_ptr()) : nullptr;
-  };
+  const auto floats = [](const Arg& a) { return static_cast<const float*>(a.address()); };
   const Arg& m = t.weights[2 * i];
   HeadLayer l{};
   l.data = m.tensor->const_data_ptr();

@@ -193,6 +193,9 @@ struct HeadLayerPhase {
       }
       case HeadPart::last:
         a.out[row * a.out_stride + o] = x;
+        return;
+      case HeadPart::norm:
+        return;
     }
   }
 

@@ -5,10 +5,6 @@
 
 namespace ardiff {
 
-struct Int8 {
-  int8_t value;
-};
-
 /// Element `e` of those that lie in a row in `words`, as a float.
 ARDIFF_HD float element_of(const float*, const uint32_t* words, int e) {
   return from_bits(words[e]);

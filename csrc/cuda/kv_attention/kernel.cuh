@@ -24,8 +24,8 @@ struct SplitBody : SplitWork<T, kQ> {
     Job job;
     int64_t rest = divide(block, a.tiles);
     job.first = static_cast<int>(block - rest * a.tiles) * kQ;
-    int64_t next = divide(rest, a.cache.heads);
-    job.h = rest - next * a.cache.heads;
+    int64_t next = divide(rest, a.heads);
+    job.h = rest - next * a.heads;
     rest = divide(next, a.step);
     job.slot = static_cast<int>(next - rest * a.step);
     job.b = a.first_row + rest;
@@ -76,7 +76,7 @@ struct SplitBody : SplitWork<T, kQ> {
     for (int key = thread; key < kSplit; key += kThreads) {
       const int64_t position = s.base + key;
       const bool seen = position >= s.begin && position < s.stop;
-      shared.place[key] = seen ? place_of_token(a.rows, job.b, job.h, a.cache.heads, position) : -1;
+      shared.place[key] = seen ? place_of_token(a.rows, job.b, job.h, a.heads, position) : -1;
     }
     if (thread == 0) shared.split = s;
     if (thread >= kQ) return;
@@ -96,7 +96,7 @@ struct SplitBody : SplitWork<T, kQ> {
     const int end = a.tile.units * 4 * kOfWord<T>;
     for (int d = kEight * (thread % kHeadThreads); d < end; d += kEight * kHeadThreads) {
       float* x = &shared.query[i][d];
-      if (real && d < a.cache.D) {
+      if (real && d < a.D) {
         read_eight(a.q, start + d, x);
       } else {
         store_four(x, 0, 0, 0, 0);
@@ -107,7 +107,7 @@ struct SplitBody : SplitWork<T, kQ> {
 
   ARDIFF_DEVICE static void sum_squares(const AttentionArgs& a, Shared& shared, int thread) {
     for (int i = thread; i < kQ * kSumOfLanes; i += kThreads) {
-      shared.part[i / kQ][i % kQ] = square_sum(shared.query[i % kQ], a.cache.D, i / kQ);
+      shared.part[i / kQ][i % kQ] = square_sum(shared.query[i % kQ], a.D, i / kQ);
     }
   }
 
@@ -117,7 +117,7 @@ struct SplitBody : SplitWork<T, kQ> {
     if (t >= job.row.count) return;
     float squares[kSumOfLanes];
     for (int l = 0; l < kSumOfLanes; ++l) squares[l] = shared.part[l][i];
-    prepare_head(a.head, a.cache.D, squares, rotary_row(a.rows, job.row, job.b, t), a.scale,
+    prepare_head(a.head, a.D, squares, rotary_row(a.rows, job.row, job.b, t), a.scale,
                  shared.query[i], thread % kHeadThreads, kHeadThreads);
   }
 
@@ -127,9 +127,9 @@ struct SplitBody : SplitWork<T, kQ> {
                                    const float (*acc)[kEight]) {
     if (state.group >= a.tile.groups) return;
     float* to =
-        reinterpret_cast<float*>(shared.ring) + 4 * state.group * a.cache.D + kEight * state.chunk;
+        reinterpret_cast<float*>(shared.ring) + 4 * state.group * a.D + kEight * state.chunk;
 #pragma unroll
-    for (int i = 0; i < 4; ++i, to += a.cache.D) {
+    for (int i = 0; i < 4; ++i, to += a.D) {
       store_four(to, acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
       store_four(to + 4, acc[i][4], acc[i][5], acc[i][6], acc[i][7]);
     }
@@ -138,23 +138,23 @@ struct SplitBody : SplitWork<T, kQ> {
   ARDIFF_DEVICE static int64_t slot_of(const AttentionArgs& a, const Shared& shared, int i) {
     const Job& job = shared.job;
     const int64_t row = (job.b - a.first_row) * a.splits + shared.split.slot;
-    return (row * a.rows.T + token_of(a, job, i)) * a.cache.heads * a.G + head_of(a, job, i);
+    return (row * a.rows.T + token_of(a, job, i)) * a.heads * a.G + head_of(a, job, i);
   }
 
   ARDIFF_DEVICE static void leave(const AttentionArgs& a, Shared& shared, int from, int thread) {
     const float* spread = reinterpret_cast<const float*>(shared.ring);
     const Job& job = shared.job;
-    const int quads = a.cache.D / 4;
+    const int quads = a.D / 4;
     for (int e = thread; e < 4 * quads; e += kThreads) {
       const int i = e / quads, d = 4 * (e % quads);
       if (token_of(a, job, from + i) >= job.row.count) continue;
       float sum[4], x[4];
-      widen_unit<float>(spread + i * a.cache.D + d, sum);
+      widen_unit<float>(spread + i * a.D + d, sum);
       for (int group = 1; group < a.tile.groups; ++group) {
-        widen_unit<float>(spread + (4 * group + i) * a.cache.D + d, x);
+        widen_unit<float>(spread + (4 * group + i) * a.D + d, x);
         for (int k = 0; k < 4; ++k) sum[k] += x[k];
       }
-      float* to = a.partial + slot_of(a, shared, from + i) * a.cache.D + d;
+      float* to = a.partial + slot_of(a, shared, from + i) * a.D + d;
       store_four(to, sum[0], sum[1], sum[2], sum[3]);
     }
     if (from > 0 || thread >= kQ || token_of(a, job, thread) >= job.row.count) return;
@@ -170,8 +170,8 @@ struct SplitBody : SplitWork<T, kQ> {
       if (thread == 0) shared.job = job_of(a, team.number());
       state.key = thread / a.tile.units;
       state.unit = thread % a.tile.units;
-      state.group = thread / (a.cache.D / kEight);
-      state.chunk = thread % (a.cache.D / kEight);
+      state.group = thread / (a.D / kEight);
+      state.chunk = thread % (a.D / kEight);
     });
     if (shared.job.row.count == 0) return;
     bool prepared = false;

@@ -44,26 +44,26 @@ void launch_split(const AttentionArgs& a, ScalarType type, int64_t blocks, bool 
 }
 
 void launch(MergeArgs& a, const KvTensors& t) {
-  const int64_t rows = t.tokens.sizes[0], total = a.queries * a.cache.heads;
+  const int64_t rows = t.tokens.sizes[0], total = a.queries * a.heads;
   const bool few = a.queries <= 4;
   a.tiles = (a.queries + (few ? 3 : 7)) / (few ? 4 : 8);
   a.splits = static_cast<int>(most_splits(a.rows, a.window));
-  const int64_t size_of_row = a.splits * total * a.cache.D;
+  const int64_t size_of_row = a.splits * total * a.D;
   const int64_t part = std::max<int64_t>(1, std::min(rows, kWorkspace / size_of_row));
   const int64_t slots = part * a.splits * total;
-  const int64_t size = slots * (a.cache.D + 2);
+  const int64_t size = slots * (a.D + 2);
   const Tensor workspace = fresh_tensor(t.tokens, ScalarType::Float, 1, &size);
   a.partial = static_cast<float*>(workspace.mutable_data_ptr());
-  a.high = a.partial + slots * a.cache.D;
+  a.high = a.partial + slots * a.D;
   a.sum = a.high + slots;
-  const int64_t units = part * a.cache.heads * a.tiles;
+  const int64_t units = part * a.heads * a.tiles;
   a.step = static_cast<int>(std::min<int64_t>(a.splits, (kEnoughBlocks + units - 1) / units));
-  const int64_t merged = MergeBody::queries_of(a.cache.D);
+  const int64_t merged = MergeBody::queries_of(a.D);
   a.blocks_of_row = (total + merged - 1) / merged;
   const int32_t device = t.tokens.device_index;
   for (a.first_row = 0; a.first_row < rows; a.first_row += part) {
     const int64_t n = std::min(part, rows - a.first_row);
-    launch_split(a, t.k_cache.dtype, n * a.step * a.cache.heads * a.tiles, few, device);
+    launch_split(a, t.k_cache.dtype, n * a.step * a.heads * a.tiles, few, device);
     launch_blocks<MergeBody>(a, n * a.blocks_of_row, device);
   }
 }
@@ -76,14 +76,20 @@ void run(const KvTensors& t, const KvAttentionOptions& o, void* out) {
   a.rows = rows_of(t);
   a.head = head_of(t, o.norm_eps);
   a.q = tokens_of(t.tokens);
-  a.cache = cache_of(t);
-  a.tile = tile_of(a.cache.D, bytes);
-  a.row_bytes = a.cache.D * bytes;
+  const KvCache cache = cache_of(t);
+  a.k_cache = static_cast<const char*>(cache.k);
+  a.v_cache = static_cast<const char*>(cache.v);
+  a.k_scale = cache.k_scale;
+  a.v_scale = cache.v_scale;
+  a.D = cache.D;
+  a.heads = cache.heads;
+  a.tile = tile_of(a.D, bytes);
+  a.row_bytes = a.D * bytes;
   const auto on = [&](int64_t width) {
     return a.row_bytes % width == 0 && aligned(t.k_cache, width) && aligned(t.v_cache, width);
   };
   a.width = on(16) ? 16 : on(8) ? 8 : 1;
-  a.G = static_cast<int>(n[2] / a.cache.heads);
+  a.G = static_cast<int>(n[2] / a.heads);
   a.queries = static_cast<int>(n[1]) * a.G;
   a.window = o.window;
   a.causal = o.causal;

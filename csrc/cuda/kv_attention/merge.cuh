@@ -26,7 +26,7 @@ struct MergeBody {
 
   ARDIFF_DEVICE static void merge(const MergeArgs& a, const KvRow& row, int64_t b, int64_t query,
                                   int d, bool fits) {
-    const int64_t total = a.queries * a.cache.heads, t = divide(query, a.G * a.cache.heads);
+    const int64_t total = a.queries * a.heads, t = divide(query, a.G * a.heads);
     int64_t low = 0, top = 0;
     if (fits && t < row.count) {
       const KeyRange seen = seen_by(a, row, t);
@@ -48,13 +48,13 @@ struct MergeBody {
       const bool none = part == 0.0f;  // no key of the split weighs anything
       const float weight = none ? 0.0f : exp_limited(a.high[slot] - high);
       float x[4];
-      widen_unit<float>(a.partial + slot * a.cache.D + d, x);
+      widen_unit<float>(a.partial + slot * a.D + d, x);
       sum = fma(weight, part, sum);
       for (int k = 0; k < 4; ++k) acc[k] = fma(weight, none ? 0.0f : x[k], acc[k]);
     }
     const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
     for (int k = 0; k < 4; ++k) acc[k] *= inverse;
-    const int64_t to = (b * total + query) * a.cache.D + d;
+    const int64_t to = (b * total + query) * a.D + d;
     if (a.bfloat16) {
       uint16_t* out = static_cast<uint16_t*>(a.out) + to;
       uint32_t word[2];
@@ -84,9 +84,9 @@ struct MergeBody {
       if (room && names_wrong(a.rows, b, row, thread, kThreads)) shared.wrong = 1;
     });
     team.threads([&](int thread) {
-      const int quads = a.cache.D / 4, of_block = kThreads / quads;
+      const int quads = a.D / 4, of_block = kThreads / quads;
       const int64_t query = (block - index * a.blocks_of_row) * of_block + thread / quads;
-      if (thread / quads >= of_block || query >= a.queries * a.cache.heads) return;
+      if (thread / quads >= of_block || query >= a.queries * a.heads) return;
       merge(a, row, b, query, 4 * (thread % quads), room && !shared.wrong);
     });
   }

@@ -13,12 +13,13 @@ struct AttentionArgs {
   KvRows rows;
   KvHead head;
   KvTokens q;
-  KvCache cache;
+  const char *k_cache, *v_cache;
+  const float *k_scale, *v_scale;
   Tile tile;
-  int row_bytes, width;  // width: see copy_unit
-  int G;                 // query heads a key head
-  int queries, tiles;    // T * G, and blocks of them
-  int64_t window;        // 0: no limit
+  int D, row_bytes, width;  // width: see copy_unit
+  int G;                    // query heads a key head
+  int queries, tiles;       // T * G, and blocks of them
+  int64_t heads, window;    // window 0: no limit
   bool causal;
   float scale;
   int64_t first_row;            // rows of this launch begin here
@@ -115,7 +116,7 @@ struct SplitWork {
     if (index < 2 * s.tiles) {
       const bool values = index >= s.tiles;
       const int base = (s.first + (values ? index - s.tiles : index)) * a.tile.keys;
-      const char* cache = static_cast<const char*>(values ? a.cache.v : a.cache.k);
+      const char* cache = values ? a.v_cache : a.k_cache;
       char* tile = shared.ring[index % kStages];
       if (a.width == 16) {
         copy_units<16>(a, shared, state, cache, tile, base);
@@ -189,7 +190,7 @@ struct SplitWork {
       float most = -__builtin_inff();
       for_each_key(shared, query, lane, [&](int key) {
         float& w = shared.weight[key][query];
-        if (a.cache.k_scale) w = w * a.cache.k_scale[shared.place[key]];
+        if (a.k_scale) w = w * a.k_scale[shared.place[key]];
         most = w > most ? w : most;
       });
       shared.part[lane][query] = most;
@@ -218,7 +219,7 @@ struct SplitWork {
           w = exp_limited(w - high);
         }
         sum += w;
-        if (a.cache.v_scale && !none) w = w * a.cache.v_scale[shared.place[key]];
+        if (a.v_scale && !none) w = w * a.v_scale[shared.place[key]];
       });
       shared.part[kPartials + lane][query] = sum;
     });

@@ -1,9 +1,10 @@
-// Argument checks of head_step, shared by the CPU and CUDA libraries. They repeat
-// ardiff_kernels/_head_checks.py in order and wording.
+// What head_step and head_loop have in common as torch calls them, on every backend: a head's
+// tensors and their checks, which repeat ardiff_kernels/_head_checks.py in order and wording.
 #pragma once
 
 #include <vector>
 
+#include "../math/head.h"
 #include "checks.h"
 
 namespace ardiff {
@@ -21,6 +22,9 @@ struct HeadTensors {
   Arg x, modulation;
   std::vector<Arg> weights, scales;
   std::vector<std::string> names;
+
+  /// Outputs of the final layer.
+  int64_t outs() const { return weights.rbegin()[1].sizes[0]; }
 };
 
 inline std::vector<Arg> list_of_args(const std::string& name, const std::vector<Tensor>& tensors,
