@@ -65,13 +65,11 @@ struct HeadLoop {
   using Optional = std::optional<Tensor>;
   using Tensors = std::vector<Tensor>;
 
-  static std::tuple<Tensor, Tensor, Tensor> functional(Tensor x, Tensor memory, Tensor modulation,
-                                                       Tensor set, Tensors weights, Tensors scales,
-                                                       Tensor coef, Tensor draw, Tensor key,
-                                                       Tensor stream, int64_t family, int64_t depth,
-                                                       double eps, Optional v, Optional op,
-                                                       Optional guidance, Optional guidance2,
-                                                       Optional noise_scale, bool) {
+  static std::tuple<Tensor, Tensor, Tensor> functional(
+      Tensor x, Tensor memory, Tensor modulation, Tensor set, Tensors weights, Tensors scales,
+      Tensor coef, Tensor draw, Tensor key, Tensor stream, std::string norm, std::string mlp,
+      int64_t depth, double eps, Optional v, Optional op, Optional guidance, Optional guidance2,
+      Optional noise_scale, bool) {
     const char* name = "head_loop";
     const HeadTensors t = head_tensors(x, modulation, weights, scales);
     const HeadLoopTensors l{{"memory", memory},
@@ -85,7 +83,7 @@ struct HeadLoop {
                             {"guidance", guidance},
                             {"guidance2", guidance2},
                             {"noise_scale", noise_scale}};
-    const HeadOptions options{family, depth, eps, head_loop_ways(name, l)};
+    const HeadOptions options{norm, mlp, depth, eps, head_loop_ways(name, l)};
     check_head_loop(name, t, l, options, false);
     Tensor x_new = fresh_tensor(t.x, ScalarType::Float, 2, t.x.sizes);
     Tensor memory_new = fresh_tensor(t.x, ScalarType::Float, 2, t.x.sizes);
@@ -98,8 +96,9 @@ struct HeadLoop {
 
   static void in_place(Tensor x, Tensor memory, Tensor modulation, Tensor set, Tensors weights,
                        Tensors scales, Tensor coef, Tensor draw, Tensor key, Tensor stream,
-                       int64_t family, int64_t depth, double eps, Optional v, Optional op,
-                       Optional guidance, Optional guidance2, Optional noise_scale, bool) {
+                       std::string norm, std::string mlp, int64_t depth, double eps, Optional v,
+                       Optional op, Optional guidance, Optional guidance2, Optional noise_scale,
+                       bool) {
     const char* name = "head_loop_";
     const HeadTensors t = head_tensors(x, modulation, weights, scales);
     const HeadLoopTensors l{{"memory", memory},
@@ -113,7 +112,7 @@ struct HeadLoop {
                             {"guidance", guidance},
                             {"guidance2", guidance2},
                             {"noise_scale", noise_scale}};
-    const HeadOptions options{family, depth, eps, head_loop_ways(name, l)};
+    const HeadOptions options{norm, mlp, depth, eps, head_loop_ways(name, l)};
     check_head_loop(name, t, l, options, true);
     const Arg state[kStates] = {t.x, l.memory, l.v};
     kRun(name, t, l, options, state, state);

@@ -12,10 +12,10 @@ namespace ardiff {
 template <void (*kRun)(const HeadTensors&, const HeadOptions&, int64_t set, float* out)>
 struct HeadStep {
   static Tensor functional(Tensor x, Tensor modulation, int64_t set, std::vector<Tensor> weights,
-                           std::vector<Tensor> scales, int64_t family, int64_t depth, double eps,
-                           int64_t ways, bool) {
+                           std::vector<Tensor> scales, std::string norm, std::string mlp,
+                           int64_t depth, double eps, int64_t ways, bool) {
     const HeadTensors t = head_tensors(x, modulation, weights, scales);
-    const HeadOptions options{family, depth, eps, ways};
+    const HeadOptions options{norm, mlp, depth, eps, ways};
     check_head_step("head_step", t, set, options);
     const int64_t sizes[] = {ways, t.x.sizes[0], t.outs()};
     Tensor out = fresh_tensor(t.x, ScalarType::Float, 3, sizes);

@@ -148,7 +148,7 @@ def _loop(sets: Modulations, conditions: Sequence[Tensor]) -> Callable[[int, Ten
     packed, ways = sets.packed, len(conditions)
     head = packed.head
     options = {
-        "family": head.family, "depth": head.depth, "eps": head.eps, "ways": ways,
+        "norm": head.norm, "mlp": head.mlp, "depth": head.depth, "eps": head.eps, "ways": ways,
         "batch_invariant": sets.invariant,
     }  # fmt: skip
     if plain_is_faster(packed, ways * len(conditions[0])) and not sets.invariant:

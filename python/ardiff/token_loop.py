@@ -78,7 +78,7 @@ def run_token(
         ops.head_loop_(
             x, memory, held, places, packed.weights, packed.scales, buffers.coef[rows],
             buffers.draw[rows][:1], key, stream,
-            family=head.family, depth=head.depth, eps=head.eps, v=v,
+            norm=head.norm, mlp=head.mlp, depth=head.depth, eps=head.eps, v=v,
             op=None if op is None else op[rows], guidance=guidance, guidance2=guidance2,
             noise_scale=noise_scale, batch_invariant=sets.invariant,
         )  # fmt: skip

@@ -18,8 +18,8 @@ from . import calls
 
 WIDE = {
     "mar": dict(width=1024, depth=6, d=16, out=16, modulation=BF16),
-    "vibevoice": dict(width=1536, inner=4608, depth=4, d=64, out=64, family="vibevoice"),
-    "pocket": dict(width=512, depth=6, d=32, out=32, family="pocket"),
+    "vibevoice": dict(width=1536, inner=4608, depth=4, d=64, out=64, norm="rms", mlp="gated"),
+    "pocket": dict(width=512, depth=6, d=32, out=32),
 }
 
 

@@ -18,8 +18,8 @@ from . import calls
 SHAPES = {
     "mar-b": dict(width=1024, depth=6, d=16, out=16),
     "mar-h": dict(width=1536, depth=12, d=16, out=16),
-    "vibevoice-1.5b": dict(family="vibevoice", width=1536, inner=4608, depth=4, d=64, out=64),
-    "pocket-tts": dict(family="pocket", width=512, depth=6, d=32, out=32),
+    "vibevoice-1.5b": dict(norm="rms", mlp="gated", width=1536, inner=4608, depth=4, d=64, out=64),
+    "pocket-tts": dict(width=512, depth=6, d=32, out=32),
 }
 ROWS = ((1, 1), (4, 3), (16, 1), (16, 2), (64, 1), (512, 2))
 

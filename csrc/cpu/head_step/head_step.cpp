@@ -33,7 +33,8 @@ void run(const HeadTensors& t, const HeadOptions& options, int64_t set, float* o
   a.R = a.ways * a.N;
   a.width = matrices[0].rows;
   a.depth = options.depth;
-  a.rms_norm = a.gated = options.family == kVibeVoice;
+  a.rms_norm = options.rms_norm();
+  a.gated = options.gated();
   a.eps = static_cast<float>(options.eps);
   a.matrix = matrices.data();
   a.modulation_bfloat16 = t.modulation.dtype == ScalarType::BFloat16;

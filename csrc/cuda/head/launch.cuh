@@ -52,7 +52,8 @@ inline void fill_head(HeadArgs& a, const char* op, const HeadTensors& t, const H
   a.inputs = a.layer[0].columns;
   a.depth = static_cast<int>(o.depth);
   a.outs = a.layer[2 * o.depth + 1].rows;
-  a.rms_norm = a.gated = o.family == kVibeVoice;
+  a.rms_norm = o.rms_norm();
+  a.gated = o.gated();
   a.eps = static_cast<float>(o.eps);
   const Arg& m = t.modulation;
   a.modulation = m.tensor->const_data_ptr();

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 _EPS = 1e-6
 _HOIST_BYTES = 128 << 20
+_NORMS = {"layer": F.layer_norm, "rms": F.rms_norm}
 
 
 class Layer(NamedTuple):
@@ -33,12 +34,14 @@ class Head(nn.Module):
     an output projection stand blocks h + gate MLP(norm(h) (1 + scale) + shift).
 
     Attributes:
-        family: `mar`, `vibevoice` or `pocket`, of `ardiff_kernels.ops.head_step`.
+        norm, mlp: the form of the blocks, as `ardiff_kernels.ops.head_step` takes them: `layer` or
+            `rms`, and `plain` or `gated`.
         width, depth, eps: of the blocks and their norms.
         hoists_ragged: samples may have levels of their own.
     """
 
-    family: str
+    norm: str
+    mlp: str
     width: int
     depth: int
     eps: float
@@ -65,7 +68,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def loop_layers(self) -> list[Layer]:
-        """Input, then two a block (vibevoice: gate above up, then down), then final."""
+        """Input, then two a block (gated: gate above up, then down), then final."""
         raise NotImplementedError
 
     def loop_calls(self) -> Sequence[Callable[[Tensor], Tensor]]:
@@ -119,16 +122,12 @@ def evaluate(
 ) -> Tensor:
     """The part of a head in the loop, x `[.., d]` -> `[.., out]`, by operators of PyTorch.
     `modulation`: (shift, 1 + scale, gate) of each block and (shift, 1 + scale), `[.., width]`."""
-    size, gated = (head.width,), head.family == "vibevoice"
-
-    def norm(h: Tensor) -> Tensor:
-        return F.rms_norm(h, size, eps=head.eps) if gated else F.layer_norm(h, size, eps=head.eps)
-
+    norm = partial(_NORMS[head.norm], normalized_shape=(head.width,), eps=head.eps)
     h = layers[0](x)
     for i in range(head.depth):
         shift, scale, gate = modulation[3 * i : 3 * i + 3]
         inner = layers[2 * i + 1](torch.addcmul(shift, norm(h), scale))
-        if gated:
+        if head.mlp == "gated":
             inner, up = inner.chunk(2, -1)
             inner = F.silu(inner) * up
         else:
@@ -213,7 +212,7 @@ class DiffusionHead(Head):
         out: output channels, d or 2 d (learned-range variance).
     """
 
-    family = "mar"
+    norm, mlp = "layer", "plain"
 
     def __init__(
         self, dim: int, context: int, width: int, depth: int, out: int | None = None

@@ -81,7 +81,7 @@ class PocketHead(Head):
             mean is the velocity itself, as solvers that call several times at a level need it.
     """
 
-    family = "pocket"
+    norm, mlp = "layer", "plain"
 
     def __init__(
         self,

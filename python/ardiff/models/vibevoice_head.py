@@ -67,7 +67,7 @@ class VibeVoiceHead(Head):
         features: of the sinusoidal embedding.
     """
 
-    family = "vibevoice"
+    norm, mlp = "rms", "gated"
 
     def __init__(
         self,
