@@ -1,4 +1,4 @@
-"""Argument checks of `mala_accept`; ``csrc/torch/accept_checks.h`` repeats them."""
+"""Argument checks of `mala_accept`; ``csrc/torch/mala_accept.h`` repeats them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Argument checks of the backward ops; ``csrc/torch/backward_checks.h`` repeats them."""
+"""Argument checks of the backward ops; ``csrc/torch/<op>.h`` repeats them."""
 
 from __future__ import annotations
 

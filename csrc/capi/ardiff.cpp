@@ -9,12 +9,13 @@
 #include <vector>
 
 #include "../cpu/isa.h"
+#include "../cpu/tiling.h"
 #include "../math/uld_coefficients.h"
 #include "checks.h"
 
-ARDIFF_DECLARE_KERNEL(philox_normal_tiles, NormalArgs)
-ARDIFF_DECLARE_KERNEL(uld_step_tiles, UldArgs)
-ARDIFF_DECLARE_KERNEL(diffusion_step_tiles, DiffusionArgs)
+ARDIFF_DECLARE_KERNEL(philox_normal_tiles, Tiled<NormalArgs>)
+ARDIFF_DECLARE_KERNEL(uld_step_tiles, Tiled<UldArgs>)
+ARDIFF_DECLARE_KERNEL(diffusion_step_tiles, Tiled<DiffusionArgs>)
 
 namespace ardiff {
 namespace {
@@ -45,7 +46,7 @@ ardiff_status guarded(Function function) noexcept {
   }
 }
 
-/// Runs a kernel, `choose()`, on up to `available` threads.
+/// Runs a kernel, `choose()`, over the tiles of its arguments on up to `available` threads.
 template <class Choose, class Args>
 void run_tiles(Choose choose, const Args& args, int64_t available) {
   decltype(choose()) kernel;
@@ -54,7 +55,7 @@ void run_tiles(Choose choose, const Args& args, int64_t available) {
   } catch (const std::runtime_error& error) {
     throw Failure(ARDIFF_UNSUPPORTED, error.what());
   }
-  share_tiles(kernel, args, available, [](int64_t threads, auto work) {
+  share_tiles(kernel, tiled(args), available, [](int64_t threads, auto work) {
     std::vector<std::thread> others;
     others.reserve(threads - 1);
     try {
@@ -72,8 +73,7 @@ void uld_step(const ardiff_output& z, const ardiff_output& v, const ardiff_outpu
   const char* op = "uld_step";
   const ardiff_step_args t = read_args(op, args);
   const Call call{op, t.rows, t.columns};
-  UldArgs a{};
-  fill_step(a, call, t, 2, false);
+  UldArgs a = step_args<UldArgs>(call, t, false);
   check_together(op, "noise", t.noise.data, "noise2", t.noise2.data);
   call.require("z.data", z.data);
   call.require("v.data", v.data);
@@ -86,7 +86,6 @@ void uld_step(const ardiff_output& z, const ardiff_output& v, const ardiff_outpu
   a.z = {a.z_new.data, a.z_new.stride, a.z_new.type};
   a.v = {a.v_new.data, a.v_new.stride, a.v_new.type};
   a.anchor = {a.anchor_new.data, a.anchor_new.stride, a.anchor_new.type};
-  for (const In* in : {&a.z, &a.v, &a.anchor}) a.packed = a.packed && in->stride == a.d;
   run_tiles(uld_step_tiles, a, t.threads);
 }
 
@@ -95,8 +94,7 @@ void diffusion_step(const ardiff_output& x, const ardiff_output& memory, int64_t
   const char* op = "diffusion_step";
   const ardiff_step_args t = read_args(op, args);
   const Call call{op, t.rows, t.columns};
-  DiffusionArgs a{};
-  fill_step(a, call, t, 4, true);
+  DiffusionArgs a = step_args<DiffusionArgs>(call, t, true);
   if (memory_columns != a.d && memory_columns != 2 * a.d) {
     reject(op, ": memory_columns must be ", a.d, " or twice as many with a second memory, got ",
            memory_columns);
@@ -107,8 +105,8 @@ void diffusion_step(const ardiff_output& x, const ardiff_output& memory, int64_t
   call.require("x.data", x.data);
   call.require("memory.data", memory.data);
   a.learned_range = t.model_columns == 2 * a.d;
-  a.clamped = t.x0_clamp > 0;
-  a.x0_clamp = t.x0_clamp;
+  a.second_memory = memory_columns != a.d;
+  a.x0_limit = t.x0_clamp > 0 ? t.x0_clamp : INFINITY;
   a.x_new = call.output("x", x, kFloat32 | kBFloat16, a.d);
   const unsigned same = 1u << x.dtype;
   a.memory_new = call.output("memory", memory, same, memory_columns);
@@ -117,20 +115,13 @@ void diffusion_step(const ardiff_output& x, const ardiff_output& memory, int64_t
       op, {{"x", x.data}, {"memory", memory.data}, {"x0", x0.data}, {"z_model", t.z_model.data}});
   a.x = {a.x_new.data, a.x_new.stride, a.x_new.type};
   a.memory = {a.memory_new.data, a.memory_new.stride, a.memory_new.type};
-  if (memory_columns != a.d) {
-    a.memory2 = second_half(a.memory, a.d);
-    a.memory2_new = second_half(a.memory_new, a.d);
-  }
-  for (const Out* out : {&a.x_new, &a.memory_new, &a.x0}) {
-    a.packed = a.packed && (!out->data || out->stride == a.d);
-  }
   run_tiles(diffusion_step_tiles, a, t.threads);
 }
 
 void philox_normal(const ardiff_output& out, int64_t rows, int64_t columns, int64_t key,
                    int64_t counter, const int64_t* stream) {
   const Call call{"philox_normal", rows, columns};
-  call.check_shape(4);
+  call.check_shape(NormalArgs::kElementsPerQuad);
   if (counter < 0 || counter >= kQuads) {
     reject(call.op, ": counter must lie in [0, ", kQuads - 1, "], got ", counter);
   }
@@ -139,8 +130,7 @@ void philox_normal(const ardiff_output& out, int64_t rows, int64_t columns, int6
   NormalArgs a{};
   a.B = rows;
   a.d = columns;
-  a.tiling = tiling_of(rows, columns, 4);
-  a.address = {static_cast<uint64_t>(key), stream, {}, static_cast<uint32_t>(counter)};
+  a.address = {&key, stream, {}, static_cast<uint32_t>(counter)};
   a.out = call.output("out", out, kFloat32, columns);
   run_tiles(philox_normal_tiles, a, 1);
 }

@@ -6,7 +6,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "../cpu/tiling.h"
+#include "../math/columns.h"
+#include "../math/step_args.h"
 #include "ardiff.h"
 
 namespace ardiff {
@@ -110,14 +111,36 @@ inline void check_together(const char* op, const char* a, bool has_a, const char
   if (has_a != has_b) reject(op, ": ", a, " and ", b, " go together: pass both or neither");
 }
 
-/// Fills what the steps have in common; the state's strides are still to be judged (`packed`).
-inline void fill_step(StepArgs& a, const Call& call, const ardiff_step_args& t,
-                      int64_t elements_a_quad, bool learned_range) {
+/// How a C program gives the tensors of a step.
+struct StepReader {
+  const Call& call;
+  const ardiff_input& model_out;
+
+  /// The unconditional outputs are of the model output's dtype, which is read first.
+  In output(const char* name, const ardiff_input& t) const {
+    return call.input(name, t, &t == &model_out ? kAnyFloat : 1u << model_out.dtype);
+  }
+  In normals(const char* name, const ardiff_input& t) const {
+    return call.input(name, t, kFloat32);
+  }
+  Out copy(const char* name, const ardiff_output& t) const {
+    return call.output(name, t, kBFloat16, call.columns);
+  }
+  template <class Given, class T>
+  void each(const char* name, const Given& t, PerSample<T>& values) const {
+    values = call.each(name, t);
+  }
+};
+
+/// What the steps have in common, checked; the state is left to the op. `t` must outlive the
+/// result.
+template <class Args>
+Args step_args(const Call& call, const ardiff_step_args& t, bool learned_range) {
   const char* op = call.op;
-  call.check_shape(elements_a_quad);
+  call.check_shape(Args::kElementsPerQuad);
   if (!t.coef || t.coef_rows < 1) {
-    reject(op, ": coef must be a table [coef_rows, 16] with coef_rows >= 1, got ", t.coef_rows,
-           t.coef ? " rows" : " rows at NULL");
+    reject(op, ": coef must be a table [coef_rows, ", kColumns, "] with coef_rows >= 1, got ",
+           t.coef_rows, t.coef ? " rows" : " rows at NULL");
   }
   call.require("row.data", t.row.data);
   call.require("draw.data", t.draw.data);
@@ -134,31 +157,15 @@ inline void fill_step(StepArgs& a, const Call& call, const ardiff_step_args& t,
   if (t.uncond_out2.data && !t.uncond_out.data) {
     reject(op, ": uncond_out2 and guidance2 go only beside uncond_out and guidance");
   }
+  Args a{};
   a.B = call.rows;
   a.d = call.columns;
   a.T = t.coef_rows;
-  a.tiling = tiling_of(a.B, a.d, elements_a_quad);
   a.coef = t.coef;
-  a.row = call.each("row", t.row);
-  a.address.key = static_cast<uint64_t>(t.key);
+  a.address.key = &t.key;
   a.address.stream = t.stream;
-  a.address.draw = call.each("draw", t.draw);
-  a.address.counter = 0;
-  a.model_out = call.input("model_out", t.model_out, kAnyFloat);
-  const unsigned same = 1u << t.model_out.dtype;
-  a.uncond_out = call.input("uncond_out", t.uncond_out, same);
-  a.uncond_out2 = call.input("uncond_out2", t.uncond_out2, same);
-  a.guidance = call.each("guidance", t.guidance);
-  a.guidance2 = call.each("guidance2", t.guidance2);
-  a.noise_scale = call.each("noise_scale", t.noise_scale);
-  a.noise = call.input("noise", t.noise, kFloat32);
-  a.noise2 = call.input("noise2", t.noise2, kFloat32);
-  a.z_model = call.output("z_model", t.z_model, kBFloat16, call.columns);
-  a.packed = a.B > 1 && model == a.d;
-  for (const In* in : {&a.model_out, &a.uncond_out, &a.uncond_out2, &a.noise, &a.noise2}) {
-    a.packed = a.packed && (!in->data || in->stride == a.d);
-  }
-  a.packed = a.packed && (!a.z_model.data || a.z_model.stride == a.d);
+  fill_step(a, StepReader{call, t.model_out}, t);
+  return a;
 }
 
 /// Tensors that are written must not share their first element.

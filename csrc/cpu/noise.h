@@ -1,6 +1,7 @@
 // Addressed normals of a tile of samples into scratch, one quad of Philox words a lane.
 #pragma once
 
+#include "../math/noise_address.h"
 #include "../math/normal.h"
 #include "../math/philox.h"
 #include "args.h"
@@ -20,9 +21,7 @@ struct alignas(64) NoiseTile {
   RoundKeys<VKey> keys;
   int64_t quads_laid_out = 0;  // quads a sample for which c0 holds 0, 1, ... again and again
 
-  explicit NoiseTile(const NoiseAddress& address) {
-    set_round_keys(keys, static_cast<int64_t>(address.key));
-  }
+  explicit NoiseTile(const NoiseAddress& address) { set_round_keys(keys, *address.key); }
 };
 
 /// A tile's tensors, which are fetched into the cache while its noise is made.

@@ -3,6 +3,7 @@
 
 #include <initializer_list>
 
+#include "../math/step_args.h"
 #include "../math/step_backward.h"
 #include "noise.h"
 
@@ -48,10 +49,9 @@ inline void fill_noise(NoiseTile<kPerQuad>& noise, const NoiseAddress& address, 
   if (kPerQuad == 2) close_gaps(noise.n2, tile.samples, d, quads * kPerQuad);
 }
 
-ARDIFF_INLINE int64_t size_of(Type type) { return type == Type::float32 ? 4 : 2; }
-
 /// What a step reads of a tile that is one run of memory in each tensor, else nothing.
-inline Fetch fetch_of(const StepArgs& a, const Tile& tile, std::initializer_list<const In*> state) {
+template <class Args>
+Fetch fetch_of(const Tiled<Args>& a, const Tile& tile, std::initializer_list<const In*> state) {
   Fetch ahead;
   if (tile.samples > 1 && !a.packed) return ahead;
   for (const In* in : state) ahead.add(in->data, in->stride, size_of(in->type), tile.b, tile.i0);
@@ -61,10 +61,6 @@ inline Fetch fetch_of(const StepArgs& a, const Tile& tile, std::initializer_list
   return ahead;
 }
 
-template <class T>
-ARDIFF_INLINE T at(const PerSample<T>& p, int64_t b) {
-  return p.data[b * p.step];
-}
 ARDIFF_INLINE float scale_of(const StepArgs& a, int64_t b) {
   return a.noise_scale.data ? at(a.noise_scale, b) : 1.0f;
 }
@@ -84,15 +80,17 @@ ARDIFF_INLINE bool alike(const PerSample<T>& p, int64_t b, int64_t c) {
   return p.step == 0 || !p.data || bits_of(p.data[b]) == bits_of(p.data[c]);
 }
 
+#define ARDIFF_ALIKE(name) &&alike(a.name, b, b + n)
 /// How many samples from b on (at most `limit`) have equal rows and options and lie side by side.
 inline int64_t run_length(const StepArgs& a, int64_t b, int64_t limit) {
   int64_t n = 1;
-  while (n < limit && alike(a.row, b, b + n) && alike(a.noise_scale, b, b + n) &&
-         alike(a.guidance, b, b + n) && alike(a.guidance2, b, b + n)) {
+  while (n < limit && alike(a.row, b, b + n)
+                          ARDIFF_STEP_OPTIONS(ARDIFF_NO_OPTION, ARDIFF_ALIKE, ARDIFF_NO_OPTION)) {
     ++n;
   }
   return n;
 }
+#undef ARDIFF_ALIKE
 
 /// Address of element i0 of sample b.
 template <class T>
@@ -247,14 +245,14 @@ inline void write_scaled(const Out& out, int64_t b, int64_t i0, int64_t n, const
   });
 }
 
-/// Spreads the gradient of the guided output over the model outputs `out`, `uncond`, `uncond2`.
-template <class Args>
-void write_outputs(const Args& a, int64_t b, int64_t i0, int64_t n, const float* values) {
-  const OutputWeights w = output_weights(a.ways, a.guidance.data ? at(a.guidance, b) : 0.0f,
+/// Spreads the gradient of the guided output over the model outputs.
+inline void write_outputs(const StepArgs& a, const OutputGradients& to, int64_t b, int64_t i0,
+                          int64_t n, const float* values) {
+  const OutputWeights w = output_weights(to.ways, a.guidance.data ? at(a.guidance, b) : 0.0f,
                                          a.guidance2.data ? at(a.guidance2, b) : 0.0f);
-  write_scaled(a.out, b, i0, n, values, w.cond);
-  write_scaled(a.uncond, b, i0, n, values, w.uncond);
-  write_scaled(a.uncond2, b, i0, n, values, w.uncond2);
+  write_scaled(to.cond, b, i0, n, values, w.cond);
+  write_scaled(to.uncond, b, i0, n, values, w.uncond);
+  write_scaled(to.uncond2, b, i0, n, values, w.uncond2);
 }
 
 /// Where a kernel writes float32 results: the tensor itself, or scratch when it has another type.

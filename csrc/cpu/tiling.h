@@ -4,19 +4,10 @@
 #include <algorithm>
 #include <atomic>
 
+#include "../math/step_args.h"
 #include "args.h"
 
 namespace ardiff {
-
-/// The part of a [B, 2d] tensor from column d on; absent where the tensor is.
-inline In second_half(In a, int64_t d) {
-  if (a.data) a.data = static_cast<const char*>(a.data) + d * (a.type == Type::float32 ? 4 : 2);
-  return a;
-}
-inline Out second_half(Out a, int64_t d) {
-  if (a.data) a.data = static_cast<char*>(a.data) + d * (a.type == Type::float32 ? 4 : 2);
-  return a;
-}
 
 /// elements_a_quad: 4 for one normal an element, 2 for two.
 inline Tiling tiling_of(int64_t B, int64_t d, int64_t elements_a_quad) {
@@ -26,6 +17,15 @@ inline Tiling tiling_of(int64_t B, int64_t d, int64_t elements_a_quad) {
   if (samples > 1) return {samples, 1, (B + samples - 1) / samples};
   const int64_t tiles = (d + kTile - 1) / kTile;
   return {1, tiles, B * tiles};
+}
+
+/// A step's arguments in tiles.
+template <class Args>
+Tiled<Args> tiled(const Args& a) {
+  Tiled<Args> t{a, tiling_of(a.B, a.d, Args::kElementsPerQuad), a.B > 1};
+  visit_rows(a,
+             [&](const auto& rows) { t.packed = t.packed && (!rows.data || rows.stride == t.d); });
+  return t;
 }
 
 /// Runs a kernel over all tiles, on the calling thread where starting others would cost more; else

@@ -1,14 +1,17 @@
 // From checked tensors to a kernel launch: one launch, no allocation, no synchronisation.
 //
-// A kernel is a Body with a static run(args, block, thread). Compiled by a plain C++ compiler
-// instead of nvcc the same source walks all blocks and threads on the host, which is how the tests
-// run it where there is no GPU.
+// A kernel is a Body with a static run(args, place), which a thread calls for its unit. Compiled by
+// a plain C++ compiler instead of nvcc the same source walks all blocks and threads on the host,
+// which is how the tests run it where there is no GPU.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include "../math/step_args.h"
 #include "../torch/checks.h"
+#include "../torch/operands.h"
+#include "layout.cuh"
 #include "unit.cuh"
 
 #ifndef ARDIFF_CUDA_NAMESPACE
@@ -25,48 +28,16 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 
 namespace ardiff {
 
-/// Turns arguments into kernel operands, and sees whether all allow whole units at a time.
-class Operands {
- public:
-  explicit Operands(int64_t d) : vector_(d % kUnit == 0) {}
-
-  In in(const Arg& a) {
-    if (!a.given()) return {};
-    const void* data = a.tensor->const_data_ptr();
-    judge(a, data);
-    return {data, a.row_stride()};
-  }
-  Out out(const Arg& a) {
-    if (!a.given()) return {};
-    void* data = a.tensor->mutable_data_ptr();
-    judge(a, data);
-    return {data, a.row_stride()};
-  }
-  bool vector() const { return vector_; }
-
- private:
-  void judge(const Arg& a, const void* data) {
-    const uintptr_t bytes = a.dtype == ScalarType::Float ? 4 : 2;
-    vector_ = vector_ && reinterpret_cast<uintptr_t>(data) % (kUnit * bytes) == 0 &&
-              a.row_stride() % kUnit == 0;
-  }
-  bool vector_;
-};
-
-template <class T>
-PerSample<T> per_sample(const Arg& a) {
-  return {pointer<T>(a), a.given() && a.sizes[0] != 1 ? 1 : 0};
-}
-
-/// A fresh contiguous [rows, columns] tensor on the device of `like`.
-inline Tensor fresh(const Arg& like, ScalarType dtype, int64_t rows, int64_t columns) {
-  const int64_t sizes[] = {rows, columns};
-  return fresh_tensor(like, dtype, 2, sizes);
-}
-
-/// A fresh contiguous tensor [B, ...] of the shape of `like`.
-inline Tensor fresh(const Arg& like, ScalarType dtype) {
-  return fresh_tensor(like, dtype, like.dim, like.sizes);
+/// Whether d and all rows allow whole units at a time.
+template <class Args>
+bool takes_units(const Args& a) {
+  bool yes = a.d % kUnit == 0;
+  visit_rows(a, [&](const auto& rows) {
+    const int64_t bytes = kUnit * size_of(rows.type);
+    yes = yes && (!rows.data || (reinterpret_cast<uintptr_t>(rows.data) % bytes == 0 &&
+                                 rows.stride % kUnit == 0));
+  });
+  return yes;
 }
 
 #ifdef __CUDACC__
@@ -83,23 +54,32 @@ void start_kernel(int32_t device, Start start) {
 }
 
 template <class Body, class Args>
-__global__ void __launch_bounds__(kThreads) kernel(const __grid_constant__ Args a) {
-  Body::run(a, blockIdx.x, static_cast<int>(threadIdx.x));
+__global__ void __launch_bounds__(kThreads)
+    kernel(const __grid_constant__ Args a, const __grid_constant__ Layout layout) {
+  const Place place = place_of(layout, blockIdx.x, static_cast<int>(threadIdx.x));
+  if (place.inside) Body::run(a, place);
 }
 
+/// Runs Body on all units of args.B rows of args.d elements.
 template <class Body, class Args>
 void launch(const Args& a, int32_t device) {
-  if (a.layout.blocks == 0) return;
-  if (a.layout.blocks > 0x7fffffff) fail("ardiff: more than 2^41 elements in one call; split it");
-  const unsigned grid = static_cast<unsigned>(a.layout.blocks);
-  start_kernel(device,
-               [&](cudaStream_t stream) { kernel<Body, Args><<<grid, kThreads, 0, stream>>>(a); });
+  const Layout layout = layout_of(a.B, a.d);
+  if (layout.blocks == 0) return;
+  if (layout.blocks > 0x7fffffff) fail("ardiff: more than 2^41 elements in one call; split it");
+  const unsigned grid = static_cast<unsigned>(layout.blocks);
+  start_kernel(device, [&](cudaStream_t stream) {
+    kernel<Body, Args><<<grid, kThreads, 0, stream>>>(a, layout);
+  });
 }
 #else
 template <class Body, class Args>
 void launch(const Args& a, int32_t) {
-  for (int64_t block = 0; block < a.layout.blocks; ++block) {
-    for (int thread = 0; thread < kThreads; ++thread) Body::run(a, block, thread);
+  const Layout layout = layout_of(a.B, a.d);
+  for (int64_t block = 0; block < layout.blocks; ++block) {
+    for (int thread = 0; thread < kThreads; ++thread) {
+      const Place place = place_of(layout, block, thread);
+      if (place.inside) Body::run(a, place);
+    }
   }
 }
 #endif

@@ -1,23 +1,11 @@
 // What the step kernels share: their arguments, table rows, and guided model outputs.
 #pragma once
 
+#include "../math/step_args.h"
 #include "../math/step_backward.h"
 #include "unit.cuh"
 
 namespace ardiff {
-
-struct StepArgs {
-  Layout layout;
-  int64_t d, T;
-  const float* coef;
-  PerSample<int32_t> row, draw;
-  const int64_t* key;
-  const int64_t* stream;
-  In model_out, uncond_out, uncond_out2;
-  PerSample<float> guidance, guidance2, noise_scale;
-  In noise, noise2;
-  Out z_model;
-};
 
 /// The sample's table row, or -1 when it is finished.
 ARDIFF_HD int64_t row_of(const StepArgs& a, int64_t b) {
@@ -38,8 +26,9 @@ ARDIFF_HD float scale_of(const StepArgs& a, int64_t b) {
   return a.noise_scale.data ? at(a.noise_scale, b) : 1.0f;
 }
 
-ARDIFF_HD NoiseAddress step_noise(const StepArgs& a, int64_t b) {
-  return noise_address(a.key, a.stream[b], counter_word(at(a.draw, b), kStepNoise));
+ARDIFF_HD SampleAddress step_noise(const StepArgs& a, int64_t b) {
+  const NoiseAddress& n = a.address;
+  return sample_address(n.key, n.stream[b], counter_word(at(n.draw, b), kStepNoise));
 }
 
 /// The model outputs of a unit as they lie in memory: loaded first, widened only when they are
@@ -84,13 +73,6 @@ template <class T, bool kVector>
 ARDIFF_HD void store_if_wanted(const Out& out, int64_t b, int64_t i, int n, const Four<float>& x) {
   if (out.data) store<T, kVector>(out, b, i, n, narrowed<T>(x));
 }
-
-/// Gradients of the model outputs; absent where not wanted. `ways` of guidance: 0, 1 or 2
-/// unconditional outputs.
-struct OutputGradients {
-  int ways;
-  Out cond, uncond, uncond2;
-};
 
 /// Spreads the gradient of the guided output over the model outputs.
 template <class Model, bool kVector>

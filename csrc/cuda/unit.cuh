@@ -7,34 +7,13 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../math/args.h"
 #include "../math/convert.h"
 #include "../math/normal.h"
 #include "../math/philox.h"
 #include "layout.cuh"
 
 namespace ardiff {
-
-/// A [B, d] tensor with unit inner stride; `stride` is in elements. Absent: data is null.
-struct In {
-  const void* data;
-  int64_t stride;
-};
-struct Out {
-  void* data;
-  int64_t stride;
-};
-
-/// A [B] (step 1) or [1] (step 0) tensor. Absent: data is null.
-template <class T>
-struct PerSample {
-  const T* data;
-  int64_t step;
-};
-
-template <class T>
-ARDIFF_HD T at(const PerSample<T>& p, int64_t b) {
-  return p.data[b * p.step];
-}
 
 template <class T>
 struct Four {
@@ -132,16 +111,16 @@ ARDIFF_HD Four<T> narrowed(const Four<float>& x) {
 }
 
 /// The address of a sample's normals, all but the quad.
-struct NoiseAddress {
+struct SampleAddress {
   uint32_t c1, c2, c3, k0, k1;
 };
 
-ARDIFF_HD NoiseAddress noise_address(const int64_t* key, int64_t stream, uint32_t counter) {
+ARDIFF_HD SampleAddress sample_address(const int64_t* key, int64_t stream, uint32_t counter) {
   return {counter, low_word(stream), high_word(stream), low_word(*key), high_word(*key)};
 }
 
 /// Both pairs of a quad: (w0, w1)'s, then (w2, w3)'s.
-ARDIFF_HD Four<float> quad_normals(const NoiseAddress& a, uint32_t quad) {
+ARDIFF_HD Four<float> quad_normals(const SampleAddress& a, uint32_t quad) {
   uint32_t w0 = quad, w1 = a.c1, w2 = a.c2, w3 = a.c3;
   philox(w0, w1, w2, w3, a.k0, a.k1);
   Four<float> n;

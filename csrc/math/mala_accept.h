@@ -34,10 +34,13 @@ struct AcceptRow {
 
 template <class F>
 ARDIFF_HD AcceptRow<F> accept_row(const float* c) {
-  const float uses = c[5] != 0.0f || c[6] != 0.0f ? 1.0f : 0.0f;
-  return {F(c[0]),         F(c[1]),        F(c[2]),        F(c[5]),
-          F(c[6]),         F(uses),        F(0.5f * c[7]), F(0.66666666666666667f * c[4]),
-          F(-0.5f * c[3]), F(-0.5f * c[4])};
+  using Column = MalaAcceptColumn;
+  const float uses = c[Column::c_g] != 0.0f || c[Column::c_d] != 0.0f ? 1.0f : 0.0f;
+  return {F(c[Column::g_z]),         F(c[Column::g_d]),
+          F(c[Column::g_o]),         F(c[Column::c_g]),
+          F(c[Column::c_d]),         F(uses),
+          F(0.5f * c[Column::c_v]),  F(0.66666666666666667f * c[Column::s_o]),
+          F(-0.5f * c[Column::s_z]), F(-0.5f * c[Column::s_o])};
 }
 
 /// An element of origin and proposal.

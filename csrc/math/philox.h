@@ -1,28 +1,11 @@
 // Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; SC 2011)
-// and the address of a normal: see "The noise address" in the documentation of the ops.
+// on the words of noise_address.h.
 #pragma once
 
 #include "lane.h"
+#include "noise_address.h"
 
 namespace ARDIFF_NS {
-
-/// Purposes, the low two bits of counter word 1 (c1 = 4 * draw + purpose).
-enum Purpose : uint32_t {
-  kStepNoise = 0,
-  kInitialState = 1,
-  kAcceptUniform = 2,
-  kVelocityRefresh = 3,
-};
-
-/// Counter word 1; wraps in 32 bits.
-ARDIFF_HD uint32_t counter_word(int32_t draw, Purpose purpose) {
-  return static_cast<uint32_t>(draw) * 4u + purpose;
-}
-
-ARDIFF_HD uint32_t low_word(int64_t x) { return static_cast<uint32_t>(static_cast<uint64_t>(x)); }
-ARDIFF_HD uint32_t high_word(int64_t x) {
-  return static_cast<uint32_t>(static_cast<uint64_t>(x) >> 32);
-}
 
 constexpr int kPhiloxRounds = 10;
 

@@ -4,12 +4,11 @@
 // included.
 #pragma once
 
+#include "columns.h"
 #include "exp.h"
 #include "lane.h"
 
 namespace ARDIFF_NS {
-
-constexpr int kColumns = 16;
 
 /// c * t, dropped when c is zero.
 template <class F>
@@ -45,24 +44,25 @@ struct UldRow {
 
 template <class F>
 ARDIFF_HD UldRow<F> uld_row(const float* c, float noise_scale) {
-  return {F(c[0]),
-          F(c[1]),
-          F(c[2]),
-          F(c[3]),
-          F(c[4]),
-          F(c[5] * noise_scale),
-          F(c[6] * noise_scale),
-          F(c[7]),
-          F(c[8]),
-          F(c[9]),
-          F(c[10]),
-          F(c[11] * noise_scale),
-          F(c[12]),
-          F(c[13])};
+  using Column = UldColumn;
+  return {F(c[Column::z_z]),
+          F(c[Column::z_z_lo]),
+          F(c[Column::z_d]),
+          F(c[Column::z_v]),
+          F(c[Column::z_o]),
+          F(c[Column::z_1] * noise_scale),
+          F(c[Column::z_2] * noise_scale),
+          F(c[Column::v_z]),
+          F(c[Column::v_d]),
+          F(c[Column::v_v]),
+          F(c[Column::v_o]),
+          F(c[Column::v_1] * noise_scale),
+          F(c[Column::a_z]),
+          F(c[Column::a_z_lo])};
 }
 
 /// Whether the row begins a stage: the anchor becomes the scaled old z.
-ARDIFF_HD bool uld_starts_stage(const float* c) { return c[12] != 0.0f; }
+ARDIFF_HD bool uld_starts_stage(const float* c) { return c[UldColumn::a_z] != 0.0f; }
 
 template <class F>
 struct UldState {
@@ -99,18 +99,23 @@ struct DiffusionRow {
 
 template <class F>
 ARDIFF_HD DiffusionRow<F> diffusion_row(const float* c) {
-  return {F(c[0]), F(c[1]), F(c[2]),  F(c[3]),  F(c[4]),  F(c[5]),  F(c[6]),  F(c[7]),
-          F(c[8]), F(c[9]), F(c[10]), F(c[11]), F(c[12]), F(c[13]), F(c[14]), F(c[15])};
+  using Column = DiffusionColumn;
+  return {F(c[Column::p_x]),    F(c[Column::p_o]),    F(c[Column::x_x]), F(c[Column::x_x_lo]),
+          F(c[Column::x_0]),    F(c[Column::x_m]),    F(c[Column::x_d]), F(c[Column::x_n]),
+          F(c[Column::m_x]),    F(c[Column::m_x_lo]), F(c[Column::m_0]), F(c[Column::lv_min]),
+          F(c[Column::lv_max]), F(c[Column::s_x]),    F(c[Column::s_m]), F(c[Column::s_2])};
 }
 
 /// Whether the row leaves the memory as it is.
 ARDIFF_HD bool diffusion_keeps_memory(const float* c) {
-  return c[8] == 0.0f && c[9] == 0.0f && c[10] == 0.0f;
+  return c[DiffusionColumn::m_x] == 0.0f && c[DiffusionColumn::m_x_lo] == 0.0f &&
+         c[DiffusionColumn::m_0] == 0.0f;
 }
 
 /// Whether the row leaves the second memory as it is.
 ARDIFF_HD bool diffusion_keeps_second_memory(const float* c) {
-  return c[13] == 0.0f && c[14] == 0.0f && c[15] == 0.0f;
+  return c[DiffusionColumn::s_x] == 0.0f && c[DiffusionColumn::s_m] == 0.0f &&
+         c[DiffusionColumn::s_2] == 0.0f;
 }
 
 /// The standard deviation from the second half r of a [B, 2d] model output; r = -1 and 1 give the

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -67,11 +68,6 @@ struct Arg {
   }
 };
 
-template <class T>
-const T* pointer(const Arg& a) {
-  return a.given() ? static_cast<const T*>(a.tensor->const_data_ptr()) : nullptr;
-}
-
 constexpr int64_t kMaxDim = 64;  // as in PyTorch
 
 /// A fresh contiguous tensor of `dim` sizes beside `like`: float32, float16, bfloat16 or bool.
@@ -106,6 +102,19 @@ template <class... Parts>
   std::ostringstream message;
   (message << ... << parts);
   throw std::runtime_error(message.str());
+}
+
+/// A double as Python prints it.
+inline std::string python_float(double x) {
+  std::string text;
+  for (int digits = 1; digits <= 17; ++digits) {
+    std::ostringstream s;
+    s.precision(digits);
+    s << x;
+    text = s.str();
+    if (std::strtod(text.c_str(), nullptr) == x) break;
+  }
+  return text.find_first_not_of("-0123456789") == std::string::npos ? text + ".0" : text;
 }
 
 inline const char* name_of(ScalarType dtype) {

@@ -5,6 +5,7 @@
 
 #include "../math/kv.h"
 #include "checks.h"
+#include "operands.h"
 
 namespace ardiff {
 

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <cmath>
+
 #include "step.h"
 
-ARDIFF_TEST_KERNEL(diffusion_step_tiles, DiffusionArgs)
+ARDIFF_TEST_KERNEL(diffusion_step_tiles, Tiled<DiffusionArgs>)
 
 namespace ardiff_test {
 
@@ -16,21 +18,17 @@ inline void test_diffusion_step() {
       const Options options(index);
       const bool learned = index % 11 < 4;
       check("diffusion_step, options " + std::to_string(index), kernels, shape, [&](Call& call) {
-        ardiff::DiffusionArgs a{};
+        ardiff::Tiled<ardiff::DiffusionArgs> a{};
         fill_step(a, call, options, learned ? 2 * call.d : call.d, 1);
         const int64_t width = second ? 2 * call.d : call.d;
         a.packed = a.packed && !second;
         a.learned_range = learned;
-        a.clamped = options.guidance == 2;
-        a.x0_clamp = 0.75f;
+        a.second_memory = second;
+        a.x0_limit = options.guidance == 2 ? 0.75f : INFINITY;
         a.x_new = options.in_place ? call.state(state) : call.output(state);
         a.x = options.in_place ? as_input(a.x_new) : call.input(state);
         a.memory_new = options.in_place ? call.state(state, width) : call.output(state, width);
         a.memory = options.in_place ? as_input(a.memory_new) : call.input(state, width);
-        if (second) {
-          a.memory2 = second_half(a.memory, call.d);
-          a.memory2_new = second_half(a.memory_new, call.d);
-        }
         a.x0 = options.in_place && options.z_model ? Out{} : call.output(state);
         return a;
       });

@@ -2,7 +2,7 @@
 
 #include "step.h"
 
-ARDIFF_TEST_KERNEL(diffusion_step_backward_tiles, DiffusionBackwardArgs)
+ARDIFF_TEST_KERNEL(diffusion_step_backward_tiles, Tiled<DiffusionBackwardArgs>)
 
 namespace ardiff_test {
 
@@ -16,7 +16,7 @@ inline void test_diffusion_step_backward() {
       const std::string name = "diffusion_step_backward, options " + std::to_string(index);
       check(name, kernels, shape, [&](Call& call) {
         const int64_t d = call.d, width = learned ? 2 * d : d;
-        ardiff::DiffusionBackwardArgs a{};
+        ardiff::Tiled<ardiff::DiffusionBackwardArgs> a{};
         fill_backward(a, call, options, width);
         a.packed = a.packed && !second;
         a.learned_range = learned;
@@ -29,13 +29,9 @@ inline void test_diffusion_step_backward() {
         a.grad_x0 = input_unless(index % 4 == 2, call, state);
         a.new_x = output_unless(index % 5 == 0, call, state);
         a.memory = output_unless(index % 5 == 1, call, state, second ? 2 * d : d);
-        if (second) {
-          a.grad_memory2 = second_half(a.grad_memory, d);
-          a.memory2 = second_half(a.memory, d);
-        }
-        a.out = output_unless(index % 5 == 2, call, options.type, width);
-        a.uncond = output_unless(options.guidance < 1, call, options.type, width);
-        a.uncond2 = output_unless(options.guidance < 2, call, options.type, width);
+        a.outputs.cond = output_unless(index % 5 == 2, call, options.type, width);
+        a.outputs.uncond = output_unless(options.guidance < 1, call, options.type, width);
+        a.outputs.uncond2 = output_unless(options.guidance < 2, call, options.type, width);
         a.n = output_unless(index % 5 == 3, call, Type::float32);
         return a;
       });

@@ -84,22 +84,22 @@ void check(const std::string& name, const std::vector<Kernel<Args>>& kernels, co
 }  // namespace ardiff_test
 
 // Kernel `name` of all instruction sets; those that are not linked stay null.
-#define ARDIFF_TEST_KERNEL(name, Args)                                 \
-  namespace ardiff {                                                   \
-  namespace scalar {                                                   \
-  __attribute__((weak)) void name(const Args&, int64_t, int64_t);      \
-  }                                                                    \
-  namespace avx2 {                                                     \
-  __attribute__((weak)) void name(const Args&, int64_t, int64_t);      \
-  }                                                                    \
-  namespace avx512 {                                                   \
-  __attribute__((weak)) void name(const Args&, int64_t, int64_t);      \
-  }                                                                    \
-  }                                                                    \
-  namespace ardiff_test {                                              \
-  inline std::vector<Kernel<ardiff::Args>> name() {                    \
-    return runnable<ardiff::Args>({{"scalar", ardiff::scalar::name},   \
-                                   {"avx2", ardiff::avx2::name},       \
-                                   {"avx512", ardiff::avx512::name}}); \
-  }                                                                    \
+#define ARDIFF_TEST_KERNEL(name, Args)                                               \
+  namespace ardiff {                                                                 \
+  namespace scalar {                                                                 \
+  __attribute__((weak)) void name(const Args&, int64_t, int64_t);                    \
+  }                                                                                  \
+  namespace avx2 {                                                                   \
+  __attribute__((weak)) void name(const Args&, int64_t, int64_t);                    \
+  }                                                                                  \
+  namespace avx512 {                                                                 \
+  __attribute__((weak)) void name(const Args&, int64_t, int64_t);                    \
+  }                                                                                  \
+  inline auto name() {                                                               \
+    return ardiff_test::runnable<Args>(                                              \
+        {{"scalar", scalar::name}, {"avx2", avx2::name}, {"avx512", avx512::name}}); \
+  }                                                                                  \
+  }                                                                                  \
+  namespace ardiff_test {                                                            \
+  using ardiff::name;                                                                \
   }

@@ -1,9 +1,8 @@
 #pragma once
 
-#include "../../csrc/cpu/mala_accept/args.h"
 #include "step.h"
 
-ARDIFF_TEST_KERNEL(mala_accept_tiles, AcceptArgs)
+ARDIFF_TEST_KERNEL(mala_accept_tiles, Tiled<AcceptArgs>)
 
 namespace ardiff_test {
 
@@ -17,7 +16,7 @@ inline void test_mala_accept() {
       const Type type = digits.type;
       const bool in_place = digits.in_place, kinetic = digits.given_noise;
       check("mala_accept, options " + std::to_string(index), kernels, shape, [&](Call& call) {
-        ardiff::AcceptArgs a{};
+        ardiff::Tiled<ardiff::AcceptArgs> a{};
         a.B = call.B;
         a.d = call.d;
         a.T = 4;
@@ -25,9 +24,7 @@ inline void test_mala_accept() {
         a.tiling = {samples, 1, (a.B + samples - 1) / samples};
         a.coef = table(call);
         a.row = call.rows(a.B, a.T);
-        a.draw = call.rows(in_place ? 1 : a.B, 1000);
-        a.key = -0x29a31f5cd00dbee1;
-        a.stream = call.streams();
+        a.address = {&call.key, call.streams(), call.rows(in_place ? 1 : a.B, 1000), 0};
         a.x = call.input(Type::float32);
         a.out_x = call.input(type);
         a.anchor = call.input(Type::float32);

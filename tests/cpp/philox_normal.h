@@ -1,8 +1,10 @@
 #pragma once
 
+#include "../../csrc/cpu/philox_normal/words.h"
+#include "../../csrc/cpu/tiling.h"
 #include "harness.h"
 
-ARDIFF_TEST_KERNEL(philox_normal_tiles, NormalArgs)
+ARDIFF_TEST_KERNEL(philox_normal_tiles, Tiled<NormalArgs>)
 ARDIFF_TEST_KERNEL(philox_words, WordsArgs)
 
 namespace ardiff_test {
@@ -11,11 +13,11 @@ inline void test_philox_normal() {
   const auto kernels = philox_normal_tiles();
   for (const Shape& shape : shapes()) {
     check("philox_normal", kernels, shape, [&](Call& call) {
-      ardiff::NormalArgs a{};
+      ardiff::Tiled<ardiff::NormalArgs> a{};
       a.B = call.B;
       a.d = call.d;
       a.tiling = ardiff::tiling_of(a.B, a.d, 4);
-      a.address = {0x9e3779b97f4a7c15u, call.streams(), {}, 0xfffffffeu};
+      a.address = {&call.key, call.streams(), {}, 0xfffffffeu};
       a.out = call.output(Type::float32);
       return a;
     });

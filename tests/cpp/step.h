@@ -1,6 +1,8 @@
 // The arguments that uld_step and diffusion_step share, for the tests of their kernels.
 #pragma once
 
+#include "../../csrc/cpu/tiling.h"
+#include "../../csrc/math/columns.h"
 #include "harness.h"
 
 namespace ardiff_test {
@@ -32,19 +34,26 @@ inline int stride_of(const Shape& shape) { return takes_threads(shape) ? 13 : 1;
 /// Four rows of a table; row 1 leaves the memory, row 2 the second memory, row 3 draws no noise.
 /// uld_step reads the same zeros as no start of a stage after row 0.
 inline const float* table(Call& call) {
-  constexpr int kRows = 4;
-  float* c = call.flat_output<float>(16 * kRows);
-  for (int i = 0; i < 16 * kRows; ++i) c[i] = call.values.value();
-  for (int row = 1; row < kRows; ++row) c[16 * row + 12] = c[16 * row + 13] = 0.0f;
-  for (int column : {8, 9, 10}) c[16 + column] = 0.0f;
-  for (int column : {13, 14, 15}) c[32 + column] = 0.0f;
-  for (int column : {5, 6, 7, 11}) c[48 + column] = 0.0f;
+  constexpr int kRows = 4, kColumns = ardiff::kColumns;
+  using Uld = ardiff::UldColumn;
+  using Diffusion = ardiff::DiffusionColumn;
+  float* c = call.flat_output<float>(kColumns * kRows);
+  for (int i = 0; i < kColumns * kRows; ++i) c[i] = call.values.value();
+  const auto clear = [&](int row, int column) { c[kColumns * row + column] = 0.0f; };
+  for (int row = 1; row < kRows; ++row) {
+    for (int column : {Uld::a_z, Uld::a_z_lo}) clear(row, column);
+  }
+  for (int column : {Diffusion::m_x, Diffusion::m_x_lo, Diffusion::m_0}) clear(1, column);
+  for (int column : {Diffusion::s_x, Diffusion::s_m, Diffusion::s_2}) clear(2, column);
+  for (int column : {Uld::z_1, Uld::z_2, Uld::v_1}) clear(3, column);
+  clear(3, Diffusion::x_n);
   return c;
 }
 
 /// `columns` of the model's outputs: d or, with a learned range, 2d. `noises`: tensors of noise.
-inline void fill_step(ardiff::StepArgs& a, Call& call, const Options& options, int64_t columns,
-                      int noises) {
+template <class Args>
+void fill_step(ardiff::Tiled<Args>& a, Call& call, const Options& options, int64_t columns,
+               int noises) {
   a.B = call.B;
   a.d = call.d;
   a.T = 4;
@@ -52,7 +61,7 @@ inline void fill_step(ardiff::StepArgs& a, Call& call, const Options& options, i
   a.packed = a.B > 1 && call.gap == 0 && columns == call.d;
   a.coef = table(call);
   a.row = call.rows(options.in_place ? 1 : a.B, a.T);
-  a.address = {0x9e3779b97f4a7c15u, call.streams(), call.rows(a.B, 1000), 0};
+  a.address = {&call.key, call.streams(), call.rows(a.B, 1000), 0};
   a.model_out = call.input(options.type, columns);
   a.uncond_out = options.guidance > 0 ? call.input(options.type, columns) : In{};
   a.uncond_out2 = options.guidance > 1 ? call.input(options.type, columns) : In{};
@@ -66,10 +75,11 @@ inline void fill_step(ardiff::StepArgs& a, Call& call, const Options& options, i
 
 /// The same for a backward kernel, which writes no z_model.
 template <class Args>
-void fill_backward(Args& a, Call& call, Options options, int64_t columns) {
+void fill_backward(ardiff::Tiled<Args>& a, Call& call, Options options, int64_t columns) {
   options.z_model = false;
   fill_step(a, call, options, columns, 1);
-  a.ways = options.guidance;
+  a.outputs.ways = options.guidance;
+  a.outputs.type = options.type;
 }
 
 inline In as_input(const Out& out) { return {out.data, out.stride, out.type}; }
@@ -79,13 +89,6 @@ inline In input_unless(bool absent, Call& call, Type type, int64_t columns = 0) 
 }
 inline Out output_unless(bool absent, Call& call, Type type, int64_t columns = 0) {
   return absent ? Out{} : call.output(type, columns);
-}
-
-/// The second half of a [B, 2d] tensor.
-template <class Tensor>
-Tensor second_half(Tensor tensor, int64_t d) {
-  if (tensor.data) tensor.data = (char*)(tensor.data) + d * size_of(tensor.type);
-  return tensor;
 }
 
 }  // namespace ardiff_test

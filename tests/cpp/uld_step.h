@@ -2,7 +2,7 @@
 
 #include "step.h"
 
-ARDIFF_TEST_KERNEL(uld_step_tiles, UldArgs)
+ARDIFF_TEST_KERNEL(uld_step_tiles, Tiled<UldArgs>)
 
 namespace ardiff_test {
 
@@ -12,7 +12,7 @@ inline void test_uld_step() {
     for (int index = 0; index < kStepOptions; index += stride_of(shape)) {
       const Options options(index);
       check("uld_step, options " + std::to_string(index), kernels, shape, [&](Call& call) {
-        ardiff::UldArgs a{};
+        ardiff::Tiled<ardiff::UldArgs> a{};
         fill_step(a, call, options, call.d, 2);
         Out* const news[] = {&a.z_new, &a.v_new, &a.anchor_new};
         In* const olds[] = {&a.z, &a.v, &a.anchor};

@@ -2,7 +2,7 @@
 
 #include "step.h"
 
-ARDIFF_TEST_KERNEL(uld_step_backward_tiles, UldBackwardArgs)
+ARDIFF_TEST_KERNEL(uld_step_backward_tiles, Tiled<UldBackwardArgs>)
 
 namespace ardiff_test {
 
@@ -13,7 +13,7 @@ inline void test_uld_step_backward() {
       const Options options(index);
       const std::string name = "uld_step_backward, options " + std::to_string(index);
       check(name, kernels, shape, [&](Call& call) {
-        ardiff::UldBackwardArgs a{};
+        ardiff::Tiled<ardiff::UldBackwardArgs> a{};
         fill_backward(a, call, options, call.d);
         // In turn, each gradient is absent and each result not wanted.
         In* const grads[] = {&a.grad_z, &a.grad_v, &a.grad_anchor};
@@ -22,9 +22,9 @@ inline void test_uld_step_backward() {
         a.z = output_unless(index % 5 == 0, call, f);
         a.v = output_unless(index % 5 == 1, call, f);
         a.anchor = output_unless(index % 5 == 2, call, f);
-        a.out = output_unless(index % 5 == 3, call, m);
-        a.uncond = output_unless(options.guidance < 1, call, m);
-        a.uncond2 = output_unless(options.guidance < 2, call, m);
+        a.outputs.cond = output_unless(index % 5 == 3, call, m);
+        a.outputs.uncond = output_unless(options.guidance < 1, call, m);
+        a.outputs.uncond2 = output_unless(options.guidance < 2, call, m);
         a.n1 = output_unless(options.given_noise, call, f);
         a.n2 = output_unless(options.z_model, call, f);
         return a;

@@ -21,8 +21,8 @@ struct Run {
 
 template <bool kLearned, bool kKeepMemory, bool kSecond>
 void apply(const DiffusionArgs& a, const float* coef, float scale, const Run& run) {
-  const float fixed = coef[7] * scale;
-  const float limit = a.clamped ? a.x0_clamp : __builtin_inff();
+  const float fixed = coef[DiffusionColumn::x_n] * scale;
+  const float limit = a.x0_limit;
   const Run r = run;
   for_each_lane(
       r.length, [&](auto lane) { return diffusion_row<decltype(lane)>(coef); },
@@ -59,7 +59,7 @@ bool needs_noise(const DiffusionArgs& a, const Tile& tile) {
   if (a.noise.data) return false;
   for (int64_t s = 0; s < tile.samples; ++s) {
     if (!is_live(a, tile.b + s)) continue;
-    const float x_n = row_of(a, tile.b + s)[7], scale = scale_of(a, tile.b + s);
+    const float x_n = row_of(a, tile.b + s)[DiffusionColumn::x_n], scale = scale_of(a, tile.b + s);
     if (a.learned_range ? x_n != 0.0f && scale != 0.0f : x_n * scale != 0.0f) return true;
   }
   return false;
@@ -67,14 +67,16 @@ bool needs_noise(const DiffusionArgs& a, const Tile& tile) {
 
 }  // namespace
 
-void diffusion_step_tiles(const DiffusionArgs& a, int64_t first, int64_t last) {
+void diffusion_step_tiles(const Tiled<DiffusionArgs>& a, int64_t first, int64_t last) {
   Scratch scratch{a.address};
+  const In memory2 = a.second_memory ? second_half(a.memory, a.d) : In{};
+  const Out memory2_new = a.second_memory ? second_half(a.memory_new, a.d) : Out{};
   for (int64_t t = first; t < last; ++t) {
     const Tile tile = tile_at(a.tiling, a.B, a.d, t);
     const bool noisy = needs_noise(a, tile);
     if (noisy) {
       fill_noise(scratch.noise, a.address, a.d, tile,
-                 fetch_of(a, tile, {&a.x, &a.memory, &a.memory2}));
+                 fetch_of(a, tile, {&a.x, &a.memory, &memory2}));
     }
     for (int64_t s = 0; s < tile.samples;) {
       const int64_t b = tile.b + s, i0 = tile.i0;
@@ -85,18 +87,18 @@ void diffusion_step_tiles(const DiffusionArgs& a, int64_t first, int64_t last) {
       run.length = n;
       run.x = as_float(a.x, b, i0, n, scratch.x);
       run.memory = as_float(a.memory, b, i0, n, scratch.memory);
-      if (a.memory2.data) run.memory2 = as_float(a.memory2, b, i0, n, scratch.memory2);
+      if (a.second_memory) run.memory2 = as_float(memory2, b, i0, n, scratch.memory2);
       if (!is_live(a, b)) {
         write(a.x_new, b, i0, n, run.x);
         write(a.memory_new, b, i0, n, run.memory);
-        if (a.memory2.data) write(a.memory2_new, b, i0, n, run.memory2);
+        if (a.second_memory) write(memory2_new, b, i0, n, run.memory2);
         write(a.x0, b, i0, n, run.x);
         write(a.z_model, b, i0, n, run.x);
         continue;
       }
       const float* coef = row_of(a, b);
       const float scale = scale_of(a, b);
-      const bool learned = a.learned_range && coef[7] != 0.0f;
+      const bool learned = a.learned_range && coef[DiffusionColumn::x_n] != 0.0f;
       run.out = guided_output(a, b, i0, n, scratch.out);
       // Without noise the deviation is zero: x stands in for the normals, and is dropped.
       run.n = a.noise.data ? address<float>(a.noise, b, i0)
@@ -108,16 +110,16 @@ void diffusion_step_tiles(const DiffusionArgs& a, int64_t first, int64_t last) {
       run.x0 = a.x0.data ? float_target(a.x0, b, i0, scratch.x0) : nullptr;
       const bool in_place = a.memory_new.data == a.memory.data;
       if (in_place && diffusion_keeps_memory(coef)) run.memory_new = nullptr;
-      if (!a.memory2.data) {
+      if (!a.second_memory) {
         apply<false>(a, coef, scale, learned, run);
       } else if (diffusion_keeps_second_memory(coef)) {
         run.memory2_new = nullptr;
         apply<true>(a, coef, scale, learned, run);
-        if (!in_place) write(a.memory2_new, b, i0, n, run.memory2);
+        if (!in_place) write(memory2_new, b, i0, n, run.memory2);
       } else {
-        run.memory2_new = float_target(a.memory2_new, b, i0, scratch.memory2_new);
+        run.memory2_new = float_target(memory2_new, b, i0, scratch.memory2_new);
         apply<true>(a, coef, scale, learned, run);
-        write(a.memory2_new, b, i0, n, run.memory2_new);
+        write(memory2_new, b, i0, n, run.memory2_new);
       }
       write(a.x_new, b, i0, n, run.x_new);
       if (run.memory_new) write(a.memory_new, b, i0, n, run.memory_new);

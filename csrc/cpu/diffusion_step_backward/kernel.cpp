@@ -25,7 +25,7 @@ struct Run {
 
 template <bool kClamped, bool kLearned>
 void apply(const DiffusionBackwardArgs& a, const float* coef, float scale, const Run& run) {
-  const float fixed = coef[7] * scale, limit = a.x0_clamp;
+  const float fixed = coef[DiffusionColumn::x_n] * scale, limit = a.x0_clamp;
   const DiffusionForm form{diffusion_keeps_memory(coef), diffusion_keeps_second_memory(coef),
                            a.second_memory};
   const Run r = run;
@@ -62,11 +62,11 @@ void pass_through(const Run& r, float* sum) {
 }
 
 bool is_learned(const DiffusionBackwardArgs& a, int64_t b) {
-  return a.learned_range && is_live(a, b) && row_of(a, b)[7] != 0.0f;
+  return a.learned_range && is_live(a, b) && row_of(a, b)[DiffusionColumn::x_n] != 0.0f;
 }
 
 bool needs_noise(const DiffusionBackwardArgs& a, const Tile& tile) {
-  if (a.noise.data || !a.out.data) return false;
+  if (a.noise.data || !a.outputs.cond.data) return false;
   for (int64_t s = 0; s < tile.samples; ++s) {
     if (is_learned(a, tile.b + s) && scale_of(a, tile.b + s) != 0.0f) return true;
   }
@@ -75,14 +75,16 @@ bool needs_noise(const DiffusionBackwardArgs& a, const Tile& tile) {
 
 }  // namespace
 
-void diffusion_step_backward_tiles(const DiffusionBackwardArgs& a, int64_t first, int64_t last) {
+void diffusion_step_backward_tiles(const Tiled<DiffusionBackwardArgs>& a, int64_t first,
+                                   int64_t last) {
   Scratch scratch{a.address};
+  const In grad_memory2 = a.second_memory ? second_half(a.grad_memory, a.d) : In{};
+  const Out memory2 = a.second_memory ? second_half(a.memory, a.d) : Out{};
   for (int64_t t = first; t < last; ++t) {
     const Tile tile = tile_at(a.tiling, a.B, a.d, t);
     const bool noisy = needs_noise(a, tile);
     if (noisy) {
-      const Fetch ahead =
-          fetch_of(a, tile, {&a.grad_x, &a.grad_memory, &a.grad_memory2, &a.grad_x0});
+      const Fetch ahead = fetch_of(a, tile, {&a.grad_x, &a.grad_memory, &grad_memory2, &a.grad_x0});
       fill_noise(scratch.noise, a.address, a.d, tile, ahead);
     }
     for (int64_t s = 0; s < tile.samples;) {
@@ -94,7 +96,7 @@ void diffusion_step_backward_tiles(const DiffusionBackwardArgs& a, int64_t first
       run.length = n;
       run.g_x = gradient(a.grad_x, b, i0, n, scratch.g_x, scratch.zeros);
       run.g_memory = gradient(a.grad_memory, b, i0, n, scratch.g_memory, scratch.zeros);
-      run.g_memory2 = gradient(a.grad_memory2, b, i0, n, scratch.g_memory2, scratch.zeros);
+      run.g_memory2 = gradient(grad_memory2, b, i0, n, scratch.g_memory2, scratch.zeros);
       run.g_x0 = gradient(a.grad_x0, b, i0, n, scratch.g_x0, scratch.zeros);
       run.new_x = float_target(a.new_x, b, i0, scratch.new_x);
       run.out = scratch.out;
@@ -104,16 +106,16 @@ void diffusion_step_backward_tiles(const DiffusionBackwardArgs& a, int64_t first
         pass_through(run, run.new_x);
         write(a.new_x, b, i0, n, run.new_x);
         write(a.memory, b, i0, n, run.g_memory);
-        write(a.memory2, b, i0, n, run.g_memory2);
-        write(a.out, b, i0, n, scratch.zeros);
-        write(a.uncond, b, i0, n, scratch.zeros);
-        write(a.uncond2, b, i0, n, scratch.zeros);
+        write(memory2, b, i0, n, run.g_memory2);
+        write(a.outputs.cond, b, i0, n, scratch.zeros);
+        write(a.outputs.uncond, b, i0, n, scratch.zeros);
+        write(a.outputs.uncond2, b, i0, n, scratch.zeros);
         write(a.n, b, i0, n, scratch.zeros);
       } else {
         const float* coef = row_of(a, b);
         const float scale = scale_of(a, b);
         run.memory = float_target(a.memory, b, i0, scratch.memory);
-        run.memory2 = float_target(a.memory2, b, i0, scratch.memory2);
+        run.memory2 = float_target(memory2, b, i0, scratch.memory2);
         run.n = float_target(a.n, b, i0, scratch.n);
         if (a.clamped) {
           run.x = as_float(a.x, b, i0, n, scratch.x);
@@ -136,14 +138,14 @@ void diffusion_step_backward_tiles(const DiffusionBackwardArgs& a, int64_t first
         }
         write(a.new_x, b, i0, n, run.new_x);
         write(a.memory, b, i0, n, run.memory);
-        write(a.memory2, b, i0, n, run.memory2);
+        write(memory2, b, i0, n, run.memory2);
         write(a.n, b, i0, n, run.n);
-        write_outputs(a, b, i0, n, run.out);
+        write_outputs(a, a.outputs, b, i0, n, run.out);
       }
       if (a.learned_range) {
-        write(a.out, b, a.d + i0, n, learned ? run.range : scratch.zeros);
-        write(a.uncond, b, a.d + i0, n, scratch.zeros);
-        write(a.uncond2, b, a.d + i0, n, scratch.zeros);
+        write(a.outputs.cond, b, a.d + i0, n, learned ? run.range : scratch.zeros);
+        write(a.outputs.uncond, b, a.d + i0, n, scratch.zeros);
+        write(a.outputs.uncond2, b, a.d + i0, n, scratch.zeros);
       }
     }
   }

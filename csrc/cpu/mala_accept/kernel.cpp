@@ -8,7 +8,6 @@
 
 #include "../../math/mala_accept.h"
 #include "../tile.h"
-#include "args.h"
 
 namespace ARDIFF_NS {
 namespace {
@@ -219,9 +218,9 @@ void log_uniforms(const AcceptArgs& a, const RoundKeys<VKey>& keys, int64_t b, i
                   float (&log_u)[kBatch]) {
   uint32_t c1[kBatch] = {}, c2[kBatch] = {}, c3[kBatch] = {};
   for (int64_t s = 0; s < n; ++s) {
-    c1[s] = counter_word(at(a.draw, b + s), kAcceptUniform);
-    c2[s] = low_word(a.stream[b + s]);
-    c3[s] = high_word(a.stream[b + s]);
+    c1[s] = counter_word(at(a.address.draw, b + s), kAcceptUniform);
+    c2[s] = low_word(a.address.stream[b + s]);
+    c3[s] = high_word(a.address.stream[b + s]);
   }
   for (int64_t s = 0; s < n; s += kLanes) {
     VCounter w0(0u), w1 = to_counter(load(c1 + s));
@@ -235,8 +234,10 @@ Decision decide(const AcceptArgs& a, const Loops& loops, int64_t b, float log_u,
   const int32_t index = at(a.row, b);
   if (index < 0 || index >= a.T) return {false, 0.0f};
   const float* coef = a.coef + kColumns * static_cast<int64_t>(index);
+  using Column = MalaAcceptColumn;
   const double radius = a.ball_radius.data ? at(a.ball_radius, b) : 0.0;
-  const double r2 = coef[8], ball2 = a.ball_radius.data ? radius * radius : coef[9];
+  const double r2 = coef[Column::r2];
+  const double ball2 = a.ball_radius.data ? radius * radius : coef[Column::R2];
   const double energy =
       a.energy_x ? static_cast<double>(a.energy_x[b]) - static_cast<double>(a.energy_y[b]) : 0.0;
   const TotalOf loop = r2 == 0.0 && ball2 == 0.0 ? loops.plain : loops.projected;
@@ -247,14 +248,14 @@ Decision decide(const AcceptArgs& a, const Loops& loops, int64_t b, float log_u,
 
 }  // namespace
 
-void mala_accept_tiles(const AcceptArgs& a, int64_t first, int64_t last) {
+void mala_accept_tiles(const Tiled<AcceptArgs>& a, int64_t first, int64_t last) {
   constexpr int64_t kCached = 8192;  // elements whose rows stay in the second-level cache
   const Loops loops = a.v_x.data ? choose<true>(a) : choose<false>(a);
   const int64_t per_tile = a.tiling.samples_per_tile;
   const int64_t end = smaller(last * per_tile, a.B);
   const int64_t batch = a.d * kBatch <= kCached ? kBatch : a.d >= kCached ? 1 : kCached / a.d;
   RoundKeys<VKey> keys;
-  set_round_keys(keys, a.key);
+  set_round_keys(keys, *a.address.key);
   Scratch scratch;
   float log_u[kBatch];
   for (int64_t b = first * per_tile; b < end; b += batch) {

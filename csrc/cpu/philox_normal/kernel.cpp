@@ -1,9 +1,10 @@
 // philox_normal for one instruction set; free of torch, built once for each.
 #include "../tile.h"
+#include "words.h"
 
 namespace ARDIFF_NS {
 
-void philox_normal_tiles(const NormalArgs& a, int64_t first, int64_t last) {
+void philox_normal_tiles(const Tiled<NormalArgs>& a, int64_t first, int64_t last) {
   NoiseTile<4> noise(a.address);
   for (int64_t t = first; t < last; ++t) {
     const Tile tile = tile_at(a.tiling, a.B, a.d, t);

@@ -40,14 +40,16 @@ bool needs_noise(const UldArgs& a, const Tile& tile) {
     if (!is_live(a, tile.b + s)) continue;
     const float* c = row_of(a, tile.b + s);
     const float scale = scale_of(a, tile.b + s);
-    if (c[5] * scale != 0.0f || c[6] * scale != 0.0f || c[11] * scale != 0.0f) return true;
+    for (int column : {UldColumn::z_1, UldColumn::z_2, UldColumn::v_1}) {
+      if (c[column] * scale != 0.0f) return true;
+    }
   }
   return false;
 }
 
 }  // namespace
 
-void uld_step_tiles(const UldArgs& a, int64_t first, int64_t last) {
+void uld_step_tiles(const Tiled<UldArgs>& a, int64_t first, int64_t last) {
   Scratch scratch{a.address};
   for (int64_t t = first; t < last; ++t) {
     const Tile tile = tile_at(a.tiling, a.B, a.d, t);

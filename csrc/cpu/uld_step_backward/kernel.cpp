@@ -36,7 +36,7 @@ void apply(const float* coef, float scale, const Run& run) {
 
 }  // namespace
 
-void uld_step_backward_tiles(const UldBackwardArgs& a, int64_t first, int64_t last) {
+void uld_step_backward_tiles(const Tiled<UldBackwardArgs>& a, int64_t first, int64_t last) {
   Scratch scratch;
   for (int64_t t = first; t < last; ++t) {
     const Tile tile = tile_at(a.tiling, a.B, a.d, t);
@@ -54,7 +54,8 @@ void uld_step_backward_tiles(const UldBackwardArgs& a, int64_t first, int64_t la
         write(a.z, b, i0, n, run.g_z);
         write(a.v, b, i0, n, run.g_v);
         write(a.anchor, b, i0, n, run.g_anchor);
-        const Out* const others[] = {&a.out, &a.uncond, &a.uncond2, &a.n1, &a.n2};
+        const Out* const others[] = {&a.outputs.cond, &a.outputs.uncond, &a.outputs.uncond2, &a.n1,
+                                     &a.n2};
         for (const Out* out : others) write(*out, b, i0, n, scratch.zeros);
         continue;
       }
@@ -67,7 +68,7 @@ void uld_step_backward_tiles(const UldBackwardArgs& a, int64_t first, int64_t la
       const float* coef = row_of(a, b);
       uld_starts_stage(coef) ? apply<true>(coef, scale_of(a, b), run)
                              : apply<false>(coef, scale_of(a, b), run);
-      write_outputs(a, b, i0, n, run.out);
+      write_outputs(a, a.outputs, b, i0, n, run.out);
     }
   }
 }

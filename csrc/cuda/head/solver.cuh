@@ -97,11 +97,13 @@ ARDIFF_DEVICE Four<float> solve(const HeadArgs& a, int64_t step, int64_t n, int 
     const uint32_t counter = counter_word(
         static_cast<int32_t>(static_cast<uint32_t>(at(s.draw, n)) + static_cast<uint32_t>(step)),
         kStepNoise);
-    const NoiseAddress address = noise_address(s.key, s.stream[n], counter);
+    const SampleAddress address = sample_address(s.key, s.stream[n], counter);
     const Four<float> out = guided_output(a, n, i, count);
     const bool uld = kinetic && s.op[step] != 0;
     // A quad holds the normals of four elements, or two of each of two (csrc/cuda/uld_step).
-    const bool noisy = uld ? c[5] != 0.0f || c[6] != 0.0f || c[11] != 0.0f : c[7] != 0.0f;
+    const bool noisy =
+        uld ? c[UldColumn::z_1] != 0.0f || c[UldColumn::z_2] != 0.0f || c[UldColumn::v_1] != 0.0f
+            : c[DiffusionColumn::x_n] != 0.0f;
     Four<float> p{}, q{};
     if (noisy && scale != 0.0f) {
       p = quad_normals(address, static_cast<uint32_t>(uld ? 2 * quad : quad));

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "../../math/mala_accept.h"
+#include "../../math/step_args.h"
 #include "../unit.cuh"
 
 namespace ardiff {
@@ -16,21 +17,10 @@ constexpr int kGroupThreads = kSumLanes / static_cast<int>(kUnit);
 constexpr int kBlockGroups = kThreads / kGroupThreads;
 static_assert(kBlockGroups == kGroups && kSumLanes == 32 && kUnit == 4);
 
-struct AcceptArgs {
-  int64_t B, d, T;
+/// The arguments and their division.
+struct AcceptWork : AcceptArgs {
   int64_t chunks, groups;  // of a sample
   int64_t blocks;
-  const float* coef;
-  PerSample<int32_t> row, draw;
-  const int64_t* key;
-  const int64_t* stream;
-  In x, y, out_x, out_y, anchor, v_x, v_y, out_mid;
-  const float *energy_x, *energy_y;
-  PerSample<float> ball_radius;
-  Out x_new, out_new, v_new;
-  float* energy_new;
-  bool* accepted;
-  float* log_alpha;
   bool in_place;
 };
 
@@ -49,7 +39,7 @@ struct AcceptPlace {
   bool inside;
 };
 
-ARDIFF_HD AcceptPlace accept_place(const AcceptArgs& a, int64_t block, int thread) {
+ARDIFF_HD AcceptPlace accept_place(const AcceptWork& a, int64_t block, int thread) {
   AcceptPlace p;
   p.group = thread / kGroupThreads;
   p.member = thread % kGroupThreads;
@@ -61,7 +51,7 @@ ARDIFF_HD AcceptPlace accept_place(const AcceptArgs& a, int64_t block, int threa
   return p;
 }
 
-ARDIFF_HD const float* accept_coefficients(const AcceptArgs& a, int64_t b) {
+ARDIFF_HD const float* accept_coefficients(const AcceptWork& a, int64_t b) {
   const int32_t row = at(a.row, b);
   return row >= 0 && row < a.T ? a.coef + kColumns * static_cast<int64_t>(row) : nullptr;
 }
@@ -69,7 +59,7 @@ ARDIFF_HD const float* accept_coefficients(const AcceptArgs& a, int64_t b) {
 template <class Model, bool kVector>
 struct AcceptBody {
   /// Lanes of this round's chunk.
-  ARDIFF_HD static void sum(const AcceptArgs& a, AcceptShared& shared, int64_t block, int thread,
+  ARDIFF_HD static void sum(const AcceptWork& a, AcceptShared& shared, int64_t block, int thread,
                             int64_t round) {
     const AcceptPlace p = accept_place(a, block, thread);
     const int64_t begin = (p.group_of_sample + round * a.groups) * kChunk;
@@ -113,7 +103,7 @@ struct AcceptBody {
   }
 
   /// The chunk's sums from its lanes: one of the three a thread.
-  ARDIFF_HD static void add(const AcceptArgs& a, AcceptShared& shared, int64_t block, int thread,
+  ARDIFF_HD static void add(const AcceptWork& a, AcceptShared& shared, int64_t block, int thread,
                             int64_t round) {
     const AcceptPlace p = accept_place(a, block, thread);
     if (p.member >= 3) return;
@@ -128,7 +118,7 @@ struct AcceptBody {
   }
 
   /// The decision, by the first thread of a sample.
-  ARDIFF_HD static void decide(const AcceptArgs& a, AcceptShared& shared, int64_t block,
+  ARDIFF_HD static void decide(const AcceptWork& a, AcceptShared& shared, int64_t block,
                                int thread) {
     const AcceptPlace p = accept_place(a, block, thread);
     if (!p.inside || p.group_of_sample != 0 || p.member != 0) return;
@@ -139,12 +129,13 @@ struct AcceptBody {
       AcceptSums<double> sums{};
       for (int g = 0; g < a.groups; ++g) add_sums(sums, shared.totals[p.group + g]);
       const double radius = a.ball_radius.data ? at(a.ball_radius, b) : 0.0;
-      const double ball2 = a.ball_radius.data ? radius * radius : c[9];
+      const double ball2 = a.ball_radius.data ? radius * radius : c[MalaAcceptColumn::R2];
       const double energy =
           a.energy_x ? static_cast<double>(a.energy_x[b]) - static_cast<double>(a.energy_y[b])
                      : 0.0;
-      const float log_u = log_accept_uniform(*a.key, a.stream[b], at(a.draw, b));
-      decision = accept_decision(sums, energy, log_u, c[8], ball2);
+      const float log_u =
+          log_accept_uniform(*a.address.key, a.address.stream[b], at(a.address.draw, b));
+      decision = accept_decision(sums, energy, log_u, c[MalaAcceptColumn::r2], ball2);
     }
     const bool take_y = decision.accepted || !c;
     if (a.energy_x) a.energy_new[b] = take_y ? a.energy_y[b] : a.energy_x[b];
@@ -154,7 +145,7 @@ struct AcceptBody {
   }
 
   /// Copies the selected rows; in place only those of the origin.
-  ARDIFF_HD static void select(const AcceptArgs& a, const AcceptShared& shared, int64_t block,
+  ARDIFF_HD static void select(const AcceptWork& a, const AcceptShared& shared, int64_t block,
                                int thread) {
     const AcceptPlace p = accept_place(a, block, thread);
     if (!p.inside) return;
@@ -184,12 +175,12 @@ struct AcceptBody {
 };
 
 /// Blocks and groups for B samples of d elements; the groups depend on d alone.
-inline void lay_out(AcceptArgs& a) {
-  a.chunks = (a.d + kChunk - 1) / kChunk;
-  a.groups = 1;
+inline AcceptWork divided(const AcceptArgs& args) {
+  AcceptWork a{args, (args.d + kChunk - 1) / kChunk, 1, 0, args.x_new.data == args.y.data};
   while (a.groups < a.chunks && a.groups < kGroups) a.groups *= 2;
   const int64_t samples = kBlockGroups / a.groups;
   a.blocks = (a.B + samples - 1) / samples;
+  return a;
 }
 
 }  // namespace ardiff
