@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from small_models import randomise
 
-from ardiff.models.head import DiffusionHead, EDMHead, Head
-from ardiff.models.pocket_head import PocketHead
-from ardiff.models.vibevoice_head import VibeVoiceHead
+from ardiff.heads.base import Head
+from ardiff.heads.edm import EDMHead
+from ardiff.heads.mar import DiffusionHead
+from ardiff.heads.pocket import PocketHead
+from ardiff.heads.vibevoice import VibeVoiceHead
 from ardiff.run import initial_state, run
 from ardiff.solvers import solver
 from ardiff.table import StepTable

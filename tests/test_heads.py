@@ -7,11 +7,11 @@ import torch
 from head_cases import CONTEXT, KINDS, head_of, rows
 from small_models import randomise
 
+from ardiff.heads.loading import load_head
+from ardiff.heads.mar import DiffusionHead
+from ardiff.heads.pocket import PocketHead
+from ardiff.heads.vibevoice import VibeVoiceHead
 from ardiff.models.checkpoint import CheckpointError
-from ardiff.models.head import DiffusionHead
-from ardiff.models.head_loading import load_head
-from ardiff.models.pocket_head import PocketHead
-from ardiff.models.vibevoice_head import VibeVoiceHead
 
 LEVELS = torch.tensor([999.0, 400.5, 20.0, 0.0])
 

@@ -11,8 +11,8 @@ from head_loop_calls import errors, loop_call
 from kv_calls import same_bits
 
 import ardiff_kernels
-from ardiff import token_loop
-from ardiff.denoise import denoise_token
+from ardiff.heads import token
+from ardiff.heads.token import denoise_token
 
 from . import calls
 
@@ -94,6 +94,6 @@ def test_a_token_in_one_launch_is_that_of_the_loop_over_rows(solver, weights, mo
         torch.cuda.synchronize()
     launches = [e for e in profile.events() if "grid_phases" in e.name]
     assert len(launches) == 1
-    monkeypatch.setattr(token_loop, "unsuitable", lambda *args: "told so")
+    monkeypatch.setattr(token, "unsuitable", lambda *args: "told so")
     expected = denoise_token(*arguments, **options)
     assert ((found - expected).norm() / expected.norm()).item() <= 1e-4

@@ -11,7 +11,7 @@ from kv_calls import same_bits
 
 import ardiff_kernels
 from ardiff import graphs
-from ardiff.denoise import denoise_token
+from ardiff.heads.token import denoise_token
 
 from . import calls
 
