@@ -7,9 +7,11 @@ import logging
 import pytest
 import torch
 from head_cases import (
+    BARE,
     CONTEXT,
     KEY,
     KINDS,
+    LEVELLED,
     Plain,
     guided,
     head_of,
@@ -31,7 +33,7 @@ from ardiff.schedule import RaggedTable
 
 
 @pytest.mark.parametrize("ways", [1, 2, 3])
-@pytest.mark.parametrize("kind", ["mar", "vibevoice", "edm"])
+@pytest.mark.parametrize("kind", LEVELLED)
 def test_a_hundred_steps_of_ddpm_are_those_of_the_plain_head(kind, ways):
     head, table, c = head_of(kind), table_of(kind, "ddpm", 100), rows(5, CONTEXT)
     options = guided(5, ways == 3) if ways > 1 else {}
@@ -97,7 +99,7 @@ def test_draw_moves_the_noise():
 WIDE = {"dim": 16, "width": 256, "depth": 3}
 
 
-@pytest.mark.parametrize("kind", ["mar", "vibevoice"])
+@pytest.mark.parametrize("kind", BARE)
 def test_bfloat16_errs_at_most_twice_as_much_as_pytorch(kind):
     head, table, c = head_of(kind, **WIDE), table_of(kind, "ddpm", 50), rows(8, CONTEXT)
     x = initial_state(table, KEY, streams(8), 16)
@@ -115,7 +117,7 @@ def test_bfloat16_errs_at_most_twice_as_much_as_pytorch(kind):
 INT8 = 0.02
 
 
-@pytest.mark.parametrize("kind", ["mar", "vibevoice"])
+@pytest.mark.parametrize("kind", BARE)
 def test_int8_errs_within_its_bound(kind):
     head, table, c = head_of(kind, **WIDE), table_of(kind, "ddpm", 50), rows(8, CONTEXT)
     x = initial_state(table, KEY, streams(8), 16)

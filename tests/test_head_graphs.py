@@ -5,7 +5,7 @@ from __future__ import annotations
 import graph_on_cpu
 import pytest
 import torch
-from head_cases import CONTEXT, KEY, guided, head_of, relative_rms, rows, streams, table_of
+from head_cases import CONTEXT, KEY, KINDS, guided, head_of, relative_rms, rows, streams, table_of
 
 from ardiff import graphs
 from ardiff.heads.fused import FusedHead
@@ -47,7 +47,7 @@ def both(head, table, c, **options):
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["mar", "vibevoice", "pocket", "edm"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_replay_is_the_loop(recordings, kind, weights):
     """With other contexts, streams, draws, starts, temperatures and guidance, to the bit."""
     head = head_of(kind)

@@ -7,6 +7,7 @@ import torch
 from head_cases import (
     CONTEXT,
     KEY,
+    LEVELLED,
     Plain,
     guided,
     head_of,
@@ -64,7 +65,7 @@ class Count(TorchDispatchMode):
 
 @pytest.mark.parametrize("solver", ["ddpm", "rtk-uld"])
 @pytest.mark.parametrize("ways", [1, 2])
-@pytest.mark.parametrize("kind", ["mar", "vibevoice", "edm"])
+@pytest.mark.parametrize("kind", LEVELLED)
 def test_at_most_four_ops_a_step(kind, ways, solver, monkeypatch):
     """The difference of a long and a short run, both within one run of modulations."""
     monkeypatch.setattr("ardiff.heads.hoisting._FEW", 0)  # else head_step computes those too

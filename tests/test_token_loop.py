@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from head_cases import CONTEXT, KEY, guided, head_of, rows, streams, table_of
+from head_cases import BARE, CONTEXT, KEY, guided, head_of, rows, streams, table_of
 
 from ardiff.heads import token
 from ardiff.heads.hoisting import numbers
@@ -38,7 +38,7 @@ def anywhere(monkeypatch):
 
 @pytest.mark.parametrize("ways", [1, 2, 3])
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("kind", ["mar", "vibevoice"])
+@pytest.mark.parametrize("kind", BARE)
 def test_the_bits_of_the_loop_over_rows(anywhere, kind, solver, ways, monkeypatch):
     """With all sets held at once, and few at a time."""
     head, table, c = head_of(kind), table_of(kind, solver, SOLVERS[solver]), rows(5, CONTEXT)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from head_calls import BF16, F32, I8, excess, head_call
-from head_cases import CONTEXT, KEY, head_of, rows, table_of
+from head_cases import CONTEXT, KEY, KINDS, head_of, rows, table_of
 from kv_calls import same_bits
 
 import ardiff_kernels
@@ -56,7 +56,7 @@ def test_company_gives_the_same_bits(name, dtype, backend):
 
 @pytest.mark.parametrize("backend", calls.BACKENDS)
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("kind", ["mar", "vibevoice", "pocket", "edm"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_token_is_one_graph(kind, weights, backend):
     """Other contexts, streams and guidance through one capture, which reads the weights of now."""
     calls.require("head_step", backend)
