@@ -18,6 +18,7 @@ _PLACES = {
     "mar": ("vp-cosine", "epsilon"),
     "vibevoice": ("vp-cosine", "v_prediction"),
     "pocket": ("flow", "flow"),
+    "swiglu": ("vp-linear", "epsilon"),
     "edm": ("edm", "sample"),
 }
 KINDS = tuple(_PLACES)
