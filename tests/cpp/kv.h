@@ -32,9 +32,9 @@ class KvTensorsOf {
                bytes(vectors * c_.D * size_of(c_.type)),
                nullptr,
                nullptr,
-               c_.type,
                c_.heads,
-               static_cast<int>(c_.D)};
+               static_cast<int>(c_.D),
+               c_.type};
     if (size_of(c_.type) == 1) {
       a.cache.k_scale = floats(vectors);
       a.cache.v_scale = floats(vectors);
