@@ -1,4 +1,4 @@
-"""Argument checks of `head_step`; ``csrc/torch/head_checks.h`` repeats them."""
+"""Argument checks of `head_step`; ``csrc/torch/head.h`` repeats them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,9 @@ from torch import Tensor
 
 from ._checks import _got, _name, _placement, _shape
 
-FAMILIES = ("mar", "vibevoice", "pocket")
-VIBEVOICE = FAMILIES.index("vibevoice")
+NORMS, MLPS = ("layer", "rms"), ("plain", "gated")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 MODULATION_DTYPES = (torch.float32, torch.bfloat16)
-
-
-def family_index(family: int | str) -> int:
-    """The index of a family given by its name or index; ValueError for an unknown name."""
-    if isinstance(family, int):
-        return family
-    if family not in FAMILIES:
-        raise ValueError(f"unknown family {family!r}: expected mar, vibevoice or pocket")
-    return FAMILIES.index(family)
 
 
 def _weight(
@@ -43,7 +33,7 @@ def _bias(op: str, name: str, t: Tensor, rows: int) -> None:
         )
 
 
-def _weights(op: str, d: int, weights: Sequence[Tensor], family: int, depth: int) -> int:
+def _weights(op: str, d: int, weights: Sequence[Tensor], mlp: str, depth: int) -> int:
     """Checks the list `weights`; returns the width."""
     if len(weights) != 4 * depth + 4:
         raise RuntimeError(
@@ -61,7 +51,7 @@ def _weights(op: str, d: int, weights: Sequence[Tensor], family: int, depth: int
         _weight(op, f"weights[{i}]", weights[i], (kind,), ("f", width))
         inner = weights[i].shape[0]
         _bias(op, f"weights[{i + 1}]", weights[i + 1], inner)
-        if family == VIBEVOICE:
+        if mlp == "gated":
             if inner % 2:
                 raise RuntimeError(
                     f"{op}: weights[{i}] must hold gate and up, an even number of rows, got "
@@ -101,7 +91,8 @@ def check_head(
     weights: Sequence[Tensor],
     scales: Sequence[Tensor],
     *,
-    family: int,
+    norm: str,
+    mlp: str,
     depth: int,
     eps: float,
     ways: int = 1,
@@ -114,17 +105,17 @@ def check_head(
     rows, d = x.shape
     if d < 1:
         raise RuntimeError(f"{op}: x must have at least 1 element a row, got {_shape(x.shape)}")
-    if not 0 <= family < len(FAMILIES):
-        raise RuntimeError(
-            f"{op}: family must be 0 (mar), 1 (vibevoice) or 2 (pocket), got {family}"
-        )
+    if norm not in NORMS:
+        raise RuntimeError(f"{op}: norm must be layer or rms, got {norm}")
+    if mlp not in MLPS:
+        raise RuntimeError(f"{op}: mlp must be plain or gated, got {mlp}")
     if depth < 1:
         raise RuntimeError(f"{op}: depth must be at least 1, got {depth}")
     if not 1 <= ways <= 3:
         raise RuntimeError(f"{op}: ways must be 1, 2 or 3, got {ways}")
     if not eps >= 0:
         raise RuntimeError(f"{op}: eps must be at least 0, got {eps}")
-    width = _weights(op, d, weights, family, depth)
+    width = _weights(op, d, weights, mlp, depth)
     _scales(op, weights, scales)
     columns = (3 * depth + 2) * width
     ok = modulation.dim() == 3 and modulation.dtype in MODULATION_DTYPES

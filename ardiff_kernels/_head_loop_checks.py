@@ -1,4 +1,4 @@
-"""Argument checks of `head_loop`; ``csrc/torch/head_loop_checks.h`` repeats them."""
+"""Argument checks of `head_loop`; ``csrc/torch/head_loop.h`` repeats them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def check_head_loop(
     key: Tensor,
     stream: Tensor,
     *,
-    family: int,
+    norm: str,
+    mlp: str,
     depth: int,
     eps: float,
     v: Tensor | None = None,
@@ -43,7 +44,7 @@ def check_head_loop(
     batch_invariant: bool = False,
 ) -> None:
     ways = ways_of(name, guidance, guidance2)
-    options = {"family": family, "depth": depth, "eps": eps, "ways": ways}
+    options = {"norm": norm, "mlp": mlp, "depth": depth, "eps": eps, "ways": ways}
     check_head(name, x, modulation, 0, weights, scales, **options)
     rows, d = x.shape
     if d > 2 * QUADS:

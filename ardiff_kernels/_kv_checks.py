@@ -1,4 +1,4 @@
-"""Argument checks of `kv_append` and `kv_attention`; ``csrc/torch/kv_checks.h`` repeats them."""
+"""Argument checks of `kv_append` and `kv_attention`; ``csrc/torch/kv*.h`` repeat them."""
 
 from __future__ import annotations
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.autograd import DeviceType
 
 import ardiff_kernels
-from ardiff import graphs, token_loop
-from ardiff.fused_head import FusedHead
-from ardiff.models.head import Head
+from ardiff import graphs
+from ardiff.heads import token
+from ardiff.heads.base import Head
+from ardiff.heads.fused import FusedHead
 from ardiff.run import make_schedule
 from ardiff.run import run as run_table
 from ardiff.table import StepTable
@@ -55,9 +56,7 @@ class Forms:
         """All steps by `head_loop`."""
         schedule = make_schedule(self.table, self.x)
         sets = self.model.modulations(schedule.buffers.level, self.conditions)
-        return token_loop.run_token(
-            schedule, self.table.op, sets, self.x, **self.place, **self.guidance
-        )
+        return token.run_token(schedule, self.table.op, sets, self.x, **self.place, **self.guidance)
 
     def rows(self) -> Tensor:
         """A `head_step` and a step op a row."""

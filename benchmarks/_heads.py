@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ardiff.models.head import DiffusionHead, Head
-from ardiff.models.pocket_head import PocketHead
-from ardiff.models.vibevoice_head import VibeVoiceHead
+from ardiff.heads.base import Head
+from ardiff.heads.mar import DiffusionHead
+from ardiff.heads.pocket import PocketHead
+from ardiff.heads.vibevoice import VibeVoiceHead
 from ardiff.solvers import solver
 from ardiff.table import StepTable
 

@@ -19,10 +19,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ardiff.denoise import denoise_token
-from ardiff.fused_head import FusedHead
-from ardiff.head_weights import WEIGHTS, pack
-from ardiff.models.head import Head
+from ardiff.heads.base import Head
+from ardiff.heads.fused import FusedHead
+from ardiff.heads.packing import WEIGHTS, pack
+from ardiff.heads.token import denoise_token
 from ardiff.run import run as run_table
 from ardiff.table import StepTable
 

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ardiff.head_weights import WEIGHTS
+from ardiff.heads.packing import WEIGHTS
 from ardiff.integrations import mar
 
 from . import _harness

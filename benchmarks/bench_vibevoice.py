@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ardiff.head_weights import WEIGHTS
+from ardiff.heads.packing import WEIGHTS
 
 from . import _harness
 from ._harness import Row, Settings

@@ -10,10 +10,10 @@ from torch import Tensor
 
 import ardiff
 from ardiff.batch_invariant import batch_invariant
-from ardiff.fused_head import fused
 from ardiff.guidance import guidance_weights
+from ardiff.heads.fused import fused
+from ardiff.heads.mar import DiffusionHead
 from ardiff.models.encoder import CausalEncoder, EncoderConfig
-from ardiff.models.head import DiffusionHead
 from ardiff.models.patch_model import PatchModel
 from ardiff.run import initial_state, run
 

@@ -48,7 +48,7 @@ class Recorder(TorchDispatchMode):
 
 
 def capturing() -> bool:
-    """Stands in for `ardiff.hoisting.capturing`."""
+    """Stands in for `ardiff.heads.hoisting.capturing`."""
     return any(isinstance(mode, Recorder) for mode in _get_current_dispatch_mode_stack())
 
 

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ardiff_kernels import _backends
-from ardiff_kernels._head_checks import FAMILIES
 
 F32, BF16, I8 = torch.float32, torch.bfloat16, torch.int8
+# Every form of a head: its norm and its MLP.
+FORMS = [("layer", "plain"), ("rms", "gated"), ("layer", "gated"), ("rms", "plain")]
 
 
 def quantized(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,7 +32,7 @@ class Call:
     exact: list[Tensor]
     scales: list[Tensor] = field(default_factory=list)
     set: int = 1
-    options: dict[str, int | float | bool] = field(default_factory=dict)
+    options: dict[str, int | float | bool | str] = field(default_factory=dict)
 
     def args(self) -> tuple:
         return self.x, self.modulation, self.set, self.weights, self.scales
@@ -64,7 +65,7 @@ class Call:
     def eager(self) -> Tensor:
         """The head in modules of the weights' dtype; int8 weights as float32."""
         dtype = self.weights[2].dtype if self.weights[2].dtype == BF16 else F32
-        ways, family, depth = (self.options[n] for n in ("ways", "family", "depth"))
+        ways, depth = self.options["ways"], self.options["depth"]
         matrices = list(self.weights[::2])
         for i, scale in enumerate(self.scales):
             if len(scale):
@@ -78,11 +79,11 @@ class Call:
         h = h.expand(ways, *h.shape)
         m = self.modulation[self.set].to(dtype)
         m = m.view(ways, len(m) // ways, -1).split(width[0], -1)
-        norm = F.rms_norm if family == FAMILIES.index("vibevoice") else F.layer_norm
+        norm = {"layer": F.layer_norm, "rms": F.rms_norm}[self.options["norm"]]
         for i in range(depth):
             y = norm(h, width, eps=self.options["eps"]) * m[3 * i + 1] + m[3 * i]
             y = F.linear(y, *layers[2 * i + 1])
-            if family == FAMILIES.index("vibevoice"):
+            if self.options["mlp"] == "gated":
                 gate, up = y.chunk(2, -1)
                 y = F.silu(gate) * up
             else:
@@ -107,7 +108,8 @@ def excess(found: torch.Tensor, call: Call) -> float:
 
 def head_call(
     N: int,
-    family: str = "mar",
+    norm: str = "layer",
+    mlp: str = "plain",
     width: int = 48,
     depth: int = 2,
     d: int = 16,
@@ -130,7 +132,7 @@ def head_call(
         )
 
     inner = width if inner is None else inner
-    gated = family == "vibevoice"
+    gated = mlp == "gated"
     bias = not gated if bias is None else bias
     shapes = [(width, d)]
     shapes += [((1 + gated) * inner, width), (width, inner)] * depth + [(out, width)]
@@ -147,7 +149,7 @@ def head_call(
     columns = (3 * depth + 2) * width
     x = torch.full((N, d + 3), math.nan)
     x[:, :d] = normal(N, d)
-    options = {"family": FAMILIES.index(family), "depth": depth, "eps": 1e-6, "ways": ways}
+    options = {"norm": norm, "mlp": mlp, "depth": depth, "eps": 1e-6, "ways": ways}
     return Call(
         x[:, :d],
         (normal(3, rows, columns, scale=0.5) + 0.5).to(modulation),

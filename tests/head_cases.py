@@ -5,30 +5,31 @@ from __future__ import annotations
 import torch
 from small_models import randomise
 
-from ardiff.models.head import DiffusionHead, EDMHead, Head
-from ardiff.models.pocket_head import PocketHead
-from ardiff.models.vibevoice_head import VibeVoiceHead
+from ardiff.heads.base import Head
+from ardiff.heads.edm import EDMHead
+from ardiff.heads.loading import forms
 from ardiff.run import initial_state, run
 from ardiff.solvers import solver
 from ardiff.table import StepTable
 
 CONTEXT = 24
-
-
-def head_of(kind: str, dim: int = 6, width: int = 32, depth: int = 2) -> Head | EDMHead:
-    makers = {"mar": DiffusionHead, "vibevoice": VibeVoiceHead, "pocket": PocketHead}
-    if kind == "edm":
-        return EDMHead(head_of("mar", dim, width, depth))
-    return randomise(makers[kind](dim, CONTEXT, width, depth)).eval()
-
-
-KINDS = ("mar", "vibevoice", "pocket", "edm")
+# Each form of a head, and MAR's within EDM's preconditioning: the path and the prediction.
 _PLACES = {
     "mar": ("vp-cosine", "epsilon"),
     "vibevoice": ("vp-cosine", "v_prediction"),
     "pocket": ("flow", "flow"),
+    "swiglu": ("vp-linear", "epsilon"),
     "edm": ("edm", "sample"),
 }
+KINDS = tuple(_PLACES)
+LEVELLED = tuple(kind for kind in KINDS if kind != "pocket")  # a flow map wants a row's end too
+BARE = tuple(kind for kind in LEVELLED if kind != "edm")
+
+
+def head_of(kind: str, dim: int = 6, width: int = 32, depth: int = 2) -> Head | EDMHead:
+    if kind == "edm":
+        return EDMHead(head_of("mar", dim, width, depth))
+    return randomise(forms()[kind](dim, CONTEXT, width, depth)).eval()
 
 
 def table_of(kind: str, name: str, steps: int, **options) -> StepTable:

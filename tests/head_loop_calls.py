@@ -70,13 +70,11 @@ class Loop:
         )  # fmt: skip
 
 
-def loop_call(
-    N: int, family: str = "mar", ways: int = 1, kinetic: bool = False, d: int = 6, **options: Any
-) -> Loop:
+def loop_call(N: int, ways: int = 1, kinetic: bool = False, d: int = 6, **options: Any) -> Loop:
     """Five steps: sets 0, 2, 1 and 1, and one that there is not; one row without noise, one that
     keeps the memory, with `kinetic` one that begins a stage and one of `diffusion_step`."""
     options = {"outer": F32, "width": 40, "depth": 2} | options
-    head = head_call(N, family, ways=ways, d=d, out=d, **options)
+    head = head_call(N, ways=ways, d=d, out=d, **options)
     generator = torch.Generator("cpu").manual_seed(N + 100)
 
     def normal(*shape: int) -> Tensor:
@@ -89,7 +87,7 @@ def loop_call(
         coef[0, 12] = 1.0
     coef[:, 13:] = 0.0
     coef[1, 8:11] = 0.0
-    given = {name: head.options[name] for name in ("family", "depth", "eps")}
+    given = {name: head.options[name] for name in ("norm", "mlp", "depth", "eps")}
     if ways > 1:
         given["guidance"] = 2 * normal(N)
     if ways > 2:

@@ -55,6 +55,9 @@ CASES = [
     Case(FEW, "mar-b", 16, MAR, epilogue=SILU, norm=LAYER, targets=EVERYWHERE),
     Case(FEW, "mar-b, gate", 16, MAR, epilogue=RESIDUAL, after=LAYER, targets=EVERYWHERE),
     Case(FEW, "vibevoice-1.5b", 16, VIBEVOICE, epilogue=SWIGLU, norm=RMS),
+    Case(FEW, "layer norm, gated", 16, VIBEVOICE, epilogue=SWIGLU, norm=LAYER, targets=EVERYWHERE),
+    Case(FEW, "rms norm, plain", 16, MAR, epilogue=SILU, norm=RMS, targets=EVERYWHERE),
+    Case(FEW, "rms norm, plain, gate", 16, MAR, epilogue=RESIDUAL, after=RMS),
     Case(FEW, "int8", 16, MAR, I8, SILU, LAYER, targets=EVERYWHERE),
     Case(FEW, "odd width", 16, (37, 37), BF16, RESIDUAL, after=LAYER),
     Case(FEW, "input, two conditions", 8, (1024, 16), F32, after=LAYER, copies=2),
@@ -67,6 +70,7 @@ CASES = [
     Case(MANY, "int8", 1024, MAR, I8, SILU),
     Case(MANY, "float32", 1024, MAR, F32, SILU),
     Case(NORM, "mar-b", 1024, MAR, norm=LAYER, targets=EVERYWHERE),
+    Case(NORM, "rms norm", 1024, MAR, norm=RMS),
 ]
 
 

@@ -9,7 +9,8 @@ from small_models import randomise
 
 from ardiff import batch_invariant as module
 from ardiff.batch_invariant import batch_invariant, is_batch_invariant
-from ardiff.models.head import DiffusionHead, EDMHead
+from ardiff.heads.edm import EDMHead
+from ardiff.heads.mar import DiffusionHead
 
 SIZES = [(33, 57), (64, 96), (768, 256), (20, 16)]
 

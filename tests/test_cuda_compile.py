@@ -101,7 +101,7 @@ def test_float32_moves_in_128_bits(compiled, source, body, loads, stores):
 @pytest.mark.parametrize("source", HEADS)
 def test_weights_of_a_head_are_read_in_128_bits(compiled, source):
     """Four rows of a matrix at a time, by every kernel; one kernel for each type of weights."""
-    rows = [row for row in compiled[source].rows if row["case"].startswith("head_kernel<")]
+    rows = [row for row in compiled[source].rows if row["case"].startswith("grid_phases<HeadBody<")]
     assert len(rows) == 6 and rows == compiled[source].rows
     for row in rows:
         assert row["load_128"] >= 4 and row["local_instructions"] == 0, row

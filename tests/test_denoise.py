@@ -7,9 +7,11 @@ import logging
 import pytest
 import torch
 from head_cases import (
+    BARE,
     CONTEXT,
     KEY,
     KINDS,
+    LEVELLED,
     Plain,
     guided,
     head_of,
@@ -21,16 +23,17 @@ from head_cases import (
 )
 
 import ardiff
-from ardiff import fused_head
-from ardiff.denoise import denoise_token
-from ardiff.fused_head import FusedHead, fused
-from ardiff.models.head import DiffusionHead, EDMHead
+import ardiff.heads.fused as fused_module
+from ardiff.heads.edm import EDMHead
+from ardiff.heads.fused import FusedHead, fused
+from ardiff.heads.mar import DiffusionHead
+from ardiff.heads.token import denoise_token
 from ardiff.run import initial_state, run
 from ardiff.schedule import RaggedTable
 
 
 @pytest.mark.parametrize("ways", [1, 2, 3])
-@pytest.mark.parametrize("kind", ["mar", "vibevoice", "edm"])
+@pytest.mark.parametrize("kind", LEVELLED)
 def test_a_hundred_steps_of_ddpm_are_those_of_the_plain_head(kind, ways):
     head, table, c = head_of(kind), table_of(kind, "ddpm", 100), rows(5, CONTEXT)
     options = guided(5, ways == 3) if ways > 1 else {}
@@ -96,7 +99,7 @@ def test_draw_moves_the_noise():
 WIDE = {"dim": 16, "width": 256, "depth": 3}
 
 
-@pytest.mark.parametrize("kind", ["mar", "vibevoice"])
+@pytest.mark.parametrize("kind", BARE)
 def test_bfloat16_errs_at_most_twice_as_much_as_pytorch(kind):
     head, table, c = head_of(kind, **WIDE), table_of(kind, "ddpm", 50), rows(8, CONTEXT)
     x = initial_state(table, KEY, streams(8), 16)
@@ -114,7 +117,7 @@ def test_bfloat16_errs_at_most_twice_as_much_as_pytorch(kind):
 INT8 = 0.02
 
 
-@pytest.mark.parametrize("kind", ["mar", "vibevoice"])
+@pytest.mark.parametrize("kind", BARE)
 def test_int8_errs_within_its_bound(kind):
     head, table, c = head_of(kind, **WIDE), table_of(kind, "ddpm", 50), rows(8, CONTEXT)
     x = initial_state(table, KEY, streams(8), 16)
@@ -149,14 +152,14 @@ def test_batch_invariance_to_the_bit(kind, weights):
 
 
 def test_an_unknown_head_runs_plainly_and_the_log_says_so_once(caplog):
-    fused_head._told.clear()
+    fused_module._told.clear()
     head, table, c = head_of("mar"), table_of("mar", "ddpm", 5), rows(2, CONTEXT)
     x = initial_state(table, KEY, streams(2), 6)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             found = denoise_token(Plain(head), c, table, KEY, 0, streams(2), start=x)
     assert len(caplog.records) == 1
-    assert "Plain is no ardiff.models.head.Head" in caplog.text
+    assert "Plain is no ardiff.heads.base.Head" in caplog.text
     assert torch.equal(found, plain_token(Plain(head), c, table, streams(2)))
     double = DiffusionHead(6, CONTEXT, 8, 1).double()
     assert fused(double) is double and "DiffusionHead are float64" in caplog.text
@@ -207,7 +210,7 @@ def test_a_fused_head_is_a_model_for_sample_too():
     found, stats = ardiff.sample(Shaped(), return_stats=True, **options)
     expected = ardiff.sample(lambda x, t, c: head(x.flatten(1), t, c).view_as(x), **options)
     assert stats.calls == 12 and relative_rms(found, expected) < 1e-4
-    with pytest.raises(TypeError, match="FusedHead: function is no ardiff.models.head.Head"):
+    with pytest.raises(TypeError, match="FusedHead: function is no ardiff.heads.base.Head"):
         FusedHead(plain_token)
 
 

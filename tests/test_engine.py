@@ -12,7 +12,7 @@ from small_models import small_model
 
 import ardiff
 from ardiff.engine import AREngine
-from ardiff.fused_head import FusedHead
+from ardiff.heads.fused import FusedHead
 from ardiff.models.ar_model import ARModel, ModelConfig
 
 TOLERANCE = 1e-3  # see test_engine_events.py

@@ -9,7 +9,7 @@ from test_engine import check, drain
 
 from ardiff import ar_step
 from ardiff.engine import AREngine
-from ardiff.fused_head import FusedHead
+from ardiff.heads.fused import FusedHead
 from ardiff.models.patch_model import PatchModel
 
 # Of every arity at once, streams of unequal lengths, seeds and schedules of their own.

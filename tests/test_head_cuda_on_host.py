@@ -1,5 +1,5 @@
 """The CUDA kernels of `head_step` and `head_loop` run on the host, phase by phase over all blocks
-and threads, in both orders (csrc/cuda/team.cuh): within twice the error of PyTorch's modules, and
+and threads, in both orders (csrc/cuda/phases.cuh): within twice the error of PyTorch's modules, and
 to the bit whatever the device and a patch's company. Shared and scratch memory begin as NaN."""
 
 import ctypes
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from head_calls import BF16, F32, I8, head_call
+from head_calls import BF16, F32, FORMS, I8, head_call
 from head_loop_calls import INVALID, assert_refused, errors, loop_call
 from kv_calls import same_bits
 
@@ -41,9 +41,9 @@ class Host:
         self.on(*USUAL)
 
     def on(self, blocks, memory, backwards, waits=True):
-        for library, op in zip(self.libraries, OPS, strict=True):
+        for library in self.libraries:
             arguments = ctypes.c_int(blocks), ctypes.c_int(memory), ctypes.c_bool(backwards)
-            getattr(library, f"ardiff_{op}_walk")(*arguments, ctypes.c_bool(waits))
+            library.ardiff_walk(*arguments, ctypes.c_bool(waits))
 
     def step(self, call):
         return self.ops.head_step(*call.args(), **call.options)
@@ -93,26 +93,28 @@ def excess(found, call):
 
 
 STEPS = {
-    "width 1": dict(N=3, width=1, inner=1, d=1, out=1, depth=1, family="vibevoice"),
+    "width 1": dict(N=3, width=1, inner=1, d=1, out=1, depth=1, norm="rms", mlp="gated"),
     "width 7": dict(N=12, width=7, inner=3, d=2, out=5),
     "odd": dict(N=3, width=37, inner=19, d=5, out=3, depth=1, modulation=BF16),
     "odd bfloat16": dict(N=5, width=37, inner=19, d=5, out=3, dtype=BF16),
     "odd int8": dict(N=11, width=37, inner=19, d=5, out=3, dtype=I8, outer=F32),
-    "odd vibevoice": dict(N=3, family="vibevoice", width=51, inner=29, d=9, out=7),
+    "odd gated": dict(N=3, mlp="gated", width=51, inner=29, d=9, out=7),
+    "odd rms": dict(N=3, norm="rms", width=51, inner=29, d=9, out=7),
+    "odd rms gated": dict(N=3, norm="rms", mlp="gated", width=51, inner=29, d=9, out=7),
     "int8 outside too": dict(N=3, d=16, dtype=I8),
     "bfloat16 outside too": dict(N=3, d=16, dtype=BF16, modulation=BF16),
     "several slices": dict(N=18, width=40, inner=1101, depth=1),
     "several slices bfloat16": dict(N=9, width=48, inner=1104, depth=1, dtype=BF16),
     "several slices int8": dict(N=9, width=48, inner=1104, depth=1, dtype=I8, ways=2),
     "shared": dict(N=5, ways=3, shared=True, dtype=BF16),
-    "biases in vibevoice": dict(N=4, family="vibevoice", bias=True),
-    "no bias in mar": dict(N=4, bias=False),
+    "biases of a gated MLP": dict(N=4, norm="rms", mlp="gated", bias=True),
+    "no biases of a plain MLP": dict(N=4, bias=False),
     **{
-        f"{N} of {family} {str(dtype)[6:]}": dict(
-            N=N, family=family, dtype=dtype, outer=F32, ways=ways, width=40, inner=56
+        f"{N} of {norm} {mlp} {str(dtype)[6:]}": dict(
+            N=N, norm=norm, mlp=mlp, dtype=dtype, outer=F32, ways=ways, width=40, inner=56
         )
         for N, ways in ((1, 1), (3, 2), (8, 3), (20, 1))
-        for family in ("mar", "vibevoice", "pocket")
+        for norm, mlp in FORMS
         for dtype in (F32, BF16, I8)
     },
 }
@@ -132,7 +134,7 @@ COMPANY = {
     "float32": dict(N=7, ways=2, width=40, inner=33),
     "bfloat16": dict(N=20, dtype=BF16, modulation=BF16),
     "int8": dict(N=13, ways=3, dtype=I8, width=37, inner=19),
-    "vibevoice": dict(N=9, family="vibevoice", ways=2, shared=True, width=51, inner=29),
+    "rms gated": dict(N=9, norm="rms", mlp="gated", ways=2, shared=True, width=51, inner=29),
     "several slices": dict(N=10, width=40, inner=1100, depth=1),
 }
 
@@ -157,11 +159,11 @@ LOOPS = {
     "one element": dict(N=2, d=1, ways=2),
     "several slices": dict(N=3, ways=2, d=16, width=48, inner=1104, dtype=BF16, depth=1),
     **{
-        f"{N} of {family} {str(dtype)[6:]}": dict(
-            N=N, family=family, dtype=dtype, ways=ways, kinetic=kinetic, shared=N == 3
+        f"{N} of {norm} {mlp} {str(dtype)[6:]}": dict(
+            N=N, norm=norm, mlp=mlp, dtype=dtype, ways=ways, kinetic=kinetic, shared=N == 3
         )
         for N, ways, kinetic in ((1, 1, True), (3, 2, False), (8, 3, True), (20, 1, False))
-        for family in ("mar", "vibevoice", "pocket")
+        for norm, mlp in FORMS
         for dtype in (F32, BF16, I8)
     },
 }

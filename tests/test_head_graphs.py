@@ -5,12 +5,12 @@ from __future__ import annotations
 import graph_on_cpu
 import pytest
 import torch
-from head_cases import CONTEXT, KEY, guided, head_of, relative_rms, rows, streams, table_of
+from head_cases import CONTEXT, KEY, KINDS, guided, head_of, relative_rms, rows, streams, table_of
 
 from ardiff import graphs
-from ardiff.denoise import denoise_token
-from ardiff.fused_head import FusedHead
-from ardiff.hoisting import Modulations
+from ardiff.heads.fused import FusedHead
+from ardiff.heads.hoisting import Modulations
+from ardiff.heads.token import denoise_token
 from ardiff.schedule import RaggedTable
 
 
@@ -24,8 +24,8 @@ def recordings(monkeypatch):
         return graph_on_cpu.record(function)
 
     monkeypatch.setattr(graphs, "record", record)
-    monkeypatch.setattr("ardiff.hoisting.capturing", graph_on_cpu.capturing)
-    monkeypatch.setattr("ardiff.denoise.check_graph", lambda *_: None)
+    monkeypatch.setattr("ardiff.heads.hoisting.capturing", graph_on_cpu.capturing)
+    monkeypatch.setattr("ardiff.heads.token.check_graph", lambda *_: None)
     graphs.clear_graphs()
     yield made
     graphs.clear_graphs()
@@ -47,7 +47,7 @@ def both(head, table, c, **options):
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["mar", "vibevoice", "pocket", "edm"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_replay_is_the_loop(recordings, kind, weights):
     """With other contexts, streams, draws, starts, temperatures and guidance, to the bit."""
     head = head_of(kind)
@@ -67,9 +67,9 @@ def test_a_replay_is_the_loop(recordings, kind, weights):
 def test_stages_share_their_modulations_in_a_recording_too(recordings, monkeypatch, budget):
     """One recording serves tables of other levels, if the same ones are equal."""
     made, head, c = [], head_of("mar"), rows(3, CONTEXT)
-    fill = Modulations._fill
+    fill = Modulations._make
     monkeypatch.setattr(
-        Modulations, "_fill", lambda self, first: made.append(self.sets) or fill(self, first)
+        Modulations, "_make", lambda self, first: made.append(self.sets) or fill(self, first)
     )
     for ratio_min in (0.05, 0.1):
         table = table_of("mar", "rtk-uld", 24, ratio_min=ratio_min)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from head_calls import BF16, F32, I8, excess, head_call
+from head_calls import BF16, F32, FORMS, I8, excess, head_call
 from kv_calls import same_bits
 
 pytest.importorskip("triton")
@@ -18,7 +18,6 @@ from ardiff_kernels.ops.head_step import triton as host  # noqa: E402
 pytestmark = pytest.mark.skipif(
     bool(_backends.unusable("head_step", "triton", "cpu")), reason="triton is not interpreted"
 )
-FAMILIES = ("mar", "vibevoice", "pocket")
 SMALL = dict(depth=1, d=5, out=33)
 
 
@@ -30,13 +29,13 @@ def on_triton():
 
 @pytest.mark.parametrize("N", [1, 3, 20])
 @pytest.mark.parametrize("dtype", [F32, BF16, I8], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_error_is_within_twice_that_of_pytorch(family, dtype, N):
+@pytest.mark.parametrize("form", FORMS, ids="-".join)
+def test_error_is_within_twice_that_of_pytorch(form, dtype, N):
     """Odd widths for some, and each number of conditions."""
-    i = FAMILIES.index(family) + [F32, BF16, I8].index(dtype) + N
+    i = FORMS.index(form) + [F32, BF16, I8].index(dtype) + N
     width, inner = ((48, 64), (37, 29), (51, 19))[i % 3]
     call = head_call(
-        N, family, width, inner=inner, dtype=dtype, ways=1 + i % 3, shared=N == 3,
+        N, *form, width, inner=inner, dtype=dtype, ways=1 + i % 3, shared=N == 3,
         modulation=BF16 if dtype == BF16 else F32, **SMALL,
     )  # fmt: skip
     assert excess(call.run(), call) <= 1
@@ -46,7 +45,7 @@ def test_error_is_within_twice_that_of_pytorch(family, dtype, N):
 def test_rows_of_several_steps(case):
     """Columns past those that a program takes at a time, and a rest."""
     dtype, N = case
-    call = head_call(N, "vibevoice", 300, inner=270, dtype=dtype, depth=1)
+    call = head_call(N, "rms", "gated", 300, inner=270, dtype=dtype, depth=1)
     assert excess(call.run(), call) <= 1
 
 
@@ -58,11 +57,13 @@ def test_a_row_far_from_zero(N):
     assert excess(call.run(), call) <= 1
 
 
-@pytest.mark.parametrize("kind", [(F32, "mar"), (BF16, "vibevoice"), (I8, "pocket")], ids=str)
+@pytest.mark.parametrize(
+    "kind", [(F32, *FORMS[2]), (BF16, *FORMS[1]), (I8, *FORMS[0]), (BF16, *FORMS[3])], ids=str
+)
 def test_a_patch_has_the_same_bits_in_any_company(kind):
     """Alone, of 20, in another order, and one condition at a time."""
-    dtype, family = kind
-    call = head_call(20, family, 40, inner=37, dtype=dtype, ways=2, **SMALL)
+    dtype, *form = kind
+    call = head_call(20, *form, 40, inner=37, dtype=dtype, ways=2, **SMALL)
     together = call.run(batch_invariant=True)
     assert excess(together, call) <= 1
     assert same_bits(call.rows([19]).run(batch_invariant=True), together[:, [19]])

@@ -7,11 +7,11 @@ import torch
 from head_cases import CONTEXT, KINDS, head_of, rows
 from small_models import randomise
 
+from ardiff.heads.loading import forms, load_head
+from ardiff.heads.mar import DiffusionHead
+from ardiff.heads.pocket import PocketHead
+from ardiff.heads.vibevoice import VibeVoiceHead
 from ardiff.models.checkpoint import CheckpointError
-from ardiff.models.head import DiffusionHead
-from ardiff.models.head_loading import load_head
-from ardiff.models.pocket_head import PocketHead
-from ardiff.models.vibevoice_head import VibeVoiceHead
 
 LEVELS = torch.tensor([999.0, 400.5, 20.0, 0.0])
 
@@ -85,7 +85,7 @@ def test_a_flow_map_wants_levels_that_change():
         PocketHead(4, 4, 8, 1, times=1)
 
 
-@pytest.mark.parametrize("kind", ["mar", "vibevoice", "pocket"])
+@pytest.mark.parametrize("kind", forms())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_heads_load_from_whole_checkpoints(kind, dtype):
     head = head_of(kind).to(dtype)
@@ -102,6 +102,15 @@ def test_a_mar_checkpoint_with_learned_variance():
     head = randomise(DiffusionHead(6, CONTEXT, 16, 2, out=12))
     found = load_head({f"net.{name}": value for name, value in head.state_dict().items()}, "net.")
     assert found(rows(2, 6), LEVELS[:1], rows(2, CONTEXT)).shape == (2, 12)
+
+
+def test_every_form_is_tested_and_told_from_the_others():
+    """The mark of a form is in no other's checkpoints."""
+    assert {*forms(), "edm"} == set(KINDS)
+    for kind, form in forms().items():
+        names = head_of(kind).state_dict()
+        assert [other for other in forms() if forms()[other].marks.own in names] == [kind]
+        assert form.marks.input in names
 
 
 def test_wrong_checkpoints_are_named():

@@ -7,6 +7,7 @@ import torch
 from head_cases import (
     CONTEXT,
     KEY,
+    LEVELLED,
     Plain,
     guided,
     head_of,
@@ -18,9 +19,9 @@ from head_cases import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ardiff.denoise import denoise_token
-from ardiff.head_weights import pack, quantize
-from ardiff.hoisting import Modulations
+from ardiff.heads.hoisting import Modulations
+from ardiff.heads.packing import pack, quantize
+from ardiff.heads.token import denoise_token
 
 
 def test_int8_rows_and_their_scales():
@@ -64,10 +65,10 @@ class Count(TorchDispatchMode):
 
 @pytest.mark.parametrize("solver", ["ddpm", "rtk-uld"])
 @pytest.mark.parametrize("ways", [1, 2])
-@pytest.mark.parametrize("kind", ["mar", "vibevoice", "edm"])
+@pytest.mark.parametrize("kind", LEVELLED)
 def test_at_most_four_ops_a_step(kind, ways, solver, monkeypatch):
     """The difference of a long and a short run, both within one run of modulations."""
-    monkeypatch.setattr("ardiff.hoisting._FEW", 0)  # else head_step computes those too
+    monkeypatch.setattr("ardiff.heads.hoisting._FEW", 0)  # else head_step computes those too
     head, c = head_of(kind), rows(2, CONTEXT)
     options = guided(2) if ways == 2 else {}
     counts = []
@@ -127,9 +128,9 @@ def test_many_rows_go_through_pytorch(monkeypatch):
     """The same outputs on both sides of the measured number of rows."""
     head, c, table = head_of("mar"), rows(5, CONTEXT), table_of("mar", "ddpm", 6)
     expected = denoise_token(head, c, table, KEY, 0, streams(5), **guided(5))
-    monkeypatch.setattr("ardiff.fused_head._PLAIN_FROM", {torch.float32: 10})
-    monkeypatch.setattr("ardiff.hoisting._FEW", 0)
-    monkeypatch.setattr("ardiff.hoisting._SEPARATE", 5)
+    monkeypatch.setattr("ardiff.heads.fused._PLAIN_FROM", {torch.float32: 10})
+    monkeypatch.setattr("ardiff.heads.hoisting._FEW", 0)
+    monkeypatch.setattr("ardiff.heads.hoisting._SEPARATE", 5)
     with Count() as count:
         found = denoise_token(head, c, table, KEY, 0, streams(5), **guided(5))
     assert not any("head_step" in name for name in count.ops)

@@ -4,6 +4,7 @@ times: with threads walked forwards, backwards in small launches, and with fault
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -57,6 +58,19 @@ FAULTS = {
 REPLACED = {"forwards": {}, "backwards": SMALL_LAUNCHES, "faulty": FAULTS}
 
 
+class Walked:
+    """The ops of a build, `ardiff_kv_<name>`, in the order of threads that its name says."""
+
+    def __init__(self, name: str, library: str) -> None:
+        self.backwards = name == "backwards"
+        self.ops, self.library = getattr(torch.ops, f"ardiff_kv_{name}"), ctypes.CDLL(library)
+
+    def __getattr__(self, op: str):
+        # Libraries of one process may share the state, so that each call sets it.
+        self.library.ardiff_walk(1, 0, ctypes.c_bool(self.backwards), ctypes.c_bool(True))
+        return getattr(self.ops, op)
+
+
 def build(cxx: str, name: str, folder: Path) -> str:
     """A library with the ops under a namespace of their own, `ardiff_kv_<name>`."""
     sources = Path(shutil.copytree(ROOT / "csrc", folder / name))
@@ -65,7 +79,6 @@ def build(cxx: str, name: str, folder: Path) -> str:
         assert path.read_text().count(text) == 1
         path.write_text(path.read_text().replace(text, other))
     command = [cxx, *FLAGS, f"-DARDIFF_CUDA_NAMESPACE=ardiff_kv_{name}", "-shared"]
-    command += ["-DARDIFF_WALK_BACKWARDS"] * (name == "backwards")
     command += ["-isystem", str(TORCH / "include"), "-x", "c++"]
     both = sources / "both.cpp"  # torch's headers are read once
     both.write_text(
@@ -94,7 +107,7 @@ def libraries(tmp_path_factory) -> Iterator[dict]:
             definitions.define(schema.removeprefix("ardiff::"))
         torch.ops.load_library(library)
         kept.append(definitions)
-        found[name] = getattr(torch.ops, f"ardiff_kv_{name}")
+        found[name] = Walked(name, library)
     yield found
     for definitions in kept:
         definitions._destroy()

@@ -10,9 +10,10 @@ from head_cases import CONTEXT, Plain, relative_rms, rows
 from small_models import randomise
 
 import ardiff
-from ardiff import graphs, token_loop
-from ardiff.denoise import denoise_token
-from ardiff.models.head import DiffusionHead
+from ardiff import graphs
+from ardiff.heads import token
+from ardiff.heads.mar import DiffusionHead
+from ardiff.heads.token import denoise_token
 from ardiff.run import initial_state, run
 from ardiff.schedule import RaggedTable
 from ardiff.table import COLUMNS, StepTable
@@ -103,9 +104,9 @@ def test_a_model_without_a_variance_has_that_of_the_table():
 def test_a_fused_head_with_a_learned_variance(ways, monkeypatch):
     """As on a GPU too, where `head_loop` must leave such tables alone."""
     monkeypatch.setattr(
-        token_loop,
+        token,
         "unsuitable",
-        lambda table, schedule, *_: token_loop.unsuitable_table(table, schedule),
+        lambda table, schedule, *_: token.unsuitable_table(table, schedule),
     )
     head = randomise(DiffusionHead(D, CONTEXT, 32, 2, out=2 * D)).eval()
     table, c, options = learned(40), rows(B, CONTEXT), {}

@@ -8,9 +8,11 @@ import pytest
 import torch
 from small_models import SMALL, randomise
 
+from ardiff.heads.base import sinusoidal_embedding
+from ardiff.heads.edm import EDMHead
+from ardiff.heads.mar import DiffusionHead
 from ardiff.models.ar_model import ARModel, ModelConfig
 from ardiff.models.context import ContextEncoder
-from ardiff.models.head import DiffusionHead, EDMHead, sinusoidal_embedding
 from ardiff.models.patchify import patchify, unpatchify
 
 
@@ -132,7 +134,7 @@ def test_hoist_in_runs_of_rows_gives_the_same(monkeypatch):
     head = randomise(DiffusionHead(12, 24, 32, 2))
     levels, c, x = torch.linspace(900, 0, 10), torch.randn(4, 24), torch.randn(10, 4, 12)
     whole = head.hoist(levels, c)
-    monkeypatch.setattr("ardiff.models.head._HOIST_BYTES", 3 * 4 * 8 * 32 * 4)
+    monkeypatch.setattr("ardiff.heads.hoisting._OWN_BUDGET", 3 * 4 * 8 * 32 * 4)
     runs = head.hoist(levels, c)
     for row in (*range(10), 2):
         torch.testing.assert_close(runs(row, x[row]), whole(row, x[row]), atol=1e-6, rtol=1e-6)

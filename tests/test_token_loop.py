@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from head_cases import CONTEXT, KEY, guided, head_of, rows, streams, table_of
+from head_cases import BARE, CONTEXT, KEY, guided, head_of, rows, streams, table_of
 
-from ardiff import token_loop
-from ardiff.denoise import denoise_token
-from ardiff.hoisting import numbers
+from ardiff.heads import token
+from ardiff.heads.hoisting import numbers
+from ardiff.heads.token import denoise_token
 from ardiff.run import make_schedule
 from ardiff.schedule import RaggedTable
 
@@ -29,16 +29,16 @@ def anywhere(monkeypatch):
     reasons = []
 
     def unsuitable(table, schedule, x, ways):
-        reasons.append(token_loop.unsuitable_table(table, schedule))
+        reasons.append(token.unsuitable_table(table, schedule))
         return reasons[-1]
 
-    monkeypatch.setattr(token_loop, "unsuitable", unsuitable)
+    monkeypatch.setattr(token, "unsuitable", unsuitable)
     return reasons
 
 
 @pytest.mark.parametrize("ways", [1, 2, 3])
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("kind", ["mar", "vibevoice"])
+@pytest.mark.parametrize("kind", BARE)
 def test_the_bits_of_the_loop_over_rows(anywhere, kind, solver, ways, monkeypatch):
     """With all sets held at once, and few at a time."""
     head, table, c = head_of(kind), table_of(kind, solver, SOLVERS[solver]), rows(5, CONTEXT)
@@ -83,13 +83,13 @@ def test_tables_that_it_cannot_run_are_run_row_by_row(anywhere, solver, monkeypa
 def test_tables_of_its_own_for_each_token():
     table = RaggedTable([table_of("mar", "ddpm", n) for n in (3, 4)], [0, 1])
     schedule = make_schedule(table, rows(2, 6))
-    assert token_loop.unsuitable_table(table, schedule) == "samples have tables of their own"
+    assert token.unsuitable_table(table, schedule) == "samples have tables of their own"
 
 
 def test_a_cpu_keeps_the_loop_over_rows():
     table = table_of("mar", "ddpm", 3)
     x = rows(2, 6)
-    reason = token_loop.unsuitable(table, make_schedule(table, x), x, 1)
+    reason = token.unsuitable(table, make_schedule(table, x), x, 1)
     assert reason == "head_loop gains nothing where steps are no launches"
 
 

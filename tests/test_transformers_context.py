@@ -12,8 +12,8 @@ from small_models import randomise
 
 import ardiff
 from ardiff.engine import AREngine
+from ardiff.heads.mar import DiffusionHead
 from ardiff.models.checkpoint import CheckpointError
-from ardiff.models.head import DiffusionHead
 from ardiff.models.patch_model import PatchModel
 from ardiff.models.qwen2 import encoder_config, load_layers
 from ardiff.models.transformers_context import StockContext, encoder_of

@@ -42,10 +42,6 @@ ARDIFF_HD float unrounded_code(float x, float scale, float largest) {
   return scale > 0.0f ? clamp(x / scale, -largest, largest) : 0.0f;
 }
 
-struct Int8 {
-  static constexpr float kLargest = 127.0f;
-  int8_t bits;
-};
 /// float8_e4m3fn: 4 bits of exponent with bias 7, 3 of mantissa, no infinity.
 struct Float8 {
   static constexpr float kLargest = 448.0f;
@@ -65,7 +61,6 @@ ARDIFF_HD void to_code(float x, Float8& code) {
   code.bits = static_cast<uint8_t>(sign | (magnitude >= 0x3c800000u ? normal : subnormal));
 }
 
-ARDIFF_HD float to_float(Int8 x) { return static_cast<float>(x.bits); }
 /// Exact, and NaN codes give NaN.
 ARDIFF_HD float to_float(Float8 x) {
   const uint32_t magnitude = x.bits & 0x7fu;

@@ -1,4 +1,4 @@
-// bfloat16 and float16 as bits, to and from float.
+// bfloat16, float16 and int8 as bits, to and from float.
 #pragma once
 
 #include "lane.h"
@@ -11,9 +11,15 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
+/// A code, of which a scale makes a number.
+struct Int8 {
+  static constexpr float kLargest = 127.0f;
+  int8_t bits;
+};
 
 ARDIFF_HD float to_float(float x) { return x; }
 ARDIFF_HD float to_float(BFloat16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
+ARDIFF_HD float to_float(Int8 x) { return static_cast<float>(x.bits); }
 
 /// Exact, subnormals and infinities included.
 ARDIFF_HD float to_float(Float16 x) {

@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from .fused_head import fused
+from .heads.fused import fused
 from .models.kv_cache import KVCache
 from .models.patch_model import PatchModel
 from .requests import Request
@@ -82,14 +82,13 @@ class PatchSolver:
     Args:
         model: whose denoiser is called.
         name, options: a name of `ardiff.solvers` and its options.
-        weights: see `ardiff.fused_head.FusedHead`.
+        weights: see `ardiff.heads.fused.FusedHead`.
     """
 
     def __init__(
         self, model: PatchModel, name: str, options: dict, weights: str = "float32"
     ) -> None:
-        self.model, self.weights = model, weights
-        fused(model.denoiser, weights)
+        self.model, self._denoiser = model, fused(model.denoiser, weights)
         own = {"name": name, "path": model.path, "prediction": model.prediction}
         self._choices = {**own, **model.grid, **options}
         if "dim" in solver_options(name):
@@ -133,7 +132,7 @@ class PatchSolver:
         table, schedule = self._schedule([request.steps for request, _, _ in slots], context)
         x = initial_state(table, keys, stream, model.patch_dim)
         x = run(
-            schedule, fused(model.denoiser, self.weights), x, key=keys, stream=stream,
+            schedule, self._denoiser, x, key=keys, stream=stream,
             condition=context, **modifiers,
         )  # fmt: skip
         return model.clip(x, torch.tensor([place for _, _, place in slots], device=device))

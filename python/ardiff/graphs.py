@@ -3,8 +3,8 @@
 A capture fixes the ops, the model's kernels and the addresses of all tensors. What differs between
 calls lies in buffers that are filled before a replay: initial state, key, streams, conditions,
 guidance, temperature, and the tables' coefficients, levels and rows. So a replay repeats noise only
-if its key and streams do. The packed weights of diffusion heads are brought up to date before each
-replay.
+if its key and streams do. What else a model prepares for replays, such as the packed weights of a
+diffusion head, it brings up to date before each.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ import ardiff_kernels
 
 from .batch_invariant import is_batch_invariant
 from .callables import CountedModel, shaped_energy
-from .head_weights import still, watch
-from .rehearsal import rehearsal
+from .rehearsal import rehearsal, watch
 from .run import Decision, make_schedule, run
 from .schedule import RaggedTable
 from .table import StepTable
@@ -81,7 +80,7 @@ def record(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
 
 
 class _Captured:
-    """A recorded run, the buffers it reads and, so that they live as long, packed weights.
+    """A recorded run, the buffers it reads and checks of what else it reads.
 
     Levels that repeat do so at every replay if `steady`.
     """
@@ -96,7 +95,7 @@ class _Captured:
         torch.set_autocast_cache_enabled(False)  # a cached cast of a weight dies before a replay
         shared = rehearsal() if steady else contextlib.nullcontext()
         try:
-            with watch() as self._packs, shared:
+            with watch() as self._checks, shared:
                 self._replay, self._result = record(lambda: function(inputs))
         except torch.OutOfMemoryError:
             raise
@@ -109,8 +108,8 @@ class _Captured:
             torch.set_autocast_cache_enabled(caching)
 
     def current(self) -> bool:
-        """Whether a replay reads the weights as they are now, which it brings up to date."""
-        return still(self._packs)
+        """Whether a replay reads what models prepared as it is now; they bring it up to date."""
+        return all(still() for still in self._checks.values())
 
     def _fill(self, leaves: list) -> None:
         for buffer, leaf in zip(self.buffers, leaves, strict=True):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import ardiff_kernels
-from ardiff.fused_head import fused
 from ardiff.guidance import guidance_weights
+from ardiff.heads.fused import fused
 from ardiff.models.ar_model import ARModel
 from ardiff.models.checkpoint import load_model as load
 from ardiff.own_model import OwnModel
@@ -125,7 +125,7 @@ class ARSampler:
         self.guidance2 = self._weights("guidance2", guidance2, guidance_schedule)
         self._check_uncond2()
         self.batch, self.backend, self.weights = batch, backend, weights
-        fused(model.denoiser, weights)
+        self._denoiser = fused(model.denoiser, weights)
         if "dim" in solver_options(solver):
             options.setdefault("dim", config.patch_dim)
         each = list(steps) if isinstance(steps, (list, tuple)) else [steps] * config.patches
@@ -227,7 +227,6 @@ class ARSampler:
     ) -> Iterator[StreamedPatch]:
         model, device = self.model, self.model.mean.device
         cache = model.context.new_cache(len(ids))
-        denoiser = fused(model.denoiser, self.weights)
         patch = None
         for k in range(model.config.patches):
             context = model.context.step(patch, cache)
@@ -237,7 +236,7 @@ class ARSampler:
                 x = initial_state(table, key, stream, model.config.patch_dim)
                 x = run(
                     table,
-                    denoiser,
+                    self._denoiser,
                     x,
                     key=key,
                     stream=stream,

@@ -12,7 +12,7 @@ using ardiff::WeightType;
 
 struct HeadCase {
   int64_t N, ways, d, width, inner, out, depth;
-  bool gated, shared, half;  // half: bfloat16 modulations
+  bool rms_norm, gated, shared, half;  // half: bfloat16 modulations
 };
 
 /// One call's tensors, each a heap block of exactly its bytes.
@@ -34,7 +34,8 @@ class HeadTensorsOf {
     a.R = c_.ways * c_.N;
     a.width = c_.width;
     a.depth = c_.depth;
-    a.rms_norm = a.gated = c_.gated;
+    a.rms_norm = c_.rms_norm;
+    a.gated = c_.gated;
     a.eps = 1e-6f;
     a.matrix = matrices_.data();
     a.modulation_rows = c_.shared ? a.ways : a.R;
@@ -80,14 +81,14 @@ class HeadTensorsOf {
 
 inline std::vector<HeadCase> head_cases() {
   std::vector<HeadCase> found{
-      {2, 2, 5, 160, 120, 7, 2, false, false, false},
-      {11, 1, 16, 67, 61, 33, 2, true, true, true},
+      {2, 2, 5, 160, 120, 7, 2, false, false, false, false},
+      {11, 1, 16, 67, 61, 33, 2, true, true, true, true},
   };
 #ifndef __SANITIZE_THREAD__
-  found.push_back({1, 1, 1, 1, 1, 1, 1, true, false, false});
-  found.push_back({1, 1, 3, 130, 131, 2, 1, false, false, true});
-  found.push_back({70, 1, 3, 19, 523, 5, 1, false, true, false});
-  found.push_back({5, 3, 9, 24, 16, 16, 2, true, false, true});
+  found.push_back({1, 1, 1, 1, 1, 1, 1, true, true, false, false});
+  found.push_back({1, 1, 3, 130, 131, 2, 1, false, false, false, true});
+  found.push_back({70, 1, 3, 19, 523, 5, 1, true, false, true, false});
+  found.push_back({5, 3, 9, 24, 16, 16, 2, false, true, false, true});
 #endif
   return found;
 }

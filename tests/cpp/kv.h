@@ -28,17 +28,13 @@ class KvTensorsOf {
 
   void fill(ardiff::KvArgs& a) {
     const int64_t blocks = c_.rows * c_.M, vectors = blocks * c_.heads * c_.S;
-    a.T = c_.T;
     a.cache = {bytes(vectors * c_.D * size_of(c_.type)),
                bytes(vectors * c_.D * size_of(c_.type)),
                nullptr,
                nullptr,
-               c_.type,
                c_.heads,
-               c_.S,
-               c_.D,
-               nullptr,
-               c_.M};
+               static_cast<int>(c_.D),
+               c_.type};
     if (size_of(c_.type) == 1) {
       a.cache.k_scale = floats(vectors);
       a.cache.v_scale = floats(vectors);
@@ -53,23 +49,21 @@ class KvTensorsOf {
       const int64_t room = c_.S * c_.M - count[b];
       length[b] = static_cast<int32_t>(b ? room * b / (2 * c_.rows) : room);
     }
-    if (c_.paged) a.cache.block_table = table;
-    a.length = length;
-    a.count = count;
-    a.head = {floats(c_.D),
-              floats(c_.S * c_.M * c_.D / 2),
-              floats(c_.S * c_.M * c_.D / 2),
-              1e-6f,
-              c_.D / 2,
-              nullptr};
+    a.rows = {length, count,      c_.paged ? table : nullptr, nullptr, c_.T, blocks, c_.S,
+              c_.M,   c_.S * c_.M};
+    a.head = {floats(c_.D), floats(c_.S * c_.M * c_.D / 2), floats(c_.S * c_.M * c_.D / 2), 1e-6f,
+              static_cast<int>(c_.D / 2)};
   }
 
   ardiff::KvTokens tokens(int64_t heads, bool half) {
     const int64_t n = c_.rows * c_.T * heads * c_.D;
-    const Type type = half ? Type::bfloat16 : Type::float32;
     const int64_t strides[] = {c_.T * heads * c_.D, heads * c_.D, c_.D};
-    return {half ? static_cast<void*>(bytes(2 * n)) : floats(n), strides[0], strides[1], strides[2],
-            type};
+    return {half ? static_cast<void*>(bytes(2 * n)) : floats(n),
+            strides[0],
+            strides[1],
+            strides[2],
+            half,
+            false};
   }
 
   /// Bytes of small finite values in every type of cache.

@@ -11,15 +11,15 @@ from head_loop_calls import errors, loop_call
 from kv_calls import same_bits
 
 import ardiff_kernels
-from ardiff import token_loop
-from ardiff.denoise import denoise_token
+from ardiff.heads import token
+from ardiff.heads.token import denoise_token
 
 from . import calls
 
 WIDE = {
     "mar": dict(width=1024, depth=6, d=16, out=16, modulation=BF16),
-    "vibevoice": dict(width=1536, inner=4608, depth=4, d=64, out=64, family="vibevoice"),
-    "pocket": dict(width=512, depth=6, d=32, out=32, family="pocket"),
+    "vibevoice": dict(width=1536, inner=4608, depth=4, d=64, out=64, norm="rms", mlp="gated"),
+    "pocket": dict(width=512, depth=6, d=32, out=32),
 }
 
 
@@ -92,8 +92,8 @@ def test_a_token_in_one_launch_is_that_of_the_loop_over_rows(solver, weights, mo
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         found = denoise_token(*arguments, **options)
         torch.cuda.synchronize()
-    launches = [e for e in profile.events() if "head_kernel" in e.name]
+    launches = [e for e in profile.events() if "grid_phases" in e.name]
     assert len(launches) == 1
-    monkeypatch.setattr(token_loop, "unsuitable", lambda *args: "told so")
+    monkeypatch.setattr(token, "unsuitable", lambda *args: "told so")
     expected = denoise_token(*arguments, **options)
     assert ((found - expected).norm() / expected.norm()).item() <= 1e-4

@@ -6,20 +6,20 @@ from __future__ import annotations
 import pytest
 import torch
 from head_calls import BF16, F32, I8, excess, head_call
-from head_cases import CONTEXT, KEY, head_of, rows, table_of
+from head_cases import CONTEXT, KEY, KINDS, head_of, rows, table_of
 from kv_calls import same_bits
 
 import ardiff_kernels
 from ardiff import graphs
-from ardiff.denoise import denoise_token
+from ardiff.heads.token import denoise_token
 
 from . import calls
 
 SHAPES = {
     "mar-b": dict(width=1024, depth=6, d=16, out=16),
     "mar-h": dict(width=1536, depth=12, d=16, out=16),
-    "vibevoice-1.5b": dict(family="vibevoice", width=1536, inner=4608, depth=4, d=64, out=64),
-    "pocket-tts": dict(family="pocket", width=512, depth=6, d=32, out=32),
+    "vibevoice-1.5b": dict(norm="rms", mlp="gated", width=1536, inner=4608, depth=4, d=64, out=64),
+    "pocket-tts": dict(width=512, depth=6, d=32, out=32),
 }
 ROWS = ((1, 1), (4, 3), (16, 1), (16, 2), (64, 1), (512, 2))
 
@@ -56,7 +56,7 @@ def test_company_gives_the_same_bits(name, dtype, backend):
 
 @pytest.mark.parametrize("backend", calls.BACKENDS)
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("kind", ["mar", "vibevoice", "pocket", "edm"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_token_is_one_graph(kind, weights, backend):
     """Other contexts, streams and guidance through one capture, which reads the weights of now."""
     calls.require("head_step", backend)

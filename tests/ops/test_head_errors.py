@@ -28,7 +28,13 @@ def call(weight=None, scales=(), **new):
         for i, t in (weight or {}).items():
             weights[i] = t() if callable(t) else t.to(device)
         given = {"x": zeros(3, 5), "modulation": zeros(2, 6, 40), "set": 1, "weights": weights}
-        given |= {"scales": [t.to(device) for t in scales], "family": 0, "depth": 1, "eps": 1e-6}
+        given |= {
+            "scales": [t.to(device) for t in scales],
+            "norm": "layer",
+            "mlp": "plain",
+            "depth": 1,
+            "eps": 1e-6,
+        }
         given |= {"ways": 2} | {k: v() if callable(v) else v for k, v in new.items()}
         made = {
             k: v.to(device) if torch.is_tensor(v) and not v.is_meta else v for k, v in given.items()
@@ -45,7 +51,8 @@ INVALID = {
     "dimensions": (call(x=zeros(5)), "x must be [N, d], got 1 dimensions"),
     "dtype": (call(x=zeros(3, 5, dtype=F64)), "x must be float32, got float64"),
     "no element": (call(x=zeros(3, 0)), "x must have at least 1 element a row, got [3, 0]"),
-    "family": (call(family=3), "family must be 0 (mar), 1 (vibevoice) or 2 (pocket), got 3"),
+    "norm": (call(norm="batch"), "norm must be layer or rms, got batch"),
+    "mlp": (call(mlp="swiglu"), "mlp must be plain or gated, got swiglu"),
     "depth": (call(depth=0), "depth must be at least 1, got 0"),
     "ways": (call(ways=4), "ways must be 1, 2 or 3, got 4"),
     "eps": (call(eps=-1.0), "eps must be at least 0, got -1.0"),
@@ -82,11 +89,11 @@ INVALID = {
         "weights[3] must be a contiguous float32 [8], or [0] for none, got bfloat16 [8]",
     ),
     "gate and up": (
-        call({2: zeros(7, 8), 3: zeros(7)}, family=1),
+        call({2: zeros(7, 8), 3: zeros(7)}, mlp="gated"),
         "weights[2] must hold gate and up, an even number of rows, got [7, 8]",
     ),
     "outer shape": (
-        call(family=1),
+        call(mlp="gated"),
         "weights[4] must be a contiguous float32 [8, 4], got float32 [8, 8]",
     ),
     "outer dtype": (
@@ -177,19 +184,11 @@ def test_mixed_devices():
         call({3: lambda: zeros(8).to("meta")})()
 
 
-def test_a_family_by_name():
-    weights = [zeros(*shape) for shape in SHAPES]
-    args = (zeros(3, 5), zeros(1, 1, 40), 0, weights)
-    assert ops.head_step(*args, family="pocket", depth=1, eps=0.0).shape == (1, 3, 4)
-    with pytest.raises(ValueError, match="unknown family 'mer': expected mar, vibevoice or pocket"):
-        ops.head_step(*args, family="mer", depth=1, eps=0.0)
-
-
 def test_weights_that_require_grad_are_refused(serving):
     weights = [zeros(*shape) for shape in SHAPES]
     weights[2].requires_grad_()
     args = (zeros(3, 5), zeros(1, 1, 40), 0, weights)
-    options = {"family": "mar", "depth": 1, "eps": 0.0}
+    options = {"depth": 1, "eps": 0.0}
     with pytest.raises(
         RuntimeError, match="^head_step: weights requires grad but this op has no gr"
     ):

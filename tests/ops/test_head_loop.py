@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from head_calls import BF16, F32, I8
+from head_calls import BF16, F32, FORMS, I8
 from head_loop_calls import INVALID, assert_refused, errors, loop_call
 from kv_calls import INTERPRETED, same_bits
 
@@ -22,8 +22,10 @@ CASES = {
     "three ways": dict(N=5, ways=3, kinetic=True, d=5),
     "shared": dict(N=4, ways=2, shared=True),
     **{
-        f"{family} {str(dtype)[6:]}": dict(N=N, family=family, dtype=dtype, ways=2, kinetic=True)
-        for N, family in ((1, "mar"), (8, "vibevoice"), (20, "pocket"))
+        f"{norm} {mlp} {str(dtype)[6:]}": dict(
+            N=N, norm=norm, mlp=mlp, dtype=dtype, ways=2, kinetic=True
+        )
+        for N, (norm, mlp) in zip((1, 8, 20, 3), FORMS, strict=True)
         for dtype in (F32, BF16, I8)
     },
     **SMALL,
@@ -48,7 +50,7 @@ def steps(call, evaluate=by_op):
     x, memory, modulation, sets, *_, coef, draw, key, stream = call.args()
     x, memory = x.clone(), memory.clone()
     given = dict(call.options)
-    for name in ("family", "depth", "eps"):
+    for name in ("norm", "mlp", "depth", "eps"):
         del given[name]
     v, kinds = given.pop("v", None), given.pop("op", [0] * len(sets))
     v = v if v is None else v.clone()

@@ -9,41 +9,48 @@ from dataclasses import replace
 
 import pytest
 import torch
-from head_calls import BF16, F32, I8, error, excess, head_call
+from head_calls import BF16, F32, FORMS, I8, error, excess, head_call
 from kv_calls import INTERPRETED, same_bits
 
 from ardiff_kernels import _backends, testing
 
 # Few programs each, for the interpreter.
 SMALL = {
-    "mar": dict(N=3, ways=2),
-    "vibevoice bfloat16": dict(N=2, family="vibevoice", dtype=BF16, outer=F32, inner=40),
-    "pocket int8": dict(N=3, family="pocket", dtype=I8, shared=True, ways=2),
+    "layer plain": dict(N=3, ways=2),
+    "layer plain int8": dict(N=3, dtype=I8, shared=True, ways=2),
+    "layer gated": dict(N=3, mlp="gated", ways=2, inner=40),
+    "rms plain bfloat16": dict(N=3, norm="rms", dtype=BF16, outer=F32),
+    "rms gated bfloat16": dict(N=2, norm="rms", mlp="gated", dtype=BF16, outer=F32, inner=40),
     "odd": dict(N=3, width=37, inner=19, d=5, out=3, depth=1, modulation=BF16),
 }
+ODD = dict(width=51, inner=29, d=9, out=7)
 CASES = {
     "empty": dict(N=0),
-    "width 1": dict(N=3, width=1, inner=1, d=1, out=1, depth=1, family="vibevoice"),
+    "width 1": dict(N=3, width=1, inner=1, d=1, out=1, depth=1, norm="rms", mlp="gated"),
     "width 7": dict(N=12, width=7, inner=3, d=2, out=5),
     "odd bfloat16": dict(N=5, width=37, inner=19, d=5, out=3, dtype=BF16),
     "odd int8": dict(N=11, width=37, inner=19, d=5, out=3, dtype=I8, outer=F32),
-    "odd vibevoice": dict(N=3, family="vibevoice", width=51, inner=29, d=9, out=7),
-    "odd vibevoice int8": dict(N=10, family="vibevoice", width=51, inner=29, d=9, out=7, dtype=I8),
+    "odd gated": dict(N=3, mlp="gated", **ODD),
+    "odd rms": dict(N=3, norm="rms", **ODD),
+    "odd rms gated": dict(N=3, norm="rms", mlp="gated", **ODD),
+    "odd rms gated int8": dict(N=10, norm="rms", mlp="gated", dtype=I8, **ODD),
     "long rows": dict(N=2, width=40, inner=1100, depth=1),
     "long rows bfloat16": dict(N=9, width=40, inner=2100, depth=1, dtype=BF16),
     "long rows float32, many": dict(N=66, width=40, inner=1101, depth=1),
     "three ways": dict(N=5, ways=3),
     "three ways, shared": dict(N=5, ways=3, shared=True, dtype=BF16),
     "three ways of 30": dict(N=30, ways=3, width=64),
-    "biases in vibevoice": dict(N=4, family="vibevoice", bias=True),
-    "no bias in mar": dict(N=4, bias=False),
+    "biases of a gated MLP": dict(N=4, norm="rms", mlp="gated", bias=True),
+    "no biases of a plain MLP": dict(N=4, bias=False),
     "bfloat16 modulation": dict(N=4, modulation=BF16, dtype=BF16),
     "wide": dict(N=4, width=512, depth=3),
     "wide bfloat16": dict(N=1, width=512, depth=3, dtype=BF16),
     **{
-        f"{N} of {family} {str(dtype)[6:]}": dict(N=N, family=family, dtype=dtype, ways=ways)
+        f"{N} of {norm} {mlp} {str(dtype)[6:]}": dict(
+            N=N, norm=norm, mlp=mlp, dtype=dtype, ways=ways
+        )
         for N, ways in ((1, 1), (2, 2), (4, 1), (8, 1), (9, 1), (17, 2), (64, 1), (70, 1))
-        for family in ("mar", "vibevoice", "pocket")
+        for norm, mlp in FORMS
         for dtype in (F32, BF16, I8)
     },
     **SMALL,
@@ -52,7 +59,7 @@ COMPANY = {
     "float32": dict(N=7, ways=2, width=40, inner=33),
     "bfloat16": dict(N=70, dtype=BF16, modulation=BF16),
     "int8": dict(N=13, ways=3, dtype=I8, width=37, inner=19),
-    "vibevoice": dict(N=9, family="vibevoice", ways=2, shared=True, width=51, inner=29),
+    "rms gated": dict(N=9, norm="rms", mlp="gated", ways=2, shared=True, width=51, inner=29),
     "long rows": dict(N=10, width=40, inner=1100, depth=1),
 }
 

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, ops
 
 from ... import _autograd
-from ..._head_checks import family_index
 from ..._head_loop_checks import check_head_loop
 from ..._library import define
 
 _INPUTS = (
     "Tensor modulation, Tensor set, Tensor[] weights, Tensor[] scales, Tensor coef, Tensor draw, "
-    "Tensor key, Tensor stream, *, int family, int depth, float eps"
+    "Tensor key, Tensor stream, *, str norm, str mlp, int depth, float eps"
 )
 _OPTIONS = (
     "Tensor? op=None, Tensor? guidance=None, Tensor? guidance2=None, Tensor? noise_scale=None, "
@@ -57,7 +56,8 @@ def head_loop(
     key: Tensor,
     stream: Tensor,
     *,
-    family: int | str = "mar",
+    norm: str = "layer",
+    mlp: str = "plain",
     depth: int,
     eps: float,
     v: Tensor | None = None,
@@ -81,7 +81,7 @@ def head_loop(
         modulation: as of :func:`head_step`, `[S, R, (3 depth + 2) d_hidden]`.
         set: int32 `[steps]`, the set of each step: equal ones share it. A number outside [0, S)
             skips the step.
-        weights, scales, family, depth, eps, batch_invariant: as of :func:`head_step`; the final
+        weights, scales, norm, mlp, depth, eps, batch_invariant: as of :func:`head_step`; the final
             layer has d outputs.
         coef: contiguous float32 `[steps, 16]`, the rows.
         draw: int32 `[N]` or `[1]`, the noise draw of the first step.
@@ -97,12 +97,12 @@ def head_loop(
         x, memory and v after the last step, fresh and contiguous (v `[0]` where it is not given).
 
     Raises:
-        RuntimeError: shapes, dtypes, devices or strides that do not fit; on CUDA a depth above 31.
-        ValueError: an unknown name of a family.
+        RuntimeError: shapes, dtypes, devices or strides that do not fit; an unknown norm
+            or mlp; on CUDA a depth above 31.
     """
     return ops.ardiff.head_loop.default(
         x, memory, modulation, set, list(weights), list(scales), coef, draw, key, stream,
-        family=family_index(family), depth=depth, eps=eps, v=v, op=op, guidance=guidance,
+        norm=norm, mlp=mlp, depth=depth, eps=eps, v=v, op=op, guidance=guidance,
         guidance2=guidance2, noise_scale=noise_scale, batch_invariant=batch_invariant,
     )  # fmt: skip
 
@@ -119,7 +119,8 @@ def head_loop_(
     key: Tensor,
     stream: Tensor,
     *,
-    family: int | str = "mar",
+    norm: str = "layer",
+    mlp: str = "plain",
     depth: int,
     eps: float,
     v: Tensor | None = None,
@@ -132,6 +133,6 @@ def head_loop_(
     """:func:`head_loop` in place: x, memory and v (where given) are overwritten."""
     ops.ardiff.head_loop_.default(
         x, memory, modulation, set, list(weights), list(scales), coef, draw, key, stream,
-        family=family_index(family), depth=depth, eps=eps, v=v, op=op, guidance=guidance,
+        norm=norm, mlp=mlp, depth=depth, eps=eps, v=v, op=op, guidance=guidance,
         guidance2=guidance2, noise_scale=noise_scale, batch_invariant=batch_invariant,
     )  # fmt: skip

@@ -32,7 +32,8 @@ def head_loop(
     key: Tensor,
     stream: Tensor,
     *,
-    family: int,
+    norm: str,
+    mlp: str,
     depth: int,
     eps: float,
     v: Tensor | None = None,
@@ -42,8 +43,8 @@ def head_loop(
     noise_scale: Tensor | None = None,
     batch_invariant: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    head = {"family": family, "depth": depth, "eps": eps, "batch_invariant": batch_invariant}
-    head["ways"] = ways_of("head_loop", guidance, guidance2)
+    head = {"norm": norm, "mlp": mlp, "depth": depth, "eps": eps}
+    head |= {"batch_invariant": batch_invariant, "ways": ways_of("head_loop", guidance, guidance2)}
     options = {"guidance": guidance, "guidance2": guidance2, "noise_scale": noise_scale}
     x, memory = (t.clone(memory_format=torch.contiguous_format) for t in (x, memory))
     velocity = x.new_empty(0) if v is None else v.clone(memory_format=torch.contiguous_format)

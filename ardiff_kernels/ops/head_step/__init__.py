@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, ops
 
 from ... import _autograd
-from ..._head_checks import check_head, family_index
+from ..._head_checks import check_head
 from ..._library import define
 
 
@@ -19,7 +19,7 @@ def _fake(
 
 define(
     "head_step(Tensor x, Tensor modulation, SymInt set, Tensor[] weights, Tensor[] scales, *, "
-    "int family, int depth, float eps, int ways=1, bool batch_invariant=False) -> Tensor",
+    "str norm, str mlp, int depth, float eps, int ways=1, bool batch_invariant=False) -> Tensor",
     check=lambda *args, **options: check_head("head_step", *args, **options),
     fake=_fake,
 )
@@ -33,7 +33,8 @@ def head_step(
     weights: Sequence[Tensor],
     scales: Sequence[Tensor] = (),
     *,
-    family: int | str = "mar",
+    norm: str = "layer",
+    mlp: str = "plain",
     depth: int,
     eps: float,
     ways: int = 1,
@@ -42,13 +43,16 @@ def head_step(
     """What is left of a diffusion head in the sampling loop: input projection, blocks, final layer.
 
     With h = x W_in + b_in and, for each block, its shift s, scale m (1 + scale, any affine of the
-    norm folded in) and gate g of width w:
+    norm folded in) and gate g of width w: h += g MLP(n m + s), and at last W_out (n m + s) + b_out
+    with the final shift and scale. Two choices, each independent of the other, make a head's form:
 
-    - mar (Li et al. 2024) and pocket: h += g (W2 silu(W1 (n m + s) + b1) + b2), where n is h less
-      its mean over sqrt(var + eps), the variance being that of the w elements;
-    - vibevoice: h += g Wd (silu(Wg y) * (Wu y)), y = n m + s, where n = h / sqrt(mean(h^2) + eps).
+    - `norm`: layer, where n is h less its mean over sqrt(var + eps), the variance being that of the
+      w elements; or rms, n = h / sqrt(mean(h^2) + eps);
+    - `mlp`: plain, MLP(y) = W2 silu(W1 y + b1) + b2; or gated (SwiGLU),
+      MLP(y) = Wd (silu(Wg y + bg) * (Wu y + bu)) + bd.
 
-    The result is W_out (n m + s) + b_out with the final shift and scale. Sums are float32.
+    MAR's head (Li et al. 2024) and that of Pocket-TTS are layer and plain, that of VibeVoice is rms
+    and gated. Sums are float32.
 
     Each of N patches is evaluated under `ways` conditions (guidance), which share the input
     projection. Results do not depend on the number of threads.
@@ -60,12 +64,13 @@ def head_step(
             patches. Columns: s, m, g of each block in turn, then s, m of the final layer.
         set: which set, in [0, S).
         weights: matrix, bias of the input `[w, d]`; for each block matrix, bias `[f, w]` and
-            matrix, bias `[w, f]` (vibevoice: gate above up `[2 f, w]`, then down `[w, f]`); of the
+            matrix, bias `[w, f]` (gated: gate above up `[2 f, w]`, then down `[w, f]`); of the
             final layer `[out, w]`. Matrices are contiguous float32, bfloat16 or int8, those of all
             blocks alike, input and final like them or float32. A bias is float32, `[0]` for none.
         scales: empty, or with int8 matrices one tensor a matrix in their order: float32, the factor
             of each row of an int8 matrix, or `[0]` for a matrix that is not int8.
-        family: mar, vibevoice or pocket, or its index.
+        norm: layer or rms.
+        mlp: plain or gated.
         depth: number of blocks.
         eps: of the norms.
         ways: 1, 2 or 3 conditions a patch.
@@ -76,8 +81,8 @@ def head_step(
         float32 `[ways, N, out]`, contiguous.
 
     Raises:
-        RuntimeError: a wrong number, shape, dtype, device or stride; a number outside its range.
-        ValueError: an unknown name of a family.
+        RuntimeError: a wrong number, shape, dtype, device or stride; a number outside its range;
+            an unknown norm or mlp.
     """
     return ops.ardiff.head_step.default(
         x,
@@ -85,7 +90,8 @@ def head_step(
         set,
         list(weights),
         list(scales),
-        family=family_index(family),
+        norm=norm,
+        mlp=mlp,
         depth=depth,
         eps=eps,
         ways=ways,

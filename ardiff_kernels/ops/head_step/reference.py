@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..._head_checks import VIBEVOICE
 from .._rows import compute_dtype
 
 
@@ -22,7 +21,8 @@ def head_step(
     weights: Sequence[Tensor],
     scales: Sequence[Tensor],
     *,
-    family: int,
+    norm: str,
+    mlp: str,
     depth: int,
     eps: float,
     ways: int = 1,
@@ -36,14 +36,14 @@ def head_step(
         for i in range(2 * depth + 2)
     ]
     if not batch_invariant:
-        return _evaluate(x.to(dtype), chosen, layers, family, depth, eps).contiguous()
+        return _evaluate(x.to(dtype), chosen, layers, norm, mlp, depth, eps).contiguous()
     out = x.new_empty((ways, len(x), layers[-1][0].shape[0]), dtype=dtype)
     for way in range(ways):
         for n in range(len(x)):
             row = n if chosen.shape[1] == len(x) else 0
             one = chosen[way : way + 1, row : row + 1].clone()
             alone = x[n : n + 1].to(dtype, copy=True)
-            out[way, n] = _evaluate(alone, one, layers, family, depth, eps)[0, 0]
+            out[way, n] = _evaluate(alone, one, layers, norm, mlp, depth, eps)[0, 0]
     return out
 
 
@@ -61,8 +61,8 @@ def _linear(h: Tensor, layer: tuple[Tensor, Tensor]) -> Tensor:
     return F.linear(h, matrix, bias if len(bias) else None)
 
 
-def _norm(h: Tensor, family: int, eps: float) -> Tensor:
-    if family != VIBEVOICE:
+def _normed(h: Tensor, norm: str, eps: float) -> Tensor:
+    if norm == "layer":
         h = h - h.mean(-1, keepdim=True)
     return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
 
@@ -71,7 +71,8 @@ def _evaluate(
     x: Tensor,
     modulation: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
-    family: int,
+    norm: str,
+    mlp: str,
     depth: int,
     eps: float,
 ) -> Tensor:
@@ -81,11 +82,11 @@ def _evaluate(
     h = h.expand(len(modulation), *h.shape)
     for block in range(depth):
         shift, scale, gate = parts[3 * block : 3 * block + 3]
-        inner = _linear(_norm(h, family, eps) * scale + shift, layers[2 * block + 1])
-        if family == VIBEVOICE:
-            gated, up = inner.chunk(2, -1)
-            inner = F.silu(gated) * up
+        inner = _linear(_normed(h, norm, eps) * scale + shift, layers[2 * block + 1])
+        if mlp == "gated":
+            gates, up = inner.chunk(2, -1)
+            inner = F.silu(gates) * up
         else:
             inner = F.silu(inner)
         h = h + gate * _linear(inner, layers[2 * block + 2])
-    return _linear(_norm(h, family, eps) * parts[-1] + parts[-2], layers[-1])
+    return _linear(_normed(h, norm, eps) * parts[-1] + parts[-2], layers[-1])

@@ -17,7 +17,6 @@ import torch
 import triton
 from torch import Tensor
 
-from ..._head_checks import VIBEVOICE
 from .._triton_kv import on_device_of
 from .triton_kernels import (
     LAYER,
@@ -240,7 +239,8 @@ def head_step(
     weights: Sequence[Tensor],
     scales: Sequence[Tensor],
     *,
-    family: int,
+    norm: str,
+    mlp: str,
     depth: int,
     eps: float,
     ways: int = 1,
@@ -249,9 +249,9 @@ def head_step(
     result = x.new_empty((ways, len(x), weights[-2].shape[0]))
     if len(x) == 0:
         return result
-    gated = family == VIBEVOICE
-    norm, epilogue = (RMS, SWIGLU) if gated else (LAYER, SILU)
-    rest: tuple[Any, ...] = (weights, scales, ways, eps, norm, batch_invariant)
+    epilogue = SWIGLU if mlp == "gated" else SILU
+    kind = RMS if norm == "rms" else LAYER
+    rest: tuple[Any, ...] = (weights, scales, ways, eps, kind, batch_invariant)
     with on_device_of(x):
         head = Head(x, modulation[set], *rest)
         run = head.run_few if head.few else head.run_many

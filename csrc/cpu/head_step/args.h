@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../../math/head.h"
+
 namespace ardiff {
 
 enum class WeightType { float32, bfloat16, int8 };
@@ -14,8 +16,6 @@ struct HeadMatrix {
   int64_t rows, columns;
   WeightType type;
 };
-
-enum class HeadPart { input, norm, inner, outer, last };
 
 /// A part of the step that threads share: tickets [begin, next phase's begin), each `share` rows of
 /// the batch (norm) or of the matrix. All of a phase is done before the next begins.

@@ -10,11 +10,13 @@ namespace ARDIFF_NS {
 
 constexpr int64_t kMostDims = 256;
 
-inline int64_t new_tokens(const KvArgs& a, int64_t b) { return a.count ? a.count[b] : a.T; }
+inline int64_t new_tokens(const KvArgs& a, int64_t b) {
+  return a.rows.count ? a.rows.count[b] : a.rows.T;
+}
 
 inline void read_head(const KvTokens& t, int64_t b, int64_t token, int64_t h, int64_t D, float* x) {
   const int64_t at = b * t.stride_b + token * t.stride_t + h * t.stride_h;
-  if (t.type == Type::float32) {
+  if (!t.bfloat16) {
     std::memcpy(x, static_cast<const float*>(t.data) + at, sizeof(float) * D);
     return;
   }
@@ -36,17 +38,19 @@ inline void prepare_head(const KvArgs& a, int64_t b, int64_t token, float* x) {
   }
   if (head.cos) {
     const int64_t half = head.half;
-    const int64_t position = head.position ? head.position[b * a.T + token] : a.length[b] + token;
+    const KvRows& r = a.rows;
+    const int64_t position = r.position ? r.position[b * r.T + token] : r.length[b] + token;
     const float *cos = head.cos + position * half, *sin = head.sin + position * half;
     for (int64_t i = 0; i < half; ++i) rotate_pair(x[i], x[i + half], cos[i], sin[i]);
   }
 }
 
 /// Element 0 of the token at `position` of row b, head h; a scale lies at this over D.
-inline int64_t cache_offset(const KvCache& c, int64_t b, int64_t h, int64_t position) {
-  const int64_t block = c.block_table ? c.block_table[b * c.M + position / c.S] : b;
-  const int64_t token = c.block_table ? position % c.S : position;
-  return ((block * c.heads + h) * c.S + token) * c.D;
+inline int64_t cache_offset(const KvArgs& a, int64_t b, int64_t h, int64_t position) {
+  const KvRows& r = a.rows;
+  const int64_t block = r.table ? r.table[b * r.M + position / r.S] : b;
+  const int64_t token = r.table ? position % r.S : position;
+  return ((block * a.cache.heads + h) * r.S + token) * a.cache.D;
 }
 
 }  // namespace ARDIFF_NS

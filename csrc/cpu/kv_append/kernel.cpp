@@ -29,7 +29,7 @@ void append_token(const KvAppendArgs& a, int64_t b, int64_t token) {
   const int64_t D = cache.D;
   alignas(64) float x[kMostDims];
   for (int64_t h = 0; h < cache.heads; ++h) {
-    const int64_t at = cache_offset(cache, b, h, a.length[b] + token);
+    const int64_t at = cache_offset(a, b, h, a.rows.length[b] + token);
     read_head(a.k, b, token, h, D, x);
     prepare_head(a, b, token, x);
     store_head(x, D, static_cast<T*>(cache.k) + at,
@@ -44,7 +44,7 @@ void append_token(const KvAppendArgs& a, int64_t b, int64_t token) {
 
 void kv_append_tiles(const KvAppendArgs& a, int64_t first, int64_t last) {
   for (int64_t i = first; i < last; ++i) {
-    const int64_t b = i / a.T, token = i % a.T;
+    const int64_t b = i / a.rows.T, token = i % a.rows.T;
     if (token >= new_tokens(a, b)) continue;
     switch (a.cache.type) {
       case CacheType::float32:

@@ -47,8 +47,8 @@ Unit unit_at(const KvAttentionArgs& a, int64_t index) {
   u.h = head % a.cache.heads;
   u.b = head / a.cache.heads;
   u.first = group * kQueryGroup;
-  u.n = static_cast<int>(smaller(kQueryGroup, a.T * a.G - u.first));
-  const int64_t length = a.length[u.b], count = new_tokens(a, u.b);
+  u.n = static_cast<int>(smaller(kQueryGroup, a.rows.T * a.G - u.first));
+  const int64_t length = a.rows.length[u.b], count = new_tokens(a, u.b);
   u.lo = length + count;
   for (int i = 0; i < u.n; ++i) {
     const int64_t t = (u.first + i) / a.G;
@@ -82,16 +82,15 @@ void prepare_queries(const KvAttentionArgs& a, const Unit& u, Scratch& s) {
 
 /// The keys of split `index` that the unit sees; those beside them in a tile repeat the nearest.
 void find_keys(const KvAttentionArgs& a, const Unit& u, int64_t index, Places& places) {
-  const KvCache& cache = a.cache;
-  const int64_t base = index * kSplit;
+  const int64_t base = index * kSplit, S = a.rows.S;
   const Range r{larger_of(u.lo - base, 0), smaller(u.hi - base, kSplit)};
   places.seen = r;
   if (r.empty()) return;
   for (int64_t j = r.lo; j < r.hi;) {
-    const int64_t position = base + j, at = cache_offset(cache, u.b, u.h, position);
-    const int64_t block_end = cache.S - (cache.block_table ? position % cache.S : position);
+    const int64_t position = base + j, at = cache_offset(a, u.b, u.h, position);
+    const int64_t block_end = S - (a.rows.table ? position % S : position);
     const int64_t run = smaller(r.hi - j, block_end);
-    for (int64_t i = 0; i < run; ++i) places.offset[j + i] = at + i * cache.D;
+    for (int64_t i = 0; i < run; ++i) places.offset[j + i] = at + i * a.cache.D;
     j += run;
   }
   const int64_t begin = r.lo / kKeys * kKeys, end = (r.hi + kKeys - 1) / kKeys * kKeys;
@@ -175,7 +174,7 @@ void write_results(const KvAttentionArgs& a, const Unit& u, const Softmax& total
   const int64_t D = a.cache.D;
   for (int i = 0; i < u.n; ++i) {
     const int64_t index = u.first + i, t = index / a.G, head = u.h * a.G + index % a.G;
-    T* out = static_cast<T*>(a.out) + ((u.b * a.T + t) * a.G * a.cache.heads + head) * D;
+    T* out = static_cast<T*>(a.out) + ((u.b * a.rows.T + t) * a.G * a.cache.heads + head) * D;
     const bool none = total.sum[i] == 0.0f;
     const float factor = none ? 0.0f : 1.0f / total.sum[i];
     for (int64_t d = 0; d < D; ++d) store_as(out + d, none ? 0.0f : total.acc[i][d] * factor);
@@ -183,7 +182,7 @@ void write_results(const KvAttentionArgs& a, const Unit& u, const Softmax& total
 }
 
 void write(const KvAttentionArgs& a, const Unit& u, const Softmax& total) {
-  if (a.q.type == Type::float32) {
+  if (!a.q.bfloat16) {
     write_results<float>(a, u, total);
   } else {
     write_results<BFloat16>(a, u, total);

@@ -1,8 +1,6 @@
-// kv_attention on the CPU: checks, the division of work and registration;
-// the kernel is kernel.cpp.
-#include <torch/csrc/stable/library.h>
+// kv_attention on the CPU: the division of work and registration; the kernel is kernel.cpp.
+#include "../../torch/kv_attention.h"
 
-#include <cmath>
 #include <memory>
 #include <numeric>
 #include <vector>
@@ -16,14 +14,13 @@ ARDIFF_DECLARE_KERNEL(kv_attention_merge, KvAttentionArgs)
 namespace ardiff {
 namespace {
 
-using Optional = std::optional<Tensor>;
 constexpr int64_t kKeysOfSplit = 256;
 
 /// The most keys that a query of row b sees, which is what the row's units cost.
 int64_t keys_of(const KvAttentionArgs& a, int64_t b) {
-  const int64_t count = a.count ? a.count[b] : a.T;
+  const int64_t count = a.rows.count ? a.rows.count[b] : a.rows.T;
   if (count == 0) return 0;
-  const int64_t keys = a.length[b] + count;
+  const int64_t keys = a.rows.length[b] + count;
   return a.window && a.window < keys ? std::min(keys, a.window + count - 1) : keys;
 }
 
@@ -38,9 +35,9 @@ std::vector<int32_t> longest_first(const KvAttentionArgs& a) {
   return order;
 }
 
-void run(KvAttentionArgs& a, int64_t rows) {
+void divide_and_run(KvAttentionArgs& a, int64_t rows) {
   constexpr int64_t kUnitsPerThread = 4;
-  a.groups = (a.T * a.G + kQueryGroup - 1) / kQueryGroup;
+  a.groups = (a.rows.T * a.G + kQueryGroup - 1) / kQueryGroup;
   a.units = rows * a.cache.heads * a.groups;
   if (a.units == 0) return;
   const std::vector<int32_t> order = longest_first(a);
@@ -54,7 +51,7 @@ void run(KvAttentionArgs& a, int64_t rows) {
   a.splits = (most + kKeysOfSplit - 1) / kKeysOfSplit + (a.window ? 1 : 0);
   // As elements of the step ops count: four dimensions of a key, and each of a result.
   a.B = a.units;
-  a.d = (total / rows + 4 * std::min<int64_t>(a.T * a.G, kQueryGroup)) * a.cache.D / 4;
+  a.d = (total / rows + 4 * std::min<int64_t>(a.rows.T * a.G, kQueryGroup)) * a.cache.D / 4;
   a.tiling = {1, 1, a.units};
   const int64_t threads = torch::stable::get_num_threads();
   if (threads == 1 || a.units >= kUnitsPerThread * threads || a.splits < 2) {
@@ -69,42 +66,22 @@ void run(KvAttentionArgs& a, int64_t rows) {
   run_tiles(kv_attention_merge(), a);
 }
 
-Tensor kv_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor length, Optional count,
-                    Optional block_table, Optional position, Optional cos, Optional sin,
-                    Optional q_norm, double norm_eps, Optional k_scale, Optional v_scale,
-                    std::optional<double> scale, int64_t window, bool causal) {
-  const KvTensors t{{"q", q},
-                    {},
-                    {"k_cache", k_cache},
-                    {"v_cache", v_cache},
-                    {"length", length},
-                    {"count", count},
-                    {"block_table", block_table},
-                    {"position", position},
-                    {"cos", cos},
-                    {"sin", sin},
-                    {"q_norm", q_norm},
-                    {"k_scale", k_scale},
-                    {"v_scale", v_scale}};
-  check_kv_attention("kv_attention", t, norm_eps, window);
+void run(const KvTensors& t, const KvAttentionOptions& o, void* out) {
   check_kv_data("kv_attention", t);
-  const int64_t* n = t.tokens.sizes;
-  Tensor out = fresh_tensor(t.tokens, t.tokens.dtype, 4, n);
   KvAttentionArgs a{};
-  fill_kv(a, t, norm_eps);
+  fill_kv(a, t, o.norm_eps);
   a.q = tokens_of(t.tokens);
-  a.out = out.mutable_data_ptr();
-  a.G = n[2] / a.cache.heads;
-  a.window = window;
-  a.causal = causal;
-  a.scale = static_cast<float>(scale ? *scale : 1.0 / std::sqrt(static_cast<double>(n[3])));
-  run(a, n[0]);
-  return out;
+  a.out = out;
+  a.G = t.tokens.sizes[2] / a.cache.heads;
+  a.window = o.window;
+  a.causal = o.causal;
+  a.scale = o.scale;
+  divide_and_run(a, t.tokens.sizes[0]);
 }
 
 }  // namespace
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ardiff, CPU, m) {
-  m.impl("kv_attention", TORCH_BOX(&ardiff::kv_attention));
+  m.impl("kv_attention", TORCH_BOX(&ardiff::KvAttention<ardiff::run>::functional));
 }

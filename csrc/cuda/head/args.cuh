@@ -9,10 +9,13 @@
 
 #include <type_traits>
 
-#include "../team.cuh"
+#include "../../math/head.h"
+#include "../phases.cuh"
 #include "../unit.cuh"
 
 namespace ardiff {
+
+using HeadTeam = Team<256>;
 
 constexpr int kGroupRows = 4;
 constexpr int kRowsAtOnce = 4;  // of activations, in registers
@@ -34,11 +37,6 @@ struct HeadLayer {
   bool vector;   // rows begin on 16 bytes
   int resident;  // where the block keeps its rows in shared memory, in bytes; -1: nowhere
 };
-
-enum class HeadPart { input, inner, outer, last };
-
-/// States of the solver: x, memory and velocity.
-constexpr int kStates = 3;
 
 struct HeadSolver {
   int steps, sets;

@@ -45,9 +45,9 @@ ARDIFF_DEVICE Four<float> modulation(const HeadArgs& a, const void* set, int64_t
 
 /// One layer at one step, for one block of threads.
 template <class W, bool kLoop>
-struct HeadPhase {
+struct HeadLayerPhase {
   const HeadArgs& a;
-  const Team& team;
+  const HeadTeam& team;
   const HeadMemory memory;
   const int layer;
   const int64_t step;
@@ -135,7 +135,7 @@ struct HeadPhase {
   ARDIFF_DEVICE void fill_tile(HeadPart part, int64_t first, int count) const {
     const int slice = l().slice, quads = slices_of(l()) * slice / 4;
     team.warps([&](const Warp& warp) {
-      for (int row = warp.index; row < count; row += kWarps) {
+      for (int row = warp.index; row < count; row += HeadTeam::kWarps) {
         if (part == HeadPart::input) {
           warp.lanes([&](int lane) {
 #pragma unroll 1
@@ -193,6 +193,9 @@ struct HeadPhase {
       }
       case HeadPart::last:
         a.out[row * a.out_stride + o] = x;
+        return;
+      case HeadPart::norm:
+        return;
     }
   }
 
@@ -219,7 +222,7 @@ struct HeadPhase {
                              team);
         }
         team.threads([&](int thread) {
-          for (int i = thread; i < groups * count * kGroupRows; i += kTeamThreads) {
+          for (int i = thread; i < groups * count * kGroupRows; i += HeadTeam::kSize) {
             const int group = i / kGroupRows / count, row = i / kGroupRows % count;
             const int o =
                 (team.block + (first + group) * team.blocks) * kGroupRows + i % kGroupRows;
@@ -231,26 +234,35 @@ struct HeadPhase {
   }
 };
 
-/// Phases of the whole call; the loop's last one is the last row of the solver alone.
-template <bool kLoop>
-ARDIFF_HD int64_t phases_of(const HeadArgs& a) {
-  return kLoop ? static_cast<int64_t>(a.solver.steps) * a.layers() + 1 : a.layers();
-}
-
+/// The kernel of a call: `begin` and the phases of all its blocks (phases.cuh).
 template <class W, bool kLoop>
-ARDIFF_DEVICE void run_phase(const HeadArgs& a, const Team& team, float* shared, int64_t phase) {
-  const int64_t step = phase / a.layers();
-  const int layer = static_cast<int>(phase - step * a.layers());
-  const HeadMemory memory = memory_of(a, shared);
-  if constexpr (kLoop) {
-    const bool chosen = step < a.solver.steps && step_has_set(a.solver, step);
-    const int64_t size = a.modulation_columns() * a.modulation_rows;
-    const char* set = static_cast<const char*>(a.modulation) +
-                      (chosen ? a.solver.set[step] : 0) * size * (a.modulation_bfloat16 ? 2 : 4);
-    HeadPhase<W, kLoop>{a, team, memory, layer, step, set}.run();
-  } else {
-    HeadPhase<W, kLoop>{a, team, memory, layer, step, a.modulation}.run();
+struct HeadBody {
+  using Team = HeadTeam;
+
+  ARDIFF_DEVICE static void begin(const HeadArgs& a, const Team& team, float* shared) {
+    if constexpr (kLoop) keep_weights(a, memory_of(a, shared).resident, team);
   }
-}
+
+  /// Of the whole call; the loop's last one is the last row of the solver alone.
+  ARDIFF_HD static int64_t phases(const HeadArgs& a) {
+    return kLoop ? static_cast<int64_t>(a.solver.steps) * a.layers() + 1 : a.layers();
+  }
+
+  ARDIFF_DEVICE static void phase(const HeadArgs& a, const Team& team, float* shared,
+                                  int64_t phase) {
+    const int64_t step = phase / a.layers();
+    const int layer = static_cast<int>(phase - step * a.layers());
+    const HeadMemory memory = memory_of(a, shared);
+    if constexpr (kLoop) {
+      const bool chosen = step < a.solver.steps && step_has_set(a.solver, step);
+      const int64_t size = a.modulation_columns() * a.modulation_rows;
+      const char* set = static_cast<const char*>(a.modulation) +
+                        (chosen ? a.solver.set[step] : 0) * size * (a.modulation_bfloat16 ? 2 : 4);
+      HeadLayerPhase<W, kLoop>{a, team, memory, layer, step, set}.run();
+    } else {
+      HeadLayerPhase<W, kLoop>{a, team, memory, layer, step, a.modulation}.run();
+    }
+  }
+};
 
 }  // namespace ardiff

@@ -5,10 +5,6 @@
 
 namespace ardiff {
 
-struct Int8 {
-  int8_t value;
-};
-
 /// Element `e` of those that lie in a row in `words`, as a float.
 ARDIFF_HD float element_of(const float*, const uint32_t* words, int e) {
   return from_bits(words[e]);
@@ -159,7 +155,7 @@ struct HeadPartials {
 template <class W, bool kKeep>
 ARDIFF_DEVICE void products(const HeadLayer& l, const char* resident, const HeadTile& tile,
                             int count, const HeadPartials& partials, int first, int groups,
-                            const Team& team) {
+                            const HeadTeam& team) {
   const int each = partials.halves * partials.slices, units = groups * each;
   const auto unit = [&](int i) {
     return HeadUnit{first + i / each, i % each / partials.slices, i % partials.slices};
@@ -176,10 +172,10 @@ ARDIFF_DEVICE void products(const HeadLayer& l, const char* resident, const Head
     };
     // The weights of a unit are on their way while the one before is worked on.
 #pragma unroll 1
-    for (int i = warp.index; i < units + kWarps; i += kWarps) {
+    for (int i = warp.index; i < units + HeadTeam::kWarps; i += HeadTeam::kWarps) {
       fetch(i, next);
-      const bool any = i >= kWarps;
-      const HeadUnit u = unit(any ? i - kWarps : 0);
+      const bool any = i >= HeadTeam::kWarps;
+      const HeadUnit u = unit(any ? i - HeadTeam::kWarps : 0);
 #pragma unroll 1
       for (int r = 0; any && r < count; r += kRowsAtOnce) {
         warp.sums(
@@ -198,7 +194,7 @@ ARDIFF_DEVICE void products(const HeadLayer& l, const char* resident, const Head
 }
 
 /// Copies the block's rows of the matrices that it keeps, a row a warp.
-ARDIFF_DEVICE void keep_weights(const HeadArgs& a, char* resident, const Team& team) {
+ARDIFF_DEVICE void keep_weights(const HeadArgs& a, char* resident, const HeadTeam& team) {
   team.warps([&](const Warp& warp) {
 #pragma unroll 1
     for (int i = 1; i < a.layers(); ++i) {
@@ -208,7 +204,7 @@ ARDIFF_DEVICE void keep_weights(const HeadArgs& a, char* resident, const Team& t
       const int owned = groups_of_block(groups_of(a, i), team.block, team.blocks);
       const int words = l.columns / (l.slice / kLanes);  // of 16 bytes in a row
 #pragma unroll 1
-      for (int row = warp.index; row < owned * halves * kGroupRows; row += kWarps) {
+      for (int row = warp.index; row < owned * halves * kGroupRows; row += HeadTeam::kWarps) {
         const int group = row / kGroupRows / halves, half = row / kGroupRows % halves;
         const int own = (team.block + group * team.blocks) * kGroupRows + row % kGroupRows;
         const int64_t from = (own < rows ? own : rows - 1) + static_cast<int64_t>(half) * rows;

@@ -4,19 +4,12 @@
 // share of the weights to shared memory once, matrix after matrix as far as that reaches (MAR-B in
 // bfloat16 fits into an H200 whole: 192 KiB of the 227 that a block may have); it reads the others
 // anew at each step, from the second-level cache if they fit there.
-#include <cmath>
-#include <tuple>
-
-#include "../../torch/head_loop_checks.h"
+#include "../../torch/head_loop.h"
 #include "../head/launch.cuh"
 
 namespace ardiff {
 namespace {
 
-using Optional = std::optional<Tensor>;
-using Tensors = std::vector<Tensor>;
-
-/// Runs the steps from `from` (x, memory, v) to `to`.
 void run(const char* op, const HeadTensors& t, const HeadLoopTensors& l, const HeadOptions& o,
          const Arg (&from)[kStates], const Arg (&to)[kStates]) {
   HeadArgs a{};
@@ -55,71 +48,10 @@ void run(const char* op, const HeadTensors& t, const HeadLoopTensors& l, const H
   launch_head<true>(a, op, t.weights[2].dtype, t.x.device_index);
 }
 
-std::tuple<Tensor, Tensor, Tensor> head_loop(Tensor x, Tensor memory, Tensor modulation, Tensor set,
-                                             Tensors weights, Tensors scales, Tensor coef,
-                                             Tensor draw, Tensor key, Tensor stream, int64_t family,
-                                             int64_t depth, double eps, Optional v, Optional op,
-                                             Optional guidance, Optional guidance2,
-                                             Optional noise_scale, bool) {
-  const char* name = "head_loop";
-  const HeadTensors t = head_tensors(x, modulation, weights, scales);
-  const HeadLoopTensors l{{"memory", memory},
-                          {"set", set},
-                          {"coef", coef},
-                          {"draw", draw},
-                          {"key", key},
-                          {"stream", stream},
-                          {"v", v},
-                          {"op", op},
-                          {"guidance", guidance},
-                          {"guidance2", guidance2},
-                          {"noise_scale", noise_scale}};
-  const HeadOptions options{family, depth, eps, head_loop_ways(name, l)};
-  check_head_loop(name, t, l, options, false);
-  const int64_t N = t.x.sizes[0], d = t.x.sizes[1];
-  Tensor x_new = fresh(t.x, ScalarType::Float, N, d);
-  Tensor memory_new = fresh(t.x, ScalarType::Float, N, d);
-  Tensor v_new =
-      l.v.given() ? fresh(t.x, ScalarType::Float, N, d) : no_result(t.x, ScalarType::Float);
-  run(name, t, l, options, {t.x, l.memory, l.v},
-      {Arg("x", x_new), Arg("memory", memory_new), result("v", v_new)});
-  return {x_new, memory_new, v_new};
-}
-
-void head_loop_(Tensor x, Tensor memory, Tensor modulation, Tensor set, Tensors weights,
-                Tensors scales, Tensor coef, Tensor draw, Tensor key, Tensor stream, int64_t family,
-                int64_t depth, double eps, Optional v, Optional op, Optional guidance,
-                Optional guidance2, Optional noise_scale, bool) {
-  const char* name = "head_loop_";
-  const HeadTensors t = head_tensors(x, modulation, weights, scales);
-  const HeadLoopTensors l{{"memory", memory},
-                          {"set", set},
-                          {"coef", coef},
-                          {"draw", draw},
-                          {"key", key},
-                          {"stream", stream},
-                          {"v", v},
-                          {"op", op},
-                          {"guidance", guidance},
-                          {"guidance2", guidance2},
-                          {"noise_scale", noise_scale}};
-  const HeadOptions options{family, depth, eps, head_loop_ways(name, l)};
-  check_head_loop(name, t, l, options, true);
-  const Arg state[kStates] = {t.x, l.memory, l.v};
-  run(name, t, l, options, state, state);
-}
-
 }  // namespace
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ARDIFF_CUDA_NAMESPACE, ARDIFF_CUDA_KEY, m) {
-  m.impl("head_loop", TORCH_BOX(&ardiff::head_loop));
-  m.impl("head_loop_", TORCH_BOX(&ardiff::head_loop_));
+  m.impl("head_loop", TORCH_BOX(&ardiff::HeadLoop<ardiff::run>::functional));
+  m.impl("head_loop_", TORCH_BOX(&ardiff::HeadLoop<ardiff::run>::in_place));
 }
-
-#ifndef __CUDACC__
-/// For the tests that walk the kernel on the host.
-extern "C" void ardiff_head_loop_walk(int blocks, int bytes, bool backwards, bool waits) {
-  ardiff::walk = {blocks, bytes, backwards, waits};
-}
-#endif

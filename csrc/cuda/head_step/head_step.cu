@@ -4,49 +4,28 @@
 // for one another between layers, 2 depth + 1 times. Each block makes the norms of all rows itself,
 // which costs less than waiting once more. Made for few rows: more than 16 pass in tiles, for each
 // of which the weights are read again. Sums are those of head/args.cuh whatever the number of rows.
-#include <cmath>
-
+#include "../../torch/head_step.h"
 #include "../head/launch.cuh"
 
 namespace ardiff {
 namespace {
 
-Tensor head_step(Tensor x, Tensor modulation, int64_t set, std::vector<Tensor> weights,
-                 std::vector<Tensor> scales, int64_t family, int64_t depth, double eps,
-                 int64_t ways, bool) {
-  const HeadTensors t = head_tensors(x, modulation, weights, scales);
-  const HeadOptions options{family, depth, eps, ways};
-  check_head_step("head_step", t, set, options);
+void run(const HeadTensors& t, const HeadOptions& options, int64_t set, float* out) {
   HeadArgs a{};
   fill_head(a, "head_step", t, options);
-  const int64_t sizes[] = {ways, a.N, a.outs};
-  const int64_t strides[] = {static_cast<int64_t>(a.N) * a.outs, a.outs, 1};
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      3, sizes, strides, aoti_torch_dtype_float32(), t.x.device_type, t.x.device_index, &handle));
-  Tensor result(handle);
-  if (a.N == 0) return result;
   const int64_t size = a.modulation_columns() * a.modulation_rows;
   a.modulation =
       static_cast<const char*>(a.modulation) + set * size * (a.modulation_bfloat16 ? 2 : 4);
   a.modulation_vector = a.modulation_vector && (set == 0 || size % 8 == 0);
-  a.out = static_cast<float*>(result.mutable_data_ptr());
+  a.out = out;
   a.out_stride = a.outs;
   const Tensor scratch = head_scratch(a, t.x, 0);
   launch_head<false>(a, "head_step", t.weights[2].dtype, t.x.device_index);
-  return result;
 }
 
 }  // namespace
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ARDIFF_CUDA_NAMESPACE, ARDIFF_CUDA_KEY, m) {
-  m.impl("head_step", TORCH_BOX(&ardiff::head_step));
+  m.impl("head_step", TORCH_BOX(&ardiff::HeadStep<ardiff::run>::functional));
 }
-
-#ifndef __CUDACC__
-/// For the tests that walk the kernel on the host.
-extern "C" void ardiff_head_step_walk(int blocks, int bytes, bool backwards, bool waits) {
-  ardiff::walk = {blocks, bytes, backwards, waits};
-}
-#endif

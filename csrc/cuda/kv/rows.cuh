@@ -3,17 +3,13 @@
 #pragma once
 
 #include "../../math/attention.h"
+#include "../../math/kv.h"
 #include "../layout.cuh"
 
 namespace ardiff {
 
 constexpr int kMostDims = 256;
 constexpr int kEight = 8;  // dimensions that a thread reads at once; they divide D
-
-struct KvRows {
-  const int32_t *length, *count, *table, *position;  // null: T, one block a row, length + t
-  int64_t T, N, S, M, P;                             // P rows of cos and sin; 0: no rotation
-};
 
 struct KvRow {
   int64_t length, count;
@@ -64,13 +60,6 @@ ARDIFF_HD int64_t place_of_token(const KvRows& r, int64_t b, int64_t head, int64
   }
   return (block * heads + head) * r.S + token;
 }
-
-/// New tokens [B, T, heads, D]; strides in elements. `vector`: eight elements lie on 16 bytes.
-struct KvTokens {
-  const void* data;
-  int64_t stride_b, stride_t, stride_h;
-  bool bfloat16, vector;
-};
 
 ARDIFF_HD int64_t start_of(const KvTokens& x, int64_t b, int64_t t, int64_t head) {
   return b * x.stride_b + t * x.stride_t + head * x.stride_h;
@@ -133,13 +122,6 @@ ARDIFF_HD void read_eight(const KvTokens& x, int64_t at, float* out) {
   store_four(out, v[0], v[1], v[2], v[3]);
   store_four(out + 4, v[4], v[5], v[6], v[7]);
 }
-
-/// What is done with a head before it is stored or used.
-struct KvHead {
-  const float *norm, *cos, *sin;  // null: not done
-  float eps;
-  int half;  // R / 2, columns of cos and sin
-};
 
 /// Partial sum `lane` of kSumOfLanes of the squares of a head.
 ARDIFF_HD float square_sum(const float* x, int D, int lane) {

@@ -7,30 +7,27 @@
 
 namespace ardiff {
 
-enum class CacheType { float32, bfloat16, int8, float8 };
-
 struct AppendArgs {
   KvRows rows;
   KvHead head;
   KvTokens k, v;
-  void *k_cache, *v_cache;
-  float *k_scale, *v_scale;
-  CacheType type;
+  KvCache cache;
   bool vector;  // eight elements of the caches lie on 16 bytes (codes: 8)
-  int D;
-  int64_t heads, blocks_of_row;
+  int64_t blocks_of_row;
 };
 
 struct AppendBody {
-  static constexpr int kThreads = 128, kBlocks = 8, kHeads = 8, kLanes = kThreads / kHeads;
+  static constexpr int kThreads = 128, kBlocks = 8, kHeads = 8, kHeadThreads = kThreads / kHeads;
 
   struct Shared {
     alignas(16) float x[2][kHeads][kMostDims];
     float squares[kHeads][kSumOfLanes];
-    uint32_t largest[2][kHeads][kLanes];  // |x| in the order of their bits: NaN above infinity
+    uint32_t largest[2][kHeads]
+                    [kHeadThreads];  // |x| in the order of their bits: NaN above infinity
     int wrong;
   };
-  struct State {};
+  using State = Nothing;
+  using Team = ardiff::Team<kThreads>;
 
   /// Eight bytes at `p`, aligned to them, in one access.
   ARDIFF_HD static void store_codes(uint8_t* p, const uint8_t* code) {
@@ -70,7 +67,7 @@ struct AppendBody {
   /// Elements [i, i + 8) of a prepared head to element `at` of a cache.
   ARDIFF_HD static void store(const AppendArgs& a, void* cache, int64_t at, const float* x,
                               float scale) {
-    if (a.type == CacheType::float32) {
+    if (a.cache.type == CacheType::float32) {
       float* p = static_cast<float*>(cache) + at;
       for (int i = 0; i < kEight; i += 4) {
         if (a.vector) {
@@ -79,36 +76,35 @@ struct AppendBody {
           for (int k = i; k < i + 4; ++k) p[k] = x[k];
         }
       }
-    } else if (a.type == CacheType::bfloat16) {
+    } else if (a.cache.type == CacheType::bfloat16) {
       store_bfloat16(static_cast<uint16_t*>(cache) + at, x, a.vector);
-    } else if (a.type == CacheType::int8) {
+    } else if (a.cache.type == CacheType::int8) {
       store_quantized<Int8>(static_cast<uint8_t*>(cache) + at, x, scale, a.vector);
     } else {
       store_quantized<Float8>(static_cast<uint8_t*>(cache) + at, x, scale, a.vector);
     }
   }
 
-  template <class Run>
-  ARDIFF_DEVICE static void flow(const AppendArgs& a, Shared& shared, int64_t block, Run run) {
-    const int64_t b = divide(block, a.blocks_of_row);
+  ARDIFF_DEVICE static void flow(const AppendArgs& a, Shared& shared, const Team& team) {
+    const int64_t block = team.number(), b = divide(block, a.blocks_of_row);
     const KvRow row = kv_row(a.rows, b);
     const int first = static_cast<int>(block - b * a.blocks_of_row) * kHeads;
-    const int heads = static_cast<int>(a.heads);
+    const int heads = static_cast<int>(a.cache.heads);
     if (!has_room(a.rows, row) || first / heads >= row.count) return;
-    // Head thread / kLanes of the block, of token t; `real` if there is such a one to write.
+    // Head thread / kHeadThreads of the block, of token t; `real` if there is such a one to write.
     const auto with_head = [&](int thread, auto act) {
-      const int index = thread / kLanes, t = (first + index) / heads;
-      if (t < row.count) act(index, t, (first + index) % heads, thread % kLanes);
+      const int index = thread / kHeadThreads, t = (first + index) / heads;
+      if (t < row.count) act(index, t, (first + index) % heads, thread % kHeadThreads);
     };
 
-    run([&](int thread, State&) {
+    team.threads([&](int thread) {
       if (thread == 0) shared.wrong = 0;
     });
-    run([&](int thread, State&) {
+    team.threads([&](int thread) {
       if (names_wrong(a.rows, b, row, thread, kThreads)) shared.wrong = 1;
       with_head(thread, [&](int index, int t, int h, int lane) {
         const int64_t k = start_of(a.k, b, t, h), v = start_of(a.v, b, t, h);
-        for (int i = kEight * lane; i < a.D; i += kEight * kLanes) {
+        for (int i = kEight * lane; i < a.cache.D; i += kEight * kHeadThreads) {
           read_eight(a.k, k + i, shared.x[0][index] + i);
           read_eight(a.v, v + i, shared.x[1][index] + i);
         }
@@ -116,24 +112,24 @@ struct AppendBody {
     });
     if (shared.wrong) return;
     if (a.head.norm) {
-      run([&](int thread, State&) {
+      team.threads([&](int thread) {
         const int index = thread / kSumOfLanes, lane = thread % kSumOfLanes;
         if (index >= kHeads || (first + index) / heads >= row.count) return;
-        shared.squares[index][lane] = square_sum(shared.x[0][index], a.D, lane);
+        shared.squares[index][lane] = square_sum(shared.x[0][index], a.cache.D, lane);
       });
     }
-    run([&](int thread, State&) {
+    team.threads([&](int thread) {
       with_head(thread, [&](int index, int t, int, int lane) {
-        prepare_head(a.head, a.D, shared.squares[index], rotary_row(a.rows, row, b, t), 1.0f,
-                     shared.x[0][index], lane, kLanes);
+        prepare_head(a.head, a.cache.D, shared.squares[index], rotary_row(a.rows, row, b, t), 1.0f,
+                     shared.x[0][index], lane, kHeadThreads);
       });
     });
-    if (a.k_scale) {
-      run([&](int thread, State&) {
+    if (a.cache.k_scale) {
+      team.threads([&](int thread) {
         with_head(thread, [&](int index, int, int, int lane) {
           for (int way = 0; way < 2; ++way) {
             uint32_t largest = 0;
-            for (int i = lane; i < a.D; i += kLanes) {
+            for (int i = lane; i < a.cache.D; i += kHeadThreads) {
               const uint32_t magnitude = bits(shared.x[way][index][i]) & 0x7fffffffu;
               largest = magnitude > largest ? magnitude : largest;
             }
@@ -142,24 +138,24 @@ struct AppendBody {
         });
       });
     }
-    run([&](int thread, State&) {
+    team.threads([&](int thread) {
       with_head(thread, [&](int index, int t, int h, int lane) {
-        const int64_t place = place_of_token(a.rows, b, h, a.heads, row.length + t);
+        const int64_t place = place_of_token(a.rows, b, h, a.cache.heads, row.length + t);
         for (int way = 0; way < 2; ++way) {
           float scale = 0.0f;
-          if (a.k_scale) {
+          if (a.cache.k_scale) {
             uint32_t largest = 0;
-            for (int l = 0; l < kLanes; ++l) {
+            for (int l = 0; l < kHeadThreads; ++l) {
               const uint32_t part = shared.largest[way][index][l];
               largest = part > largest ? part : largest;
             }
-            const float most = a.type == CacheType::int8 ? Int8::kLargest : Float8::kLargest;
+            const float most = a.cache.type == CacheType::int8 ? Int8::kLargest : Float8::kLargest;
             scale = quantization_scale(largest, most);
-            if (lane == 0) (way == 0 ? a.k_scale : a.v_scale)[place] = scale;
+            if (lane == 0) (way == 0 ? a.cache.k_scale : a.cache.v_scale)[place] = scale;
           }
-          void* cache = way == 0 ? a.k_cache : a.v_cache;
-          for (int i = kEight * lane; i < a.D; i += kEight * kLanes) {
-            store(a, cache, place * a.D + i, shared.x[way][index] + i, scale);
+          void* cache = way == 0 ? a.cache.k : a.cache.v;
+          for (int i = kEight * lane; i < a.cache.D; i += kEight * kHeadThreads) {
+            store(a, cache, place * a.cache.D + i, shared.x[way][index] + i, scale);
           }
         }
       });

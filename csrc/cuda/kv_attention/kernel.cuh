@@ -15,6 +15,7 @@ template <class T, int kQ>
 struct SplitBody : SplitWork<T, kQ> {
   using Work = SplitWork<T, kQ>;
   using typename Work::Job, typename Work::Shared, typename Work::Split, typename Work::State;
+  using typename Work::Team;
   using Work::kThreads;
   static constexpr int kHeadThreads = kThreads / kQ;
 
@@ -158,16 +159,15 @@ struct SplitBody : SplitWork<T, kQ> {
     }
     if (from > 0 || thread >= kQ || token_of(a, job, thread) >= job.row.count) return;
     float sum = 0.0f;
-    for (int l = 0; l < Work::kLanes; ++l) sum += shared.part[Work::kLanes + l][thread];
+    for (int l = 0; l < Work::kPartials; ++l) sum += shared.part[Work::kPartials + l][thread];
     const int64_t at = slot_of(a, shared, thread);
     a.high[at] = Work::maximum(shared, thread);
     a.sum[at] = sum;
   }
 
-  template <class Run>
-  ARDIFF_DEVICE static void flow(const AttentionArgs& a, Shared& shared, int64_t block, Run run) {
-    run([&](int thread, State& state) {
-      if (thread == 0) shared.job = job_of(a, block);
+  ARDIFF_DEVICE static void flow(const AttentionArgs& a, Shared& shared, const Team& team) {
+    team.threads([&](int thread, State& state) {
+      if (thread == 0) shared.job = job_of(a, team.number());
       state.key = thread / a.tile.units;
       state.unit = thread % a.tile.units;
       state.group = thread / (a.D / kEight);
@@ -178,16 +178,16 @@ struct SplitBody : SplitWork<T, kQ> {
     for (int slot = shared.job.slot; slot < a.splits; slot += a.step) {
       Split split;
       if (!find_split(a, shared.job, slot, split)) continue;
-      run([&](int thread, State&) {
+      team.threads([&](int thread) {
         place_keys(a, shared, split, thread);
         if (!prepared) read_query(a, shared, thread);
       });
-      run([&](int thread, State& state) {
+      team.threads([&](int thread, State& state) {
 #pragma unroll 1
         for (int index = 0; index < 2; ++index) Work::copy_tile(a, shared, state, index);
         if (!prepared && a.head.norm) sum_squares(a, shared, thread);
       });
-      run([&](int thread, State& state) {
+      team.threads([&](int thread, State& state) {
         if (!prepared) prepare_query(a, shared, thread);
         state.copies.template wait<1>();
       });
@@ -195,17 +195,17 @@ struct SplitBody : SplitWork<T, kQ> {
       const int tiles = shared.split.tiles, first = shared.split.first;
 #pragma unroll 1
       for (int index = 0; index < tiles; ++index) {
-        run([&](int thread, State& state) {
+        team.threads([&](int thread, State& state) {
           Work::copy_tile(a, shared, state, index + 2);
           Work::multiply(a, shared, index, thread);
         });
-        run([&](int thread, State& state) {
+        team.threads([&](int thread, State& state) {
           Work::add_parts(a, shared, first + index, thread);
           state.copies.template wait<1>();
         });
       }
-      run([&](int thread, State&) { Work::find_maxima(a, shared, thread); });
-      run([&](int thread, State& state) {
+      team.threads([&](int thread) { Work::find_maxima(a, shared, thread); });
+      team.threads([&](int thread, State& state) {
         Work::find_weights(a, shared, thread);
 #pragma unroll
         for (int i = 0; i < kQ; ++i) {
@@ -215,7 +215,7 @@ struct SplitBody : SplitWork<T, kQ> {
       });
 #pragma unroll 1
       for (int index = tiles; index < 2 * tiles; ++index) {
-        run([&](int, State& state) {
+        team.threads([&](int, State& state) {
           Work::copy_tile(a, shared, state, index + 2);
           Work::add_tile(a, shared, state, index);
           state.copies.template wait<1>();
@@ -223,8 +223,8 @@ struct SplitBody : SplitWork<T, kQ> {
       }
 #pragma unroll
       for (int from = 0; from < kQ; from += 4) {
-        run([&](int, State& state) { spread(a, shared, state, state.acc + from); });
-        run([&](int thread, State&) { leave(a, shared, from, thread); });
+        team.threads([&](int, State& state) { spread(a, shared, state, state.acc + from); });
+        team.threads([&](int thread) { leave(a, shared, from, thread); });
       }
     }
   }

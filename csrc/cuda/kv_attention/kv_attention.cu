@@ -8,16 +8,15 @@
 // of which each of four schedulers issues one a clock. These are counts of machine code, not
 // measurements. With more than eight queries a key head arithmetic is the limit.
 #include <algorithm>
-#include <cmath>
 
-#include "../kv/launch.cuh"
+#include "../../torch/kv_attention.h"
+#include "../launch_phases.cuh"
 #include "kernel.cuh"
 #include "merge.cuh"
 
 namespace ardiff {
 namespace {
 
-using Optional = std::optional<Tensor>;
 constexpr int64_t kWorkspace = int64_t{1} << 26;  // float32; larger batches go part by part
 constexpr int64_t kEnoughBlocks = 1 << 15;        // blocks of longer rows take several splits
 
@@ -44,7 +43,7 @@ void launch_split(const AttentionArgs& a, ScalarType type, int64_t blocks, bool 
   launch_split<Float8>(a, blocks, few, device);
 }
 
-void run(MergeArgs& a, const KvTensors& t) {
+void launch(MergeArgs& a, const KvTensors& t) {
   const int64_t rows = t.tokens.sizes[0], total = a.queries * a.heads;
   const bool few = a.queries <= 4;
   a.tiles = (a.queries + (few ? 3 : 7)) / (few ? 4 : 8);
@@ -69,59 +68,40 @@ void run(MergeArgs& a, const KvTensors& t) {
   }
 }
 
-Tensor kv_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor length, Optional count,
-                    Optional block_table, Optional position, Optional cos, Optional sin,
-                    Optional q_norm, double norm_eps, Optional k_scale, Optional v_scale,
-                    std::optional<double> scale, int64_t window, bool causal) {
-  const KvTensors t{{"q", q},
-                    {},
-                    {"k_cache", k_cache},
-                    {"v_cache", v_cache},
-                    {"length", length},
-                    {"count", count},
-                    {"block_table", block_table},
-                    {"position", position},
-                    {"cos", cos},
-                    {"sin", sin},
-                    {"q_norm", q_norm},
-                    {"k_scale", k_scale},
-                    {"v_scale", v_scale}};
-  check_kv_attention("kv_attention", t, norm_eps, window);
+void run(const KvTensors& t, const KvAttentionOptions& o, void* out) {
   const int64_t* n = t.tokens.sizes;
-  Tensor out = fresh_tensor(t.tokens, t.tokens.dtype, 4, n);
-  if (n[0] == 0) return out;
   const ScalarType type = t.k_cache.dtype;
   const int bytes = type == ScalarType::Float ? 4 : type == ScalarType::BFloat16 ? 2 : 1;
   MergeArgs a{};
   a.rows = rows_of(t);
-  a.head = head_of(t, norm_eps);
+  a.head = head_of(t, o.norm_eps);
   a.q = tokens_of(t.tokens);
-  a.k_cache = static_cast<const char*>(t.k_cache.tensor->const_data_ptr());
-  a.v_cache = static_cast<const char*>(t.v_cache.tensor->const_data_ptr());
-  a.k_scale = pointer<float>(t.k_scale);
-  a.v_scale = pointer<float>(t.v_scale);
-  a.D = static_cast<int>(n[3]);
+  const KvCache cache = cache_of(t);
+  a.k_cache = static_cast<const char*>(cache.k);
+  a.v_cache = static_cast<const char*>(cache.v);
+  a.k_scale = cache.k_scale;
+  a.v_scale = cache.v_scale;
+  a.D = cache.D;
+  a.heads = cache.heads;
   a.tile = tile_of(a.D, bytes);
   a.row_bytes = a.D * bytes;
   const auto on = [&](int64_t width) {
     return a.row_bytes % width == 0 && aligned(t.k_cache, width) && aligned(t.v_cache, width);
   };
   a.width = on(16) ? 16 : on(8) ? 8 : 1;
-  a.heads = t.k_cache.sizes[1];
   a.G = static_cast<int>(n[2] / a.heads);
   a.queries = static_cast<int>(n[1]) * a.G;
-  a.window = window;
-  a.causal = causal;
-  a.scale = static_cast<float>(scale ? *scale : 1.0 / std::sqrt(static_cast<double>(n[3])));
-  a.out = out.mutable_data_ptr();
+  a.window = o.window;
+  a.causal = o.causal;
+  a.scale = o.scale;
+  a.out = out;
   a.bfloat16 = t.tokens.dtype == ScalarType::BFloat16;
-  run(a, t);
-  return out;
+  launch(a, t);
 }
 
 }  // namespace
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ARDIFF_CUDA_NAMESPACE, ARDIFF_CUDA_KEY, m) {
-  m.impl("kv_attention", TORCH_BOX(&ardiff::kv_attention));
+  m.impl("kv_attention", TORCH_BOX(&ardiff::KvAttention<ardiff::run>::functional));
 }

@@ -18,7 +18,8 @@ struct MergeBody {
   struct Shared {
     int wrong;
   };
-  struct State {};
+  using State = Nothing;
+  using Team = ardiff::Team<kThreads>;
 
   /// Queries of a block.
   static int queries_of(int D) { return kThreads / (D / 4); }
@@ -71,18 +72,18 @@ struct MergeBody {
     }
   }
 
-  template <class Run>
-  ARDIFF_DEVICE static void flow(const MergeArgs& a, Shared& shared, int64_t block, Run run) {
-    const int64_t index = divide(block, a.blocks_of_row), b = a.first_row + index;
+  ARDIFF_DEVICE static void flow(const MergeArgs& a, Shared& shared, const Team& team) {
+    const int64_t block = team.number(), index = divide(block, a.blocks_of_row);
+    const int64_t b = a.first_row + index;
     const KvRow row = kv_row(a.rows, b);
     const bool room = has_room(a.rows, row);
-    run([&](int thread, State&) {
+    team.threads([&](int thread) {
       if (thread == 0) shared.wrong = 0;
     });
-    run([&](int thread, State&) {
+    team.threads([&](int thread) {
       if (room && names_wrong(a.rows, b, row, thread, kThreads)) shared.wrong = 1;
     });
-    run([&](int thread, State&) {
+    team.threads([&](int thread) {
       const int quads = a.D / 4, of_block = kThreads / quads;
       const int64_t query = (block - index * a.blocks_of_row) * of_block + thread / quads;
       if (thread / quads >= of_block || query >= a.queries * a.heads) return;

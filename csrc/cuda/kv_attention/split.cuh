@@ -47,7 +47,8 @@ ARDIFF_HD int64_t first_split(const AttentionArgs& a, const KvRow& row) {
 template <class T, int kQ>
 struct SplitWork {
   static constexpr int kThreads = kSplitThreads, kBlocks = kQ > 4 ? 4 : 5;
-  static constexpr int kStages = 3, kLanes = 32;  // kLanes: partial maxima and sums of a query
+  static constexpr int kStages = 3,
+                       kPartials = 32;  // kPartials: partial maxima and sums of a query
 
   /// The queries of a block, [first, first + kQ) of a key head of a row. Kept with the split in
   /// shared memory, where they take no registers.
@@ -70,7 +71,7 @@ struct SplitWork {
     alignas(16) char ring[kStages][kTileBytes];
     alignas(16) float query[kQ][kMostDims];
     alignas(16) float weight[kSplit][kQ];
-    alignas(16) float part[kThreads][kQ];  // of q.k; then kLanes of maxima and kLanes of sums
+    alignas(16) float part[kThreads][kQ];  // of q.k; then kPartials of maxima and kPartials of sums
     int64_t place[kSplit];                 // of a key in the cache; -1: seen by no query
     int lo[kQ], hi[kQ];                    // keys that a query sees, within the split
     Job job;
@@ -85,6 +86,7 @@ struct SplitWork {
     int group, chunk;  // of the values
     float acc[kQ][kEight];
   };
+  using Team = ardiff::Team<kThreads, State>;
 
   /// Starts this thread's copies of a tile whose first key in the split is `base`.
   template <int kWidth>
@@ -171,14 +173,14 @@ struct SplitWork {
   /// Calls act(query, lane) for this thread's lanes of the softmax.
   template <class Act>
   ARDIFF_DEVICE static void for_each_lane(int thread, Act act) {
-    for (int i = thread; i < kLanes * kQ; i += kThreads) act(i % kQ, i / kQ);
+    for (int i = thread; i < kPartials * kQ; i += kThreads) act(i % kQ, i / kQ);
   }
 
   /// Calls act(key) for the keys of a lane that the query sees.
   template <class Act>
   ARDIFF_DEVICE static void for_each_key(const Shared& shared, int query, int lane, Act act) {
     const int lo = shared.lo[query], hi = shared.hi[query];
-    for (int key = lane; key < kSplit; key += kLanes) {
+    for (int key = lane; key < kSplit; key += kPartials) {
       if (key >= lo && key < hi) act(key);
     }
   }
@@ -197,7 +199,7 @@ struct SplitWork {
 
   ARDIFF_DEVICE static float maximum(const Shared& shared, int query) {
     float most = shared.part[0][query];
-    for (int l = 1; l < kLanes; ++l) {
+    for (int l = 1; l < kPartials; ++l) {
       const float other = shared.part[l][query];
       most = other > most ? other : most;
     }
@@ -219,7 +221,7 @@ struct SplitWork {
         sum += w;
         if (a.v_scale && !none) w = w * a.v_scale[shared.place[key]];
       });
-      shared.part[kLanes + lane][query] = sum;
+      shared.part[kPartials + lane][query] = sum;
     });
   }
 

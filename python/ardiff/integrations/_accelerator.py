@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ardiff.fused_head import FusedHead, unknown
-from ardiff.head_weights import WEIGHTS, tensors_of
+from ardiff.heads.base import Head
+from ardiff.heads.fused import FusedHead, unknown
+from ardiff.heads.loading import load_head
+from ardiff.heads.packing import WEIGHTS, tensors_of
 from ardiff.models.checkpoint import CheckpointError
-from ardiff.models.head import Head
-from ardiff.models.head_loading import load_head
 from ardiff.sampling import make_key, make_stream
 
 try:

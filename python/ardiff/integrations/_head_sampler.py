@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ardiff.fused_head import FusedHead
-from ardiff.head_weights import WEIGHTS
-from ardiff.models.head import DiffusionHead
+from ardiff.heads.fused import FusedHead
+from ardiff.heads.mar import DiffusionHead
+from ardiff.heads.packing import WEIGHTS
 
 from ._accelerator import share
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ardiff.heads.base import Head
+from ardiff.heads.loading import load_head
 from ardiff.models.checkpoint import CheckpointError
-from ardiff.models.head import Head
-from ardiff.models.head_loading import load_head
 
 _WEIGHTS = ("model_ema", "model")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ardiff.discrete import beta_schedule, ddpm_table
-from ardiff.fused_head import FusedHead
+from ardiff.heads.fused import FusedHead
 from ardiff.run import initial_state, make_schedule, run
 from ardiff.sampling import make_key, per_sample
 from ardiff.schedule import Schedule

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ardiff.fused_head import FusedHead
+from ardiff.heads.fused import FusedHead
 from ardiff.run import initial_state, run
 from ardiff.sampling import make_key, per_sample
 from ardiff.table import StepTable, TableBuilder

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ardiff.denoise import denoise_token
-from ardiff.models.head import Head
+from ardiff.heads.base import Head
+from ardiff.heads.token import denoise_token
 from ardiff.run import INITIAL_STATE
 from ardiff.solvers import solver as make_table
 from ardiff.table import StepTable, TableBuilder

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ardiff.denoise import denoise_token
 from ardiff.discrete import DiscretePath, dpmpp_table
-from ardiff.models.head import Head
+from ardiff.heads.base import Head
+from ardiff.heads.token import denoise_token
 from ardiff.sampling import make_key
 from ardiff.solvers import solver as make_table
 from ardiff.solvers import solver_options

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from ardiff.heads.edm import EDMHead
+from ardiff.heads.mar import DiffusionHead
 from ardiff.models.context import ContextEncoder
-from ardiff.models.head import DiffusionHead, EDMHead
 from ardiff.models.patchify import patchify, unpatchify
 from ardiff.paths import GRIDS, PATHS, PREDICTIONS
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ardiff.models.head import Head, Layer, fold_modulations
+from .base import (
+    Head,
+    Layer,
+    Marks,
+    count_modules,
+    fold_modulations,
+    modulated_block,
+    modulated_output,
+)
 
 
 class _TimeNorm(nn.Module):
@@ -39,28 +49,27 @@ class _TimeEmbedding(nn.Module):
 
 
 class _Block(nn.Module):
-    """x + gate * MLP(LN(x) (1 + scale) + shift)."""
-
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=eps)
         self.fc1, self.fc2 = nn.Linear(width, width), nn.Linear(width, width)
         self.adaln_proj = nn.Linear(width, 3 * width)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        shift, scale, gate = self.adaln_proj(F.silu(y)).chunk(3, -1)
-        return x + gate * self.fc2(F.silu(self.fc1(self.norm(x) * (1 + scale) + shift)))
+    def forward(self, h: Tensor, y: Tensor) -> Tensor:
+        def mlp(x: Tensor) -> Tensor:
+            return self.fc2(F.silu(self.fc1(x)))
+
+        return modulated_block(h, self.adaln_proj(F.silu(y)), self.norm, mlp)
 
 
 class _FinalLayer(nn.Module):
     def __init__(self, width: int, out: int, eps: float) -> None:
         super().__init__()
-        self.eps = eps
+        self.norm = nn.LayerNorm(width, eps=eps, elementwise_affine=False)
         self.adaln_proj, self.proj = nn.Linear(width, 2 * width), nn.Linear(width, out)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        shift, scale = self.adaln_proj(F.silu(y)).chunk(2, -1)
-        return self.proj(F.layer_norm(x, x.shape[-1:], eps=self.eps) * (1 + scale) + shift)
+    def forward(self, h: Tensor, y: Tensor) -> Tensor:
+        return modulated_output(h, self.adaln_proj(F.silu(y)), self.norm, self.proj)
 
 
 class PocketHead(Head):
@@ -81,7 +90,12 @@ class PocketHead(Head):
             mean is the velocity itself, as solvers that call several times at a level need it.
     """
 
-    family = "pocket"
+    norm, mlp = "layer", "plain"
+    marks = Marks(
+        "final_layer.adaln_proj.weight",
+        "input_proj.weight",
+        "Pocket-TTS (input_proj, layers, final_layer)",
+    )
 
     def __init__(
         self,
@@ -113,11 +127,20 @@ class PocketHead(Head):
         Without `end` it is the level itself: the velocity at that level.
         """
         times = torch.stack([level, level if end is None else end], -1)
-        y = self.embed_time(times) + self.cond_proj(c)
-        h = self.input_proj(x)
-        for layer in self.layers:
-            h = layer(h, y)
-        return -self.final_layer(h, y)
+        return -self.evaluate_at(x, times, c)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], **options: Any) -> PocketHead:
+        width, dim = tensors["input_proj.weight"].shape
+        context = tensors["cond_proj.weight"].shape[1]
+        times, depth = (count_modules(tensors, of) for of in ("timestep_embeddings", "layers"))
+        if times:
+            features = tensors["timestep_embeddings.0.fc1.weight"].shape[1]
+            options = {"features": features, **options}
+        return cls(dim, context, width, depth, times=times, **options)
+
+    def plain_layers(self) -> tuple[nn.Module, nn.ModuleList, nn.Module]:
+        return self.input_proj, self.layers, self.final_layer
 
     def time_arguments(self, levels: Tensor) -> Tensor:
         """(level, end) of each row.

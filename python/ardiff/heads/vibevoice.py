@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ardiff.models.head import Head, Layer, fold_modulations, sinusoidal_embedding
+from .base import (
+    Head,
+    Layer,
+    Marks,
+    count_modules,
+    fold_modulations,
+    modulated_block,
+    modulated_output,
+    sinusoidal_embedding,
+    swiglu,
+)
 
 
 class _TimeMLP(nn.Module):
@@ -27,33 +40,29 @@ class _SwiGLU(nn.Module):
         self.down_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class _Block(nn.Module):
-    """x + gate * SwiGLU(RMSNorm(x) (1 + scale) + shift)."""
-
     def __init__(self, width: int, inner: int, eps: float) -> None:
         super().__init__()
         self.ffn = _SwiGLU(width, inner)
         self.norm = nn.RMSNorm(width, eps=eps)
         self.linear = nn.Linear(width, 3 * width, bias=False)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        shift, scale, gate = self.linear(F.silu(y)).chunk(3, -1)
-        return x + gate * self.ffn(self.norm(x) * (1 + scale) + shift)
+    def forward(self, h: Tensor, y: Tensor) -> Tensor:
+        return modulated_block(h, self.linear(F.silu(y)), self.norm, self.ffn)
 
 
 class _FinalLayer(nn.Module):
     def __init__(self, width: int, out: int, eps: float) -> None:
         super().__init__()
-        self.eps = eps
+        self.norm = nn.RMSNorm(width, eps=eps, elementwise_affine=False)
         self.linear_1 = nn.Linear(width, 2 * width, bias=False)
         self.linear_2 = nn.Linear(width, out, bias=False)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        shift, scale = self.linear_1(F.silu(y)).chunk(2, -1)
-        return self.linear_2(F.rms_norm(x, x.shape[-1:], eps=self.eps) * (1 + scale) + shift)
+    def forward(self, h: Tensor, y: Tensor) -> Tensor:
+        return modulated_output(h, self.linear_1(F.silu(y)), self.norm, self.linear_2)
 
 
 class VibeVoiceHead(Head):
@@ -67,7 +76,12 @@ class VibeVoiceHead(Head):
         features: of the sinusoidal embedding.
     """
 
-    family = "vibevoice"
+    norm, mlp = "rms", "gated"
+    marks = Marks(
+        "final_layer.linear_1.weight",
+        "noisy_images_proj.weight",
+        "VibeVoice (noisy_images_proj, layers, final_layer)",
+    )
 
     def __init__(
         self,
@@ -89,13 +103,17 @@ class VibeVoiceHead(Head):
         self.layers = nn.ModuleList([_Block(width, inner, eps) for _ in range(depth)])
         self.final_layer = _FinalLayer(width, dim, eps)
 
-    def forward(self, x: Tensor, level: Tensor, c: Tensor) -> Tensor:
-        """x `[B, d]`, level `[B]` or `[1]`, c `[B, context]` -> `[B, d]`."""
-        y = self.embed_time(level[:, None]) + self.cond_proj(c)
-        h = self.noisy_images_proj(x)
-        for layer in self.layers:
-            h = layer(h, y)
-        return self.final_layer(h, y)
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], **options: Any) -> VibeVoiceHead:
+        width, dim = tensors["noisy_images_proj.weight"].shape
+        context = tensors["cond_proj.weight"].shape[1]
+        features = tensors["timestep_proj.fc1.weight"].shape[1]
+        inner = tensors["layers.0.ffn.gate_proj.weight"].shape[0]
+        depth = count_modules(tensors, "layers")
+        return cls(dim, context, width, depth, inner, features=features, **options)
+
+    def plain_layers(self) -> tuple[nn.Module, nn.ModuleList, nn.Module]:
+        return self.noisy_images_proj, self.layers, self.final_layer
 
     def embed_time(self, arguments: Tensor) -> Tensor:
         features = sinusoidal_embedding(arguments[:, 0], self.features)

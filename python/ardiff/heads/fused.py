@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ardiff_kernels import ops
 
-from .batch_invariant import is_batch_invariant
-from .head_weights import WEIGHTS, PackedHead, pack
+from ..batch_invariant import is_batch_invariant
+from .base import Head, evaluate
+from .edm import EDMHead
 from .hoisting import BUDGET, Modulations
-from .models.head import EDMHead, Head, evaluate
-from .preconditioning import preconditioned
+from .packing import WEIGHTS, PackedHead, pack
 
 _log = logging.getLogger(__name__)
 _told: set[str] = set()
@@ -99,7 +99,7 @@ class FusedHead:
         sets = self.modulations(levels, conditions)
         call = _loop(sets, conditions)
         if isinstance(self.model, EDMHead):
-            return preconditioned(call, levels, conditions, sets.invariant)
+            return EDMHead.around(call, levels, len(conditions), sets.invariant)
         return lambda row, x: call(row, x).unbind(0)
 
     def modulations(self, levels: Tensor, conditions: Sequence[Tensor]) -> Modulations:
@@ -108,7 +108,7 @@ class FusedHead:
         invariant = is_batch_invariant() if invariant is None else invariant
         head = self.model
         if isinstance(head, EDMHead):
-            head, levels = head.head, head._noise_level(levels)
+            head, levels = head.head, head.noise_level(levels)
         packed = pack(head, self.weights)
         return Modulations(packed, levels, conditions, budget=self.budget, invariant=invariant)
 
@@ -118,8 +118,8 @@ def unknown(head: Any) -> str:
     inner = head.head if isinstance(head, EDMHead) else head
     if not isinstance(inner, Head):
         return (
-            f"{type(inner).__name__} is no ardiff.models.head.Head (a MAR, VibeVoice or Pocket-TTS "
-            "head)"
+            f"{type(inner).__name__} is no ardiff.heads.base.Head, as those of MAR, VibeVoice and "
+            "Pocket-TTS are"
         )
     if any(module._forward_hooks or module._forward_pre_hooks for module in inner.modules()):
         return f"a {type(inner).__name__} has forward hooks, which only its own modules call"
@@ -148,7 +148,7 @@ def _loop(sets: Modulations, conditions: Sequence[Tensor]) -> Callable[[int, Ten
     packed, ways = sets.packed, len(conditions)
     head = packed.head
     options = {
-        "family": head.family, "depth": head.depth, "eps": head.eps, "ways": ways,
+        "norm": head.norm, "mlp": head.mlp, "depth": head.depth, "eps": head.eps, "ways": ways,
         "batch_invariant": sets.invariant,
     }  # fmt: skip
     if plain_is_faster(packed, ways * len(conditions[0])) and not sets.invariant:

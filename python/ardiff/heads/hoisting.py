@@ -1,10 +1,17 @@
-"""The modulations of a token: all levels and conditions in a few large matrix products."""
+"""Hoisting: the modulations of a token are computed before its loop, for all levels and conditions.
+
+A set is what one level needs, the modulations of all samples. Sets are made in runs of neighbours,
+as many at a time as a budget of memory holds (:class:`Sets`): by a head's own modules where it runs
+plainly (:class:`OwnModulations`), from packed weights in a few large matrix products where it is
+fused (:class:`Modulations`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +20,20 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ardiff_kernels import ops
 
-from .batch_invariant import batch_invariant, linear
-from .head_weights import PackedHead
-from .rehearsal import capturing, rehearsed
+from ..batch_invariant import batch_invariant, linear
+from ..rehearsal import capturing, rehearsed
 
-BUDGET = 64 << 20  # bytes of modulations held at a time
+if TYPE_CHECKING:
+    from .base import Head
+    from .packing import PackedHead
+
+BUDGET = 64 << 20  # bytes of modulations of a fused head held at a time
+# Of a plain head. The rows of a product may round otherwise in a product of another size, so this
+# is a number of its own: with the other one, samples of large batches would have other bits.
+_OWN_BUDGET = 128 << 20
 _SEPARATE = 32  # rows from which a set is a product of its own
 _OUTER = 1024  # outputs of a batch-invariant product on a GPU: the weights stay in the cache
-# Rows up to which `head_step` streams weights faster than PyTorch's product: 6 rows took 12 ms for
+# Rows up to which `streamed_product` is faster than PyTorch's product: 6 rows took 12 ms for
 # 74, 100 rows 146 for 155, 256 rows 354 for 280 (20480 outputs of 1024, AMD EPYC with AVX2, two
 # threads, torch 2.13).
 _FEW = 64
@@ -86,8 +99,73 @@ def _distinct(arguments: Tensor) -> tuple[list[int], list[int], bytes]:
     return [place[value] for value in values], list(first.values()), key
 
 
-class Modulations:
-    """Sets of modulations, one for each distinct level, made in runs within a memory budget.
+class Sets:
+    """Sets of modulations by row of a table, made in runs of neighbouring sets.
+
+    Args:
+        set_of_row: the set of each row.
+        sets: how many there are.
+        size: bytes of a set.
+        budget: bytes of the sets that are held at a time; one set is always held.
+
+    Attributes:
+        sets: as given.
+        held: sets held at a time.
+    """
+
+    def __init__(self, set_of_row: Sequence[int], sets: int, size: int, budget: int) -> None:
+        self._set, self.sets = set_of_row, sets
+        self.held = max(1, min(sets, budget // max(1, size)))
+        self._first: int | None = None
+        self._run: Tensor | None = None
+
+    def _make(self, first: int) -> Tensor:
+        """The run of sets that begins at `first`, `[held or fewer, ...]`."""
+        raise NotImplementedError
+
+    def at(self, row: int) -> tuple[Tensor, int]:
+        """The run that holds the set of a row, and the place of that set in it."""
+        index = self._set[row]
+        first = index - index % self.held
+        if first != self._first:
+            self._first = self._run = None  # two runs would take twice the budget
+            self._run = self._make(first)
+            self._first = first
+        return self._run, index - first
+
+
+class OwnModulations(Sets):
+    """Modulations by a head's own modules and in their dtype, a set for each row of the loop.
+
+    Nothing is read back from a device, so that a compiler can trace it. A run is
+    `[held, B, (3 depth + 2) width]`.
+
+    Args:
+        head: the head.
+        levels: `[T]`, or `[T, B]`.
+        c: `[B, context]`.
+    """
+
+    def __init__(self, head: Head, levels: Tensor, c: Tensor) -> None:
+        arguments = head.time_arguments(levels)
+        time = head.embed_time(arguments.flatten(0, -2)).view(*arguments.shape[:-1], head.width)
+        self._time = time if levels.dim() > 1 else time[:, None]
+        self._context = head.embed_context(c)
+        self._layer = head.modulation_layer()
+        bias, rows = self._layer.bias, len(levels)
+        size = len(c) * len(bias) * bias.element_size()
+        super().__init__(range(rows), rows, size, _OWN_BUDGET)
+
+    def _make(self, first: int) -> Tensor:
+        y = F.silu(self._time[first : first + self.held] + self._context)
+        return F.linear(y, *self._layer)
+
+
+class Modulations(Sets):
+    """Modulations from packed weights, a set for each distinct level.
+
+    A run is `[held, ways B, M]`, M = (3 depth + 2) width, or `[held, ways, M]` if all samples share
+    their modulations.
 
     Args:
         packed: the head.
@@ -98,10 +176,7 @@ class Modulations:
         invariant: compute each row as if it were alone, to the bit.
 
     Attributes:
-        packed: as given.
-        sets: how many.
-        held: sets held at a time.
-        invariant: as given.
+        packed, invariant: as given.
     """
 
     def __init__(
@@ -116,10 +191,9 @@ class Modulations:
         head, self.packed, self.invariant = packed.head, packed, invariant
         self._weight, self._bias = packed.modulation
         arguments = head.time_arguments(levels)
-        self._set, first, key = distinct(arguments, levels)
-        self.sets = len(first)
+        set_of_row, first, key = distinct(arguments, levels)
         chosen = arguments
-        if self.sets < len(arguments):  # an index would be copied from the host
+        if len(first) < len(arguments):  # an index would be copied from the host
             chosen = torch.stack([arguments[row] for row in first])
         batch, ragged = len(conditions[0]), levels.dim() > 1
         with batch_invariant() if invariant else nullcontext():
@@ -136,24 +210,13 @@ class Modulations:
             self._batch = 1
         rows = self._batch * len(conditions)
         size = rows * len(self._bias) * self._bias.element_size()
-        self.held = max(1, min(self.sets, budget // max(1, size)))
+        super().__init__(set_of_row, len(first), size, budget)
         self._buffer = self._bias.new_empty(self.held, rows, len(self._bias))
-        self._first: int | None = None
-
-    def at(self, row: int) -> tuple[Tensor, int]:
-        """Sets `[held, ways B, M]`, or `[held, ways, M]` if all samples share them, and the place
-        of the row's."""
-        index = self._set[row]
-        first = index - index % self.held
-        if first != self._first:
-            self._fill(first)
-            self._first = first
-        return self._buffer, index - first
 
     def runs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Neighbouring rows whose sets are held at once: the rows, the sets and, int32 on their
         device, the place of each row's."""
-        device, rows = self._buffer.device, len(self._set)
+        device, rows = self._bias.device, len(self._set)
         own = numbers(tuple(self._set), device) % self.held
         begin = 0
         while begin < rows:
@@ -164,13 +227,14 @@ class Modulations:
             yield slice(begin, end), held, own[begin:end]
             begin = end
 
-    def _fill(self, first: int) -> None:
+    def _make(self, first: int) -> Tensor:
+        """Into the same memory for every run, which is returned whole."""
         time = self._time[first : first + self.held]
         sets = self._buffer[: len(time)]
         if all(len(c) == self._batch for c in self._contexts):
             y = self._activated(time[:, None], torch.stack(self._contexts))
             self._product(y.flatten(0, 2), sets.flatten(0, 1))
-            return
+            return self._buffer
         for way, context in enumerate(self._contexts):
             part = sets[:, way * self._batch : (way + 1) * self._batch]
             y = self._activated(time, context)
@@ -181,6 +245,7 @@ class Modulations:
                 out = sets.new_empty(*y.shape[:2], sets.shape[2])
                 self._product(y.flatten(0, 1), out.flatten(0, 1))
                 part.copy_(out)
+        return self._buffer
 
     def _activated(self, time: Tensor, context: Tensor) -> Tensor:
         with batch_invariant() if self.invariant else nullcontext():
@@ -189,7 +254,7 @@ class Modulations:
     def _product(self, y: Tensor, out: Tensor) -> None:
         """Writes the modulations of y `[n, width]` to out `[n, M]`."""
         if y.is_cpu and (self.invariant or len(y) <= _FEW):
-            out.copy_(self._skinny(y))
+            out.copy_(streamed_product(y, self._weight, self._bias, self.invariant))
         elif self.invariant:
             for begin in range(0, len(self._bias), _OUTER):
                 part = slice(begin, begin + _OUTER)
@@ -197,14 +262,20 @@ class Modulations:
         else:
             torch.addmm(self._bias, y, self._weight.t(), out=out)
 
-    def _skinny(self, y: Tensor) -> Tensor:
-        """The product by `head_step`, whose rows do not depend on each other: a head of zeros whose
-        final shift is y."""
-        rows, width = y.shape
-        empty, zeros = y.new_empty(0), y.new_zeros(width)
-        block = [zeros[None], empty, zeros[:, None], empty]
-        return ops.head_step(
-            y.new_zeros(rows, 1), F.pad(y, (3 * width, width))[None], 0,
-            [zeros[:, None], empty, *block, self._weight, self._bias], (),
-            depth=1, eps=1.0, batch_invariant=self.invariant,
-        )[0]  # fmt: skip
+
+def streamed_product(y: Tensor, weight: Tensor, bias: Tensor, invariant: bool) -> Tensor:
+    """y W^T + b of few rows, float32 `[n, width]` -> `[n, M]`, as the final layer of `head_step`.
+
+    On a CPU that op computes a row as if it were alone, to the bit, which no product of PyTorch
+    promises, and reads a large matrix as fast as memory gives it. The final layer of a head is
+    W (n m + s) + b, where n is the norm of the residual. In a head of one block whose matrices and
+    scales are zero, n m is zero, and the shift s is y.
+    """
+    rows, width = y.shape
+    empty, zeros = y.new_empty(0), y.new_zeros(width)
+    block = [zeros[None], empty, zeros[:, None], empty]
+    return ops.head_step(
+        y.new_zeros(rows, 1), F.pad(y, (3 * width, width))[None], 0,
+        [zeros[:, None], empty, *block, weight, bias], (),
+        depth=1, eps=1.0, batch_invariant=invariant,
+    )[0]  # fmt: skip

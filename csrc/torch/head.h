@@ -1,19 +1,23 @@
-// Argument checks of head_step, shared by the CPU and CUDA libraries. They repeat
-// ardiff_kernels/_head_checks.py in order and wording.
+// What head_step and head_loop have in common as torch calls them, on every backend: a head's
+// tensors and their checks, which repeat ardiff_kernels/_head_checks.py in order and wording.
 #pragma once
 
 #include <vector>
 
+#include "../math/head.h"
 #include "checks.h"
 
 namespace ardiff {
 
-constexpr int64_t kVibeVoice = 1;  // index of the family
-
+/// The form of a head and its numbers.
 struct HeadOptions {
-  int64_t family, depth;
+  std::string norm, mlp;
+  int64_t depth;
   double eps;
   int64_t ways;
+
+  bool rms_norm() const { return norm == "rms"; }
+  bool gated() const { return mlp == "gated"; }
 };
 
 /// `names` holds what the Args point to.
@@ -21,6 +25,9 @@ struct HeadTensors {
   Arg x, modulation;
   std::vector<Arg> weights, scales;
   std::vector<std::string> names;
+
+  /// Outputs of the final layer.
+  int64_t outs() const { return weights.rbegin()[1].sizes[0]; }
 };
 
 inline std::vector<Arg> list_of_args(const std::string& name, const std::vector<Tensor>& tensors,
@@ -94,7 +101,7 @@ inline int64_t check_weights(const char* op, const HeadTensors& t, const HeadOpt
     check_weight(op, w[i], kind, kind, "f", 0, width);
     int64_t inner = w[i].sizes[0];
     check_bias(op, w[i + 1], inner);
-    if (o.family == kVibeVoice) {
+    if (o.gated()) {
       if (inner % 2) {
         fail(op, ": ", w[i].name, " must hold gate and up, an even number of rows, got ",
              shape_of(w[i]));
@@ -138,9 +145,8 @@ inline void check_head_step(const char* op, const HeadTensors& t, int64_t set,
   if (x.dim != 2) fail(op, ": x must be [N, d], got ", x.dim, " dimensions");
   if (x.dtype != ScalarType::Float) fail(op, ": x must be float32, got ", name_of(x.dtype));
   if (x.sizes[1] < 1) fail(op, ": x must have at least 1 element a row, got ", shape_of(x));
-  if (o.family < 0 || o.family > 2) {
-    fail(op, ": family must be 0 (mar), 1 (vibevoice) or 2 (pocket), got ", o.family);
-  }
+  if (o.norm != "layer" && o.norm != "rms") fail(op, ": norm must be layer or rms, got ", o.norm);
+  if (o.mlp != "plain" && o.mlp != "gated") fail(op, ": mlp must be plain or gated, got ", o.mlp);
   if (o.depth < 1) fail(op, ": depth must be at least 1, got ", o.depth);
   if (o.ways < 1 || o.ways > 3) fail(op, ": ways must be 1, 2 or 3, got ", o.ways);
   if (!(o.eps >= 0)) fail(op, ": eps must be at least 0, got ", python_float(o.eps));

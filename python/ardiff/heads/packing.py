@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from .models.head import Head, Layer
+from ..rehearsal import read_by_capture
+from .base import Head, Layer
 
 WEIGHTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 _LEVELS = 16  # lists of levels whose time embeddings are kept; the least recently used goes first
@@ -64,28 +64,12 @@ class _Kept:
 
 
 _packed: WeakKeyDictionary[Head, dict[str, _Kept]] = WeakKeyDictionary()
-_watched: ContextVar[dict[tuple[Head, str], list[Tensor]] | None] = ContextVar(
-    "_watched", default=None
-)
 
 
-@contextlib.contextmanager
-def watch() -> Iterator[dict[tuple[Head, str], list[Tensor]]]:
-    """Collects what is packed within: the tensors of each head and name of a dtype."""
-    token = _watched.set({})
-    try:
-        yield _watched.get()
-    finally:
-        _watched.reset(token)
-
-
-def still(packs: dict[tuple[Head, str], list[Tensor]]) -> bool:
-    """Brings packed forms up to date; whether their tensors are still these."""
-    return all(
-        new is old
-        for (head, weights), tensors in packs.items()
-        for new, old in zip(pack(head, weights).tensors(), tensors, strict=True)
-    )
+def _still(head: Head, weights: str, tensors: list[Tensor]) -> bool:
+    """Brings the packed form up to date; whether its tensors are still these."""
+    found = pack(head, weights).tensors()
+    return all(new is old for new, old in zip(found, tensors, strict=True))
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
@@ -132,9 +116,7 @@ def pack(head: Head, weights: str = "float32") -> PackedHead:
                 packed = _within(kept[weights], packed)
         kept[weights] = _Kept(packed, signature, frozenset(map(_storage, sources)))
     packed = kept[weights].packed
-    watched = _watched.get()
-    if watched is not None:
-        watched[head, weights] = packed.tensors()
+    read_by_capture((head, weights), partial(_still, head, weights, packed.tensors()))
     return packed
 
 

@@ -1,8 +1,11 @@
-// Argument checks of kv_append and kv_attention, shared by the CPU and CUDA libraries. They repeat
-// ardiff_kernels/_kv_checks.py in order and wording.
+// What kv_append and kv_attention have in common as torch calls them, on every backend: tensors,
+// checks, which repeat ardiff_kernels/_kv_checks.py in order and wording, and the arguments of a
+// kernel.
 #pragma once
 
+#include "../math/kv.h"
 #include "checks.h"
+#include "operands.h"
 
 namespace ardiff {
 
@@ -119,41 +122,52 @@ inline void check_kv_placement(const char* op, const KvTensors& t, bool in_place
   }
 }
 
-inline void check_kv_append(const char* op, const KvTensors& t, double eps, bool in_place) {
-  const Arg &k = t.tokens, &v = t.v, &cache = t.k_cache;
-  check_tokens(op, k);
-  check_cache(op, t);
-  if (k.sizes[1] < 1 || k.sizes[2] != cache.sizes[1] || k.sizes[3] != cache.sizes[3]) {
-    fail(op, ": k must be [B, T, ", cache.sizes[1], ", ", cache.sizes[3],
-         "] with T >= 1 for a cache ", shape_of(cache), ", got ", shape_of(k));
-  }
-  bool same = v.dim == 4 && v.dtype == k.dtype;
-  for (int i = 0; same && i < 4; ++i) same = v.sizes[i] == k.sizes[i];
-  if (!same) fail(op, ": v must be ", name_of(k.dtype), " ", shape_of(k), " as k, ", got(v));
-  check_unit_stride(op, k);
-  check_unit_stride(op, v);
-  check_rows(op, t);
-  check_norm(op, t.norm, eps, k.sizes[3]);
-  check_kv_placement(op, t, in_place);
+/// Whether a tensor begins at a multiple of `bytes`.
+inline bool aligned(const Arg& a, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(a.tensor->const_data_ptr()) % bytes == 0;
 }
 
-inline void check_kv_attention(const char* op, const KvTensors& t, double eps, int64_t window) {
-  constexpr int64_t kMostTokens = 64;
-  const Arg &q = t.tokens, &cache = t.k_cache;
-  check_tokens(op, q);
-  check_cache(op, t);
-  const int64_t tokens = q.sizes[1], heads = q.sizes[2], kv_heads = cache.sizes[1];
-  if (tokens < 1 || tokens > kMostTokens || heads < 1 || heads % kv_heads ||
-      q.sizes[3] != cache.sizes[3]) {
-    fail(op, ": q must be [B, T, H, ", cache.sizes[3], "] with T from 1 to ", kMostTokens,
-         " and H a multiple of ", kv_heads, " for a cache ", shape_of(cache), ", got ",
-         shape_of(q));
+inline KvRows rows_of(const KvTensors& t) {
+  const int64_t* cache = t.k_cache.sizes;
+  return {pointer<int32_t>(t.length),
+          pointer<int32_t>(t.count),
+          pointer<int32_t>(t.block_table),
+          pointer<int32_t>(t.position),
+          t.tokens.sizes[1],
+          cache[0],
+          cache[2],
+          t.block_table.given() ? t.block_table.sizes[1] : 1,
+          t.cos.given() ? t.cos.sizes[0] : 0};
+}
+
+inline KvCache cache_of(const KvTensors& t) {
+  const Arg& k = t.k_cache;
+  return {const_cast<void*>(k.tensor->const_data_ptr()),
+          const_cast<void*>(t.v_cache.tensor->const_data_ptr()),
+          const_cast<float*>(pointer<float>(t.k_scale)),
+          const_cast<float*>(pointer<float>(t.v_scale)),
+          k.sizes[1],
+          static_cast<int>(k.sizes[3]),
+          k.dtype == ScalarType::Float      ? CacheType::float32
+          : k.dtype == ScalarType::BFloat16 ? CacheType::bfloat16
+          : k.dtype == ScalarType::Char     ? CacheType::int8
+                                            : CacheType::float8};
+}
+
+inline KvHead head_of(const KvTensors& t, double eps) {
+  return {pointer<float>(t.norm), pointer<float>(t.cos), pointer<float>(t.sin),
+          static_cast<float>(eps), t.cos.given() ? static_cast<int>(t.cos.sizes[1]) : 0};
+}
+
+inline KvTokens tokens_of(const Arg& a) {
+  bool vector = aligned(a, 16);
+  int64_t strides[3];
+  for (int i = 0; i < 3; ++i) {
+    strides[i] = a.sizes[i] == 1 ? 0 : a.strides[i];
+    vector = vector && strides[i] % 8 == 0;
   }
-  check_unit_stride(op, q);
-  check_rows(op, t);
-  check_norm(op, t.norm, eps, q.sizes[3]);
-  if (window < 0) fail(op, ": window must be at least 0, got ", window);
-  check_kv_placement(op, t, false);
+  return {a.tensor->const_data_ptr(),      strides[0], strides[1], strides[2],
+          a.dtype == ScalarType::BFloat16, vector};
 }
 
 }  // namespace ardiff

@@ -1,4 +1,7 @@
-"""A token of a diffusion head: a whole solver run, with the head hoisted and fused."""
+"""A token of a diffusion head: a whole solver run, with the head hoisted and fused.
+
+On CUDA, where the table allows it, all steps are one op, `head_loop`, and so one launch.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import ardiff_kernels
 from ardiff_kernels import ops
 
-from . import token_loop
-from .batch_invariant import batch_invariant as batch_invariant_mode
-from .fused_head import FusedHead, fused
-from .graphs import check_graph, run_captured
-from .head_weights import pack
-from .hoisting import BUDGET
-from .models.head import EDMHead, Head
-from .run import INITIAL_STATE, Decision, Runnable, make_schedule, run
-from .sampling import per_sample
-from .schedule import RaggedTable
-from .table import StepTable
+from ..batch_invariant import batch_invariant as batch_invariant_mode
+from ..graphs import check_graph, run_captured
+from ..run import INITIAL_STATE, Decision, Runnable, make_schedule, run
+from ..sampling import per_sample
+from ..schedule import RaggedTable, Schedule
+from ..table import DeviceTable, StepTable
+from .base import Head
+from .edm import EDMHead
+from .fused import FusedHead, fused
+from .hoisting import BUDGET, Modulations, numbers
+from .packing import pack
+
+MOST_ROWS = 64  # tokens times ways; above, the launch reads the weights once for each 8 rows
+_KINDS = ("diffusion", "uld")
 
 
 def denoise_token(
@@ -126,11 +133,11 @@ def denoise_token(
     conditions = [c for c in (context, uncond, uncond2) if c is not None]
     addressed = x0_clamp is None and noise is None
     if addressed and isinstance(model, FusedHead) and isinstance(model.model, Head):
-        if not token_loop.unsuitable(table, schedule, start, len(conditions)):
+        if not unsuitable(table, schedule, start, len(conditions)):
             factors = {name: t for name, t in modifiers.items() if not name.startswith("uncond")}
             with torch.inference_mode():
                 sets = model.modulations(schedule.buffers.level, conditions)
-                found = token_loop.run_token(
+                found = run_token(
                     schedule, table.op, sets, start, key=key, stream=stream, **factors
                 )
             return found.clone()  # no inference tensor
@@ -153,6 +160,72 @@ def _start(model: Any, table: Runnable, key: Tensor, draw: int, stream: Tensor) 
     scale = scale(stream.device) if callable(scale) else scale
     size = packed.weights[0].shape[1]
     return ops.philox_normal(key, 4 * draw + INITIAL_STATE, stream, size) * scale
+
+
+def unsuitable(table: Runnable, schedule: Schedule, x: Tensor, ways: int) -> str:
+    """Why `head_loop` cannot run the table, or should not; empty if it is the way to run it."""
+    if torch.compiler.is_compiling() or not x.is_cuda:
+        return "head_loop gains nothing where steps are no launches"
+    if ardiff_kernels.chosen_backend("head_loop_", "cuda") != "cuda":
+        return "head_loop is one launch with the CUDA kernels alone"
+    if x.dtype != torch.float32 or ways * len(x) > MOST_ROWS:
+        return f"head_loop is for float32 and at most {MOST_ROWS} rows"
+    return unsuitable_table(table, schedule)
+
+
+def unsuitable_table(table: Runnable, schedule: Schedule) -> str:
+    """Why `head_loop` cannot run the rows of the table; empty if it can."""
+    if not isinstance(table, (StepTable, DeviceTable)):
+        return "samples have tables of their own"
+    if schedule.second_memory or schedule.energy or any(table.midpoint):
+        return "the table has a second memory, energies or midpoints"
+    if schedule.learned_range:
+        return "the table's variance may be the head's"
+    if not all(table.calls_model) or any(op not in _KINDS for op in table.op):
+        return "a row of the table makes no model call, or accepts"
+    return ""
+
+
+def run_token(
+    schedule: Schedule,
+    kinds: Sequence[str],
+    sets: Modulations,
+    x: Tensor,
+    *,
+    key: Tensor,
+    stream: Tensor,
+    guidance: Tensor | None = None,
+    guidance2: Tensor | None = None,
+    noise_scale: Tensor | None = None,
+) -> Tensor:
+    """All rows of a table on a head, as :func:`ardiff.run.run` executes them.
+
+    Args:
+        schedule: of a table that is not :func:`unsuitable_table`.
+        kinds: the op of each row.
+        sets: modulations of the rows, a condition a way.
+        x: float32 `[N, d]`, the initial state; not changed.
+        key, stream, guidance, guidance2, noise_scale: as of `run`.
+
+    Returns:
+        The final state, float32 `[N, d]`.
+    """
+    packed, buffers = sets.packed, schedule.buffers
+    head = packed.head
+    x = x.clone(memory_format=torch.contiguous_format)
+    memory, v, op = torch.zeros_like(x), None, None
+    if schedule.kinetic:
+        v = torch.zeros_like(x)
+        op = numbers(tuple(map(_KINDS.index, kinds)), x.device)
+    for rows, held, places in sets.runs():
+        ops.head_loop_(
+            x, memory, held, places, packed.weights, packed.scales, buffers.coef[rows],
+            buffers.draw[rows][:1], key, stream,
+            norm=head.norm, mlp=head.mlp, depth=head.depth, eps=head.eps, v=v,
+            op=None if op is None else op[rows], guidance=guidance, guidance2=guidance2,
+            noise_scale=noise_scale, batch_invariant=sets.invariant,
+        )  # fmt: skip
+    return x
 
 
 def _shape(t: Tensor) -> str:

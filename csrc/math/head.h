@@ -1,0 +1,12 @@
+// What the kernels of a diffusion head have in common, on the CPU and on CUDA: plain data.
+#pragma once
+
+namespace ardiff {
+
+/// Parts of a step; the norm is one of its own on the CPU alone.
+enum class HeadPart { input, inner, outer, last, norm };
+
+/// States of the solver: x, memory and velocity.
+constexpr int kStates = 3;
+
+}  // namespace ardiff
