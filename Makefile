@@ -40,7 +40,7 @@ bench: build
 
 # The C++ CPU kernels under ASan, UBSan and TSan.
 sanitize: $(VENV)/.installed
-	$(MAKE) -C tests/cpp PY=$(abspath $(PY))
+	$(MAKE) -C tests/kernels/cpp PY=$(abspath $(PY))
 
 # Uses python3's own torch, needs no network and no .venv.
 gpu-check:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _backends, _load, host, testing
+from . import __version__, host, testing
+from .dispatch import backends, load
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "triton", "numpy", "safetensors")
@@ -30,7 +31,7 @@ def collect() -> dict:
             "model": _cpu_model(),
             "cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
-            "isa": testing.current_cpu_isa() if _load.CPU.loaded else "",
+            "isa": testing.current_cpu_isa() if load.CPU.loaded else "",
             "features": [name for name, has in host.cpu_features().items() if has],
         },
         "cuda": {
@@ -41,10 +42,10 @@ def collect() -> dict:
         },
         "build": host.build_info(),
         "libraries": {
-            library.path.name: library.reason or "loaded" for library in (_load.CPU, _load.CUDA)
+            library.path.name: library.reason or "loaded" for library in (load.CPU, load.CUDA)
         },
         "environment": {n: v for n, v in sorted(os.environ.items()) if n.startswith("ARDIFF_")},
-        "backends": _backends.status(),
+        "backends": backends.status(),
     }
 
 

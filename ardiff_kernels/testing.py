@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import _backends, _load
+from .dispatch import backends, load
 from .ops.diffusion_step import COLUMNS as DIFFUSION_COLUMNS
 from .ops.uld_step import COLUMNS as ULD_COLUMNS
 
@@ -25,12 +25,12 @@ ULPS = 2.0
 
 def usable_backends(op: str, device: str = "cpu") -> list[str]:
     """Names of the backends that can serve `op` on `device` here."""
-    return [name for name in _backends.BACKENDS if not _backends.unusable(op, name, device)]
+    return [name for name in backends.BACKENDS if not backends.unusable(op, name, device)]
 
 
 def cpu_isas() -> list[str]:
     """Instruction sets of the C++ CPU backend that this CPU can run; empty if it is not built."""
-    if not _load.CPU.loaded:
+    if not load.CPU.loaded:
         return []
     with contextlib.ExitStack() as stack:
         before = current_cpu_isa()
@@ -39,13 +39,13 @@ def cpu_isas() -> list[str]:
 
 
 def current_cpu_isa() -> str:
-    library = ctypes.CDLL(str(_load.CPU.path))
+    library = ctypes.CDLL(str(load.CPU.path))
     library.ardiff_cpu_isa.restype = ctypes.c_char_p
     return library.ardiff_cpu_isa().decode()
 
 
 def _set_cpu_isa(name: str) -> bool:
-    return ctypes.CDLL(str(_load.CPU.path)).ardiff_set_cpu_isa(name.encode()) == 0
+    return ctypes.CDLL(str(load.CPU.path)).ardiff_set_cpu_isa(name.encode()) == 0
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def cpu_isa(name: str) -> Iterator[None]:
 
 def cpu_philox_words(key: int, counter: int, stream: int, count: int) -> Tensor:
     """Philox words of quads 0 to count - 1, as the C++ CPU backend has them: int64 `[count, 4]`."""
-    function = ctypes.CDLL(str(_load.CPU.path)).ardiff_philox_words
+    function = ctypes.CDLL(str(load.CPU.path)).ardiff_philox_words
     function.argtypes = [ctypes.c_int64, ctypes.c_uint32, ctypes.c_int64, ctypes.c_int64]
     function.argtypes += [ctypes.c_void_p]
     out = torch.empty(count, 4, dtype=torch.int32)
@@ -97,7 +97,7 @@ class Call:
 
     def oracle(self) -> tuple[Tensor, ...]:
         """The float64 reference on the identical inputs and the same noise words."""
-        reference = _backends.reference_function(self.op)
+        reference = backends.reference_function(self.op)
         args = {k: v.double() if k in self.state else v for k, v in self.args.items()}
         return reference(*args.values(), **self.options)
 

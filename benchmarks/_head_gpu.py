@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.autograd import DeviceType
 
 import ardiff_kernels
-from ardiff import graphs
 from ardiff.heads import token
 from ardiff.heads.base import Head
 from ardiff.heads.fused import FusedHead
-from ardiff.run import make_schedule
-from ardiff.run import run as run_table
-from ardiff.table import StepTable
+from ardiff.loop import cuda_graphs as graphs
+from ardiff.loop.run import make_schedule
+from ardiff.loop.run import run as run_table
+from ardiff.noise import make_stream
+from ardiff.tables.table import StepTable
 
 from . import _harness
 from ._harness import Row, Settings
@@ -49,7 +50,7 @@ class Forms:
         self.guidance = {"guidance": guidance} if len(conditions) > 1 else {}
         self.place = {
             "key": torch.zeros(1, dtype=torch.int64, device=x.device),
-            "stream": torch.arange(len(x), device=x.device) << 20,
+            "stream": make_stream(None, len(x), 0, x.device),
         }
 
     def persistent(self) -> Tensor:
@@ -149,8 +150,8 @@ def measure(
 
 
 def _unusable(backend: str, x: Tensor) -> bool:
-    from ardiff_kernels import _backends
+    from ardiff_kernels.dispatch import backends
 
     kind = "cuda" if x.is_cuda else "cpu"
     op = "head_loop_" if backend == "cuda" else "head_step"
-    return bool(_backends.unusable(op, backend, kind))
+    return bool(backends.unusable(op, backend, kind))

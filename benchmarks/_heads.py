@@ -13,7 +13,7 @@ from ardiff.heads.mar import DiffusionHead
 from ardiff.heads.pocket import PocketHead
 from ardiff.heads.vibevoice import VibeVoiceHead
 from ardiff.solvers import solver
-from ardiff.table import StepTable
+from ardiff.tables.table import StepTable
 
 
 @dataclass(frozen=True)

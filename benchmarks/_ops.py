@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import ardiff_kernels
+from ardiff.noise import make_stream
 
 from . import _harness
 from ._harness import Row, Settings
@@ -71,7 +72,7 @@ def addresses(shape: Shape, settings: Settings) -> dict[str, Tensor]:
         "row": torch.zeros(1, dtype=torch.int32, device=device),
         "draw": torch.full((1,), 3, dtype=torch.int32, device=device),
         "key": torch.tensor([settings.seed], device=device),
-        "stream": torch.arange(shape.batch, device=device) * 2**20,
+        "stream": make_stream(None, shape.batch, 0, device),
     }
 
 

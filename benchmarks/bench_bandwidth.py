@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 import ardiff_kernels
-from ardiff_kernels import _backends
+from ardiff_kernels.dispatch import backends
 
 from . import _harness, _ops, bench_diffusion_step, bench_uld_step
 from ._harness import Row, Settings
@@ -33,10 +33,10 @@ _HOST_CALLS = 500
 _COPY = "device-copy"
 
 
-def backends(op: str, device: str) -> list[str]:
+def usable(op: str, device: str) -> list[str]:
     """The compiled and Triton backends that can serve an op on a device here."""
     names = ("triton", "cuda") if device == "cuda" else ("cpu",)
-    return [name for name in names if not _backends.unusable(f"{op}_", name, device)]
+    return [name for name in names if not backends.unusable(f"{op}_", name, device)]
 
 
 def run(case: str, settings: Settings) -> Iterator[Row]:
@@ -47,14 +47,14 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
     """
     shape = _ops.parse(case)
     op = shape.op
-    usable = backends(op, settings.device)
-    if not usable:
+    found = usable(op, settings.device)
+    if not found:
         raise ValueError(f"{op}: no compiled or Triton backend serves {settings.device} here")
     tensors = _MODULES[op].inputs(shape, settings)
-    for name in usable:
+    for name in found:
         with ardiff_kernels.backend(name):
             yield from _MODULES[op].correctness(shape, tensors, SUITE)
-    for name in usable:
+    for name in found:
         with ardiff_kernels.backend(name), torch.inference_mode():
             yield from _bandwidth(shape, op, name, tensors, settings)
             yield _host_time(case, op, name, settings)

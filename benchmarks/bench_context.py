@@ -16,11 +16,11 @@ from functools import partial
 
 import torch
 
-from ardiff.models.ar_model import ARModel, ModelConfig
-from ardiff.models.context import SlicedCache
-from ardiff.models.patch_model import patch_model
-from ardiff.run import initial_state
-from ardiff.run import run as run_table
+from ardiff.ar.context import SlicedCache
+from ardiff.ar.patch_model import patch_model
+from ardiff.loop.run import run as run_table
+from ardiff.models.image_model import ARModel, ModelConfig
+from ardiff.noise import initial_state, make_stream
 from ardiff.solvers import solver
 
 from . import _harness
@@ -135,7 +135,7 @@ class _Contexts:
     def sample(self, k: int) -> torch.Tensor:
         """A whole patch: its context, then all steps of the head."""
         context = self.cached(k)
-        stream = torch.arange(BATCH, device=context.device) << 20
+        stream = make_stream(None, BATCH, 0, context.device)
         key = torch.zeros(1, dtype=torch.int64, device=context.device)
         x = initial_state(self.table, key, stream, self.model.config.patch_dim)
         return run_table(

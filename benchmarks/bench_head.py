@@ -23,8 +23,9 @@ from ardiff.heads.base import Head
 from ardiff.heads.fused import FusedHead
 from ardiff.heads.packing import WEIGHTS, pack
 from ardiff.heads.token import denoise_token
-from ardiff.run import run as run_table
-from ardiff.table import StepTable
+from ardiff.loop.run import run as run_table
+from ardiff.noise import make_stream
+from ardiff.tables.table import StepTable
 
 from . import _harness, _head_gpu
 from ._harness import Row, Settings
@@ -100,7 +101,7 @@ class Token:
         )  # fmt: skip
 
     def _streams(self) -> Tensor:
-        return torch.arange(len(self.x), device=self.x.device) << 20
+        return make_stream(None, len(self.x), 0, self.x.device)
 
     def step(self, guided: bool = False) -> Callable[[], list[Tensor]]:
         """One evaluation in the middle of the table, its modulations known."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 
 import ardiff_kernels
-from ardiff_kernels import _backends
+from ardiff_kernels.dispatch import backends
 
 from . import _harness, bench_kv_attention
 from ._harness import Row, Settings
@@ -25,10 +25,10 @@ CASES = (
 _COPY = "device-copy"
 
 
-def backends(device: str) -> list[str]:
+def usable(device: str) -> list[str]:
     """The compiled and Triton backends that can serve the op on a device here."""
     names = ("triton", "cuda") if device == "cuda" else ("cpu",)
-    return [name for name in names if not _backends.unusable("kv_attention", name, device)]
+    return [name for name in names if not backends.unusable("kv_attention", name, device)]
 
 
 def run(case: str, settings: Settings) -> Iterator[Row]:
@@ -37,18 +37,18 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
     Raises:
         ValueError: no backend but the reference can serve the op on the device.
     """
-    usable = backends(settings.device)
-    if not usable:
+    found = usable(settings.device)
+    if not found:
         raise ValueError(f"kv_attention: no compiled or Triton backend serves {settings.device}")
     tensors = bench_kv_attention.inputs(case, settings)
-    for name in usable:
+    for name in found:
         with ardiff_kernels.backend(name):
             yield from bench_kv_attention.correctness(case, tensors.head(), SUITE)
     size = tensors.elements * tensors.k_cache.element_size()
     source = torch.ones(max(1, size // 8), device=settings.device)
     target = torch.empty_like(source)
     rivals = settings.pick({"sdpa": tensors.sdpa()})
-    for name in usable:
+    for name in found:
         competitors = {name: tensors.ours, **rivals, _COPY: lambda: target.copy_(source)}
         with ardiff_kernels.backend(name), torch.inference_mode():
             seconds = _harness.interleave(competitors, settings)

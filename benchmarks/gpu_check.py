@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SUITE = "bandwidth"
 HEADS = ("mar-b/N=1/bfloat16", "mar-b/N=16/bfloat16", "mar-b/N=256/bfloat16")
-TESTS = ("tests/gpu", "tests/ops", "tests/test_triton_words.py")
+TESTS = ("tests/gpu", "tests/kernels")
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ardiff.models.ar_model import ARModel
-from ardiff.paths import data_coefficients, get_path, time_grid
+from ardiff.models.image_model import ARModel
+from ardiff.tables.paths import data_coefficients, get_path, time_grid
 
 
 @torch.inference_mode()

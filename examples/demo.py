@@ -1,8 +1,8 @@
 """`make demo`: 64 images from the shipped Sun/Shadow model by two solvers and a hand-written loop.
 
 Writes out/demo/samples.png and out/demo/stats.json, and prints the same figures as a table. Each
-may make 48 model calls a patch, the protocol of `tests/test_sampler.py`; the table says how many it
-made. They are timed in turns and the medians are shown; speeds against the loop are those of a
+may make 48 model calls a patch, the protocol of `tests/ar/test_sampler.py`; the table says how many
+it made. They are timed in turns and the medians are shown; speeds against the loop are those of a
 model call.
 """
 
@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import ardiff  # noqa: E402
+from ardiff._files import replacing, write_json  # noqa: E402
+from ardiff.commands._image_grid import image_grid, side_by_side  # noqa: E402
 from ardiff.data.sun_shadow_metrics import metrics  # noqa: E402
-from ardiff.files import replacing, write_json  # noqa: E402
-from ardiff.image_grid import image_grid, side_by_side  # noqa: E402
 from benchmarks.reference_ddpm import reference_ddpm  # noqa: E402
 
 IMAGES, STEPS, SEED = 64, 48, 0

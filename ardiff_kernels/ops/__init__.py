@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-NAMES = tuple(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg)
+NAMES = tuple(
+    m.name for m in pkgutil.iter_modules(__path__) if m.ispkg and not m.name.startswith("_")
+)
 
 __all__ = []
 for _op in NAMES:

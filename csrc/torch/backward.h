@@ -1,4 +1,4 @@
-// What the backward ops have in common. Their checks repeat ardiff_kernels/_backward_checks.py in
+// What the backward ops have in common. Their checks repeat ardiff_kernels/ops/_shared/backward_checks.py in
 // order and wording.
 #pragma once
 

@@ -1,5 +1,5 @@
 // Argument checks of the ops, shared by the CPU and CUDA libraries. These and those of step.h and
-// philox_normal.h repeat ardiff_kernels/_checks.py in order and wording, so that a mistake reads
+// philox_normal.h repeat ardiff_kernels/ops/_shared/checks.py in order and wording, so that a mistake reads
 // the same on every backend; all throw std::runtime_error, which Python sees as RuntimeError.
 #pragma once
 

@@ -1,4 +1,4 @@
-// head_loop as torch calls it: arguments, checks, which repeat ardiff_kernels/_head_loop_checks.py
+// head_loop as torch calls it: arguments, checks, which repeat ardiff_kernels/ops/head_loop/checks.py
 // in order and wording, and the functional form, for every backend.
 #pragma once
 

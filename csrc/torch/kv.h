@@ -1,5 +1,5 @@
 // What kv_append and kv_attention have in common as torch calls them, on every backend: tensors,
-// checks, which repeat ardiff_kernels/_kv_checks.py in order and wording, and the arguments of a
+// checks, which repeat ardiff_kernels/ops/_shared/kv_checks.py in order and wording, and the arguments of a
 // kernel.
 #pragma once
 

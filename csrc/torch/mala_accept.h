@@ -1,5 +1,5 @@
 // mala_accept as torch calls it, on every backend: arguments, checks, both forms. The checks repeat
-// ardiff_kernels/_accept_checks.py in order and wording.
+// ardiff_kernels/ops/mala_accept/checks.py in order and wording.
 #pragma once
 
 #include <tuple>

@@ -1,5 +1,5 @@
 // What uld_step and diffusion_step have in common as torch calls them: arguments, checks, and the
-// kernels' arguments from checked ones. The checks repeat ardiff_kernels/_checks.py in order and
+// kernels' arguments from checked ones. The checks repeat ardiff_kernels/ops/_shared/checks.py in order and
 // wording.
 #pragma once
 

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import importlib
 
+from . import _moved
+
 _EXPORTS = {
     "sample": ("ardiff.sampling", "sample"),
-    "adapted_solver": ("ardiff.step_size", "adapted_solver"),
+    "adapted_solver": ("ardiff.adapt_tau", "adapted_solver"),
     "solver": ("ardiff.solvers", "solver"),
-    "clear_graphs": ("ardiff.graphs", "clear_graphs"),
-    "load": ("ardiff.sampler", "load"),
-    "ARSampler": ("ardiff.sampler", "ARSampler"),
-    "AREngine": ("ardiff.engine", "AREngine"),
-    "get_path": ("ardiff.paths", "get_path"),
-    "StepTable": ("ardiff.table", "StepTable"),
-    "RaggedTable": ("ardiff.schedule", "RaggedTable"),
-    "paths": ("ardiff.paths", None),
+    "clear_graphs": ("ardiff.loop.cuda_graphs", "clear_graphs"),
+    "load": ("ardiff.ar.sampler", "load"),
+    "ARSampler": ("ardiff.ar.sampler", "ARSampler"),
+    "AREngine": ("ardiff.ar.engine", "AREngine"),
+    "get_path": ("ardiff.tables.paths", "get_path"),
+    "StepTable": ("ardiff.tables.table", "StepTable"),
+    "RaggedTable": ("ardiff.tables.ragged", "RaggedTable"),
+    "paths": ("ardiff.tables.paths", None),
 }
 __all__ = [
     "AREngine", "ARSampler", "RaggedTable", "StepTable", "adapted_solver", "clear_graphs",
     "get_path", "load", "paths", "sample", "solver",
 ]  # fmt: skip
+
+_moved.install()
 
 
 def __getattr__(name: str):

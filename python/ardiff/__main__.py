@@ -1,3 +1,3 @@
-from .cli import main
+from .commands._parser import main
 
 raise SystemExit(main())

@@ -11,91 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .callables import CountedModel, shaped_energy
-from .graphs import check_graph, run_captured
-from .paths import Path
-from .run import Decision, initial_state, run
-from .run_checks import check_x0_clamp
-from .schedule import RaggedTable
+from .adapt_tau import make_ladder
+from .guide import per_sample
+from .loop.checks import check_x0_clamp
+from .loop.cuda_graphs import check_graph, run_captured
+from .loop.model_calls import CountedModel, shaped_energy
+from .loop.run import Decision, run
+from .loop.stats import SampleStats, collect
+from .noise import initial_state, make_key, make_stream
 from .solvers import solver as make_table
 from .solvers import solver_options
-from .stats import SampleStats, collect
-from .step_size import make_ladder
-from .table import StepTable
-
-PATCH_BITS = 20
-MAX_SAMPLE_ID = 2**43
-
-
-def make_key(
-    seed: int | None, device: torch.device | str, generator: torch.Generator | None = None
-) -> Tensor:
-    """The key, int64 `[1]` on `device`: the seed itself, or drawn from `generator` for None."""
-    if seed is None:
-        source = "cpu" if generator is None else generator.device
-        drawn = torch.randint(
-            -(2**63), 2**63 - 1, (1,), generator=generator, device=source, dtype=torch.int64
-        )
-        return drawn.to(device)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int or None, got {type(seed).__name__}")
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must fit in int64, got {seed}")
-    return torch.tensor([seed], dtype=torch.int64, device=device)
-
-
-def make_stream(
-    sample_ids: Sequence[int] | Tensor | None, batch: int, patch: int, device: torch.device | str
-) -> Tensor:
-    """The streams, int64 `[batch]`: sample_id * 2^20 + patch.
-
-    Raises:
-        ValueError: ids that are not `batch` integers in [0, 2^43), or a patch outside [0, 2^20).
-    """
-    if not 0 <= patch < 2**PATCH_BITS:
-        raise ValueError(f"patch must be in [0, {2**PATCH_BITS}), got {patch}")
-    if sample_ids is None:
-        ids = torch.arange(batch, dtype=torch.int64, device=device)
-    else:
-        ids = _as_ids(sample_ids)
-        if ids.dim() != 1 or len(ids) != batch:
-            raise ValueError(
-                f"sample_ids must be {batch} integers, one a sample, got shape {list(ids.shape)}"
-            )
-        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= MAX_SAMPLE_ID):
-            bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
-            raise ValueError(f"sample_ids must be in [0, 2^43), got {bad}")
-        ids = ids.to(device)
-    return ids * 2**PATCH_BITS + patch
-
-
-def _as_ids(sample_ids: Sequence[int] | Tensor) -> Tensor:
-    try:
-        ids = torch.as_tensor(sample_ids if isinstance(sample_ids, Tensor) else list(sample_ids))
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"sample_ids must be integers in [0, 2^43): {error}") from None
-    if len(ids.shape) and ids.numel() == 0:
-        return ids.long()
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(f"sample_ids must be integers, got {str(ids.dtype)[6:]}")
-    return ids.long()
-
-
-def per_sample(
-    name: str, value: float | Tensor, batch: int, device: torch.device | str, *, low: float
-) -> Tensor:
-    """A number or a tensor `[B]` as float32 `[1]` or `[B]`; ValueError unless finite and >= low."""
-    try:
-        tensor = torch.as_tensor(value, dtype=torch.float32, device=device).reshape(-1).contiguous()
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} must be a number or have shape [{batch}], got {value!r}") from None
-    if isinstance(value, Tensor) and value.dim() > 1 or len(tensor) not in (1, batch):
-        shape = list(torch.as_tensor(value).shape)
-        raise ValueError(f"{name} must be a number or have shape [{batch}], got {shape}")
-    if not bool(((tensor >= low) & tensor.isfinite()).all()):
-        bound = "" if low == -math.inf else f" and at least {low:g}"
-        raise ValueError(f"{name} must be finite{bound}, got {value}")
-    return tensor
+from .tables.paths import Path
+from .tables.ragged import RaggedTable
+from .tables.table import StepTable
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -187,12 +115,12 @@ def sample(
             the path's own time (t for ``ou`` and ``flow``, sigma for ``edm``, the fractional
             training timestep for ``vp-*``), the output of x's shape, or (B, 2 C, ...)
             for a table of learned-range variance. Or an object with ``hoist``
-            (:class:`ardiff.run.HoistableModel`). It runs in `torch.inference_mode`.
+            (:class:`ardiff.loop.run.HoistableModel`). It runs in `torch.inference_mode`.
         shape: (B, ...), the batch first.
         path, prediction, solver, steps, options: see :func:`ardiff.solver`; or pass `table`.
             `steps` may be `B` integers, one a sample: they run in the same launches, and each
             sample is what it would be alone. `table` may be a
-            :class:`~ardiff.schedule.RaggedTable`.
+            :class:`~ardiff.tables.ragged.RaggedTable`.
         seed: the key of the noise, any int64; None draws one from `generator` (or torch's own).
         condition: handed to the model as it is.
         sample_ids: `B` integers in [0, 2^43), default 0 to B - 1, which address the noise:

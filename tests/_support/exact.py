@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ardiff.paths import get_path, output_from_data
-from ardiff.table import StepTable
+from ardiff.tables.paths import get_path, output_from_data
+from ardiff.tables.table import StepTable
 
 TABLE_BITS = 28  # of a mantissa: more than float32's 24, so that columns in two parts have both
 MODEL_BITS = 12

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import ardiff
+from ardiff.ar.encoder import CausalEncoder, EncoderConfig
+from ardiff.ar.patch_model import PatchModel
 from ardiff.denoise import denoise_token
-from ardiff.models.encoder import CausalEncoder, EncoderConfig
-from ardiff.models.head import DiffusionHead, EDMHead
-from ardiff.models.patch_model import PatchModel
-from ardiff.models.pocket_head import PocketHead
-from ardiff.models.vibevoice_head import VibeVoiceHead
+from ardiff.heads.edm import EDMHead
+from ardiff.heads.mar import DiffusionHead
+from ardiff.heads.pocket import PocketHead
+from ardiff.heads.vibevoice import VibeVoiceHead
 from tests._support.exact import ExactModel, numbers
 from tests._support.sample_cases import GRID, Case, table_of
 

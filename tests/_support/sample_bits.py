@@ -24,23 +24,23 @@ import importlib.util
 import json
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 
 import ardiff
 import ardiff_kernels
-from ardiff.paths import PATHS, PREDICTIONS
 from ardiff.solvers import SOLVERS, solver_options
-from ardiff.table import StepTable
+from ardiff.tables.paths import PATHS, PREDICTIONS
+from ardiff.tables.table import StepTable
 from ardiff_kernels import testing
+from tests import ROOT
 from tests._support.exact import digest, numpy_print, one_thread, rounded_tables, torch_print
 from tests._support.integration_cases import integration_cases
 from tests._support.model_cases import model_cases
 from tests._support.sample_cases import DIM, Case, sample_cases
 
 SHOWN = 20
-FILE = Path(__file__).parent.parent / "golden" / "sample_bits.json"
+FILE = ROOT / "tests/golden" / "sample_bits.json"
 CASES = sample_cases() | integration_cases() | model_cases()
 PRINTS = {"numpy": functools.cache(numpy_print), "torch": functools.cache(torch_print)}
 

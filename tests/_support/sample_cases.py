@@ -1,4 +1,4 @@
-"""Samples whose bits are recorded: `ardiff.sample` and `ardiff.run.run` with every solver."""
+"""Samples whose bits are recorded: `ardiff.sample` and `ardiff.loop.run.run` with every solver."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import ardiff
-from ardiff.paths import PATHS, PREDICTIONS
-from ardiff.run import initial_state, run
+from ardiff.loop.run import run
+from ardiff.noise import initial_state
 from ardiff.solvers import SOLVERS, solver_options
+from ardiff.tables.paths import PATHS, PREDICTIONS
 from tests._support.exact import ExactModel, numbers
 
 GRID = {"ratio_max": 39.5, "ratio_min": 0.0021}  # asked for here alone, see rounded_tables
@@ -80,7 +81,7 @@ def ran(
     table: ardiff.StepTable | None = None,
     **given: Any,
 ) -> tuple[Tensor, ...]:
-    """`ardiff.run.run`: the state, and every decision and its log-ratio.
+    """`ardiff.loop.run.run`: the state, and every decision and its log-ratio.
 
     Sample i runs the table of ``steps[index[i]]`` steps, where there is an index, or that of the
     solver ``solver.split("+")[index[i]]``; or `table` is given.

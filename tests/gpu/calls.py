@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ardiff_kernels import _backends, testing
+from ardiff_kernels import testing
+from ardiff_kernels.dispatch import backends
 from ardiff_kernels.testing import Call
 
 DEVICE = "cuda"
@@ -23,7 +24,7 @@ BOUNDS: dict[str, Callable] = {
 
 def require(op: str, backend: str) -> None:
     """Skip, with the reason, where a backend cannot serve an op on the GPU."""
-    reason = _backends.unusable(op, backend, "cuda")
+    reason = backends.unusable(op, backend, "cuda")
     if reason:
         pytest.skip(f"{backend}: {reason}")
 

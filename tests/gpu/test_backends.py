@@ -1,5 +1,5 @@
 """`triton` and `cuda` against the float64 reference on shapes up to many blocks, and `cuda` against
-`cpu` by bit. All else that an op promises is tested on both by tests/ops."""
+`cpu` by bit. All else that an op promises is tested on both by tests/kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import ardiff_kernels
 from ardiff_kernels import testing
 from ardiff_kernels.ops import philox_normal, philox_normal_
-from ardiff_kernels.ops._address import normals
+from ardiff_kernels.ops._shared.address import normals
 
 from . import calls
 

@@ -1,13 +1,14 @@
-"""Gradients of the steps on `cuda` against `cpu` by bit; tests/ops compares both with float64."""
+"""Gradients of the steps on `cuda` against `cpu` by bit; tests/kernels compares both with
+float64."""
 
 from __future__ import annotations
 
-import gradient_calls
 import pytest
 import torch
 
 import ardiff_kernels
 from ardiff_kernels import testing
+from tests._support import gradient_calls
 
 from . import calls
 

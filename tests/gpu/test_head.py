@@ -1,18 +1,18 @@
 """`head_step` and `head_loop` on the GPU at published widths, in graphs, and a whole token. What
-tests/ops promises is tested there on both backends."""
+tests/kernels promises is tested there on both backends."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from head_calls import BF16, F32, I8, head_call
-from head_cases import CONTEXT, head_of, streams, table_of
-from head_loop_calls import errors, loop_call
-from kv_calls import same_bits
 
 import ardiff_kernels
 from ardiff.heads import token
 from ardiff.heads.token import denoise_token
+from tests._support.head_cases import CONTEXT, head_of, streams, table_of
+from tests.kernels.head_loop.calls import errors, loop_call
+from tests.kernels.head_step.calls import BF16, F32, I8, head_call
+from tests.kernels.kv_attention.calls import same_bits
 
 from . import calls
 

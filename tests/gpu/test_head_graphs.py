@@ -1,17 +1,17 @@
-"""`head_step` on the GPU at published shapes, and tokens as CUDA graphs. The tests of tests/ops run
-there too."""
+"""`head_step` on the GPU at published shapes, and tokens as CUDA graphs. The tests of tests/kernels
+run there too."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from head_calls import BF16, F32, I8, excess, head_call
-from head_cases import CONTEXT, KEY, KINDS, head_of, rows, table_of
-from kv_calls import same_bits
 
 import ardiff_kernels
-from ardiff import graphs
 from ardiff.heads.token import denoise_token
+from ardiff.loop import cuda_graphs as graphs
+from tests._support.head_cases import CONTEXT, KEY, KINDS, head_of, rows, table_of
+from tests.kernels.head_step.calls import BF16, F32, I8, excess, head_call
+from tests.kernels.kv_attention.calls import same_bits
 
 from . import calls
 

@@ -1,15 +1,15 @@
 """`kv_append` and `kv_attention` on the GPU at decoding sizes: PyTorch's own attention as the
-measure, and graphs that follow the lengths. The tests of tests/ops run there too."""
+measure, and graphs that follow the lengths. The tests of tests/kernels run there too."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from kv_append_calls import APPENDS, WRONG, append_call, assert_left_alone
-from kv_calls import BF16, F8, F32, I8, attention_call, random, same_bits
 
 import ardiff_kernels
 from ardiff_kernels import testing
+from tests.kernels.kv_append.calls import APPENDS, WRONG, append_call, assert_left_alone
+from tests.kernels.kv_attention.calls import BF16, F8, F32, I8, attention_call, random, same_bits
 
 from . import calls
 

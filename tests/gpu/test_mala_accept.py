@@ -1,14 +1,14 @@
 """`mala_accept` on the GPU: the CPU library's bits, and CUDA graphs that follow key and draw. The
-tests of tests/ops run there too."""
+tests of tests/kernels run there too."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from accept_calls import accept_call, assert_same
 
 import ardiff_kernels
 from ardiff_kernels import testing
+from tests.kernels.mala_accept.calls import accept_call, assert_same
 
 from . import calls
 

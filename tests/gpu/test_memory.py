@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ardiff.models.memory import available_bytes
+from ardiff.ar.free_memory import available_bytes
 
 MIB = 2**20
 

@@ -7,12 +7,12 @@ import importlib.util
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
+
 FOLDER = ROOT / "integrations" / "comfyui" / "ardiff_sampler"
 NAMES = ("rtk_uld", "rtk_mala", "ddpm_fused", "dpmpp_2m_sde_fused")
 SIGMAS = torch.tensor([10.0, 4.0, 1.5, 0.4, 0.0])

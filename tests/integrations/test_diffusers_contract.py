@@ -17,9 +17,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers_cases import SHAPE, STEPPED, loop, model, start
 
 from ardiff.integrations import diffusers as ours
+from tests.integrations._support.diffusers_cases import SHAPE, STEPPED, loop, model, start
 
 GENERATOR = torch.Generator()
 SDE = {"algorithm_type": "sde-dpmsolver++"}

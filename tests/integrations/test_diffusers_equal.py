@@ -8,9 +8,9 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
-from diffusers_cases import ddpm_loop, loop, start
 
 from ardiff.integrations import diffusers as ours
+from tests.integrations._support.diffusers_cases import ddpm_loop, loop, start
 
 SPACINGS = ("linspace", "leading", "trailing")
 PREDICTIONS = ("epsilon", "sample", "v_prediction")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/integrations/diffusers.md"
+from tests import ROOT
+
+PAGE = ROOT / "docs/integrations/diffusers.md"
 
 
 def test_example(capsys):

@@ -10,9 +10,9 @@ import sys
 import diffusers
 import pytest
 import torch
-from diffusers_cases import STEPPED
 
 from ardiff.integrations import diffusers as ours
+from tests.integrations._support.diffusers_cases import STEPPED
 
 every = pytest.mark.parametrize("kind", STEPPED, ids=lambda kind: kind.__name__)
 

@@ -1,4 +1,5 @@
-"""The RTK schedulers: the chains of `ardiff.run`, and the law of the data under an exact score.
+"""The RTK schedulers: the chains of `ardiff.loop.run`, and the law of the data under an exact
+score.
 
 The law is judged by Kolmogorov's distance of N = 2^14 independent elements to the exact marginal.
 By Massart's inequality its false-alarm rate for exact draws is at most 2 exp(-2 N D^2) < 1e-6 at
@@ -16,11 +17,11 @@ import torch
 from scipy.special import ndtr
 
 import ardiff
-from ardiff.discrete import DiscretePath
 from ardiff.integrations.diffusers import RTKMALAScheduler, RTKULDScheduler
-from ardiff.paths import output_from_data
-from ardiff.run import initial_state, run
-from ardiff.sampling import make_key, make_stream
+from ardiff.loop.run import run
+from ardiff.noise import initial_state, make_key, make_stream
+from ardiff.tables.diffusers_schedules import DiscretePath
+from ardiff.tables.paths import output_from_data
 
 BOTH = pytest.mark.parametrize("kind", [RTKULDScheduler, RTKMALAScheduler])
 WEIGHTS, MEANS, WIDTHS = np.array([0.3, 0.7]), np.array([-1.0, 0.8]), np.array([0.3, 0.2])
@@ -120,7 +121,7 @@ def test_law_from_within_a_stage(kind, monkeypatch):
 @BOTH
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 def test_is_the_chain_of_ardiff(kind, prediction):
-    """The bits of `ardiff.run` on the same levels, key and streams."""
+    """The bits of `ardiff.loop.run` on the same levels, key and streams."""
     scheduler = kind(prediction_type=prediction, inner=3)
     scheduler.seed = 11
     scheduler.set_timesteps(17)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers_cases import SHAPE, STEPPED, Ops, loop, model, start
 
 from ardiff.integrations import diffusers as ours
+from tests.integrations._support.diffusers_cases import SHAPE, STEPPED, Ops, loop, model, start
 
 GENERATOR = torch.Generator()
 SDE = {"algorithm_type": "sde-dpmsolver++"}

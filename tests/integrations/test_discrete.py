@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers.schedulers import scheduling_ddpm
 
-from ardiff import discrete
+from ardiff.tables import diffusers_schedules as discrete
 from ardiff_kernels import ops
 
 KEY, STREAM = torch.zeros(1, dtype=torch.int64), torch.arange(3)

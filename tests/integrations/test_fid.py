@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision_stub import fidelity  # noqa: F401
 
 from ardiff.integrations.fid import frechet_distance, save_images
+from tests.integrations._support.torchvision_stub import fidelity  # noqa: F401
 
 
 def images(n: int, seed: int, shift: float = 0.0) -> torch.Tensor:

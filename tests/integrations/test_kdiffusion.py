@@ -21,8 +21,8 @@ from ardiff.integrations.kdiffusion import (
     sample_rtk_mala,
     sample_rtk_uld,
 )
-from ardiff.run import run
-from ardiff.sampling import make_stream
+from ardiff.loop.run import run
+from ardiff.noise import make_stream
 from ardiff_kernels import host
 
 SHAPE = (3, 2, 4, 4)
@@ -156,7 +156,7 @@ def test_a_stage_is_an_ancestral_step_and_langevin_steps_on_the_kernel():
 
 @pytest.mark.parametrize("sampler", ["rtk_uld", "rtk_mala"])
 def test_addressed_noise_is_that_of_the_run_loop(sampler):
-    """To the bit: the same table, key and streams through ardiff.run."""
+    """To the bit: the same table, key and streams through ardiff.loop.run."""
     sigmas = karras(8)
     name, x = sampler.replace("_", "-"), start(sigmas)
     found = SAMPLERS[sampler](model, x, sigmas, disable=True, seed=5, sample_ids=[4, 0, 9])

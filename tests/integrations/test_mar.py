@@ -6,15 +6,15 @@ import copy
 
 import pytest
 import torch
-from head_cases import relative_rms, rows
-from mar_model import CONTEXT, DIM, RespacedDDPM, loss_of, mar_like
 from scipy.stats import ks_2samp
 from torch import nn
 
 from ardiff.integrations import mar
-from ardiff.run import initial_state, run
-from ardiff.sampling import make_key
+from ardiff.loop.run import run
+from ardiff.noise import initial_state, make_key
 from ardiff.solvers import solver as make_table
+from tests._support.head_cases import relative_rms, rows
+from tests.integrations._support.mar_model import CONTEXT, DIM, RespacedDDPM, loss_of, mar_like
 
 CFG = {
     "none": 1.0,

@@ -7,11 +7,11 @@ import pickle
 
 import pytest
 import torch
-from head_cases import rows
-from mar_model import mar_like
 
+from ardiff._checkpoint_files import CheckpointError
 from ardiff.integrations import mar
-from ardiff.models.checkpoint import CheckpointError
+from tests._support.head_cases import rows
+from tests.integrations._support.mar_model import mar_like
 
 
 class Spy:

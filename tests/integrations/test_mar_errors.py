@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from head_cases import rows
-from mar_model import CONTEXT, DIM, DiffLoss, loss_of
 from torch import nn
 
 from ardiff.integrations import mar
+from tests._support.head_cases import rows
+from tests.integrations._support.mar_model import CONTEXT, DIM, DiffLoss, loss_of
 
 
 class Renamed(DiffLoss):

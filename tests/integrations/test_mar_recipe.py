@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from mar_model import MARLike, mar_like
 from torch import nn
-from torchvision_stub import fidelity  # noqa: F401
 
 from ardiff.integrations.fid import save_images
+from tests import ROOT
+from tests.integrations._support.mar_model import MARLike, mar_like
+from tests.integrations._support.torchvision_stub import fidelity  # noqa: F401
 
-PAGES = Path(__file__).resolve().parents[2] / "docs" / "integrations"
+PAGES = ROOT / "docs" / "integrations"
 
 
 def example(page: str) -> str:

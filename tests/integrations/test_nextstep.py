@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from head_cases import relative_rms, rows
-from small_models import randomise
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from ardiff.integrations import nextstep  # noqa: E402
 from benchmarks.reference_mar import HeadNet  # noqa: E402
+from tests._support.head_cases import relative_rms, rows
+from tests._support.small_models import randomise
 
 DIM, CONTEXT, N = 6, 24, 5
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
-PAGES = Path(__file__).resolve().parents[2] / "docs" / "integrations"
+from tests import ROOT
+
+PAGES = ROOT / "docs" / "integrations"
 
 
 @pytest.mark.parametrize("page,result", [("kdiffusion", "images"), ("own_model", "sequences")])

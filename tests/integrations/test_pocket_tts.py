@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from tiny_transformers import pocket_tts, say, vibevoice, worst
 from torch import nn
 
 from ardiff.integrations import _accelerator
 from ardiff.integrations import vibevoice as vibevoice_integration
 from ardiff.integrations.pocket_tts import accelerate, restore
+from tests import ROOT
+from tests.integrations._support.tiny_transformers import pocket_tts, say, vibevoice, worst
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12]]
 SAME = 1e-4  # float32 latents of a magnitude of 5, fed back for five frames
@@ -162,7 +162,7 @@ def test_steps_below_one_and_gradients_are_refused():
 
 
 def test_the_page_runs():
-    text = (Path(__file__).parents[2] / "docs/integrations/pocket_tts.md").read_text()
+    text = (ROOT / "docs/integrations/pocket_tts.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict = {}
     for block in blocks:

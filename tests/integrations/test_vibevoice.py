@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from tiny_transformers import cosine, speak, token, vibevoice, worst
 from torch import nn
 from transformers.generation.streamers import BaseStreamer
 from transformers.models.vibevoice import generation_vibevoice
 
 from ardiff.integrations.vibevoice import accelerate, restore
+from tests import ROOT
+from tests.integrations._support.tiny_transformers import cosine, speak, token, vibevoice, worst
 
 PROMPTS = [[5, 6, 7, 8, 2], [9, 10, 2], [11, 12, 13, 2]]
 FRAMES = [5, 3, 4]
@@ -205,7 +205,7 @@ def test_progress_and_streamer_are_told_the_same(model, monkeypatch):
 
 
 def test_the_page_runs():
-    text = (Path(__file__).parents[2] / "docs/integrations/vibevoice.md").read_text()
+    text = (ROOT / "docs/integrations/vibevoice.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict = {}
     for block in blocks:

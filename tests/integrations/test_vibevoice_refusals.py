@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
-from tiny_transformers import cosine, speak, vibevoice
 from torch import nn
 
 from ardiff.integrations import _accelerator
 from ardiff.integrations.vibevoice import accelerate, restore
+from tests.integrations._support.tiny_transformers import cosine, speak, vibevoice
 
 PROMPT = [[5, 6, 7, 8, 2]]
 

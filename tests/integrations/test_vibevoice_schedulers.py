@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_transformers import speak, vibevoice, worst
 
 from ardiff.integrations.diffusers import FusedDPMSolverMultistepScheduler, RTKULDScheduler
 from ardiff.integrations.vibevoice import accelerate
+from tests.integrations._support.tiny_transformers import speak, vibevoice, worst
 
 PROMPTS = [[5, 6, 7, 8, 2], [9, 10, 2], [11, 12, 13, 2]]
 FRAMES = [5, 3, 4]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from ardiff_kernels.ops._shared import columns
+from tests import ROOT
 
-ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "csrc").is_dir())
 SUFFIXES = {".h", ".cuh", ".cpp", ".cu"}
 
 

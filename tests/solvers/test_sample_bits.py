@@ -9,7 +9,7 @@ import pytest
 
 import ardiff
 from ardiff.solvers import SOLVERS
-from ardiff.table import COLUMNS
+from ardiff.tables.table import COLUMNS
 from tests._support.exact import ExactModel, digest, rounded_tables
 from tests._support.sample_bits import CASES, PRINTS, bits, missing, recorded, tables
 from tests._support.sample_cases import SHAPE, Case, ran, table_of

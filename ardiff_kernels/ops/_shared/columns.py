@@ -6,10 +6,10 @@ after a change of a `COLUMNS`. A test compares the two.
 
 from __future__ import annotations
 
-from ..._checks import COLUMNS as WIDTH
 from ..diffusion_step import COLUMNS as DIFFUSION
 from ..mala_accept import COLUMNS as MALA_ACCEPT
 from ..uld_step import COLUMNS as ULD
+from .checks import COLUMNS as WIDTH
 
 TABLES = {
     "UldColumn": ("uld_step", ULD),

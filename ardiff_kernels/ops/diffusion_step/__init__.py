@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _autograd, _checks
-from ..._library import define
+from ...dispatch import autograd as _autograd
+from ...dispatch.library import define
+from .._shared import checks as _checks
 from ..diffusion_step_backward import RESULTS
 
 COLUMNS = (

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._address import normals
-from .._rows import column, compute_dtype, guided, lookup, step_counter, term
+from .._shared.address import counter_word, normals
+from .._shared.rows import column, compute_dtype, guided, lookup, term
 
 
 def diffusion_step(
@@ -48,7 +48,7 @@ def diffusion_step(
         scale = torch.where(x_n != 0, torch.exp(0.5 * (lv_min + share * (lv_max - lv_min))), x_n)
     if noise_scale is not None:
         scale = column(noise_scale, dtype) * scale
-    n = normals(key, step_counter(draw), stream, d) if noise is None else noise
+    n = normals(key, counter_word(draw), stream, d) if noise is None else noise
 
     move = term(x_x_lo, old) + term(x_0, x0) + term(x_m, kept) + term(x_d, old - origin)
     x_new = term(x_x, old) + (move + term(scale, n.to(dtype)))

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton_common import (
+from .._shared.triton.common import (
     at_sample,
     guided_output,
     load_tile,
@@ -18,7 +18,7 @@ from .._triton_common import (
     term,
     tile,
 )
-from .._triton_launch import launch, shared
+from .._shared.triton.launch import launch, shared
 
 
 @triton.jit

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._address import normals
-from .._rows import column, compute_dtype, guidance_weights, guided, lookup, step_counter, term
+from .._shared.address import counter_word, normals
+from .._shared.rows import column, compute_dtype, guidance_weights, guided, lookup, term
 from . import ALL, results
 
 
@@ -75,7 +75,7 @@ def diffusion_step_backward(
     weights = guidance_weights(guidance, guidance2, kind)
     outputs = [w * term(p_o, g_0) for w in weights]
     if learned_range:
-        n = normals(key, step_counter(draw), stream, d) if noise is None else noise
+        n = normals(key, counter_word(draw), stream, d) if noise is None else noise
         g_r = term(scale, n.to(kind)) * (0.25 * (lv_max - lv_min)) * g_x
         outputs = [torch.cat((g, h), 1) for g, h in zip(outputs, (g_r, zero, zero), strict=True)]
     none = torch.zeros_like(outputs[0])

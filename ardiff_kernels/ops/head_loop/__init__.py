@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, ops
 
-from ... import _autograd
-from ..._head_loop_checks import check_head_loop
-from ..._library import define
+from ...dispatch import autograd as _autograd
+from ...dispatch.library import define
+from .checks import check_head_loop
 
 _INPUTS = (
     "Tensor modulation, Tensor set, Tensor[] weights, Tensor[] scales, Tensor coef, Tensor draw, "

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ... import _backends
-from ..._head_loop_checks import ways_of
+from ...dispatch import backends
+from .checks import ways_of
 
 
 def _part(op: str, x: Tensor) -> Callable:
     if x.dtype == torch.float64:
-        return _backends.reference_function(op)
+        return backends.reference_function(op)
     return getattr(torch.ops.ardiff, op).default
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, ops
 
-from ... import _autograd
-from ..._head_checks import check_head
-from ..._library import define
+from ...dispatch import autograd as _autograd
+from ...dispatch.library import define
+from .._shared.head_checks import check_head
 
 
 def _fake(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._rows import compute_dtype
+from .._shared.rows import compute_dtype
 
 
 def head_step(

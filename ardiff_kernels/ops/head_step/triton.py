@@ -17,7 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .._triton_kv import on_device_of
+from .._shared.triton.kv import on_device_of
 from .triton_kernels import (
     LAYER,
     NONE,

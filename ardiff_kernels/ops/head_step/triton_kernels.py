@@ -13,8 +13,8 @@ the outputs follow in the epilogue. float32 matrices are multiplied in float32. 
 import triton
 import triton.language as tl
 
-from .._triton_common import INTERPRETED, narrow, widen
-from .._triton_dot import int8_operand, multiply_apart
+from .._shared.triton.common import INTERPRETED, narrow, widen
+from .._shared.triton.dot import int8_operand, multiply_apart
 
 PLAIN, SILU, SWIGLU, RESIDUAL = range(4)
 NONE, LAYER, RMS = range(3)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import _autograd
-from ..._kv_checks import check_append
-from ..._library import define
+from ...dispatch import autograd as _autograd
+from ...dispatch.library import define
+from .._shared.kv_checks import check_append
 
 _OPTIONS = (
     "Tensor? count=None, Tensor? block_table=None, Tensor? position=None, Tensor? cos=None, "

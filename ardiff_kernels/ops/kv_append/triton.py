@@ -8,8 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton_common import narrow, widen
-from .._triton_kv import (
+from .._shared.triton.common import narrow, widen
+from .._shared.triton.kv import (
     FLOAT8,
     INT8,
     cache_view,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import _autograd
-from ..._kv_checks import check_attention
-from ..._library import define
+from ...dispatch import autograd as _autograd
+from ...dispatch.library import define
+from .._shared.kv_checks import check_attention
 
 
 def _fake(q: Tensor, *args, **options) -> Tensor:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._kv_checks import check_data
-from .._rows import compute_dtype
+from .._shared.kv_checks import check_data
+from .._shared.rows import compute_dtype
 from ..kv_append.reference import places, rms_norm, rotate, total
 
 SPLIT = 256

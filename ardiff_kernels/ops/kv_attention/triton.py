@@ -15,8 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton_common import narrow
-from .._triton_kv import (
+from .._shared.triton.common import narrow
+from .._shared.triton.kv import (
     cache_view,
     head_columns,
     on_device_of,

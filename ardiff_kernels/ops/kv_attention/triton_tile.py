@@ -12,9 +12,9 @@ masks elsewhere change no bit.
 import triton
 import triton.language as tl
 
-from .._triton_common import INTERPRETED, widen
-from .._triton_dot import int8_operand, multiply, operand
-from .._triton_kv import FLOAT8, INT8, places
+from .._shared.triton.common import INTERPRETED, widen
+from .._shared.triton.dot import int8_operand, multiply, operand
+from .._shared.triton.kv import FLOAT8, INT8, places
 from .reference import SPLIT
 
 _INT8 = tl.constexpr(INT8)

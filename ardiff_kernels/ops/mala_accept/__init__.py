@@ -16,9 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import _autograd
-from ..._accept_checks import check_accept
-from ..._library import define
+from ...dispatch import autograd as _autograd
+from ...dispatch.library import define
+from .checks import check_accept
 
 COLUMNS = ("g_z", "g_d", "g_o", "s_z", "s_o", "c_g", "c_d", "c_v", "r2", "R2")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._address import philox_words
-from .._rows import compute_dtype, lookup, term
+from .._shared.address import Purpose, counter_word, philox_words
+from .._shared.rows import compute_dtype, lookup, term
 
 
 def total(t: Tensor) -> Tensor:
@@ -24,9 +24,9 @@ def total(t: Tensor) -> Tensor:
 
 
 def log_uniform(key: Tensor, draw: Tensor, stream: Tensor) -> Tensor:
-    """log of the accept uniform (purpose 2), float64 `[B, 1]`."""
+    """log of the accept uniform (:attr:`Purpose.ACCEPT_UNIFORM`), float64 `[B, 1]`."""
     zero = torch.zeros_like(stream)
-    word = philox_words(zero, 4 * draw.long() + 2, stream, key)[0]
+    word = philox_words(zero, counter_word(draw, Purpose.ACCEPT_UNIFORM), stream, key)[0]
     return ((word.double() + 0.5) * 2.0**-32).log().unsqueeze(1)
 
 

@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton_common import load_tile, low_high, neg2log, offset, philox4, term
-from .._triton_launch import alignment, shared
+from .._shared.triton.common import load_tile, low_high, neg2log, offset, philox4, term
+from .._shared.triton.launch import alignment, shared
 
 
 @triton.jit

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import _autograd, _checks
-from ..._library import define
+from ...dispatch import autograd as _autograd
+from ...dispatch.library import define
+from .._shared import checks as _checks
 
 
 def _fake(key: Tensor, counter: int, stream: Tensor, n: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._address import normals
+from .._shared.address import normals
 
 
 def philox_normal(key: Tensor, counter: int, stream: Tensor, n: int) -> Tensor:

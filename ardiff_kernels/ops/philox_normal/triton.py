@@ -4,8 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton_common import one_normal, store_tile, tile
-from .._triton_launch import launch
+from .._shared.triton.common import one_normal, store_tile, tile
+from .._shared.triton.launch import launch
 
 
 @triton.jit(do_not_specialize=["counter"])

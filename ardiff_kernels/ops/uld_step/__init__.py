@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import _autograd, _checks
-from ..._library import define
+from ...dispatch import autograd as _autograd
+from ...dispatch.library import define
+from .._shared import checks as _checks
 from ..uld_step_backward import RESULTS
 
 COLUMNS = (

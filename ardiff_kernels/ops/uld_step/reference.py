@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._address import normal_pairs
-from .._rows import column, compute_dtype, guided, lookup, step_counter, term
+from .._shared.address import counter_word, normal_pairs
+from .._shared.rows import column, compute_dtype, guided, lookup, term
 
 
 def uld_step(
@@ -38,7 +38,7 @@ def uld_step(
 
     out = guided(model_out, uncond_out, uncond_out2, guidance, guidance2, d, dtype)
     if noise is None:
-        noise, noise2 = normal_pairs(key, step_counter(draw), stream, d)
+        noise, noise2 = normal_pairs(key, counter_word(draw), stream, d)
     n1, n2 = noise.to(dtype), noise2.to(dtype)
     if noise_scale is not None:
         s = column(noise_scale, dtype)

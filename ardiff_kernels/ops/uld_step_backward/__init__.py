@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._backward_checks import check_uld_step_backward
-from ..._library import define
+from ...dispatch.library import define
+from .._shared.backward_checks import check_uld_step_backward
 
 RESULTS = ("z", "v", "model_out", "anchor", "uncond_out", "uncond_out2", "noise", "noise2")
 ALL = 2 ** len(RESULTS) - 1

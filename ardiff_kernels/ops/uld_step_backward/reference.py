@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._rows import column, compute_dtype, guidance_weights, lookup, term
+from .._shared.rows import column, compute_dtype, guidance_weights, lookup, term
 from . import ALL, results
 
 

@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton_common import (
+from .._shared.triton.common import (
     at_sample,
     gradient_tile,
     store_output_gradients,
@@ -13,7 +13,7 @@ from .._triton_common import (
     term,
     tile,
 )
-from .._triton_launch import fresh, launch, shared
+from .._shared.triton.launch import fresh, launch, shared
 from . import ALL, results
 
 

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[dict, int]:
-    from ..cli import check_backend, check_device, writable
+    from ._parser import check_backend, check_device, writable
 
     writable(args.out, "--out", ".png")
     if args.n < 1:
@@ -36,11 +36,11 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
 
     from tqdm import tqdm
 
+    from .._files import replacing
+    from ..ar.sampler import ARSampler, load
     from ..data.sun_shadow import SIZE
     from ..data.sun_shadow_metrics import metrics
-    from ..files import replacing
-    from ..image_grid import image_grid
-    from ..sampler import ARSampler, load
+    from ._image_grid import image_grid
 
     sampler = ARSampler(
         load(args.model, args.device),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from ..train_config import TrainConfig
+    from ..training.config import TrainConfig
 
     for entry in fields(TrainConfig):
         option = f"--{entry.name.replace('_', '-')}"
@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[dict, int]:
-    from ..train import train
-    from ..train_config import TrainConfig
+    from ..training.config import TrainConfig
+    from ..training.trainer import train
 
     config = TrainConfig(**{entry.name: getattr(args, entry.name) for entry in fields(TrainConfig)})
     if Path(config.out).is_file():

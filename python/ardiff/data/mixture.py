@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..paths import Path, check_prediction, get_path, output_from_data
+from ..tables.paths import Path, check_prediction, get_path, output_from_data
 
 
 class GaussianMixture:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from ardiff.data.sun_shadow import CENTRE, GROUND, SIZE, SUN_RADIUS, SunShadowParams
+from .sun_shadow import CENTRE, GROUND, SIZE, SUN_RADIUS, SunShadowParams
 
 FAR = 8.0
 

@@ -29,7 +29,7 @@ _PLAIN_FROM = {torch.float32: 160}
 
 
 class FusedHead:
-    """A head as `ardiff.run.run` takes it, whose steps call the op `head_step`.
+    """A head as `ardiff.loop.run.run` takes it, whose steps call the op `head_step`.
 
     It computes the outputs of all conditions of guidance in one call, on the same rows of x.
 

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ardiff_kernels import ops
 
 from ..batch_invariant import batch_invariant, linear
-from ..rehearsal import capturing, rehearsed
+from ..loop.capture import capturing, rehearsed
 
 if TYPE_CHECKING:
     from .base import Head

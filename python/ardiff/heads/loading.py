@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..models.checkpoint import CheckpointError, check_tensors
+from .._checkpoint_files import CheckpointError, check_tensors
 from .base import Head
 
 

@@ -16,11 +16,13 @@ import ardiff_kernels
 from ardiff_kernels import ops
 
 from ..batch_invariant import batch_invariant as batch_invariant_mode
-from ..graphs import check_graph, run_captured
-from ..run import INITIAL_STATE, Decision, Runnable, make_schedule, run
-from ..sampling import per_sample
-from ..schedule import RaggedTable, Schedule
-from ..table import DeviceTable, StepTable
+from ..guide import per_sample
+from ..loop.cuda_graphs import check_graph, run_captured
+from ..loop.run import Decision, Runnable, make_schedule, run
+from ..noise import initial_state
+from ..tables.plan import Schedule
+from ..tables.ragged import RaggedTable
+from ..tables.table import DeviceTable, StepTable
 from .base import Head
 from .edm import EDMHead
 from .fused import FusedHead, fused
@@ -57,8 +59,8 @@ def denoise_token(
 
     Args:
         head: a `Head` or an `EDMHead`; or a :class:`FusedHead` of one, whose own weights, batch
-            invariance and budget count. Another model, as :func:`ardiff.run.run` takes it, runs
-            plainly, which the log says once.
+            invariance and budget count. Another model, as :func:`ardiff.loop.run.run` takes it,
+            runs plainly, which the log says once.
         context: `[B, context]`.
         table: of any solver; a `RaggedTable` gives each token its own. For one of learned-range
             variance the head may have 2 d outputs.
@@ -68,10 +70,10 @@ def denoise_token(
         uncond, guidance, uncond2, guidance2: contexts like `context` and weights, a number or one a
             token, of u + w (c - u) and of u2 + w2 (u - u2) + w (c - u).
         temperature: factor on the step noise, a number or one a token.
-        x0_clamp, noise: as of :func:`ardiff.run.run`.
+        x0_clamp, noise: as of :func:`ardiff.loop.run.run`.
         weights, batch_invariant, budget: see :class:`FusedHead`.
         start: the initial state `[B, d]`; default the addressed normals of the table's scale.
-        decisions: as of :func:`ardiff.run.run`.
+        decisions: as of :func:`ardiff.loop.run.run`.
         cuda_graph: as of :func:`ardiff.sample`: all steps are one launch.
 
     Returns:
@@ -152,14 +154,11 @@ def _start(model: Any, table: Runnable, key: Tensor, draw: int, stream: Tensor) 
     if not isinstance(model, FusedHead):
         raise ValueError(
             f"denoise_token: the size of a token is not known of a {type(model).__name__}: pass "
-            "start, such as ardiff.run.initial_state gives"
+            "start, such as ardiff.noise.initial_state gives"
         )
     head = model.model.head if isinstance(model.model, EDMHead) else model.model
     packed = pack(head, model.weights)
-    scale = table.init_scale
-    scale = scale(stream.device) if callable(scale) else scale
-    size = packed.weights[0].shape[1]
-    return ops.philox_normal(key, 4 * draw + INITIAL_STATE, stream, size) * scale
+    return initial_state(table, key, stream, packed.weights[0].shape[1], draw=draw)
 
 
 def unsuitable(table: Runnable, schedule: Schedule, x: Tensor, ways: int) -> str:
@@ -198,7 +197,7 @@ def run_token(
     guidance2: Tensor | None = None,
     noise_scale: Tensor | None = None,
 ) -> Tensor:
-    """All rows of a table on a head, as :func:`ardiff.run.run` executes them.
+    """All rows of a table on a head, as :func:`ardiff.loop.run.run` executes them.
 
     Args:
         schedule: of a table that is not :func:`unsuitable_table`.

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ardiff.heads.base import Head
-from ardiff.heads.fused import FusedHead, unknown
-from ardiff.heads.loading import load_head
-from ardiff.heads.packing import WEIGHTS, tensors_of
-from ardiff.models.checkpoint import CheckpointError
-from ardiff.sampling import make_key, make_stream
+from .._checkpoint_files import CheckpointError
+from ..heads.base import Head
+from ..heads.fused import FusedHead, unknown
+from ..heads.loading import load_head
+from ..heads.packing import WEIGHTS, tensors_of
+from ..noise import make_key, make_stream
 
 try:
     import transformers

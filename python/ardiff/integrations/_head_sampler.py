@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ardiff.heads.fused import FusedHead
-from ardiff.heads.mar import DiffusionHead
-from ardiff.heads.packing import WEIGHTS
-
+from ..heads.fused import FusedHead
+from ..heads.mar import DiffusionHead
+from ..heads.packing import WEIGHTS
 from ._accelerator import share
 
 _HANDLE = "_ardiff_accelerator"

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ardiff.heads.base import Head
-from ardiff.heads.loading import load_head
-from ardiff.models.checkpoint import CheckpointError
+from .._checkpoint_files import CheckpointError
+from ..heads.base import Head
+from ..heads.loading import load_head
 
 _WEIGHTS = ("model_ema", "model")
 

@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 
 from ardiff_kernels import ops
 
-from ..sampling import PATCH_BITS, make_key, make_stream, per_sample
+from ..guide import per_sample
+from ..noise import MAX_PATCHES, make_key, make_stream
 from ._sigma_plan import SigmaPlan
 
 
@@ -24,7 +25,7 @@ class Noise:
         x: `[B, ...]`, what the sampler's normals are like.
         sampler: ``sampler(sigma, sigma_next)``, or None.
         seed: int64 or uint64; None: ``extra_args["seed"]``, else drawn from torch's generator.
-        sample_ids: as of :func:`ardiff.sampling.make_stream`.
+        sample_ids: as of :func:`ardiff.noise.make_stream`.
         plan: whose first sigma is part of the address.
     """
 
@@ -42,7 +43,7 @@ class Noise:
             seed -= 2**64
         self.key = make_key(seed, x.device)
         first = np.float32(plan.sigmas[0] if plan.sigmas else 0).tobytes()
-        patch = zlib.crc32(first) % 2**PATCH_BITS
+        patch = zlib.crc32(first) % MAX_PATCHES
         self.stream = make_stream(sample_ids, len(x), patch, x.device)
         self.sampler, self.like = sampler, x
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import metropolis, rtk
-from ..paths import get_path
 from ..solvers import rtk_uld
 from ..solvers import solver as make_table
-from ..table import StepTable
+from ..solvers._rtk import adjusted as metropolis
+from ..solvers._rtk import stages as rtk
+from ..tables.paths import get_path
+from ..tables.table import StepTable
 
 PATHS = ("edm", "flow")
 NORMALS = {"diffusion": (("x_n",),), "uld": (("z_1", "v_1"), ("z_2",))}  # columns that take each

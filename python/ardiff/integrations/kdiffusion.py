@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .. import rtk
+from ..solvers._rtk import stages as rtk
 from ._sigma_loop import Noise, run_plan
 from ._sigma_plan import one_call_plan, stage_plan
 

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ardiff.discrete import beta_schedule, ddpm_table
-from ardiff.heads.fused import FusedHead
-from ardiff.run import initial_state, make_schedule, run
-from ardiff.sampling import make_key, per_sample
-from ardiff.schedule import Schedule
-from ardiff.solvers import solver as make_table
-from ardiff.table import StepTable
-
+from ..guide import per_sample
+from ..heads.fused import FusedHead
+from ..loop.run import make_schedule, run
+from ..noise import initial_state, make_key, make_stream
+from ..solvers import solver as make_table
+from ..tables.diffusers_schedules import beta_schedule, ddpm_table
+from ..tables.plan import Schedule
+from ..tables.table import StepTable
 from ._head_sampler import HeadSampler, install, owner_of, uninstall
 from ._mar_checkpoint import load_checkpoint, load_tensors
 
@@ -212,7 +212,7 @@ class MARSampler(HeadSampler):
             scale = per_sample("temperature", temperature, count, device, low=0.0)
             modifiers["noise_scale"] = scale.repeat(2) if halves and len(scale) > 1 else scale
         rows = 2 * count if halves else count
-        key, stream = make_key(None, device), torch.arange(rows, device=device) << 20
+        key, stream = make_key(None, device), make_stream(None, rows, 0, device)
         if noise is None:
             start = initial_state(self.table, key, stream[:count], dim)
         else:

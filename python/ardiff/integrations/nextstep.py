@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ardiff.heads.fused import FusedHead
-from ardiff.run import initial_state, run
-from ardiff.sampling import make_key, per_sample
-from ardiff.table import StepTable, TableBuilder
-
+from ..guide import per_sample
+from ..heads.fused import FusedHead
+from ..loop.run import run
+from ..noise import initial_state, make_key, stream_of
+from ..tables.table import StepTable, TableBuilder
 from ._head_sampler import HeadSampler, install, owner_of, uninstall
 
 __all__ = ["NextStepSampler", "accelerate", "restore", "shifted_times", "velocity_table"]
@@ -137,7 +137,7 @@ class NextStepSampler(HeadSampler):
             )
         with torch.inference_mode(), torch.autocast(c.device.type, enabled=False):
             key = make_key(None, c.device)
-            stream = torch.arange(count, device=c.device) % noise_repeat << 20
+            stream = stream_of(torch.arange(count, device=c.device) % noise_repeat)
             modifiers: dict[str, Any] = {}
             if noise is None:
                 start = initial_state(table, key, stream, dim)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ardiff.heads.base import Head
-from ardiff.heads.token import denoise_token
-from ardiff.run import INITIAL_STATE
-from ardiff.solvers import solver as make_table
-from ardiff.table import StepTable, TableBuilder
 from ardiff_kernels import ops
 
+from ..heads.base import Head
+from ..heads.token import denoise_token
+from ..noise import Purpose, counter_word, make_stream
+from ..solvers import solver as make_table
+from ..tables.table import StepTable, TableBuilder
 from ._accelerator import Accelerator, install, uninstall
 
 __all__ = ["PocketTTSAccelerator", "accelerate", "restore"]
@@ -75,13 +75,14 @@ class PocketTTSAccelerator(Accelerator):
         weight = head.model.cond_proj.weight
         timed = len(head.model.timestep_embeddings) > 0
         table = flow_table(num_flow_steps) if timed else _DRIFT
-        stream = torch.arange(len(noise), device=weight.device) << 20
+        stream = make_stream(None, len(noise), 0, weight.device)
         start, key = noise.to(weight.device, torch.float32), stream.new_zeros(1)
         if self.options["seed"] is not None and self._noise_scale is not None:
             if self._addresses is None:
                 self.begin(len(noise), weight.device)
             key, stream = self._addresses.key, self._addresses.take()
-            normal = ops.philox_normal(key, INITIAL_STATE, stream, noise.shape[1])
+            counter = counter_word(0, Purpose.INITIAL_STATE)
+            normal = ops.philox_normal(key, counter, stream, noise.shape[1])
             start = normal * self._noise_scale
         latent = denoise_token(
             head, condition.to(weight), table, key, 0, stream, start=start,

@@ -18,14 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ardiff.discrete import DiscretePath, dpmpp_table
-from ardiff.heads.base import Head
-from ardiff.heads.token import denoise_token
-from ardiff.sampling import make_key
-from ardiff.solvers import solver as make_table
-from ardiff.solvers import solver_options
-from ardiff.table import StepTable
-
+from ..heads.base import Head
+from ..heads.token import denoise_token
+from ..noise import make_key, make_stream
+from ..solvers import solver as make_table
+from ..solvers import solver_options
+from ..tables.diffusers_schedules import DiscretePath, dpmpp_table
+from ..tables.table import StepTable
 from ._accelerator import Accelerator, install, uninstall
 
 __all__ = ["VibeVoiceAccelerator", "accelerate", "restore"]
@@ -113,7 +112,7 @@ class VibeVoiceAccelerator(Accelerator):
         if self._addresses is not None:
             key, stream, start = self._addresses.key, self._addresses.take(speaking), None
         else:
-            stream = torch.arange(count, device=weight.device) << 20
+            stream = make_stream(None, count, 0, weight.device)
             start = noise
             key = make_key(None, weight.device) if _draws(table) else stream.new_zeros(1)
         guided = guidance_scale != 1

@@ -1,6 +1,7 @@
 """Autoregressive diffusion models: patches, context encoder, diffusion head, checkpoints."""
 
-from ardiff.models.ar_model import ARModel, ModelConfig
-from ardiff.models.checkpoint import CheckpointError, load_model, save_model
+from .._checkpoint_files import CheckpointError
+from .checkpoint import load_model, save_model
+from .image_model import ARModel, ModelConfig
 
 __all__ = ["ARModel", "CheckpointError", "ModelConfig", "load_model", "save_model"]

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..paths import Path, check_prediction, get_path, time_grid
-from ..table import StepTable
+from ..tables.paths import Path, check_prediction, get_path, time_grid
+from ..tables.table import StepTable
 
 _MODULES = {
     module.name.replace("_", "-"): module.name
@@ -61,10 +61,11 @@ def solver(
 
     Args:
         name: one of :data:`SOLVERS`.
-        path: a name from :data:`ardiff.paths.PATHS`, or a Path.
-        prediction: what the model returns, one of :data:`ardiff.paths.PREDICTIONS`.
+        path: a name from :data:`ardiff.tables.paths.PATHS`, or a Path.
+        prediction: what the model returns, one of :data:`ardiff.tables.paths.PREDICTIONS`.
         steps: upper bound on the model calls; ``table.calls`` says how many there are.
-        grid: ``log-snr``, ``uniform`` or ``karras`` (see :func:`ardiff.paths.time_grid`), or the
+        grid: ``log-snr``, ``uniform`` or ``karras`` (see :func:`ardiff.tables.paths.time_grid`), or
+        the
             levels themselves, decreasing.
         ratio_max, ratio_min, rho: the ends and the exponent of the grid.
         denoise_last: end with a data prediction, a step to level 0.

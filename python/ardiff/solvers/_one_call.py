@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..paths import Path, Transition, data_coefficients, transition
-from ..table import StepTable, TableBuilder
+from ..tables.paths import Path, Transition, data_coefficients, transition
+from ..tables.table import StepTable, TableBuilder
 
 Step = Callable[[Transition, "Transition | None"], dict[str, float]]
 

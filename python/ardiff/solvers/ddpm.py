@@ -10,8 +10,8 @@ with r = alpha_a / alpha_b and s^2 = sigma_a^2 - r^2 sigma_b^2.
 
 from __future__ import annotations
 
-from ..paths import Transition
-from ..table import StepTable
+from ..tables.paths import Transition
+from ..tables.table import StepTable
 from ._one_call import one_call_table
 
 

@@ -15,8 +15,8 @@ import functools
 
 import numpy as np
 
-from ..paths import Transition
-from ..table import StepTable
+from ..tables.paths import Transition
+from ..tables.table import StepTable
 from ._one_call import one_call_table
 
 SOLVER_TYPES = ("midpoint", "heun")

@@ -11,8 +11,8 @@ to t = 0, is the data prediction.
 
 from __future__ import annotations
 
-from ..paths import Transition
-from ..table import StepTable
+from ..tables.paths import Transition
+from ..tables.table import StepTable
 from ._one_call import one_call_table
 
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..paths import Transition
-from ..table import StepTable
+from ..tables.paths import Transition
+from ..tables.table import StepTable
 from ._one_call import one_call_table
 from .flow_euler import coordinates
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..paths import data_coefficients, transition
-from ..table import StepTable, TableBuilder
+from ..tables.paths import data_coefficients, transition
+from ..tables.table import StepTable, TableBuilder
 from . import ddim
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import rtk
-from ..table import StepTable
+from ..tables.table import StepTable
+from ._rtk import stages as rtk
 
 
 def move(gamma: float, tau: float, first: bool) -> dict[str, float]:

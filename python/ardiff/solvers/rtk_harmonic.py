@@ -2,15 +2,16 @@
 
 Where .1 <= s_b <= .7 the inner step q <- e q + (1 - e) F + sqrt(1 - e^2) xi, e = e^-tau, integrates
 the known Gaussian exactly with the residual force F frozen; elsewhere the second-order ancestral
-start alone is the stage. See :mod:`ardiff.posterior`.
+start alone is the stage. See :mod:`ardiff.solvers._rtk.harmonic`.
 """
 
 from __future__ import annotations
 
 import math
 
-from .. import posterior, rtk
-from ..table import StepTable
+from ..tables.table import StepTable
+from ._rtk import harmonic as posterior
+from ._rtk import stages as rtk
 
 
 def table(

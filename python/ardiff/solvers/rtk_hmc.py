@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 
-from .. import metropolis, rtk
-from ..table import StepTable
+from ..tables.table import StepTable
+from ._rtk import adjusted as metropolis
+from ._rtk import stages as rtk
 
 REFRESHES = ("full", "persistent")
 

@@ -2,7 +2,7 @@
 
 Where .1 <= s_b <= .25 a stage is that of ``rtk-harmonic`` with gain .5 on the residual force, no
 exact kernel; elsewhere it is a deterministic step of DPM-Solver++(2M) (Lu et al. 2022),
-x_b = sigma_b / sigma_a x_a + alpha_b (1 - e^-h) De. See :mod:`ardiff.posterior`.
+x_b = sigma_b / sigma_a x_a + alpha_b (1 - e^-h) De. See :mod:`ardiff.solvers._rtk.harmonic`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import math
 
 import numpy as np
 
-from .. import posterior, rtk
-from ..paths import Transition
-from ..table import StepTable
+from ..tables.paths import Transition
+from ..tables.table import StepTable
+from ._rtk import harmonic as posterior
+from ._rtk import stages as rtk
 
 
 def ode(t: Transition) -> posterior.Mean:

@@ -1,14 +1,15 @@
 """RTK-MALA (Huang et al. 2024, Algorithm 2): Metropolis-adjusted Langevin steps on exp(-g).
 
 Proposal y = z - tau G(z) + sqrt(2 tau) xi, G = grad g, taken with probability
-min(1, e^log_alpha); see :mod:`ardiff.metropolis` for log_alpha and the rules `accept`. tau is in
-units of the stage's envelope of width w: the step is tau w^2.
+min(1, e^log_alpha); see :mod:`ardiff.solvers._rtk.adjusted` for log_alpha and the rules `accept`.
+tau is in units of the stage's envelope of width w: the step is tau w^2.
 """
 
 from __future__ import annotations
 
-from .. import metropolis, rtk
-from ..table import StepTable
+from ..tables.table import StepTable
+from ._rtk import adjusted as metropolis
+from ._rtk import stages as rtk
 
 
 def table(

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 
-from .. import metropolis, rtk
-from ..paths import Transition
-from ..table import StepTable
+from ..tables.paths import Transition
+from ..tables.table import StepTable
+from ._rtk import adjusted as metropolis
+from ._rtk import stages as rtk
 
 
 def table(

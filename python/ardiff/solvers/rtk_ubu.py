@@ -21,8 +21,8 @@ import numpy as np
 
 from ardiff_kernels import host
 
-from .. import rtk
-from ..table import StepTable
+from ..tables.table import StepTable
+from ._rtk import stages as rtk
 
 
 def move(gamma: float, tau: float, last: bool) -> dict[str, float]:

@@ -6,9 +6,9 @@ kinetic solvers' 0.4, since the bias in variance is of first order in tau.
 
 from __future__ import annotations
 
-from .. import rtk
-from ..paths import data_coefficients, transition
-from ..table import StepTable, TableBuilder
+from ..tables.paths import data_coefficients, transition
+from ..tables.table import StepTable, TableBuilder
+from ._rtk import stages as rtk
 
 
 def table(

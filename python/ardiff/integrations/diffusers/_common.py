@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 import ardiff_kernels  # noqa: F401  (defines the ops)
 
-from ...table import DeviceTable, StepTable
+from ...tables.table import DeviceTable, StepTable
 from ._noise import Generators, Noise, check_ids
 
 ARDIFF = torch.ops.ardiff

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...sampling import MAX_SAMPLE_ID, PATCH_BITS
+from ...noise import MAX_SAMPLE_ID, stream_of
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 BASES = 2**62  # a generator gives the first stream of its rows, below this
@@ -88,7 +88,7 @@ class Noise:
 
 
 CPU = torch.device("cpu")
-MADE_AHEAD = tuple((torch.arange(n) << PATCH_BITS) for n in range(65))  # no op in a step
+MADE_AHEAD = tuple(stream_of(torch.arange(n)) for n in range(65))  # no op in a step
 
 
 # These wait for their copy, once for each device: a cached tensor is read on any stream.
@@ -96,7 +96,7 @@ MADE_AHEAD = tuple((torch.arange(n) << PATCH_BITS) for n in range(65))  # no op 
 def _made_ids(ids: int | tuple[int, ...], device: torch.device) -> Tensor:
     numbers = np.arange(ids) if isinstance(ids, int) else np.array(ids)
     with torch.inference_mode(False):
-        return torch.from_numpy(numbers.astype(np.int64) << PATCH_BITS).to(device)
+        return torch.from_numpy(stream_of(numbers.astype(np.int64))).to(device)
 
 
 def _ids(ids: int | tuple[int, ...], device: torch.device) -> Tensor:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ardiff_kernels import ops
 
-from ...discrete import DiscretePath
-from ...paths import FlowPath, Path
-from ...table import StepTable
+from ...noise import Purpose, counter_word
+from ...tables.diffusers_schedules import DiscretePath
+from ...tables.paths import FlowPath, Path
+from ...tables.table import StepTable
 from ._common import (
     ARDIFF,
     KARRAS,
@@ -32,7 +33,6 @@ from ._rtk_tables import Stages, read_calls, split_calls
 
 LOG_SNR = "log_snr"
 SMALLEST_BAR = 2.0**-24  # at most, in place of alpha^2 = 0, as in DPMSolverMultistepScheduler
-JOIN_ANCHOR, JOIN_VELOCITY = 3, 1  # noise purposes of a row that no step uses
 
 
 def log_snr_timesteps(path: DiscretePath, count: int) -> list[int]:
@@ -231,12 +231,14 @@ class RTKScheduler(FusedScheduler):
         return output(SchedulerOutput, prev_sample=new) if return_dict else (new,)
 
     def _join(self, z: Tensor, spread: float, row: int, key: Tensor, stream: Tensor) -> None:
-        def normals(purpose: int) -> Tensor:
-            drawn = ops.philox_normal(key, 4 * row + purpose, stream, math.prod(z.shape[1:]))
+        def normals(purpose: Purpose) -> Tensor:
+            drawn = ops.philox_normal(
+                key, counter_word(row, purpose), stream, math.prod(z.shape[1:])
+            )
             return drawn.view(z.shape)
 
-        self._anchor = z + spread * normals(JOIN_ANCHOR)
-        self._velocity = normals(JOIN_VELOCITY)
+        self._anchor = z + spread * normals(Purpose.JOIN_ANCHOR)
+        self._velocity = normals(Purpose.JOIN_VELOCITY)
 
     def _execute(
         self, i: int, z: Tensor, out: Tensor, coef: Tensor, row: Tensor, address: tuple

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ... import metropolis, rtk
-from ...paths import Path, Transition, data_coefficients, transition
 from ...solvers import rtk_uld
-from ...table import StepTable, TableBuilder
+from ...solvers._rtk import adjusted as metropolis
+from ...solvers._rtk import stages as rtk
+from ...tables.paths import Path, Transition, data_coefficients, transition
+from ...tables.table import StepTable, TableBuilder
 
 
 def split_calls(calls: int, inner: int) -> list[int]:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ardiff_kernels import ops
 
-from ...discrete import ddpm_table
-from ...table import StepTable
+from ...noise import counter_word
+from ...tables.diffusers_schedules import ddpm_table
+from ...tables.table import StepTable
 from ._common import (
     ARDIFF,
     KARRAS,
@@ -157,7 +158,7 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
             if learned.shape != x.shape:
                 raise ValueError("variance_type='learned' needs an output of twice the channels")
             if noise is None:
-                noise = ops.philox_normal(key, 4 * index, stream, math.prod(x.shape[1:]))
+                noise = ops.philox_normal(key, counter_word(index), stream, math.prod(x.shape[1:]))
             noise = noise.view(x.shape) * learned.float().sqrt()
         elif learned.shape[1]:
             mean = torch.cat([mean, learned.to(mean.dtype)], 1)

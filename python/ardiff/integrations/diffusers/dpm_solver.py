@@ -9,8 +9,8 @@ from diffusers import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from ...discrete import ALGORITHMS, dpmpp_table
-from ...table import StepTable
+from ...tables.diffusers_schedules import ALGORITHMS, dpmpp_table
+from ...tables.table import StepTable
 from ._common import (
     ARDIFF,
     KARRAS,

@@ -6,7 +6,7 @@ import numpy as np
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
-from ...paths import Path
+from ...tables.paths import Path
 from ._common import MODULE
 from ._rtk import RTKScheduler
 from ._rtk_tables import Stages, mala_table, uld_table
@@ -67,8 +67,9 @@ class RTKULDScheduler(RTKScheduler, SchedulerMixin, ConfigMixin):
 class RTKMALAScheduler(RTKScheduler, SchedulerMixin, ConfigMixin):
     """Each stage an ancestral step and `inner` Metropolis-adjusted Langevin steps (`rtk-mala`).
 
-    Acceptance needs the score alone (the trapezoidal rule, see :mod:`ardiff.metropolis`); with a
-    learned score it is approximate. `acceptance` is the share of proposals accepted.
+    Acceptance needs the score alone (the trapezoidal rule, see
+    :mod:`ardiff.solvers._rtk.adjusted`); with a learned score it is approximate. `acceptance` is
+    the share of proposals accepted.
 
     Args:
         inner: proposals a stage.

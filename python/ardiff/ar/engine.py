@@ -1,0 +1,295 @@
+"""AREngine: draws sequences of patches for requests that come and go, all in the same calls."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+import ardiff_kernels
+
+from ..batch_invariant import batch_invariant as batch_invariant_mode
+from ..models.image_model import ARModel
+from .kv_cache import KVCache
+from .patch_model import PatchModel, sampled_model
+from .requests import Finished, MadePatch, Request, check_room, make_request
+from .step import PatchSolver, contexts, prefill
+
+_log = logging.getLogger(__name__)
+
+
+class AREngine:
+    """Continuous batching: requests of their own lengths, prompts, steps, guidance and seeds.
+
+    A step takes the newest tokens of all running requests into the cache in one call of the
+    encoder, hoists their conditions once and runs one solver for all of them; the unconditional
+    streams of guidance are rows of the same call. A request's noise is addressed by its seed,
+    sample id and places, so its patches do not depend on what else runs, but for the rounding of
+    matrix products; with `batch_invariant` not even for that, to the bit.
+
+    Requests are admitted in the order they came, each when cache rows for its streams and blocks
+    for its whole length are free, so that a running request never waits for memory::
+
+        engine = AREngine(ardiff.load("sun-shadow"), rows=8, capacity=4)
+        ids = [engine.submit(None, patches=4, seed=i) for i in range(20)]
+        while engine.step():
+            for found in engine.collect():
+                print(found.request, found.patches.shape)
+
+    Args:
+        model: a `PatchModel`, float32 or bfloat16; or an `ARModel`, such as `ardiff.load` returns.
+            Patches and the solver's state are float32 whatever the model's dtype.
+        solver: a name of `ardiff.solvers`.
+        steps: bound on the model calls for each patch, for requests that do not say.
+        rows: streams in the cache at a time.
+        capacity: tokens that a stream can hold: prompt, start tokens and patches.
+        block_size, blocks, limit: of the cache, as `CausalEncoder.plan_cache` and `KVCache` take
+            them.
+        cache_dtype: float32, bfloat16, int8 or float8_e4m3fn; None for the encoder's.
+        batch_invariant: compute each request as if it were alone, to the bit; slower.
+        backend: forces a backend of `ardiff_kernels`; None takes the best.
+        weights: of the head's blocks, `float32`, `bfloat16` or `int8`.
+        options: the solver's own and the time grid, by default the model's.
+
+    Attributes:
+        plan: what the cache takes, logged before it is allocated.
+
+    Raises:
+        TypeError, ValueError: a wrong model, an unknown solver or option.
+        MemoryError: a cache that does not fit.
+    """
+
+    def __init__(
+        self,
+        model: PatchModel | ARModel,
+        solver: str = "rtk-uld",
+        steps: int = 48,
+        *,
+        rows: int = 16,
+        capacity: int = 1024,
+        block_size: int | None = None,
+        blocks: int | None = None,
+        cache_dtype: torch.dtype | None = None,
+        limit: int | None = None,
+        batch_invariant: bool = False,
+        backend: str | None = None,
+        weights: str = "float32",
+        **options,
+    ) -> None:
+        model = sampled_model(model)
+        self.model, self.steps, self.backend = model, steps, backend
+        self.batch_invariant = batch_invariant
+        self._solver = PatchSolver(model, solver, options, weights)
+        self._solver.table(steps)
+        self.plan = model.encoder.plan_cache(
+            rows, capacity, block_size=block_size, blocks=blocks,
+            dtype=cache_dtype or model.encoder.dtype,
+        )  # fmt: skip
+        _log.info("KV cache: %s takes %d bytes", self.plan, self.plan.memory_bytes)
+        self._cache = KVCache(self.plan, model.start.device, limit)
+        self._free_rows = list(range(rows))[::-1]
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+        self._finished: list[Finished] = []
+        self._next_id = 0
+        self._stepping = False
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not been admitted yet."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests that hold cache rows."""
+        return len(self._running)
+
+    @property
+    def free_rows(self) -> int:
+        return len(self._free_rows)
+
+    @property
+    def free_blocks(self) -> int:
+        return self._cache.free_blocks
+
+    def submit(
+        self,
+        prompt: Tensor | None,
+        patches: int,
+        *,
+        seed: int = 0,
+        sample_id: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        guidance_schedule: str = "constant",
+        uncond: Tensor | None = None,
+        guidance2: float | None = None,
+        uncond2: Tensor | None = None,
+        temperature: float = 1.0,
+        order: Sequence[int] | None = None,
+        stop: Callable[[MadePatch], bool] | None = None,
+        on_patch: Callable[[MadePatch], object] | None = None,
+    ) -> int:
+        """Queues a request; the next :meth:`step` admits it if there is room.
+
+        Args:
+            prompt: the condition, tokens `[n, width]` with any n; None for none.
+            patches: how many to make at most.
+            seed, sample_id: address the noise; `sample_id` is by default the request's id.
+            steps: bound on the model calls for each patch; None for the engine's.
+            guidance: scale w of u + w (c - u); None is plain conditional sampling.
+            guidance_schedule: ``constant``, or ``linear`` from none to `guidance`.
+            uncond: prompt of the unconditional stream; by default the model's null context, or an
+                empty prompt where it has none.
+            guidance2, uncond2: three-way guidance u2 + w2 (u - u2) + w (c - u), w2 = `guidance2` on
+                the same schedule, u2 by a third stream with the prompt `uncond2`, whose default is
+                that of `uncond`; one of the two prompts must be given.
+            temperature: factor on the step noise.
+            order: places in the order to make them; default 0, 1, 2, ...
+            stop: called with each patch; True ends the request with it.
+            on_patch: called with each patch as soon as it is made.
+
+        Returns:
+            The request's id, 0 up.
+
+        Raises:
+            TypeError, ValueError: an argument out of range, a request that this engine could never
+                admit.
+        """
+        steps = self.steps if steps is None else steps
+        request = make_request(
+            self.model, self._next_id, prompt, patches, seed=seed, sample_id=sample_id, steps=steps,
+            guidance=guidance, guidance_schedule=guidance_schedule, uncond=uncond,
+            guidance2=guidance2, uncond2=uncond2, temperature=temperature, order=order, stop=stop,
+            on_patch=on_patch,
+        )  # fmt: skip
+        self._solver.table(steps)
+        check_room(request, self.model, self.plan)
+        self._next_id += 1
+        self._waiting.append(request)
+        return request.id
+
+    def step(self) -> int:
+        """One autoregressive step of every running request, after admitting those that fit.
+
+        An exception of the model leaves the requests where they were. One raised by a callback
+        cancels its request and is raised again when all patches of the step are delivered.
+        Callbacks may submit and cancel, but not step.
+
+        Returns:
+            Patches made; 0 when there is nothing to do.
+        """
+        if self._stepping:
+            raise RuntimeError("a callback may submit and cancel, but not step")
+        self._stepping = True
+        try:
+            return self._step()
+        finally:
+            self._stepping = False
+
+    def _step(self) -> int:
+        with ExitStack() as modes:
+            modes.enter_context(torch.no_grad())
+            if self.backend:
+                modes.enter_context(ardiff_kernels.backend(self.backend))
+            if self.batch_invariant:
+                modes.enter_context(batch_invariant_mode())
+            self._admit()
+            running = sorted(self._running, key=lambda request: request.seed)
+            if not running:
+                return 0
+            held = [(row, self._cache.lengths[row]) for r in running for row in r.rows]
+            try:
+                made = self._solver.draw(running, contexts(self.model, self._cache, running))
+            except BaseException:
+                for row, length in held:
+                    self._cache.lengths[row] = length
+                raise
+        self._deliver(running, made)
+        return len(made)
+
+    def collect(self) -> list[Finished]:
+        """The requests that have finished since the last call."""
+        found, self._finished = self._finished, []
+        return found
+
+    def cancel(self, request: int) -> bool:
+        """Drops a request, whose rows are free at once. False if it is done or was cancelled.
+
+        Raises:
+            KeyError: an id that no request has.
+        """
+        if not 0 <= request < self._next_id:
+            raise KeyError(f"no request {request}; ids go from 0 to {self._next_id - 1}")
+        found = [r for r in (*self._waiting, *self._running) if r.id == request]
+        for each in found:
+            self._release(each)
+        return bool(found)
+
+    def _admit(self) -> None:
+        """Gives waiting requests rows, first come, first served, and takes in their prompts."""
+        admitted, cache = [], self._cache
+        while self._waiting:
+            request = self._waiting[0]
+            tokens = request.tokens(self.model.block)
+            blocks = sum(self.plan.blocks_of(n) for n in tokens)
+            if len(tokens) > len(self._free_rows) or blocks > cache.free_blocks:
+                break
+            request.rows = [self._free_rows.pop() for _ in tokens]
+            cache.reserve(request.rows, tokens)
+            admitted.append(self._waiting.popleft())
+        try:
+            prefill(self.model, self._cache, admitted)
+        except BaseException:
+            for request in reversed(admitted):
+                self._take_back(request)
+                self._waiting.appendleft(request)
+            raise
+        self._running += admitted
+
+    def _deliver(self, running: list[Request], made: Tensor) -> None:
+        """Gives each request its patches `[B, d]`, calls back, and ends those that are done."""
+        counts = [len(request.target(self.model.block)) for request in running]
+        failure: BaseException | None = None
+        blocks = [r.take(p) for r, p in zip(running, made.split(counts), strict=True)]
+        for request, patches in zip(running, blocks, strict=True):
+            try:
+                self._call_back(request, patches)
+            except BaseException as error:
+                failure = failure or error
+                self._release(request)
+        if failure is not None:
+            raise failure
+
+    def _call_back(self, request: Request, patches: list[MadePatch]) -> None:
+        for patch in patches:
+            if not request.rows:  # a callback cancelled it
+                return
+            if request.on_patch is not None:
+                request.on_patch(patch)
+            if request.stop is not None and request.stop(patch):
+                request.stop_after(patch.index)
+                break
+        if request.rows and request.done:
+            stopped = len(request.made) < len(request.order)
+            places = request.order[: len(request.made)]
+            done = Finished(request.id, torch.stack(request.made), places, stopped)
+            self._release(request)
+            self._finished.append(done)
+
+    def _release(self, request: Request) -> None:
+        """Forgets a waiting or running request."""
+        if request.rows:
+            self._running.remove(request)
+            self._take_back(request)
+        elif request in self._waiting:
+            self._waiting.remove(request)
+
+    def _take_back(self, request: Request) -> None:
+        self._cache.reset(request.rows)
+        self._free_rows += request.rows
+        request.rows = []

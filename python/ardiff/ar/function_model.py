@@ -1,0 +1,102 @@
+"""A caller's own encoder and head in the form that ARSampler samples from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..tables.paths import Path, check_prediction, get_path
+
+
+class _WholePrefix:
+    """An ``encode(patches)`` as an encoder with a cache: it gets all patches at every step."""
+
+    def __init__(self, encode: Callable[[Tensor], Any], blank: Tensor) -> None:
+        self._encode, self._blank = encode, blank
+
+    def new_cache(self, batch: int) -> list[Tensor]:
+        return [self._blank.expand(batch, 0, -1)]
+
+    def step(self, patch: Tensor | None, cache: list[Tensor]) -> Any:
+        if patch is not None:
+            cache[0] = torch.cat([cache[0], patch[:, None]], 1)
+        return self._encode(cache[0].clone())
+
+
+class OwnModel:
+    """What ARSampler needs to know of a model, from functions.
+
+    Args:
+        encode: ``encode(patches) -> context``, patches float32 `[B, k, patch_dim]`, the k that are
+            made, k = 0 first; the context is what `denoise` takes, a tensor `[B, ...]` if guidance
+            is to be used. Or an object with ``new_cache(batch)`` and ``step(patch, cache)``, the
+            patch `[B, patch_dim]` just made (None first) and a cache of its own, for encoders that
+            keep keys and values.
+        denoise: ``denoise(x, level, context) -> output`` as :func:`ardiff.sample` calls it, x
+            `[B, patch_dim]`; or an object with ``hoist``, such as a head of `ardiff.models`.
+        patches, patch_dim: patches of a sample and elements of a patch.
+        path, prediction: of `denoise`; names as in :func:`ardiff.solver`.
+        null: the context of guidance without a condition, to be broadcast over the batch.
+        decode: ``decode(patches [n, patches, patch_dim])`` makes `SampleOutput.images`; None leaves
+            the patches.
+        device: where states and noise live.
+
+    Raises:
+        TypeError, ValueError: something that cannot be called, sizes below 1, unknown names.
+    """
+
+    def __init__(
+        self,
+        encode: Any,
+        denoise: Any,
+        *,
+        patches: int,
+        patch_dim: int,
+        path: str | Path,
+        prediction: str,
+        null: Tensor | None = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        for name, value in (("patches", patches), ("patch_dim", patch_dim)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
+        if not callable(denoise) and not hasattr(denoise, "hoist"):
+            raise TypeError(f"denoise must be callable or have hoist, got {type(denoise).__name__}")
+        self.mean = torch.zeros(1, patch_dim, device=device)
+        if hasattr(encode, "step") and hasattr(encode, "new_cache"):
+            self.context = encode
+        elif callable(encode):
+            self.context = _WholePrefix(encode, self.mean[None])
+        else:
+            raise TypeError(
+                f"encode must be callable or have new_cache and step, got {type(encode).__name__}"
+            )
+        if decode is not None and not callable(decode):
+            raise TypeError(f"decode must be callable, got {type(decode).__name__}")
+        self.denoiser, self.null, self.decode = denoise, null, decode
+        self.config = SimpleNamespace(
+            patches=patches, patch_dim=patch_dim, path=get_path(path),
+            prediction=check_prediction(prediction), grid_options=dict,
+            context_width=None if null is None else null.shape[-1],
+        )  # fmt: skip
+
+    def clip_patch(self, patch: Tensor, k: int) -> Tensor:
+        return patch
+
+    def finished(self, patch: Tensor, k: int) -> Tensor:
+        """Patch k as `stream` yields it: a copy, since the patch itself goes on to the encoder."""
+        return patch.clone()
+
+    def assemble(self, patches: list[Tensor]) -> Tensor:
+        """Patches `[b, patch_dim]` in order -> `[b, patches, patch_dim]`, decoded."""
+        whole = torch.stack(patches, 1)
+        return whole if self.decode is None else self.decode(whole)
+
+    def nothing(self) -> Tensor:
+        """What `sample(0)` returns."""
+        return self.assemble([self.mean[:0]] * self.config.patches)

@@ -1,0 +1,247 @@
+"""What an `AREngine` is asked for, and what it gives back."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..guide import guidance_weights
+from ..noise import MAX_PATCHES, MAX_SAMPLE_ID
+from .kv_cache import CachePlan
+from .patch_model import PatchModel
+
+
+class MadePatch(NamedTuple):
+    """Patch number `index` of a request, at `place` of its sequence: values `[d]`."""
+
+    request: int
+    index: int
+    place: int
+    values: Tensor
+
+
+class Finished(NamedTuple):
+    """A request that is done.
+
+    Attributes:
+        request: its id.
+        patches: `[n, d]`, in the order they were made.
+        places: where each belongs.
+        stopped: whether its `stop` ended it before its last patch.
+    """
+
+    request: int
+    patches: Tensor
+    places: list[int]
+    stopped: bool
+
+
+@dataclass(eq=False)
+class Request:
+    """A request, and how far it has come.
+
+    Attributes:
+        prompts: tokens `[n, width]` of each stream, the conditional one first.
+        sources: the stream of the context, and of each context that guidance compares with; None
+            is the model's null context.
+        weights: of each of the latter, at each patch.
+        rows: of the cache, one a stream; empty while it waits and once it is done.
+        last: the block of patches made last, `[block, d]`.
+    """
+
+    id: int
+    prompts: list[Tensor]
+    sources: list[int | None]
+    weights: list[list[float]]
+    order: list[int]
+    seed: int
+    sample_id: int
+    steps: int
+    temperature: float
+    stop: Callable[[MadePatch], bool] | None
+    on_patch: Callable[[MadePatch], object] | None
+    rows: list[int] = field(default_factory=list)
+    made: list[Tensor] = field(default_factory=list)
+    last: Tensor | None = None
+    done: bool = False
+
+    def tokens(self, block: int) -> list[int]:
+        """Tokens that each stream will have taken in at the end."""
+        calls = -(-len(self.order) // block)
+        return [len(prompt) + calls * block for prompt in self.prompts]
+
+    def target(self, block: int) -> list[int]:
+        """Places of the patches to be made next, `block` or fewer."""
+        return self.order[len(self.made) : len(self.made) + block]
+
+    def positions(self, block: int) -> list[list[int]]:
+        """Where the tokens to be taken in next stand in the sequence of each stream."""
+        done = len(self.made)
+        at = [block + place for place in self.order[done - block : done]] if done else range(block)
+        return [[len(prompt) + place for place in at] for prompt in self.prompts]
+
+    def take(self, patches: Tensor) -> list[MadePatch]:
+        """Keeps a block of patches `[block or fewer, d]`."""
+        first, self.last = len(self.made), patches.clone()
+        self.made += [patch.clone() for patch in patches]
+        found = [
+            MadePatch(self.id, first + i, self.order[first + i], patch.clone())
+            for i, patch in enumerate(patches)
+        ]
+        self.done = len(self.made) == len(self.order)
+        return found
+
+    def stop_after(self, index: int) -> None:
+        """Patch `index` was the last one."""
+        del self.made[index + 1 :]
+        self.done = True
+
+    def source(self, way: int) -> int | None:
+        """The stream of context `way` of guidance; past its own ones, the last again."""
+        return self.sources[min(way, len(self.sources) - 1)]
+
+    def weight(self, way: int, index: int) -> float:
+        """Of guidance by context `way` at patch `index`."""
+        return self.weights[way - 1][index] if way <= len(self.weights) else 1.0
+
+
+def integer(name: str, value: int, low: int, high: int) -> int:
+    """`value` as an int in [low, high); TypeError or ValueError otherwise."""
+    try:
+        value = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if not low <= value < high:
+        raise ValueError(f"{name} must lie in [{low}, {high}), got {value}")
+    return value
+
+
+def number(name: str, value: float, low: float) -> float:
+    """`value` as a finite float, at least `low`; TypeError or ValueError otherwise."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if not (math.isfinite(found) and found >= low):
+        bound = "" if low == -math.inf else f" and at least {low:g}"
+        raise ValueError(f"{name} must be finite{bound}, got {value}")
+    return found
+
+
+def make_request(
+    model: PatchModel,
+    id: int,
+    prompt: Tensor | None,
+    patches: int,
+    *,
+    seed: int,
+    sample_id: int | None,
+    steps: int,
+    guidance: float | None,
+    guidance_schedule: str,
+    uncond: Tensor | None,
+    guidance2: float | None,
+    uncond2: Tensor | None,
+    temperature: float,
+    order: Sequence[int] | None,
+    stop: Callable[[MadePatch], bool] | None,
+    on_patch: Callable[[MadePatch], object] | None,
+) -> Request:
+    """A request with every argument checked; see :meth:`ardiff.ar.engine.AREngine.submit`."""
+    patches = integer("patches", patches, 1, MAX_PATCHES)
+    places = patches if model.place is None else len(model.place)
+    try:
+        order = list(range(patches)) if order is None else [operator.index(at) for at in order]
+    except TypeError:
+        raise TypeError(f"order must hold integers, got {order!r}") from None
+    if len(order) != patches or len({*order} & {*range(places)}) != patches:
+        raise ValueError(
+            f"order must hold {patches} different places in [0, {places}), got {order}"
+        )
+    if model.place is None and order != sorted(order):
+        raise ValueError(
+            "this model makes patches in one order: for another one, train a PatchModel with places"
+        )
+    prompts, sources, weights = [_prompt("prompt", prompt, model)], [0], []
+    for (name, weight), (name_of_other, other) in zip(
+        {"guidance": guidance, "guidance2": guidance2}.items(),
+        {"uncond": uncond, "uncond2": uncond2}.items(),
+        strict=True,
+    ):
+        if weight is None:
+            if other is not None:
+                raise ValueError(
+                    f"{name_of_other} is the prompt that {name} compares with: pass {name} too"
+                )
+            continue
+        weight = number(name, weight, -math.inf)
+        weights.append(guidance_weights(weight, guidance_schedule, patches))
+        sources.append(None if other is None and model.null is not None else len(prompts))
+        if sources[-1] is not None:
+            prompts.append(_prompt(name_of_other, other, model))
+    if guidance2 is not None:
+        _check_three_ways(guidance, uncond, uncond2)
+    return Request(
+        id,
+        prompts,
+        sources,
+        weights,
+        order,
+        integer("seed", seed, -(2**63), 2**63),
+        integer("sample_id", id if sample_id is None else sample_id, 0, MAX_SAMPLE_ID),
+        steps,
+        number("temperature", temperature, 0.0),
+        stop,
+        on_patch,
+    )
+
+
+def _check_three_ways(
+    guidance: float | None, uncond: Tensor | None, uncond2: Tensor | None
+) -> None:
+    if guidance is None:
+        raise ValueError(
+            "guidance2 weighs the difference of uncond and uncond2: pass guidance too, 1 for none"
+        )
+    if uncond is None and uncond2 is None:
+        raise ValueError(
+            "guidance2 weighs the difference of uncond and uncond2, which are the same where "
+            "neither is given: pass at least one"
+        )
+
+
+def check_room(request: Request, model: PatchModel, plan: CachePlan) -> None:
+    """Raises ValueError for a request that a cache or the encoder's positions can never hold."""
+    tokens, block, config = request.tokens(model.block), model.block, model.encoder.config
+    if max(tokens) > plan.capacity:
+        raise ValueError(
+            f"the request needs {max(tokens)} tokens, but the engine's cache holds "
+            f"{plan.capacity} tokens a sequence; make a larger capacity"
+        )
+    blocks = sum(plan.blocks_of(n) for n in tokens)
+    if len(tokens) > plan.rows or blocks > plan.blocks:
+        raise ValueError(
+            f"the request needs {len(tokens)} rows and {blocks} blocks, but the engine's cache has "
+            f"{plan.rows} rows and {plan.blocks} blocks"
+        )
+    taken_in = request.order[: (len(request.order) - 1) // block * block]
+    far = max(map(len, request.prompts)) + block + max(taken_in, default=-1)
+    if config.position != "none" and far >= config.positions:
+        raise ValueError(
+            f"the request reaches position {far}, but the encoder has {config.positions} positions"
+        )
+
+
+def _prompt(name: str, tokens: Tensor | None, model: PatchModel) -> Tensor:
+    width, like = model.encoder.config.width, model.start
+    if tokens is None:
+        return like.new_empty(0, width)
+    if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.shape[1] != width:
+        found = list(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ValueError(f"{name} must be tokens of shape [n, {width}], got {found}")
+    return tokens.detach().to(like, copy=True)

@@ -1,0 +1,290 @@
+"""ARSampler: draws images from an autoregressive diffusion model, patch after patch."""
+
+from __future__ import annotations
+
+import math
+import operator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ardiff_kernels
+
+from ..guide import guidance_weights, per_sample
+from ..heads.fused import fused
+from ..loop.run import run
+from ..loop.stats import SampleStats, collect, pool
+from ..models.checkpoint import load_model as load
+from ..models.image_model import ARModel
+from ..noise import initial_state, make_key, make_stream, sample_id_of
+from ..solvers import solver as make_table
+from ..solvers import solver_options
+from .function_model import OwnModel
+
+__all__ = ["ARSampler", "SampleOutput", "SampleStats", "StreamedPatch", "load"]
+
+
+@dataclass(frozen=True)
+class SampleOutput:
+    """images `[n, C, H, W]`, float32 in [-1, 1], and what they cost; of a caller's own functions,
+    patches `[n, patches, patch_dim]` or what `decode` makes of them."""
+
+    images: Tensor
+    stats: SampleStats
+
+
+@dataclass(frozen=True)
+class StreamedPatch:
+    """Patch `index` (raster order) of the images `sample_ids` `[b]`: pixels `[b, C, p, p]`, or the
+    patch `[b, patch_dim]` of a caller's own functions."""
+
+    index: int
+    sample_ids: Tensor
+    pixels: Tensor
+
+
+class ARSampler:
+    """Draws patch k from the diffusion model given patches 0..k-1, with any solver.
+
+    Noise is addressed by (seed, sample id, patch, step, element), so an image does not depend on
+    the others drawn with it, but for the rounding of the network's matrix products.
+
+    Args:
+        model: an `ARModel`, such as `ardiff.load` returns; the sampler runs on its device. None:
+            `encode` and `denoise` are the model.
+        solver: a name of `ardiff.solvers`.
+        steps: bound on the model calls for each patch; or one for each patch, in order.
+        stages: stages of an `rtk-*` solver; None lets `steps` decide.
+        guidance: scale w of u + w (c - u); None is plain conditional sampling. Needs a model
+            trained with context dropout, and doubles the calls.
+        temperature: factor on the step noise, not on the initial state.
+        guidance_schedule: ``constant``, or ``linear`` from none to `guidance` over the patches.
+        guidance2, uncond2: three-way guidance u2 + w2 (u - u2) + w (c - u), w2 = `guidance2` on the
+            same schedule, u2 at the context `uncond2` `[context_width]`; a third call.
+        batch: images drawn together; bounds memory, not n.
+        backend: forces a backend of `ardiff_kernels`; None takes the best.
+        weights: of the head's blocks, `float32`, `bfloat16` or `int8`.
+        encode, denoise: a caller's own functions, ``encode(patches) -> context`` and ``denoise(x,
+            level, context) -> output``, in place of `model`; with them go patches, patch_dim, path,
+            prediction, and if wanted null, decode and device: see
+            :class:`ardiff.ar.function_model.OwnModel`.
+        options: the solver's own (inner, tau, gamma, ...) and the time grid, by default the one in
+            the model's config.
+
+    Raises:
+        TypeError: a model that is no `ARModel`, or functions that cannot be called.
+        ValueError: an unknown solver or option, steps out of range, guidance without a null
+            context.
+    """
+
+    def __init__(
+        self,
+        model: ARModel | None = None,
+        solver: str = "rtk-uld",
+        steps: int | Sequence[int] = 48,
+        stages: int | None = None,
+        guidance: float | None = None,
+        temperature: float = 1.0,
+        *,
+        guidance_schedule: str = "constant",
+        guidance2: float | None = None,
+        uncond2: Tensor | None = None,
+        batch: int = 128,
+        backend: str | None = None,
+        weights: str = "float32",
+        encode: Any = None,
+        denoise: Any = None,
+        **options,
+    ) -> None:
+        if encode is not None or denoise is not None:
+            model = _own_model(model, encode, denoise, options)
+        elif not isinstance(model, ARModel):
+            raise TypeError(
+                f"ARSampler: model must be an ardiff.models.ARModel, got {type(model).__name__}; "
+                "ardiff.load gives one, encode= and denoise= take functions of your own"
+            )
+        if guidance is not None and model.null is None:
+            raise ValueError(
+                "ARSampler: guidance needs a model with a null context; train one with context "
+                "dropout (context_dropout above 0)"
+            )
+        batch = _integer("ARSampler: batch", batch)
+        if batch < 1:
+            raise ValueError(f"ARSampler: batch must be positive, got {batch}")
+        if stages is not None:
+            options["stages"] = stages
+        config = model.config
+        self.model, self.temperature, self.uncond2 = model, temperature, uncond2
+        per_sample("temperature", temperature, 1, "cpu", low=0.0)
+        guidance_weights(1.0, guidance_schedule, 1)
+        self.guidance = self._weights("guidance", guidance, guidance_schedule)
+        self.guidance2 = self._weights("guidance2", guidance2, guidance_schedule)
+        self._check_uncond2()
+        self.batch, self.backend, self.weights = batch, backend, weights
+        self._denoiser = fused(model.denoiser, weights)
+        if "dim" in solver_options(solver):
+            options.setdefault("dim", config.patch_dim)
+        each = list(steps) if isinstance(steps, (list, tuple)) else [steps] * config.patches
+        if len(each) != config.patches:
+            raise ValueError(
+                f"ARSampler: steps must be an integer or {config.patches}, one a patch, got "
+                f"{len(each)}"
+            )
+        choices = {"path": config.path, "prediction": config.prediction, **config.grid_options()}
+        self.tables = [make_table(solver, steps=n, **choices | options) for n in each]
+        self.table = self.tables[0]
+        if self.table.energy:
+            raise ValueError(
+                'ARSampler: accept="energy" needs a density, which a model of this kind lacks; use '
+                '"trapezoid" or "simpson"'
+            )
+
+    def _weights(self, name: str, weight: float | None, schedule: str) -> list[float] | None:
+        if weight is None:
+            return None
+        per_sample(name, weight, 1, "cpu", low=-math.inf)
+        return guidance_weights(weight, schedule, self.model.config.patches)
+
+    def _check_uncond2(self) -> None:
+        given = (self.guidance2 is not None, self.uncond2 is not None)
+        if given[0] != given[1] or (given[0] and self.guidance is None):
+            raise ValueError("ARSampler: guidance2 and uncond2 go together, and only with guidance")
+        width = self.model.config.context_width
+        if self.uncond2 is not None and self.uncond2.shape != (width,):
+            raise ValueError(
+                f"ARSampler: uncond2 must be a context of shape [{width}], got "
+                f"{list(self.uncond2.shape)}"
+            )
+
+    @property
+    def calls(self) -> int:
+        """Model calls for each image: all patches, two or three times as many with guidance."""
+        outputs = 1 + (self.guidance is not None) + (self.guidance2 is not None)
+        return sum(table.calls for table in self.tables) * outputs
+
+    def sample(
+        self,
+        n: int,
+        seed: int | None = 0,
+        sample_ids: Sequence[int] | Tensor | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> SampleOutput:
+        """Draws n images.
+
+        `stats.calls` is `calls`, which follows from the tables; it is not counted.
+
+        Args:
+            n: how many.
+            seed: the key of the noise, any int64; None draws one from torch's generator.
+            sample_ids: n ids that address the noise, 0..n-1 when None.
+            progress: called with (patches done, patches in all) after each patch of each batch.
+
+        Raises:
+            ValueError, TypeError: n or an id out of range, ids that are not n integers, a bad seed.
+        """
+        ids, key = _checked_ids(n, sample_ids), make_key(seed, self.model.mean.device)
+        config = self.model.config
+        total, done = len(ids) * config.patches, 0
+        parts: list[list[Tensor]] = []
+        fared: list[SampleStats] = []
+        start = time.perf_counter()
+        for part in self._draw(ids, key, fared):
+            if part.index == 0:
+                parts.append([])
+            parts[-1].append(part.pixels)
+            done += len(part.sample_ids)
+            if progress is not None:
+                progress(done, total)
+        images = [self.model.assemble(pixels) for pixels in parts]
+        whole = torch.cat(images) if images else self.model.nothing()
+        if whole.is_cuda:
+            torch.cuda.synchronize(whole.device)
+        seconds = time.perf_counter() - start
+        return SampleOutput(whole, pool(self.calls, seconds, fared))
+
+    def stream(
+        self, n: int, seed: int | None = 0, sample_ids: Sequence[int] | Tensor | None = None
+    ) -> Iterator[StreamedPatch]:
+        """Yields each patch as soon as it is made, the same pixels as `sample` would return.
+
+        Arguments and errors as `sample`'s; past `batch` images, one batch follows another.
+        """
+        ids, key = _checked_ids(n, sample_ids), make_key(seed, self.model.mean.device)
+        return self._draw(ids, key, [])
+
+    def _draw(self, ids: Tensor, key: Tensor, fared: list[SampleStats]) -> Iterator[StreamedPatch]:
+        for part in ids.split(self.batch):
+            if len(part):
+                yield from self._draw_batch(part, key, fared)
+
+    @torch.no_grad()
+    def _draw_batch(
+        self, ids: Tensor, key: Tensor, fared: list[SampleStats]
+    ) -> Iterator[StreamedPatch]:
+        model, device = self.model, self.model.mean.device
+        cache = model.context.new_cache(len(ids))
+        patch = None
+        for k in range(model.config.patches):
+            context = model.context.step(patch, cache)
+            stream = make_stream(ids, len(ids), k, device)
+            table, decisions = self.tables[k], []
+            with ardiff_kernels.backend(self.backend) if self.backend else nullcontext():
+                x = initial_state(table, key, stream, model.config.patch_dim)
+                x = run(
+                    table,
+                    self._denoiser,
+                    x,
+                    key=key,
+                    stream=stream,
+                    condition=context,
+                    decisions=decisions,
+                    **self._modifiers(context, k),
+                )
+            if decisions:
+                fared.append(collect(table, 0, 0.0, decisions))
+            patch = model.clip_patch(x, k)
+            yield StreamedPatch(k, ids, model.finished(patch, k))
+
+    def _modifiers(self, context: Tensor, k: int) -> dict[str, Tensor]:
+        """Guidance and temperature of patch k, as `run` takes them."""
+        found = {}
+        if self.temperature != 1:
+            found["noise_scale"] = self.model.mean.new_tensor([self.temperature])
+        if self.guidance is not None:
+            found["uncond"] = self.model.null.expand_as(context)
+            found["guidance"] = self.model.mean.new_tensor([self.guidance[k]])
+        if self.guidance2 is not None:
+            found["uncond2"] = self.uncond2.to(context).expand_as(context)
+            found["guidance2"] = self.model.mean.new_tensor([self.guidance2[k]])
+        return found
+
+
+def _own_model(model: Any, encode: Any, denoise: Any, options: dict[str, Any]) -> OwnModel:
+    """The model of `encode` and `denoise`, with what `options` says of it, which is taken out."""
+    if model is not None or encode is None or denoise is None:
+        raise TypeError("ARSampler: pass a model, or both encode and denoise in its place")
+    known = ("patches", "patch_dim", "path", "prediction")
+    missing = [name for name in known if name not in options]
+    if missing:
+        raise TypeError(f"ARSampler: encode and denoise need {', '.join(missing)} too")
+    names = (*known, "null", "decode", "device")
+    return OwnModel(encode, denoise, **{n: options.pop(n) for n in names if n in options})
+
+
+def _checked_ids(n: int, sample_ids: Sequence[int] | Tensor | None) -> Tensor:
+    n = _integer("n", n)
+    if n < 0:
+        raise ValueError(f"n must not be negative, got {n}")
+    return sample_id_of(make_stream(sample_ids, n, 0, "cpu"))
+
+
+def _integer(name: str, value: int) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None

@@ -1,0 +1,163 @@
+"""One autoregressive step of some requests: contexts from the encoder, patches from the solver."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from ..heads.fused import fused
+from ..loop.run import make_schedule, run
+from ..noise import Spans, initial_state, make_key, stream_of
+from ..solvers import solver as make_table
+from ..solvers import solver_options
+from ..tables.plan import Schedule
+from ..tables.ragged import RaggedTable
+from ..tables.table import StepTable
+from .kv_cache import KVCache
+from .patch_model import PatchModel
+from .requests import Request
+
+_SCHEDULES = 64  # ragged ones kept; the least recently used goes first
+
+
+def prefill(model: PatchModel, cache: KVCache, admitted: list[Request]) -> None:
+    """Takes in the prompts of all streams, in one call of the encoder."""
+    streams = [
+        (row, prompt)
+        for request in admitted
+        for row, prompt in zip(request.rows, request.prompts, strict=True)
+        if len(prompt)
+    ]
+    if streams:
+        rows, prompts = zip(*streams, strict=True)
+        tokens = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)
+        model.encoder.prefill(tokens, cache, rows, [len(prompt) for prompt in prompts])
+
+
+def contexts(model: PatchModel, cache: KVCache, running: list[Request]) -> list[Tensor]:
+    """Takes in the newest tokens of all streams, in one call of the encoder.
+
+    Returns:
+        Contexts, float32 `[B, width]`, of the B patches to be made, request after request, and
+        those that guidance compares with: one, two or three. A request of fewer than others beside
+        it has its last one in the place of the rest: u + w (c - u) and u2 + w2 (u - u2) + w (c - u)
+        are then what they are without, to the bit.
+    """
+    device, block = model.start.device, model.block
+    blank = torch.zeros(block, model.patch_dim, device=device)
+    targets = [request.target(block) for request in running]
+    tokens = model.tokens(
+        torch.stack([blank if request.last is None else request.last for request in running]),
+        torch.tensor([request.last is None for request in running], device=device),
+        torch.tensor([t + t[-1:] * (block - len(t)) for t in targets], device=device),
+    )
+    owner = [i for i, request in enumerate(running) for _ in request.rows]
+    hidden = model.encoder.append(
+        tokens[owner],
+        cache,
+        [row for request in running for row in request.rows],
+        position=torch.tensor([at for request in running for at in request.positions(block)]),
+        causal=block == 1,
+    ).flatten(0, 1)
+    first = [owner.index(i) for i in range(len(running))]
+    slots = [(i, j) for i, target in enumerate(targets) for j in range(len(target))]
+    found = []
+    for way in range(max(len(request.sources) for request in running)):
+        sources = [running[i].source(way) for i, _ in slots]
+        at = [(first[i] + (s or 0)) * block + j for (i, j), s in zip(slots, sources, strict=True)]
+        context = hidden[at]
+        if None in sources:
+            nulled = torch.tensor([s is None for s in sources], device=device)
+            context = torch.where(nulled[:, None], model.null, context)
+        found.append(context.float())
+    return found
+
+
+class PatchSolver:
+    """Draws the next patches of requests, each with its own steps, guidance and temperature.
+
+    Args:
+        model: whose denoiser is called.
+        name, options: a name of `ardiff.solvers` and its options.
+        weights: see `ardiff.heads.fused.FusedHead`.
+    """
+
+    def __init__(
+        self, model: PatchModel, name: str, options: dict, weights: str = "float32"
+    ) -> None:
+        self.model, self._denoiser = model, fused(model.denoiser, weights)
+        own = {"name": name, "path": model.path, "prediction": model.prediction}
+        self._choices = {**own, **model.grid, **options}
+        if "dim" in solver_options(name):
+            self._choices.setdefault("dim", model.patch_dim)
+        self._tables: dict[int, StepTable] = {}
+        self._schedules: OrderedDict[tuple, tuple[RaggedTable, Schedule]] = OrderedDict()
+
+    def table(self, steps: int) -> StepTable:
+        """The table of `steps` steps; ValueError for one that cannot run here."""
+        if steps not in self._tables:
+            table = make_table(steps=steps, **self._choices)
+            if table.energy:
+                raise ValueError(
+                    'accept="energy" needs a density, which a model of this kind lacks; use '
+                    '"trapezoid" or "simpson"'
+                )
+            self._tables[steps] = table
+        return self._tables[steps]
+
+    def draw(self, running: list[Request], contexts: list[Tensor]) -> Tensor:
+        """The next patches `[B, d]` of requests in order of seed, from their `contexts`."""
+        context, *others = contexts
+        model, device = self.model, context.device
+        slots = [
+            (request, len(request.made) + j, place)
+            for request in running
+            for j, place in enumerate(request.target(model.block))
+        ]
+        streams = [stream_of(request.sample_id, place) for request, _, place in slots]
+        stream = torch.tensor(streams, dtype=torch.int64, device=device)
+        modifiers = {}
+        for way, other in enumerate(others, 1):
+            weights = [request.weight(way, index) for request, index, _ in slots]
+            suffix = "" if way == 1 else str(way)
+            modifiers[f"uncond{suffix}"] = other
+            modifiers[f"guidance{suffix}"] = torch.tensor(weights, device=device)
+        if any(request.temperature != 1 for request in running):
+            scale = [request.temperature for request, _, _ in slots]
+            modifiers["noise_scale"] = torch.tensor(scale, device=device)
+        keys = _spans([request.seed for request, _, _ in slots], device)
+        table, schedule = self._schedule([request.steps for request, _, _ in slots], context)
+        x = initial_state(table, keys, stream, model.patch_dim)
+        x = run(
+            schedule, self._denoiser, x, key=keys, stream=stream,
+            condition=context, **modifiers,
+        )  # fmt: skip
+        return model.clip(x, torch.tensor([place for _, _, place in slots], device=device))
+
+    def _schedule(self, steps: list[int], like: Tensor) -> tuple[StepTable | RaggedTable, Schedule]:
+        """The table of each patch, and what the loop does for them."""
+        kinds, kept = sorted(set(steps)), self._schedules
+        if len(kinds) == 1:
+            table = self.table(kinds[0])
+            return table, make_schedule(table, like)
+        if tuple(steps) not in kept:
+            index = [kinds.index(n) for n in steps]
+            table = RaggedTable([self.table(n) for n in kinds], index)
+            kept[tuple(steps)] = (table, make_schedule(table, like))
+            if len(kept) > _SCHEDULES:
+                kept.popitem(last=False)
+        kept.move_to_end(tuple(steps))
+        return kept[tuple(steps)]
+
+
+def _spans(seeds: list[int], device: torch.device) -> Spans:
+    """The runs of equal seeds and their keys."""
+    spans, first = [], 0
+    for seed, same in groupby(seeds):
+        last = first + len(list(same))
+        spans.append((slice(first, last), make_key(seed, device)))
+        first = last
+    return spans

@@ -1,0 +1,95 @@
+"""The command line `ardiff`: one module of `ardiff.commands` a command, discovered by name."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from .. import commands
+from .._files import check_writable, write_json
+
+BAD_INPUT = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command; each command module adds its own options."""
+    parser = _Parser(prog="ardiff", description="Samplers for autoregressive diffusion models.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in sorted(module.name for module in pkgutil.iter_modules(commands.__path__)):
+        module = importlib.import_module(f"{commands.__name__}.{name}")
+        summary = module.__doc__.splitlines()[0]
+        command = subparsers.add_parser(name, help=summary, description=summary)
+        module.add_arguments(command)
+        command.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
+        command.add_argument("--seed", type=int, default=0, help="default 0")
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def writable(path: Path | None, option: str, suffix: str = "") -> None:
+    """Refuse an output path that could not be written, before any work is done.
+
+    Missing parent folders are made; nothing that exists is touched. `suffix` is the file ending
+    that is required, if any.
+
+    Raises:
+        ValueError: the path is a folder, lies below a file, has another ending or no permission.
+    """
+    if path is None:
+        return
+    if suffix and not path.is_dir() and path.suffix.lower() != suffix:
+        raise ValueError(f"{option}: expected a name ending in {suffix}, got {path}")
+    check_writable(path, option)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not have here (ValueError)."""
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"--device: expected cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device cuda: torch {torch.__version__} sees no CUDA or ROCm device")
+
+
+def check_backend(backend: str | None, device: str) -> None:
+    """Refuse a kernel backend that cannot serve the device (ValueError with the reason)."""
+    from ardiff_kernels import ops
+    from ardiff_kernels.dispatch import backends
+
+    if backend is None:
+        return
+    reasons = [backends.unusable(f"{op}_", backend, device) for op in ops.NAMES]
+    if any(reasons):
+        raise ValueError(f"--backend {backend}: {next(filter(None, reasons))}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0, 1 where a check failed, 2 on bad input (one line on stderr)."""
+    args = build_parser().parse_args(argv)
+    try:
+        if args.seed < 0:
+            raise ValueError(f"--seed: expected a non-negative integer, got {args.seed}")
+        if args.seed >= 2**63:
+            raise ValueError(f"--seed: the seed must fit in int64, got {args.seed}")
+        writable(args.json, "--json")
+        result, code = args.run(args)
+    except BAD_INPUT as error:
+        print(f"ardiff {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"ardiff {args.command}: interrupted", file=sys.stderr)
+        return 130
+    if args.json is not None:
+        write_json(args.json, result)
+    return code

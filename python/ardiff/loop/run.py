@@ -1,0 +1,237 @@
+"""The one loop: it executes a StepTable, row after row, on a model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..noise import Spans
+from ..tables.plan import Schedule, Step, uniform
+from ..tables.ragged import RaggedTable
+from ..tables.table import DeviceTable, StepTable
+from .checks import check_noise, check_output, check_x0_clamp
+from .ladder import Ladder
+from .state import State
+
+Runnable = StepTable | DeviceTable | RaggedTable | Ladder | Schedule
+
+
+@runtime_checkable
+class HoistableModel(Protocol):
+    """A model that does what depends on level and condition once, before the loop.
+
+    With an attribute ``hoists_ragged = True`` it also serves samples with tables of their own.
+    With a method ``hoist_guided(levels, conditions)`` it serves all conditions of guidance:
+    ``f(row, x)`` then returns an output for each.
+    """
+
+    def hoist(self, levels: Tensor, condition: Any) -> Callable[[int, Tensor], Tensor]:
+        """`levels` float32 `[T]`, one a row of the table; returns ``f(row, x) -> output``.
+
+        In a ragged run `[T, B]`, one a row and sample.
+        """
+        ...
+
+
+class Decision(NamedTuple):
+    """What an accept row decided for every sample.
+
+    Attributes:
+        iteration: of the loop; in a run of one table, the row.
+        accepted: bool `[B]`.
+        log_alpha: float32 `[B]`, -inf where a proposal was not finite, NaN for samples that were
+            not at an accept row.
+    """
+
+    iteration: int
+    accepted: Tensor
+    log_alpha: Tensor
+
+
+def _bind_all(
+    model, schedule: Schedule, conditions: list, batch: int
+) -> Callable[[int, Tensor], Sequence[Tensor]]:
+    """``f(iteration, x)``: an output for each condition."""
+    if hasattr(model, "hoist_guided") and _hoists(model, schedule):
+        return model.hoist_guided(schedule.buffers.level, conditions)
+    calls = [_bind(model, schedule, condition, batch) for condition in conditions]
+    return lambda iteration, x: [call(iteration, x) for call in calls]
+
+
+def _hoists(model, schedule: Schedule) -> bool:
+    return schedule.buffers.level.dim() == 1 or getattr(model, "hoists_ragged", False)
+
+
+def _bind(model, schedule: Schedule, condition: Any, batch: int) -> Callable[[int, Tensor], Tensor]:
+    """``f(iteration, x) -> output`` of a hoistable or a plain model."""
+    if hasattr(model, "hoist") and _hoists(model, schedule):
+        return model.hoist(schedule.buffers.level, condition)
+    each = _levels(schedule, batch)
+    return lambda iteration, x: model(x, each[iteration], condition)
+
+
+def _levels(schedule: Schedule, batch: int) -> tuple[Tensor, ...]:
+    """The levels of each iteration, float32 `[B]`."""
+    levels = schedule.buffers.level
+    if levels.dim() == 1:
+        levels = levels[:, None].expand(len(levels), batch)
+    return levels.unbind(0)
+
+
+def _bind_energy(
+    energy_fn: Callable, schedule: Schedule, condition: Any, batch: int
+) -> Callable[[int, Tensor], Tensor]:
+    each = _levels(schedule, batch)
+    return lambda iteration, x: _energy(energy_fn(x, each[iteration], condition), x)
+
+
+def _energy(found: Any, x: Tensor) -> Tensor:
+    if not isinstance(found, Tensor) or found.shape != (len(x),):
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"energy_fn must return shape [{len(x)}], one a sample, got {shape}")
+    return found.to(torch.float32, copy=True)
+
+
+def run(
+    table: Runnable,
+    model: Any,
+    x: Tensor,
+    *,
+    key: Tensor | Spans,
+    stream: Tensor,
+    condition: Any = None,
+    uncond: Any = None,
+    guidance: Tensor | None = None,
+    uncond2: Any = None,
+    guidance2: Tensor | None = None,
+    noise_scale: Tensor | None = None,
+    x0_clamp: float | None = None,
+    noise: Tensor | None = None,
+    energy_fn: Callable[[Tensor, Tensor, Any], Tensor] | None = None,
+    decisions: list[Decision] | None = None,
+) -> Tensor:
+    """Run every row of `table` on `model`, from the initial state `x`.
+
+    Eagerly it uses the in-place ops within `torch.inference_mode`; under `torch.compile` the
+    functional ones. Rows that call no model cost no call. Noise draws count rows from 0.
+
+    Args:
+        table: from :func:`ardiff.solver`, or its ``table.to(device)``; a
+            :class:`~ardiff.tables.ragged.RaggedTable` gives each sample its own, a
+            :class:`~ardiff.loop.ladder.Ladder` its own step size.
+        model: ``model(x, level, condition) -> output`` with x `[B, d]` and level float32 `[B]`, or
+            an object with ``hoist`` (:class:`HoistableModel`). It must not keep or change x, and
+            returns `[B, d]` float32, float16 or bfloat16; or `[B, 2 d]` for a table of
+            learned-range variance, see `ardiff_kernels.ops.diffusion_step`.
+        x: `[B, d]` float32 (bfloat16 too for tables of ``diffusion`` rows alone); not changed. See
+            :func:`initial_state`.
+        key: int64 `[1]`, the seed; or, eagerly, (slice of the samples, key) for each run of
+            neighbours that share a seed. The model is called for all of them at once.
+        stream: int64 `[B]`, sample_id * 2^20 + patch.
+        condition: passed to the model as it is.
+        uncond, guidance: with `guidance` (float32 `[B]` or `[1]`) the model is called a second time
+            a row with `uncond` as the condition, and u + w (c - u) is used.
+        uncond2, guidance2: a third call, and u2 + w2 (u - u2) + w (c - u) is used.
+        noise_scale: float32 `[B]` or `[1]`, the temperature of the step noise.
+        x0_clamp: positive bound on the data prediction, for tables of ``diffusion`` rows alone.
+        noise: float32 `[T, B, d]`, normals of each row in place of the addressed ones, for tables
+            of ``diffusion`` rows alone.
+        energy_fn: ``energy_fn(x, level, condition) -> [B]``, -log p up to a constant of the level,
+            for tables whose accept rows compare energies.
+        decisions: a list to which each accept row's :class:`Decision` is appended.
+
+    Returns:
+        The final state, a fresh tensor like `x`.
+
+    Raises:
+        ValueError, TypeError: a model output that does not fit the state, guidance of the wrong
+            arity, a table that needs `energy_fn`.
+        RuntimeError: tensors that do not fit the ops.
+    """
+    compiling = torch.compiler.is_compiling()
+    ladder = table if isinstance(table, Ladder) else None
+    schedule = make_schedule(table, x)
+    check_x0_clamp(x0_clamp, schedule)
+    check_noise(noise, schedule, x)
+    if (uncond2 is None) != (guidance2 is None) or (guidance2 is not None and guidance is None):
+        raise ValueError("guidance2 and uncond2 go together, and only with guidance and uncond")
+    if schedule.energy and energy_fn is None:
+        raise ValueError("this table accepts by energies: pass energy_fn")
+    mode = contextlib.nullcontext() if compiling else torch.inference_mode()
+    with mode:
+        spans = None if isinstance(key, Tensor) else key
+        options = {"noise_scale": noise_scale}
+        options |= {} if x0_clamp is None else {"x0_clamp": float(x0_clamp)}
+        state = State(x, schedule, compiling, options, spans)
+        state.weights = [weight for weight in (guidance, guidance2) if weight is not None]
+        conditions = [condition, uncond, uncond2][: 1 + len(state.weights)]
+        call = _bind_all(model, schedule, conditions, len(x))
+        energy = _bind_energy(energy_fn, schedule, condition, len(x)) if schedule.energy else None
+        draws = schedule.buffers.draw.split(1)
+        for k, step in enumerate(schedule.steps()):
+            if step.calls_model is not False:
+                first, outs = state.first_call, list(call(k, state.query(step)))
+                if first:
+                    for out in outs:
+                        check_output(out, x, schedule.learned_range)
+                state.take(outs, step)
+            where = (schedule.buffers.coef, draws[k], key if spans is None else spans[0][1], stream)
+            if noise is not None:
+                state.noise = noise[k]
+            _execute(state, k, step, where, ladder, energy, decisions)
+    return state.x if compiling else state.x.clone()
+
+
+def make_schedule(table: Runnable, x: Tensor) -> Schedule:
+    """What the loop does for `x`, with its tensors on the device of `x`."""
+    if isinstance(table, Schedule):
+        return table
+    if isinstance(table, StepTable):
+        table = table.to(x.device)
+    if isinstance(table, DeviceTable):
+        return uniform(table)
+    if len(table.index) != len(x):
+        raise ValueError(
+            f"the table's index must name a table for each of {len(x)} samples, got "
+            f"{len(table.index)}"
+        )
+    return table.to(x.device)
+
+
+def _execute(
+    state: State,
+    k: int,
+    step: Step,
+    where: tuple,
+    ladder: Ladder | None,
+    energy: Callable[[int, Tensor], Tensor] | None,
+    decisions: list[Decision] | None,
+) -> None:
+    """The ops of iteration `k`."""
+    coef, draw, key, stream = where
+    if step.saves_origin is not False:
+        if energy is not None and (step.calls_model is not False or state.energy is None):
+            state.energy = energy(k, state.x)
+        state.save_origin(step.saves_origin)
+    if energy is not None and any(kind.op == "accept" for kind, _ in step.launches):
+        state.energy = energy(k, state.x)
+    for kind, row in step.launches:
+        if ladder is not None:
+            row = ladder.rows(row)
+        place = (coef, row, draw, key, stream)
+        if kind.op != "accept":
+            state.set_ball(kind.op, place, step)
+            state.move(kind.op, place)
+            continue
+        accepted, log_alpha = state.accept(place, kind)
+        if ladder is None and len(row) > 1:
+            accepted = accepted & (row >= 0)
+            log_alpha = torch.where(row >= 0, log_alpha, torch.nan)
+        if ladder is not None:
+            ladder.observe(log_alpha)
+        if decisions is not None:
+            decisions.append(Decision(k, accepted, log_alpha))

@@ -1,0 +1,101 @@
+"""What a run cost and how its proposals fared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..tables.ragged import RaggedTable
+from ..tables.table import StepTable
+from .ladder import Ladder
+
+if TYPE_CHECKING:
+    from .run import Decision
+
+LOG_ALPHA_EDGES = (-16.0, -8.0, -4.0, -2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class SampleStats:
+    """What a run cost.
+
+    Attributes:
+        calls: model calls, counted at the model (guidance makes two or three a row).
+        seconds: wall time of the run.
+        acceptance: acceptance rate of each stage, float64 `[stages]`; None for solvers without an
+            accept step. With a learned or a guided score, which need be no gradient, it is the rate
+            of the rule, not of an exact chain.
+        rejected_nonfinite: proposals rejected for NaN or inf.
+        log_alpha_histogram: int64 `[12]`, finite log acceptance ratios between the neighbouring
+            :data:`LOG_ALPHA_EDGES` and beyond them; or None.
+        decisions: int64 `[stages]`, proposals decided in each stage; or None.
+        step_scale: float32 `[B]`, the factor on tau that each sample adapted to; or None.
+    """
+
+    calls: int
+    seconds: float
+    acceptance: Tensor | None = None
+    rejected_nonfinite: int = 0
+    log_alpha_histogram: Tensor | None = None
+    decisions: Tensor | None = None
+    step_scale: Tensor | None = None
+
+
+def stages_of(table: StepTable | RaggedTable | Ladder, batch: int) -> Tensor:
+    """The stage of each sample at each iteration, int64 `[iterations, B]`; -1 off accept rows."""
+    tables = [table] if isinstance(table, StepTable) else list(table.tables)
+    if isinstance(table, Ladder):
+        tables = tables[:1]
+    length = max(len(t) for t in tables)
+    stages = torch.full((length, len(tables)), -1)
+    for column, each in enumerate(tables):
+        stages[torch.from_numpy(each.accept_rows), column] = torch.from_numpy(each.stage)
+    if isinstance(table, RaggedTable):
+        return stages[:, table.index]
+    return stages.expand(length, batch)
+
+
+def collect(
+    table: StepTable | RaggedTable | Ladder,
+    calls: int,
+    seconds: float,
+    decisions: list[Decision] | None,
+) -> SampleStats:
+    """The statistics of a finished run; `decisions` None for tables without accept rows."""
+    if not decisions:
+        return SampleStats(calls, seconds)
+    accepted = torch.stack([d.accepted for d in decisions]).cpu()
+    log_alpha = torch.stack([d.log_alpha for d in decisions]).cpu()
+    stage = stages_of(table, accepted.shape[1])[[d.iteration for d in decisions]]
+    decided = (~log_alpha.isnan()) & (stage >= 0)
+    count = torch.bincount(stage[decided])
+    taken = torch.bincount(stage[decided], accepted[decided].double(), minlength=len(count))
+    finite = decided & log_alpha.isfinite()
+    bins = torch.bucketize(log_alpha[finite], torch.tensor(LOG_ALPHA_EDGES), right=True)
+    return SampleStats(
+        calls,
+        seconds,
+        taken / count,
+        int((decided & ~finite).sum()),
+        torch.bincount(bins, minlength=len(LOG_ALPHA_EDGES) + 1),
+        count,
+        table.scales() if isinstance(table, Ladder) else None,
+    )
+
+
+def pool(calls: int, seconds: float, runs: list[SampleStats]) -> SampleStats:
+    """The statistics of several runs, such as the patches of an image, as one."""
+    if not runs:
+        return SampleStats(calls, seconds)
+    stages = max(len(run.decisions) for run in runs)
+    count = torch.zeros(stages, dtype=torch.int64)
+    taken = torch.zeros(stages, dtype=torch.float64)
+    for run in runs:
+        count[: len(run.decisions)] += run.decisions
+        taken[: len(run.decisions)] += run.acceptance * run.decisions
+    histogram = torch.stack([run.log_alpha_histogram for run in runs]).sum(0)
+    rejected = sum(run.rejected_nonfinite for run in runs)
+    return SampleStats(calls, seconds, taken / count, rejected, histogram, count)

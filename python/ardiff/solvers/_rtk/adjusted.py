@@ -1,0 +1,232 @@
+"""Metropolis-adjusted inner samplers of a reverse transition kernel: plans, rows, tables.
+
+A stage is a start, then `inner` proposals, each followed by an accept row that compares it with the
+state it came from. The model output at the accepted state is carried, so that a stage costs one
+call at its start's end and `inner` times the proposal's own, and neither the next stage's ancestral
+start nor the last data prediction costs another.
+
+By default energies are not needed: f_b(x) - f_b(y) is the integral of the score along the line from
+x to y, by the trapezoidal rule (``accept="trapezoid"``, no further call, exact for a Gaussian) or
+Simpson's (``"simpson"``, a further call halfway); ``"energy"`` takes the given energies. The
+quadratic part of g is exact in each. A learned or guided score is no gradient, so that with it the
+integral depends on the line and the chain is adjusted towards no exact density.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...tables.paths import Path, Transition, data_coefficients, score_coefficients, transition
+from ...tables.table import StepTable, TableBuilder
+from . import stages as rtk
+
+ACCEPTS = ("trapezoid", "simpson", "energy")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages, proposals a stage, how a stage starts; a proposal costs `cost` model calls."""
+
+    stages: int
+    inner: int
+    cost: int
+    warm_start: str
+    denoise_last: bool
+
+    @property
+    def calls(self) -> int:
+        """An ancestral start costs a call in the first stage alone; the last step none."""
+        return int(self.warm_start == "ancestral") + self.stages * (1 + self.inner * self.cost)
+
+
+def plan(
+    name: str,
+    steps: int,
+    stages: int | None,
+    inner: int,
+    cost: int,
+    warm_start: str,
+    denoise_last: bool,
+) -> Plan:
+    """Fit stages into `steps` model calls; as many as fit when `stages` is None.
+
+    Raises:
+        ValueError: an unknown warm start, fewer than two stages, no proposal, or more calls than
+            `steps`.
+    """
+    rtk.check_warm_start(warm_start)
+    rtk.check_count(stages=stages, inner=inner)
+    if stages is None:
+        stages = (steps - int(warm_start == "ancestral")) // (1 + inner * cost)
+        if stages < 2:
+            least = Plan(2, inner, cost, warm_start, denoise_last).calls
+            raise ValueError(
+                f"{name} needs two stages or more: with inner={inner} proposals of {cost} calls "
+                f"and a start {warm_start} that is steps >= {least}, got steps={steps}"
+            )
+    elif stages < 2:
+        raise ValueError(f"{name} needs two stages or more, got stages={stages}")
+    found = Plan(int(stages), int(inner), cost, warm_start, denoise_last)
+    if found.calls > steps:
+        raise ValueError(
+            f"{name} with stages={stages} and inner={inner} makes {found.calls} model calls, more "
+            f"than steps={steps}"
+        )
+    return found
+
+
+def windowed_calls(path: Path, grid: np.ndarray, plan: Plan, window: rtk.Window) -> int:
+    """Model calls on a grid of a table whose stages outside `window` are ancestral steps alone."""
+    calls, known = 0, False
+    for a, b in zip(grid[:-1], grid[1:], strict=True):
+        inside = window.holds(transition(path, a, b))
+        if not known and not (inside and plan.warm_start != "ancestral"):
+            calls += 1
+        calls += inside * (1 + plan.inner * plan.cost)
+        known = inside
+    return calls + (plan.denoise_last and not known)
+
+
+def check_accept(accept: str) -> str:
+    """`accept` itself, or ValueError listing the known rules."""
+    if accept not in ACCEPTS:
+        raise ValueError(f"unknown accept {accept!r}; known: {', '.join(ACCEPTS)}")
+    return accept
+
+
+def accept_columns(prediction: str, t: Transition) -> dict[str, float]:
+    """`mala_accept` columns of G = grad g and of the score at level b."""
+    s_z, s_o = score_coefficients(prediction, t.alpha_b, t.sigma_b)
+    return {"g_z": -s_z, "g_d": t.r**2 / t.s2, "g_o": -s_o, "s_z": s_z, "s_o": s_o}
+
+
+@dataclass(frozen=True)
+class Ball:
+    """The set a proposal must lie in, from the state (`step`) and from the origin (`radius`).
+
+    Attributes:
+        step: radius of B(z, r).
+        radius: radius of B(0, R), or 0: then R = |m| + margin, m the mean of the stage's start.
+        margin: see `radius`.
+    """
+
+    step: float
+    radius: float
+    margin: float
+
+
+def _finish(builder, path, prediction, grid, op, denoise_last, known, name, accept) -> StepTable:
+    if denoise_last:
+        level = grid[-1]
+        p_x, p_o = data_coefficients(prediction, float(path.alpha(level)), float(path.sigma(level)))
+        last = {"z_z": p_x, "z_o": p_o} if op == "uld" else {"p_x": p_x, "p_o": p_o, "x_0": 1.0}
+        builder.add(op, level, calls_model=not known, **last)
+    return builder.build(
+        init_scale=path.init_scale(grid[0]), path=path.name, prediction=prediction, solver=name,
+        energy=accept == "energy",
+    )  # fmt: skip
+
+
+def _add_accept(builder, b, accept: str, calls_model: bool, **columns: float) -> None:
+    if accept == "simpson":
+        builder.add("accept", b, midpoint=True)
+    builder.add("accept", b, calls_model=calls_model, **columns)
+
+
+def langevin_table(
+    name: str,
+    path: Path,
+    prediction: str,
+    levels: Callable[[int], np.ndarray],
+    plan: Plan,
+    tau: float,
+    accept: str,
+    ball: Callable[[Transition], Ball] | None = None,
+) -> StepTable:
+    """MALA: `diffusion_step` proposals of step `tau` in envelope units, and accept rows.
+
+    With G_x, G_y the gradients of g at x and at the proposal y, the log of the acceptance ratio
+
+        g(x) - g(y) + (|y - x + tau G_x|^2 - |x - y + tau G_y|^2) / (4 tau)
+
+    is g(x) - g(y) + (y - x).(G_x + G_y) / 2 + tau / 4 (|G_x|^2 - |G_y|^2); by the trapezoidal rule
+    its first two parts cancel.
+    """
+    grid, builder = levels(plan.stages + 1), TableBuilder()
+    for stage, (a, b) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        t = transition(path, a, b)
+        limit = Ball(0.0, 0.0, 0.0) if ball is None else ball(t)
+        start = rtk.overdamped_start(prediction, t, plan.warm_start)
+        first_call = stage == 0 and plan.warm_start == "ancestral"
+        builder.add("diffusion", a, calls_model=first_call, ball_margin=limit.margin, **start)
+        step = tau * t.width**2
+        columns = rtk.overdamped_columns(prediction, t, step)
+        rule = {
+            **accept_columns(prediction, t),
+            "c_g": step / 4,
+            "r2": limit.step**2,
+            "R2": limit.radius**2,
+        }
+        for i in range(plan.inner):
+            builder.add("diffusion", b, calls_model=i == 0, saves_origin=True, **columns)
+            _add_accept(builder, b, accept, True, **rule)
+    return _finish(
+        builder, path, prediction, grid, "diffusion", plan.denoise_last, True, name, accept
+    )
+
+
+def hamiltonian_table(
+    name: str,
+    path: Path,
+    prediction: str,
+    grid: np.ndarray,
+    plan: Plan,
+    *,
+    kick: float,
+    drift: float,
+    leapfrog: int,
+    persistence: float,
+    accept: str,
+    window: rtk.Window = rtk.EVERYWHERE,
+) -> StepTable:
+    """`uld_step` rows of `leapfrog` steps kick, drift, kick, and accept rows.
+
+    `kick` is the half kick and `drift` the drift of a step, both in units of the envelope of width
+    w: v -= kick w G, z += drift w v. Neighbouring kicks are one. Between the proposals of a stage
+    v <- persistence v + sqrt(1 - persistence^2) xi. The rule is the energy
+    dH = g(y) - g(x) + (|v_y|^2 - |v_x|^2) / 2; a rejection turns v round. A stage outside `window`
+    is an ancestral step alone, a `diffusion_step` row, of second order where the stage before was
+    one too (see :mod:`ardiff.solvers._rtk.harmonic`).
+    """
+    builder, known, previous = TableBuilder(), False, None
+    for a, b in zip(grid[:-1], grid[1:], strict=True):
+        t = transition(path, a, b)
+        if not window.holds(t):
+            slope = 0.0 if previous is None else t.h / (2 * previous.h)
+            columns = rtk.extrapolated_ancestral(prediction, t, slope)
+            builder.add("diffusion", a, calls_model=not known, **columns)
+            known, previous = False, t
+            continue
+        start = rtk.kinetic_start(prediction, t, plan.warm_start)
+        calls = plan.warm_start == "ancestral" and not known
+        builder.add("uld", a, calls_model=calls, **start)
+        known, previous = True, None
+        half, move = kick * t.width, drift * t.width
+        for i in range(plan.inner):
+            if i > 0 and persistence < 1:
+                noise = np.sqrt(1 - persistence**2)
+                builder.add("uld", b, calls_model=False, z_z=1.0, v_v=persistence, v_1=noise)
+            for j in range(leapfrog):
+                whole = half if j == 0 else 2 * half
+                columns = {"z_v": move, "z_g": move * whole, "v_v": 1.0, "v_g": whole}
+                columns = rtk.kinetic_columns(prediction, t, columns)
+                calls = i == 0 or j > 0
+                builder.add("uld", b, calls_model=calls, saves_origin=j == 0, **columns)
+            last = rtk.kinetic_columns(prediction, t, {"v_v": 1.0, "v_g": half})
+            builder.add("uld", b, **last)
+            rule = {**accept_columns(prediction, t), "c_d": -0.5, "c_v": 1.0}
+            _add_accept(builder, b, accept, False, **rule)
+    return _finish(builder, path, prediction, grid, "uld", plan.denoise_last, known, name, accept)

@@ -1,0 +1,296 @@
+"""Gaussian paths x_t = alpha x0 + sigma eps and time grids, in float64; prediction types beside.
+
+A *level* is the path's own time (the number a model is given): t for ``ou``, sigma for ``edm``,
+t in [0, 1] for ``flow``, the possibly fractional training timestep for ``vp-*``. The *ratio*
+sigma / alpha grows with the level, and every path is exactly invertible between the two.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from .predictions import (
+    PREDICTIONS,
+    check_prediction,
+    data_coefficients,
+    output_from_data,
+    score_coefficients,
+)
+
+GRIDS = ("log-snr", "uniform", "karras")
+
+__all__ = [
+    "GRIDS", "PATHS", "PREDICTIONS", "EDMPath", "FlowPath", "OUPath", "Path", "Transition",
+    "VPPath", "check_prediction", "data_coefficients", "get_path", "output_from_data",
+    "score_coefficients", "time_grid", "transition",
+]  # fmt: skip
+
+
+class Path:
+    """A Gaussian path given by ``ratio(level)`` and its inverse ``level(ratio)``.
+
+    Every method takes a number or an array and returns float64 of the same shape. The base class is
+    variance preserving (alpha^2 + sigma^2 = 1); other paths override ``alpha`` and ``sigma``.
+
+    Attributes:
+        name: the name that :func:`get_path` knows.
+        ratio_min, ratio_max: the range of sigma / alpha that the path covers.
+    """
+
+    name = ""
+    ratio_min = 0.0
+    ratio_max = np.inf
+
+    def ratio(self, level):
+        """sigma / alpha at `level`."""
+        raise NotImplementedError
+
+    def level(self, ratio):
+        """The level at which sigma / alpha is `ratio`: the inverse of :meth:`ratio`."""
+        raise NotImplementedError
+
+    def alpha(self, level):
+        """The coefficient of the data at `level`."""
+        return 1 / np.sqrt(1 + self.ratio(level) ** 2)
+
+    def sigma(self, level):
+        """The standard deviation of the noise at `level`."""
+        ratio = self.ratio(level)
+        return ratio / np.sqrt(1 + ratio**2)
+
+    def init_scale(self, level: float) -> float:
+        """Standard deviation of x for data of unit variance; 1 on ``ou`` and ``vp-*``."""
+        return float(np.hypot(self.alpha(level), self.sigma(level)))
+
+    def _checked(self, values, low: float, high: float, what: str) -> np.ndarray:
+        values = np.asarray(values, dtype=np.float64)
+        # negated, so that NaN is refused too
+        if not np.all((values >= low) & (values <= high)):
+            bad = values[~((values >= low) & (values <= high))].flat[0]
+            raise ValueError(
+                f"path {self.name}: {what} must be in [{low:g}, {high:g}], got {bad:g}"
+            )
+        return values
+
+    def __repr__(self) -> str:
+        return f"<ardiff path {self.name}>"
+
+
+class OUPath(Path):
+    """Ornstein-Uhlenbeck, dx = -x dt + sqrt(2) dB: alpha = e^-t, sigma^2 = 1 - e^-2t, level t."""
+
+    name = "ou"
+
+    def ratio(self, level):
+        return np.sqrt(np.expm1(2 * self._checked(level, 0.0, 300.0, "level (t)")))
+
+    def level(self, ratio):
+        return 0.5 * np.log1p(self._checked(ratio, 0.0, 1e100, "ratio") ** 2)
+
+    def alpha(self, level):
+        return np.exp(-self._checked(level, 0.0, 300.0, "level (t)"))
+
+    def sigma(self, level):
+        return np.sqrt(-np.expm1(-2 * self._checked(level, 0.0, 300.0, "level (t)")))
+
+
+class VPPath(Path):
+    """Discrete-time variance-preserving path of a beta schedule (DDPM), at fractional timesteps.
+
+    At integer t in [0, len(betas) - 1], alpha^2 is the cumulative product of 1 - beta; between
+    integers log(sigma / alpha) is linear in t.
+    """
+
+    def __init__(self, name: str, betas: np.ndarray) -> None:
+        betas = np.asarray(betas, dtype=np.float64)
+        if betas.ndim != 1 or len(betas) < 2 or not np.all((betas > 0) & (betas < 1)):
+            raise ValueError("betas must be a vector of two or more numbers strictly in (0, 1)")
+        self.name = name
+        log_alpha_sq = np.cumsum(np.log1p(-betas))
+        self._log_ratio = 0.5 * (np.log(-np.expm1(log_alpha_sq)) - log_alpha_sq)
+        self._step = np.arange(len(betas), dtype=np.float64)
+        self.ratio_min = float(np.exp(self._log_ratio[0]))
+        self.ratio_max = float(np.exp(self._log_ratio[-1]))
+
+    def ratio(self, level):
+        level = self._checked(level, 0.0, self._step[-1], "level (timestep)")
+        return np.exp(np.interp(level, self._step, self._log_ratio))
+
+    def level(self, ratio):
+        ratio = self._checked(
+            ratio, self.ratio_min * (1 - 1e-12), self.ratio_max * (1 + 1e-12), "ratio"
+        )
+        return np.interp(np.log(ratio), self._log_ratio, self._step)
+
+
+class EDMPath(Path):
+    """Variance exploding in the form of Karras et al. 2022: alpha = 1, level sigma."""
+
+    name = "edm"
+
+    def ratio(self, level):
+        return self._checked(level, 0.0, np.finfo(np.float64).max, "level (sigma)") + 0.0
+
+    def level(self, ratio):
+        return self._checked(ratio, 0.0, np.finfo(np.float64).max, "ratio") + 0.0
+
+    def alpha(self, level):
+        return np.ones_like(self.ratio(level))
+
+    def sigma(self, level):
+        return self.ratio(level)
+
+    def init_scale(self, level: float) -> float:
+        """sigma: EDM starts from N(0, sigma^2 I)."""
+        return float(self.sigma(level))
+
+
+class FlowPath(Path):
+    """Rectified flow: alpha = 1 - t, sigma = t, level t in [0, 1]."""
+
+    name = "flow"
+
+    def ratio(self, level):
+        level = self._checked(level, 0.0, 1.0, "level (t)")
+        with np.errstate(divide="ignore"):
+            return level / (1 - level)
+
+    def level(self, ratio):
+        ratio = self._checked(ratio, 0.0, np.inf, "ratio")
+        with np.errstate(divide="ignore"):
+            return 1 / (1 + 1 / ratio)
+
+    def alpha(self, level):
+        return 1 - self._checked(level, 0.0, 1.0, "level (t)")
+
+    def sigma(self, level):
+        return self._checked(level, 0.0, 1.0, "level (t)") + 0.0
+
+
+def _linear_betas() -> np.ndarray:
+    return np.linspace(1e-4, 0.02, 1000)
+
+
+def _cosine_betas() -> np.ndarray:
+    """Nichol & Dhariwal's schedule, diffusers' ``squaredcos_cap_v2``, 1000 betas up to .999."""
+    bar = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
+
+
+_MAKERS = {
+    "ou": OUPath,
+    "vp-linear": lambda: VPPath("vp-linear", _linear_betas()),
+    "vp-cosine": lambda: VPPath("vp-cosine", _cosine_betas()),
+    "edm": EDMPath,
+    "flow": FlowPath,
+}
+PATHS = tuple(_MAKERS)
+
+
+@functools.cache
+def _named_path(name: str) -> Path:
+    return _MAKERS[name]()
+
+
+def get_path(path: str | Path) -> Path:
+    """The path of that name, or `path` itself when it is a :class:`Path` already.
+
+    Raises:
+        ValueError: for an unknown name, listing the known ones.
+        TypeError: for anything else.
+    """
+    if isinstance(path, Path):
+        return path
+    if not isinstance(path, str):
+        raise TypeError(
+            f"path must be a name or an ardiff.tables.paths.Path, got {type(path).__name__}"
+        )
+    if path not in _MAKERS:
+        raise ValueError(f"unknown path {path!r}; known paths: {', '.join(PATHS)}")
+    return _named_path(path)
+
+
+@dataclass(frozen=True)
+class Transition:
+    """Between a noisier level a and a cleaner level b: x_a = r x_b + s eps, and its envelope.
+
+    Attributes:
+        h: log(ratio_a / ratio_b), infinite where alpha_a or sigma_b is zero.
+        r, s2: alpha_a / alpha_b and s^2 = sigma_a^2 - r^2 sigma_b^2.
+        width: w = sigma_b s / sigma_a, the standard deviation of x_b given x_a and the data, whose
+            mean is r sigma_b^2 / sigma_a^2 x_a + alpha_b s^2 / sigma_a^2 x0.
+    """
+
+    alpha_a: float
+    sigma_a: float
+    alpha_b: float
+    sigma_b: float
+    h: float
+    r: float
+    s2: float
+    width: float
+
+
+def transition(path: str | Path, a: float, b: float) -> Transition:
+    """The :class:`Transition` of `path` from level `a` down to level `b`.
+
+    Raises:
+        ValueError: where b is not the cleaner level.
+    """
+    path = get_path(path)
+    alpha_a, sigma_a, ratio_a = (float(f(a)) for f in (path.alpha, path.sigma, path.ratio))
+    alpha_b, sigma_b, ratio_b = (float(f(b)) for f in (path.alpha, path.sigma, path.ratio))
+    if not ratio_b < ratio_a:
+        raise ValueError(f"a step must go to a cleaner level, got from level {a:g} to {b:g}")
+    h = float(np.log(ratio_a) - np.log(ratio_b)) if ratio_b > 0 else np.inf
+    s2 = -(sigma_a**2) * np.expm1(-2 * h)
+    width = sigma_b * np.sqrt(-np.expm1(-2 * h))
+    r = alpha_a / alpha_b
+    return Transition(alpha_a, sigma_a, alpha_b, sigma_b, h, r, float(s2), float(width))
+
+
+def time_grid(
+    path: str | Path,
+    n: int,
+    kind: str = "log-snr",
+    *,
+    ratio_max: float = 40.0,
+    ratio_min: float = 0.002,
+    rho: float = 7.0,
+) -> np.ndarray:
+    """`n` levels of `path`, float64, noisiest first.
+
+    Args:
+        kind: ``log-snr`` (uniform in log(sigma / alpha)), ``uniform`` (uniform in the level) or
+            ``karras`` (uniform in (sigma / alpha)^(1 / rho), Karras et al. 2022, eq. 5).
+        ratio_max, ratio_min: sigma / alpha at the two ends, for data of unit scale; clipped to the
+            range that the path covers. With n = 1 only the noisy end is there.
+
+    Raises:
+        ValueError: for an unknown kind, n < 1, or ends that are not 0 < ratio_min < ratio_max.
+    """
+    path = get_path(path)
+    if kind not in GRIDS:
+        raise ValueError(f"unknown time grid {kind!r}; known grids: {', '.join(GRIDS)}")
+    if n < 1:
+        raise ValueError(f"a time grid needs one level or more, got n = {n}")
+    high, low = min(ratio_max, path.ratio_max), max(ratio_min, path.ratio_min)
+    if not 0 < low < high:
+        raise ValueError(
+            "a time grid needs 0 < ratio_min < ratio_max within the path's range "
+            f"[{path.ratio_min:g}, {path.ratio_max:g}], got {ratio_min:g} and {ratio_max:g}"
+        )
+    u = np.linspace(0.0, 1.0, n)
+    if kind == "uniform":
+        first, last = path.level(high), path.level(low)
+        return first * (1 - u) + last * u
+    if not np.isfinite(high):
+        raise ValueError(f"a {kind} time grid needs a finite ratio_max, got {ratio_max}")
+    if kind == "karras":
+        first, last = high ** (1 / rho), low ** (1 / rho)
+        return path.level(np.clip((first + u * (last - first)) ** rho, low, high))
+    ratio = np.exp(np.log(high) + u * (np.log(low) - np.log(high)))
+    return path.level(np.clip(ratio, low, high))

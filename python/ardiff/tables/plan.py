@@ -1,0 +1,145 @@
+"""What the run loop does at each of its iterations: one table for all samples, or one for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .table import DeviceTable, StepTable
+
+Flag = bool | Tensor  # of all live samples, or bool [B, 1]
+
+
+class At(NamedTuple):
+    """Where the buffers hold a value that differs between samples."""
+
+    place: int
+
+
+class Kind(NamedTuple):
+    """What a launch runs: an op, and for ``accept`` whether its samples have a midpoint's output
+    and a ball of their own."""
+
+    op: str
+    midpoint: bool = False
+    ball: bool = False
+
+
+class Launch(NamedTuple):
+    """A launch of an op: `row` is int32 `[1]` or `[B]`, -1 where a sample has finished or this
+    iteration of its own table runs another kind."""
+
+    kind: Kind
+    row: Tensor | At
+
+
+class Step(NamedTuple):
+    """One iteration. A plan has an :class:`At` wherever the loop has a tensor.
+
+    Attributes:
+        launches: of the kinds that any sample runs; each sample is in one of them at most.
+        calls_model, midpoint, saves_origin: as in :class:`ardiff.tables.table.StepTable`.
+        ball_margin: as there, a number or float32 `[B]`.
+    """
+
+    launches: tuple[Launch, ...]
+    calls_model: Flag | At
+    midpoint: Flag | At
+    saves_origin: Flag | At
+    ball_margin: float | Tensor | At
+
+
+class Buffers(NamedTuple):
+    """The tensors of a schedule.
+
+    Attributes:
+        coef: float32 `[rows of all tables, 16]`.
+        level: float32 `[iterations]`, or `[iterations, B]` where samples have their own tables.
+        draw: int32 `[iterations]`, 0 up: it addresses the noise.
+        row: int32 `[launches, 1]` or `[launches, B]`.
+        flag: bool `[flags, B, 1]`.
+        margin: float32 `[margins, B]`.
+    """
+
+    coef: Tensor
+    level: Tensor
+    draw: Tensor
+    row: Tensor
+    flag: Tensor
+    margin: Tensor
+
+
+class Schedule(NamedTuple):
+    """The loop's iterations: a plan, which is hashable, and the tensors that fill it.
+
+    Attributes:
+        plan: one step an iteration.
+        buffers: what its steps refer to.
+        kinetic, accepts, second_memory, learned_range, energy: what the state and the run need.
+    """
+
+    plan: tuple[Step, ...]
+    buffers: Buffers
+    kinetic: bool
+    accepts: bool
+    second_memory: bool
+    learned_range: bool
+    energy: bool
+
+    def steps(self) -> Iterator[Step]:
+        """The plan with its tensors."""
+        rows, flags, margins = (
+            buffer.unbind(0)
+            for buffer in (self.buffers.row, self.buffers.flag, self.buffers.margin)
+        )
+        for step in self.plan:
+            launches = tuple(Launch(kind, rows[at.place]) for kind, at in step.launches)
+            margin = step.ball_margin
+            margin = margins[margin.place] if isinstance(margin, At) else margin
+            kinds = (step.calls_model, step.midpoint, step.saves_origin)
+            calls, midpoint, saves = (
+                flags[kind.place] if isinstance(kind, At) else kind for kind in kinds
+            )
+            yield Step(launches, calls, midpoint, saves, margin)
+
+
+def launch_kinds(table: StepTable | DeviceTable) -> list[Kind | None]:
+    """The kind of each row; None for a midpoint, which runs no op."""
+    kinds: list[Kind | None] = []
+    midpoint = ball = False
+    for op, halfway, margin in zip(table.op, table.midpoint, table.ball_margin, strict=True):
+        midpoint, ball = midpoint or bool(halfway), ball or bool(margin > 0)
+        if halfway:
+            kinds.append(None)
+        elif op == "accept":
+            kinds.append(Kind(op, midpoint, ball))
+            midpoint = False
+        else:
+            kinds.append(Kind(op))
+    return kinds
+
+
+def uniform(table: DeviceTable) -> Schedule:
+    """Every sample runs the rows of `table`."""
+    plan = []
+    for i, kind in enumerate(launch_kinds(table)):
+        skip = kind is None
+        plan.append(
+            Step(
+                () if skip else (Launch(kind, At(i)),),
+                table.calls_model[i],
+                skip,
+                table.saves_origin[i],
+                table.ball_margin[i],
+            )
+        )
+    none = table.row[:0, None]
+    buffers = Buffers(
+        table.coef, table.level, table.row, table.row[:, None], none.bool(), none.float()
+    )
+    return Schedule(
+        tuple(plan), buffers, "uld" in table.op, "accept" in table.op, table.second_memory,
+        table.learned_range, table.energy,
+    )  # fmt: skip

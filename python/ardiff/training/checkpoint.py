@@ -1,0 +1,154 @@
+"""The checkpoint of a training run: one safetensors file, checked whole before use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .._checkpoint_files import CheckpointError, check_tensors, read_tensors, write_tensors
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+PARTS = ("model", "average")
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """A run after `step` steps.
+
+    Attributes:
+        step: optimizer steps done.
+        model, average: state dicts of the weights and of their average.
+        optimizer: AdamW's state by parameter index: `step`, `exp_avg`, `exp_avg_sq`; empty before
+            the first step.
+        generator: state of the random generator, uint8.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimizer: dict[int, dict[str, Tensor]]
+    generator: Tensor
+
+
+def write_state(path: Path, state: TrainState, identity: dict) -> None:
+    """Writes a checkpoint; `identity` is what a run that resumes it must share."""
+    tensors = {"generator": state.generator}
+    for part in PARTS:
+        tensors |= {f"{part}.{name}": value for name, value in getattr(state, part).items()}
+    for index, entry in state.optimizer.items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in entry.items()}
+    write_tensors(path, tensors, {"step": str(state.step), "config": json.dumps(identity)})
+
+
+def read_state(path: Path, model: nn.Module, identity: dict, steps: int) -> TrainState:
+    """Reads a checkpoint and checks all of it.
+
+    Args:
+        path: the file.
+        model: a model of the same shapes; it is not written to.
+        identity: what the checkpoint must have been written with.
+        steps: the steps of the whole run.
+
+    Raises:
+        CheckpointError: a file that is missing, damaged, of another run, or holds anything that
+            `write_state` would not have written for this model.
+    """
+    tensors, metadata = read_tensors(path)
+    if not {"step", "config"} <= metadata.keys() or "generator" not in tensors:
+        raise CheckpointError(
+            f"{path} is no training checkpoint: it has no step, config or generator"
+        )
+    _check_identity(path, metadata["config"], identity)
+    step = _read_step(path, metadata["step"], steps)
+    generator = _checked_generator(path, tensors.pop("generator"))
+    weights = {}
+    for part in PARTS:
+        weights[part] = _take(tensors, f"{part}.")
+        check_tensors(model, weights[part], f"{path} ({part})")
+    optimizer = _read_optimizer(
+        f"{path} (optimizer)", _take(tensors, "optimizer."), list(model.parameters()), step
+    )
+    if tensors:
+        raise CheckpointError(f"{path} has {min(tensors)}, which no training checkpoint has")
+    return TrainState(step, weights["model"], weights["average"], optimizer, generator)
+
+
+def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
+
+
+def _check_identity(path: Path, text: str, own: dict) -> None:
+    try:
+        saved = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its config is not valid JSON ({error})") from error
+    if not isinstance(saved, dict):
+        raise CheckpointError(f"{path}: its config must be an object, got {type(saved).__name__}")
+    differing = sorted(k for k in own.keys() | saved.keys() if own.get(k) != saved.get(k))
+    if differing:
+        said = "; ".join(f"{k} was {saved.get(k)!r}, now {own.get(k)!r}" for k in differing)
+        raise CheckpointError(f"{path} is of another run: {said}. Resume with the same settings")
+
+
+def _read_step(path: Path, text: str, steps: int) -> int:
+    try:
+        step = int(text)
+    except ValueError:
+        raise CheckpointError(f"{path}: its step must be an integer, got {text[:40]!r}") from None
+    if not 0 <= step <= steps:
+        raise CheckpointError(f"{path}: its step must be in [0, {steps}], got {text[:40]}")
+    return step
+
+
+def _checked_generator(path: Path, state: Tensor) -> Tensor:
+    own = torch.Generator().get_state()
+    if (state.dtype, state.shape) != (own.dtype, own.shape):
+        raise CheckpointError(
+            f"{path}: generator must be {str(own.dtype)[6:]} {list(own.shape)}, got "
+            f"{str(state.dtype)[6:]} {list(state.shape)}"
+        )
+    try:
+        torch.Generator().set_state(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: generator holds no valid state ({error})") from error
+    return state
+
+
+def _read_optimizer(
+    source: str, tensors: dict[str, Tensor], parameters: Sequence[Tensor], step: int
+) -> dict[int, dict[str, Tensor]]:
+    shapes = {}
+    if step > 0:
+        for index, parameter in enumerate(parameters):
+            shapes[f"{index}.step"] = []
+            shapes |= {f"{index}.{name}": list(parameter.shape) for name in MOMENTS}
+    for word, names in (
+        ("lacks", shapes.keys() - tensors.keys()),
+        ("has unexpected", tensors.keys() - shapes.keys()),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise CheckpointError(f"{source} {word} {min(names)}{more} at step {step}")
+    found: dict[int, dict[str, Tensor]] = {}
+    for name, shape in shapes.items():
+        value = tensors[name]
+        if list(value.shape) != shape or value.dtype != torch.float32:
+            raise CheckpointError(
+                f"{source}: {name} must be float32 {shape}, got {str(value.dtype)[6:]} "
+                f"{list(value.shape)}"
+            )
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{source}: {name} holds NaN or infinite values")
+        index, key = name.split(".")
+        if key == "step" and value.item() != step:
+            raise CheckpointError(f"{source}: {name} must be {step}, got {value.item():g}")
+        if key == "exp_avg_sq" and value.numel() and value.min() < 0:
+            raise CheckpointError(f"{source}: {name} must not be negative")
+        found.setdefault(int(index), {})[key] = value
+    return found

@@ -1,0 +1,106 @@
+"""What decides a training run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+
+from ..data.sun_shadow import VARIANTS
+from ..models.image_model import ModelConfig
+
+PRECONDITIONINGS = ("cosine", "edm")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        variant, images: the training set, drawn with `seed`.
+        batch: images a step, all their patches.
+        lr: peak rate; linear warm-up over 60 steps, cosine decay to 0 over the last 60%.
+        ema: decay of the averaged weights, which are the model.
+        preconditioning: `cosine` (path vp-cosine, data prediction, loss weight min(1/sigma^2, 25))
+            or `edm` (Karras et al. 2022).
+        width, depth: of the head.
+        context_width, context_depth: of the context encoder.
+        context_dropout: share of contexts replaced by a learned null one, for guidance.
+        context_noise: largest standard deviation of noise on the patches that make the context.
+        mode_levels: share of the levels drawn log-normally around sigma/alpha = 10, where a sample
+            decides between modes (`cosine` only).
+        mismatch: share of the inputs at sigma/alpha above 3 that are made from another image,
+            while the target stays: the head learns to believe the context where the two disagree.
+        init: a model folder or shipped name to start from; a resumed run does not read it.
+        out: folder for the model and the checkpoint; unless `resume`, one that holds neither.
+        resume: go on from the checkpoint in `out`.
+        threads: 0 leaves torch's own number.
+        dtype: of the saved model, float32 or bfloat16.
+    """
+
+    variant: str = "free"
+    images: int = 40_000
+    batch: int = 128
+    steps: int = 2_500
+    lr: float = 1e-3
+    ema: float = 0.999
+    preconditioning: str = "cosine"
+    width: int = 288
+    depth: int = 3
+    context_width: int = 256
+    context_depth: int = 2
+    context_dropout: float = 0.0
+    context_noise: float = 0.0
+    mode_levels: float = 0.0
+    mismatch: float = 0.0
+    init: str = ""
+    seed: int = 0
+    out: str = field(default="runs/sun-shadow", metadata={"free": True})
+    resume: bool = field(default=False, metadata={"free": True})
+    checkpoint_every: int = field(default=500, metadata={"free": True})
+    threads: int = field(default=0, metadata={"free": True})
+    dtype: str = field(default="float32", metadata={"free": True})
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("variant", VARIANTS),
+            ("preconditioning", PRECONDITIONINGS),
+            ("dtype", DTYPES),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
+        for name in ("images", "batch", "steps", "width", "depth", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("ema", "context_dropout", "mode_levels", "mismatch"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not self.context_noise >= 0:
+            raise ValueError(f"context_noise must not be negative, got {self.context_noise}")
+        if self.seed < 0 or self.threads < 0:
+            raise ValueError("seed and threads must not be negative")
+        if self.seed >= 2**63:
+            raise ValueError(f"the seed must fit in int64, got {self.seed}")
+
+    def identity(self) -> dict:
+        """The fields that decide the weights: those that a resumed run must share."""
+        free = {f.name for f in fields(self) if f.metadata.get("free")}
+        return {k: v for k, v in asdict(self).items() if k not in free}
+
+    def model_config(self) -> ModelConfig:
+        edm = self.preconditioning == "edm"
+        return ModelConfig(
+            context_width=self.context_width,
+            context_depth=self.context_depth,
+            head_width=self.width,
+            head_depth=self.depth,
+            path="edm" if edm else "vp-cosine",
+            preconditioning="edm" if edm else "none",
+            null_context=self.context_dropout > 0,
+            grid="karras",
+            ratio_min=0.05,
+            rho=3.0,
+        )

@@ -1,0 +1,256 @@
+"""Trains an `ARModel` on Sun/Shadow: AdamW, EMA, cosine or EDM preconditioning, exact resume."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .._checkpoint_files import CheckpointError
+from .._files import check_writable_folder
+from ..data.sun_shadow import sun_shadow
+from ..models.checkpoint import CONFIG, WEIGHTS, load_model, save_model
+from ..models.image_model import ARModel
+from ..models.patchify import patchify
+from ..tables.paths import get_path
+from .checkpoint import TrainState, read_state, write_state
+from .config import TrainConfig
+
+__all__ = ["TrainConfig", "TrainReport", "Trainer", "TrainingDiverged", "train"]
+
+CHECKPOINT = "checkpoint.safetensors"
+WARMUP = 60
+DECAY_FROM = 0.4
+MAX_WEIGHT = 25.0
+MAX_RATIO = 100.0
+MISMATCH_RATIO = 3.0
+LOG_SIGMA_MEAN, LOG_SIGMA_STD = -0.5, 1.4
+MODE_LOG_RATIO_MEAN, MODE_LOG_RATIO_STD = math.log(10.0), 0.8
+
+
+class TrainingDiverged(FloatingPointError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """folder of the model, steps done in all, mean loss of the last 100, seconds of this call."""
+
+    folder: Path
+    steps: int
+    loss: float
+    seconds: float
+
+
+class Trainer:
+    """The state of a run: weights, their average, the optimizer, the random generator."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.path = get_path("edm" if config.preconditioning == "edm" else "vp-cosine")
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            self.model = ARModel(config.model_config())
+        pixels, _ = sun_shadow(config.images, config.variant, config.seed, np.uint8)
+        self.pixels = torch.from_numpy(pixels)
+        if config.init and not config.resume:
+            self._start_from(load_model(config.init))
+        else:
+            self._set_normalisation()
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+        )
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.step = 0
+
+    def _start_from(self, model: ARModel) -> None:
+        if model.config != self.model.config:
+            raise CheckpointError(
+                f"init: {self.config.init} is another kind of model; give this run its widths, "
+                "depths and preconditioning"
+            )
+        self.model.load_state_dict(model.state_dict())
+
+    def _set_normalisation(self) -> None:
+        sample = self.pixels[:8000].float() / 127.5 - 1
+        patches = patchify(sample, self.model.config.patch_size)
+        self.model.mean.copy_(patches.mean(0))
+        self.model.std.copy_((patches - self.model.mean).square().mean().sqrt())
+
+    def _rand(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator)
+
+    def _randn(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator)
+
+    def _levels(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """n training levels and their loss weights, float64."""
+        if self.config.preconditioning == "edm":
+            log_sigma = LOG_SIGMA_MEAN + LOG_SIGMA_STD * self._randn(n).double().numpy()
+            sigma = np.exp(log_sigma)
+            return sigma, 1 + 1 / sigma**2
+        stratum = torch.randperm(n, generator=self.generator)
+        u = ((stratum + self._rand(n)) / n).double().numpy()
+        level = u * float(self.path.level(MAX_RATIO))
+        if self.config.mode_levels > 0:
+            chosen = self._rand(n).numpy() < self.config.mode_levels
+            log_ratio = MODE_LOG_RATIO_MEAN + MODE_LOG_RATIO_STD * self._randn(n).double().numpy()
+            ratio = np.clip(np.exp(log_ratio), self.path.ratio_min, MAX_RATIO)
+            level = np.where(chosen, self.path.level(ratio), level)
+        return level, np.minimum(self.path.sigma(level) ** -2.0, MAX_WEIGHT)
+
+    def _contexts(self, patches: Tensor) -> Tensor:
+        """`[B, K, d]` -> `[B K, context width]`, with this run's augmentations."""
+        batch, config = len(patches), self.config
+        if config.context_noise > 0:
+            scale = config.context_noise * self._rand(batch, 1, 1)
+            patches = patches + scale * self._randn(*patches.shape)
+        contexts = self.model.context.encode(patches).flatten(0, 1)
+        if config.context_dropout > 0:
+            dropped = self._rand(len(contexts), 1) < config.context_dropout
+            contexts = torch.where(dropped, self.model.null, contexts)
+        return contexts
+
+    def _shown(self, patches: Tensor, level: np.ndarray) -> Tensor:
+        """`[B, K, d]` -> `[B K, d]`: what the inputs are made from, with this run's mismatches."""
+        if self.config.mismatch == 0:
+            return patches.flatten(0, 1)
+        noisy = torch.from_numpy(self.path.ratio(level) > MISMATCH_RATIO)
+        swapped = noisy & (self._rand(len(noisy)) < self.config.mismatch)
+        others = patches.roll(1, 0).flatten(0, 1)
+        return torch.where(swapped[:, None], others, patches.flatten(0, 1))
+
+    def loss(self) -> Tensor:
+        """The loss of one fresh batch."""
+        index = torch.randint(len(self.pixels), (self.config.batch,), generator=self.generator)
+        patches = self.model.to_patches(self.pixels[index].float() / 127.5 - 1)
+        contexts = self._contexts(patches)
+        x0 = patches.flatten(0, 1)
+        level, weight = self._levels(len(x0))
+        alpha, sigma = (
+            torch.from_numpy(v(level)).float()[:, None] for v in (self.path.alpha, self.path.sigma)
+        )
+        x = alpha * self._shown(patches, level) + sigma * self._randn(*x0.shape)
+        out = self.model.denoiser(x, torch.from_numpy(level).float(), contexts)
+        return ((out - x0).square().mean(1) * torch.from_numpy(weight).float()).mean()
+
+    def _rate(self) -> float:
+        done = self.step / self.config.steps
+        decay = max(0.0, (done - DECAY_FROM) / (1 - DECAY_FROM))
+        return (
+            self.config.lr
+            * min(1.0, (self.step + 1) / WARMUP)
+            * (1 + math.cos(math.pi * decay))
+            / 2
+        )
+
+    def advance(self) -> float:
+        """One optimizer step; returns its loss. TrainingDiverged when that is not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        loss = self.loss()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"the loss is {value} at step {self.step}: lower the rate (lr {self.config.lr})"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
+        averaged, current = list(self.average.parameters()), list(self.model.parameters())
+        with torch.no_grad():
+            torch._foreach_lerp_(averaged, current, 1 - decay)
+        return value
+
+    def save(self, path: Path) -> None:
+        """Everything a resumed run needs, in one file."""
+        state = TrainState(
+            self.step,
+            self.model.state_dict(),
+            self.average.state_dict(),
+            self.optimizer.state_dict()["state"],
+            self.generator.get_state(),
+        )
+        write_state(path, state, self.config.identity())
+
+    def restore(self, path: Path) -> None:
+        """Takes up the state that `save` wrote; where it raises, nothing has changed.
+
+        Raises CheckpointError for a file that is missing, damaged, no training checkpoint, of
+        another config, or that `save` cannot have written.
+        """
+        state = read_state(path, self.model, self.config.identity(), self.config.steps)
+        self.model.load_state_dict(state.model)
+        self.average.load_state_dict(state.average)
+        whole = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**whole, "state": state.optimizer})
+        self.generator.set_state(state.generator)
+        self.step = state.step
+
+
+def train(config: TrainConfig, *, progress: bool = True) -> TrainReport:
+    """Trains, or goes on training, and leaves the averaged model in `config.out`.
+
+    The run is a function of the config alone (on one machine and number of threads): interrupted
+    and resumed it ends in the same bits. A checkpoint is written every `checkpoint_every` steps and
+    at the end.
+
+    Without `resume`, `out` must be free: it is made if need be, and may hold other files, but no
+    model and no checkpoint. With `resume` it must hold the checkpoint of this run; `init` is not
+    read again.
+
+    Raises:
+        CheckpointError: `resume` with a checkpoint that is missing, damaged or of another config;
+            or a model or checkpoint already in `out` without `resume`.
+        ValueError: `out` cannot be written.
+        TrainingDiverged: when the loss is not finite.
+    """
+    folder = Path(config.out)
+    checkpoint = folder / CHECKPOINT
+    if not config.resume:
+        for file in (CHECKPOINT, WEIGHTS, CONFIG):
+            if (folder / file).exists():
+                way = "resume that run, or give" if (folder / CHECKPOINT).exists() else "give"
+                raise CheckpointError(f"{folder / file} exists: {way} another folder")
+    check_writable_folder(folder, "out")
+    threads = torch.get_num_threads()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        trainer = Trainer(config)
+        if config.resume:
+            trainer.restore(checkpoint)
+        return _run(trainer, folder, checkpoint, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(trainer: Trainer, folder: Path, checkpoint: Path, progress: bool) -> TrainReport:
+    config, start = trainer.config, time.perf_counter()
+    recent: list[float] = []
+    with tqdm(
+        total=config.steps, initial=trainer.step, desc="train", unit="step", disable=not progress
+    ) as bar:
+        while trainer.step < config.steps:
+            recent = [*recent[-99:], trainer.advance()]
+            bar.update()
+            if trainer.step % 20 == 0:
+                bar.set_postfix(loss=f"{np.mean(recent):.4f}", refresh=False)
+            if trainer.step % config.checkpoint_every == 0 and trainer.step < config.steps:
+                trainer.save(checkpoint)
+    trainer.save(checkpoint)
+    made_by = config.identity() | {"threads": config.threads}
+    save_model(trainer.average, folder, training=made_by, dtype=getattr(torch, config.dtype))
+    loss = float(np.mean(recent)) if recent else math.nan
+    return TrainReport(folder, trainer.step, loss, time.perf_counter() - start)

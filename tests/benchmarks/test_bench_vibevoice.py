@@ -1,0 +1,43 @@
+"""The benchmark of VibeVoice's loop on a tiny head."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from benchmarks import _harness, bench_vibevoice  # noqa: E402
+
+QUICK = _harness.Settings(rounds=2, seconds=1e-4, rivals=["stock"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_case_has_its_rows(dtype):
+    rows = _harness.gated(bench_vibevoice.run(f"tiny/N=3/{dtype}", QUICK))
+    assert not _harness.failures([asdict(row) for row in rows])
+    found = {(row.rival, row.metric) for row in rows}
+    assert {("stock", "speedup"), ("ardiff", "throughput"), ("ardiff", "error")} <= found
+    assert (("stock", "error-bfloat16") in found) == (dtype == "bfloat16")
+    checks = [row for row in rows if row.metric == _harness.CORRECTNESS]
+    assert len(checks) == 1 and checks[0].value > 0
+
+
+def test_wrong_latents_withhold_the_figures(monkeypatch):
+    monkeypatch.setattr(bench_vibevoice, "loop", lambda model, conditions: lambda: torch.randn(9))
+    rows = _harness.gated(bench_vibevoice.run("tiny/N=3/float32", QUICK))
+    assert rows[-1].value > 1 and all(row.metric != "speedup" for row in rows)
+
+
+def test_the_published_shape():
+    """The head of the 0.5B model: 42 million parameters."""
+    with torch.no_grad():
+        head = bench_vibevoice.build(bench_vibevoice.WIDTHS["vibevoice-0.5b"], 0).model
+    parameters = sum(p.numel() for p in head.diffusion_head.parameters())
+    assert parameters == pytest.approx(42e6, rel=0.01)
+
+
+@pytest.mark.parametrize("case", ["mar-b/N=1/int8", "vibevoice-0.5b/N=0/int8", "vibevoice-0.5b"])
+def test_cases_of_another_form_are_named(case):
+    with pytest.raises(ValueError, match="expected <head>/N=<tokens>/<dtype> with a head of vibe"):
+        bench_vibevoice.parse(case)

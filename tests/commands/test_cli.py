@@ -1,0 +1,236 @@
+"""The command line: its commands, their files, and one clear line for each kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ardiff._files import replacing, write_json
+from ardiff.commands._parser import main
+from ardiff.models.checkpoint import save_model
+from tests._support.small_models import small_model
+
+SAMPLE = ["sample", "--n", "2", "--steps", "8"]
+
+
+def test_module_entry_names_every_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ardiff", "--help"], capture_output=True, text=True, check=True
+    )
+    for command in ("bench", "doctor", "sample", "train"):
+        assert command in done.stdout
+
+
+def test_doctor_gives_a_reason_for_each_unusable_backend(tmp_path: Path, capsys) -> None:
+    target = tmp_path / "doctor.json"
+    assert main(["doctor", "--json", str(target)]) == 0
+    found = json.loads(target.read_text())
+    for row in found["backends"]:
+        assert row["reason"] == "" or len(row["reason"]) > 10
+    ops = {row["op"] for row in found["backends"]}
+    assert {"uld_step", "uld_step_", "diffusion_step", "philox_normal"} <= ops
+    for op in ops:
+        chosen = [r for r in found["backends"] if r["op"] == op and r["chosen"]]
+        assert [r["device"] for r in chosen].count("cpu") == 1
+        assert all(r["reason"] == "" for r in chosen)
+    text = capsys.readouterr().out
+    assert found["packages"]["torch"] in text
+    for row in found["backends"]:
+        assert row["reason"] in text
+
+
+def test_doctor_names_the_instruction_set(capsys) -> None:
+    from ardiff_kernels import testing
+
+    assert main(["doctor"]) == 0
+    assert testing.current_cpu_isa() in capsys.readouterr().out
+
+
+def test_sample_writes_a_grid_and_its_figures(tmp_path: Path, capsys) -> None:
+    picture, figures = tmp_path / "new" / "grid.png", tmp_path / "figures.json"
+    command = [*SAMPLE, "--solver", "ddpm", "--out", str(picture), "--json", str(figures)]
+    assert main([*command, "--seed", "3"]) == 0
+    with Image.open(picture) as image:
+        assert image.width > 2 * 32 and image.height > 32
+        first = image.tobytes()
+    found = json.loads(figures.read_text())
+    assert found["calls"] == 4 * 8
+    assert found["seed"] == 3
+    assert str(picture) in capsys.readouterr().out
+    assert main([*command, "--seed", "3"]) == 0
+    with Image.open(picture) as image:
+        assert image.tobytes() == first
+    assert main([*command, "--seed", "4"]) == 0
+    with Image.open(picture) as image:
+        assert image.tobytes() != first
+
+
+def test_sample_measures_its_images(tmp_path: Path, capsys) -> None:
+    target = tmp_path / "figures.json"
+    command = [*SAMPLE, "--measure", "--out", str(tmp_path / "grid.png"), "--json", str(target)]
+    assert main(command) == 0
+    found = json.loads(target.read_text())
+    assert 0 <= found["detection"] <= 1
+    assert found["r2"] is None, "two images give no R^2: NaN is written as null"
+    assert f"detection {found['detection']:.4f}, r2 nan" in capsys.readouterr().out
+
+
+def test_bench_writes_the_json_form(tmp_path: Path, capsys) -> None:
+    target = tmp_path / "bench.json"
+    command = ["bench", "ops", "--case", "philox_normal/64/float32", "--rivals", "eager"]
+    assert main([*command, "--rounds", "2", "--json", str(target)]) == 0
+    report = json.loads(target.read_text())
+    assert set(report) == {"environment", "rows"}
+    keys = {"suite", "case", "rival", "metric", "value", "unit", "low", "high"}
+    assert all(set(row) == keys for row in report["rows"])
+    assert report["rows"][0]["metric"] == "error_over_tolerance"
+    speedup = [row for row in report["rows"] if row["metric"] == "speedup"]
+    assert [row["rival"] for row in speedup] == ["eager"]
+    assert "speedup" in capsys.readouterr().out
+
+
+def test_train_makes_a_model_that_sample_takes(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    small = ["--images", "64", "--batch", "8", "--steps", "2", "--width", "32", "--depth", "1"]
+    assert main(["train", *small, "--out", str(folder), "--json", str(tmp_path / "t.json")]) == 0
+    assert json.loads((tmp_path / "t.json").read_text())["steps"] == 2
+    out = str(tmp_path / "grid.png")
+    assert main([*SAMPLE, "--model", str(folder), "--out", out]) == 0
+
+
+BAD = {
+    "no command": ([], "required: COMMAND"),
+    "unknown command": (["smaple"], "smaple"),
+    "unknown option": (["doctor", "--verbose"], "--verbose"),
+    "seed no number": (["doctor", "--seed", "x"], "--seed"),
+    "seed negative": (["doctor", "--seed", "-1"], "--seed: expected a non-negative integer"),
+    "seed too large for train": (["train", "--seed", "9" * 23], "the seed must fit in int64"),
+    "seed too large for bench": (
+        ["bench", "ops", "--seed", "9" * 23],
+        "the seed must fit in int64",
+    ),
+    "seed too large for sample": ([*SAMPLE, "--seed", str(2**63)], "the seed must fit in int64"),
+    "json is a folder": (["doctor", "--json", "{tmp}"], "is a folder"),
+    "json below a file": (["doctor", "--json", "{file}/x.json"], "cannot write"),
+    "unknown model": ([*SAMPLE, "--model", "moon"], "no model 'moon'"),
+    "model folder empty": ([*SAMPLE, "--model", "{tmp}"], "holds no model.safetensors"),
+    "unknown solver": ([*SAMPLE, "--solver", "eulr"], "unknown solver 'eulr'"),
+    "no steps": (["sample", "--n", "2", "--steps", "0"], "steps"),
+    "too few steps": (["sample", "--n", "2", "--steps", "2"], "stages"),
+    "no images": (["sample", "--n", "0"], "--n: expected at least 1, got 0"),
+    "negative batch": ([*SAMPLE, "--batch", "-3"], "batch must be positive"),
+    "temperature NaN": ([*SAMPLE, "--temperature", "nan"], "temperature must be finite"),
+    "guidance without null": ([*SAMPLE, "--guidance", "2"], "null context"),
+    "stages of ddpm": ([*SAMPLE, "--solver", "ddpm", "--stages", "3"], "'stages'"),
+    "unknown device": ([*SAMPLE, "--device", "tpu"], "expected cpu or cuda, got 'tpu'"),
+    "unknown backend": ([*SAMPLE, "--backend", "fast"], "unknown backend 'fast'"),
+    "backend elsewhere": ([*SAMPLE, "--backend", "cuda"], "serves cuda tensors only"),
+    "picture suffix": ([*SAMPLE, "--out", "{tmp}/grid.jpg"], "ending in .png"),
+    "picture is a folder": ([*SAMPLE, "--out", "{tmp}"], "is a folder"),
+    "measure of another model": (
+        [*SAMPLE, "--measure", "--model", "{small}"],
+        "--measure: Sun/Shadow images are 3 x 32 x 32, this model makes 3 x 8 x 8",
+    ),
+    "unknown suite": (["bench", "opps"], "unknown suite 'opps': expected one of"),
+    "unknown case": (["bench", "ops", "--case", "gelu/64/float32"], "unknown case"),
+    "case without size": (["bench", "ops", "--case", "uld_step/float32"], "expected <op>/"),
+    "case dtype": (["bench", "ops", "--case", "uld_step/64/int8"], "dtype one of"),
+    "no rounds": (["bench", "ops", "--rounds", "0"], "rounds: expected at least 1"),
+    "unknown rival": (
+        ["bench", "ops", "--case", "philox_normal/64/float32", "--rivals", "jax"],
+        "unknown rival 'jax'",
+    ),
+    "unknown variant": (["train", "--variant", "rain"], "variant must be one of"),
+    "no training images": (["train", "--images", "0"], "images must be positive"),
+    "resume from nothing": (["train", "--resume", "--out", "{tmp}", "--images", "8"], "no such"),
+    "train out is a file": (["train", "--out", "{file}"], "is a file, expected a folder"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_status_2(name: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = BAD[name]
+    (tmp_path / "file").write_text("x")
+    if any("{small}" in argument for argument in arguments):
+        save_model(small_model(), tmp_path / "small")
+    places = {
+        "{small}": str(tmp_path / "small"),
+        "{tmp}": str(tmp_path),
+        "{file}": str(tmp_path / "file"),
+    }
+    for mark, place in places.items():
+        arguments = [argument.replace(mark, place) for argument in arguments]
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    error = capsys.readouterr().err.strip()
+    assert status == 2
+    assert expected in error
+    assert len(error.splitlines()) == 1
+    assert error.startswith("ardiff")
+
+
+def test_bench_without_a_checkout_says_so(tmp_path: Path, monkeypatch, capsys) -> None:
+    from ardiff.commands import bench
+
+    monkeypatch.setattr(bench, "_ROOT", tmp_path)
+    assert main(["bench", "ops"]) == 2
+    assert "checkout of the repository" in capsys.readouterr().err
+
+
+def test_a_mistake_in_the_code_is_not_reported_as_bad_input(monkeypatch) -> None:
+    from ardiff.commands import doctor
+
+    def broken(args):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(doctor, "run", broken)
+    with pytest.raises(KeyError):
+        main(["doctor"])
+
+
+def test_a_refused_command_touches_no_file(tmp_path: Path, capsys) -> None:
+    empty, link, pipe = (tmp_path / name for name in ("empty.json", "link.json", "pipe.json"))
+    empty.touch()
+    link.symlink_to(tmp_path / "nowhere.json")
+    os.mkfifo(pipe)
+    before = empty.stat()
+    for target in (empty, link, pipe, Path(os.devnull), tmp_path / "new.json"):
+        assert main(["sample", "--n", "0", "--json", str(target)]) == 2
+        assert "--n: expected at least 1" in capsys.readouterr().err
+    assert empty.stat() == before
+    assert link.is_symlink() and not link.exists()
+    assert pipe.is_fifo() and Path(os.devnull).is_char_device()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.json", "link.json", "pipe.json"]
+
+
+def test_results_go_through_links_and_to_devices(tmp_path: Path) -> None:
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "target.json")
+    for _ in range(2):
+        assert main(["doctor", "--json", str(link)]) == 0
+        assert link.is_symlink() and "ardiff" in json.loads((tmp_path / "target.json").read_text())
+    assert main(["doctor", "--json", os.devnull]) == 0
+    assert Path(os.devnull).is_char_device()
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "figures.json"
+    write_json(target, {"x": [1.5, float("nan"), (float("inf"), "a")]})
+    assert json.loads(target.read_text()) == {"x": [1.5, None, [None, "a"]]}
+    before = target.read_bytes()
+    with pytest.raises(TypeError):
+        write_json(target, {"x": object()})
+    with pytest.raises(KeyboardInterrupt), replacing(target) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["figures.json"]

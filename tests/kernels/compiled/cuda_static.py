@@ -1,0 +1,89 @@
+"""Compile the CUDA sources for sm_80 and sm_90 without a GPU and measure the machine code."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from tests import ROOT
+from tests.kernels.compiled import sass
+
+TORCH = Path(torch.__file__).parent
+SOURCES = sorted((ROOT / "csrc/cuda").glob("*/*.cu"))
+FLAGS = [
+    *("-std=c++17", "-O3", "-fmad=false", "-Xptxas=-v", "-Xcompiler=-fPIC"),
+    *("-DUSE_CUDA", "-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020A000000000000"),
+    *("-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90"),
+]
+
+
+class Compiled(NamedTuple):
+    """`rows`: one a kernel and target, as `triton_static.py` prints them, with `stack` and
+    `spill_bytes` from ptxas."""
+
+    object: Path
+    rows: list[dict[str, int | str]]
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+
+
+def version(nvcc: str) -> str:
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    return re.search(r"release (\d+\.\d+)", text)[1]
+
+
+def spills(report: str) -> dict[tuple[str, str], dict[str, int]]:
+    """Bytes of stack and of spills of each target and kernel, from what `ptxas -v` says."""
+    pattern = (
+        r"Compiling entry function '(\w+)' for '(\w+)'.*?(\d+) bytes stack frame, "
+        r"(\d+) bytes spill stores, (\d+) bytes spill loads"
+    )
+    return {
+        (target, name): {"stack": int(stack), "spill_bytes": int(stores) + int(loads)}
+        for name, target, stack, stores, loads in re.findall(pattern, report, re.DOTALL)
+    }
+
+
+def readable(names: list[str]) -> list[str]:
+    """Demangled kernels without parameters and namespaces: kernel<UldBody<float, true>, UldArgs>.
+    A mangled name holds a hash of the file's path, a readable one does not."""
+    tool = shutil.which("c++filt") or shutil.which("cu++filt")
+    if tool is None:
+        raise RuntimeError("c++filt was not found; install binutils")
+    run = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True)
+    texts = [line.removeprefix("void ") for line in run.stdout.splitlines()]
+    texts = [text.replace("(anonymous namespace)::", "").split("(")[0] for text in texts]
+    return [re.sub(r"\b\w+::", "", text).replace("> >", ">>") for text in texts]
+
+
+def compile_source(nvcc: str, source: Path, folder: Path) -> Compiled:
+    target = folder / f"{source.stem}.o"
+    command = [nvcc, *FLAGS, "-isystem", str(TORCH / "include"), "-c", str(source)]
+    done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"nvcc could not compile {source.name}:\n{done.stderr}")
+    spilled = spills(done.stdout + done.stderr)
+    used = sass.usage(target)
+    rows = []
+    for (key, usage), name in zip(used.items(), readable([k[1] for k in used]), strict=True):
+        row = {"op": source.stem, "case": name, "target": key[0], **spilled[key], **usage}
+        row["shared_bytes"] = row.pop("static_shared_bytes")
+        rows.append(row)
+    return Compiled(target, rows)
+
+
+def compile_all(nvcc: str, folder: Path) -> dict[str, Compiled]:
+    """Every source of csrc/cuda, by its stem."""
+    with ThreadPoolExecutor(2) as pool:
+        results = pool.map(lambda source: compile_source(nvcc, source, folder), SOURCES)
+        return {source.stem: result for source, result in zip(SOURCES, results, strict=True)}

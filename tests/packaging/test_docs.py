@@ -1,0 +1,55 @@
+"""The examples of the README and of pages run; ENVS.md names every environment variable that is
+read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+
+READS = re.compile(
+    r"(?:environ(?:\.get)?[\[(]|getenv\(|flag\()\s*[\"'](ARDIFF_[A-Z_]+|TRITON_INTERPRET|CI)[\"']"
+)
+
+
+def read_variables(text: str) -> set[str]:
+    return set(READS.findall(text))
+
+
+def test_the_readme_example_runs(capsys) -> None:
+    text = (ROOT / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(example.splitlines()) <= 22
+    exec(compile(example, "README.md", "exec"), {})
+    first, second = capsys.readouterr().out.split("\n")[:2]
+    assert first.startswith("torch.Size([16, 3, 32, 32])")
+    assert abs(float(re.search(r"[\d.]+", second)[0]) - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("page", ["context.md"])
+def test_the_examples_of_a_page_run(page, capsys) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    assert examples
+    for example in examples:
+        exec(compile(example, page, "exec"), {})
+    assert capsys.readouterr().out
+
+
+def test_every_environment_variable_is_documented() -> None:
+    folders = ("ardiff_kernels", "benchmarks", "csrc", "python", "tests")
+    found = [path for name in folders for path in (ROOT / name).rglob("*")]
+    suffixes = (".py", ".cpp", ".cu", ".cuh", ".h", ".inc")
+    sources = [p for p in found if p.suffix in suffixes and p != Path(__file__)]
+    files = [ROOT / "setup.py", *sources]
+    used = set().union(*(read_variables(path.read_text()) for path in files))
+    assert {"ARDIFF_BACKEND", "ARDIFF_CPU_ISA", "ARDIFF_BUILD_CUDA"} <= used
+    documented = (ROOT / "ENVS.md").read_text()
+    assert [name for name in sorted(used) if f"`{name}`" not in documented] == []
+
+
+def test_the_search_for_variables_finds_them() -> None:
+    found = read_variables('os.environ.get("ARDIFF_NEW") std::getenv("ARDIFF_OTHER") flag("CI")')
+    assert found == {"ARDIFF_NEW", "ARDIFF_OTHER", "CI"}

@@ -1,0 +1,364 @@
+"""Model folders and training checkpoints: every way in which one can be broken or cut short."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from ardiff._checkpoint_files import CheckpointError
+from ardiff.models.checkpoint import load_model, save_model, shipped_models
+from ardiff.models.image_model import ARModel, ModelConfig
+from ardiff.training.trainer import CHECKPOINT, TrainConfig, Trainer
+
+SMALL = ModelConfig(
+    image_size=8,
+    patch_size=4,
+    context_width=8,
+    context_depth=1,
+    context_heads=2,
+    head_width=8,
+    head_depth=1,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    model = ARModel(SMALL)
+    model.mean.normal_()
+    save_model(model, tmp_path / "model", training={"seed": 7})
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_round_trip(tmp_path, dtype):
+    model = ARModel(SMALL)
+    model.mean.normal_()
+    save_model(model, tmp_path / "m", dtype=dtype)
+    loaded = load_model(tmp_path / "m")
+    assert loaded.config == SMALL and not loaded.training
+    assert torch.equal(loaded.mean, model.mean), "mean and std keep float32"
+    for name, value in model.state_dict().items():
+        got = loaded.state_dict()[name]
+        assert got.dtype == torch.float32
+        if name not in ("mean", "std"):
+            assert torch.equal(got, value.to(dtype).float()), name
+
+
+def test_saving_leaves_no_temporary_file(folder):
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert json.loads((folder / "config.json").read_text())["training"] == {"seed": 7}
+
+
+def test_failed_save_keeps_the_old_file(folder, monkeypatch):
+    before = (folder / "model.safetensors").read_bytes()
+
+    def fail(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("ardiff._checkpoint_files.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_model(ARModel(SMALL), folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert len(list(folder.iterdir())) == 2
+
+
+OTHER = dataclasses.replace(SMALL, prediction="epsilon")
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_a_save_cut_short_leaves_config_and_weights_of_one_model(folder, monkeypatch, moment):
+    """Same shapes, another prediction: a mixed folder would load and draw garbage.
+
+    The process dies before the old config goes, then before each rename, then not at all.
+    """
+    torch.manual_seed(1)
+    old, new = load_model(folder), ARModel(OTHER)
+    left, replace, unlink = [moment], os.replace, type(folder).unlink
+
+    def dying(function):
+        def call(path, *arguments, **options):
+            if path.name == "config.json" or function is replace:
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+            return function(path, *arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dying(replace))
+        patch.setattr(type(folder), "unlink", dying(unlink))
+        if moment < 3:
+            with pytest.raises(KeyboardInterrupt):
+                save_model(new, folder)
+        else:
+            save_model(new, folder)
+    found = load_model(folder)
+    expected = old if moment < 2 else new
+    assert found.config == expected.config
+    weights = found.head.input_proj.weight
+    assert torch.equal(weights, expected.head.input_proj.weight)
+    assert {p.name for p in folder.iterdir()} <= {"config.json", "model.safetensors"}
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["model"].update(changes)
+    path.write_text(json.dumps(config))
+
+
+def edit_weights(folder, change):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def forget_config(folder):
+    """Weights as other programs write them: without a config of their own."""
+    edit_weights(folder, lambda tensors: None)
+
+
+def edit_only_config(folder, **changes):
+    forget_config(folder)
+    edit_config(folder, **changes)
+
+
+def no_config(folder):
+    forget_config(folder)
+    (folder / "config.json").unlink()
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def drop_embedding(tensors):
+    del tensors["context.embed.weight"]
+
+
+def add_tensor(tensors):
+    tensors["extra.bias"] = torch.zeros(1)
+
+
+def poison(tensors):
+    tensors["head.input_proj.bias"][0] = float("nan")
+
+
+BROKEN = {
+    "no config": (
+        no_config,
+        "holds no config.json, and model.safetensors carries no config either",
+    ),
+    "config of another model": (
+        lambda f: edit_config(f, prediction="epsilon"),
+        "config.json is not the config that model.safetensors was saved with; copy the whole",
+    ),
+    "config no object": (
+        lambda f: (f / "config.json").write_text("[1]"),
+        "expected an object, got",
+    ),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no model.safetensors"),
+    "truncated weights": (truncate, "not a whole safetensors file .* may be truncated"),
+    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "not a whole"),
+    "a pickle": (lambda f: torch.save({}, f / "model.safetensors"), "not a whole safetensors"),
+    "broken json": (lambda f: (f / "config.json").write_text("{"), "config.json: not valid JSON"),
+    "binary config": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe{"), "not valid JSON"),
+    "config without model": (
+        lambda f: (f / "config.json").write_text("{}"),
+        'expected an object with a "model" object',
+    ),
+    "unknown setting": (lambda f: edit_config(f, colour=1), "config: unknown colour"),
+    "setting of another type": (
+        lambda f: edit_config(f, head_width="8"),
+        "head_width must be of type int, got '8'",
+    ),
+    "unknown path": (lambda f: edit_config(f, path="moon"), "path must be one of ou"),
+    "other width": (
+        lambda f: edit_only_config(f, head_width=16),
+        r"weight must have shape \[16, 256\] by the config, got \[8, 256\]",
+    ),
+    "deeper model": (
+        lambda f: edit_only_config(f, head_depth=2),
+        r"lacks head.res_blocks.1.*, \.\.\.;",
+    ),
+    "lost tensor": (
+        lambda f: edit_weights(f, drop_embedding),
+        "lacks context.embed.weight; it belongs to another model",
+    ),
+    "foreign tensor": (
+        lambda f: edit_weights(f, add_tensor),
+        "has extra.bias, which this model does not have",
+    ),
+    "integer weights": (
+        lambda f: edit_weights(f, lambda t: t.update(mean=t["mean"].int())),
+        "mean must be floating-point, got int32",
+    ),
+    "NaN weights": (
+        lambda f: edit_weights(f, poison),
+        "head.input_proj.bias holds NaN or infinite values",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_folders_are_named(folder, case):
+    breaking, message = BROKEN[case]
+    breaking(folder)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder)
+
+
+def test_weights_carry_their_config(folder):
+    (folder / "config.json").unlink()
+    assert load_model(folder).config == SMALL
+
+
+RUN = TrainConfig(
+    images=16, batch=4, steps=4, width=8, depth=1, context_width=8, context_depth=1, seed=3
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A run of two steps, as `Trainer.save` wrote it."""
+    path = tmp_path_factory.mktemp("run") / CHECKPOINT
+    trainer = Trainer(RUN)
+    for _ in range(2):
+        trainer.advance()
+    trainer.save(path)
+    return path
+
+
+def without(name):
+    return lambda tensors, metadata: tensors.pop(name)
+
+
+def with_tensor(name, value):
+    return lambda tensors, metadata: tensors.update({name: value(tensors.get(name))})
+
+
+def with_metadata(**values):
+    return lambda tensors, metadata: metadata.update(values)
+
+
+def no_optimizer(tensors, metadata):
+    for name in [n for n in tensors if n.startswith("optimizer.")]:
+        del tensors[name]
+
+
+def nan_like(tensor):
+    return torch.full_like(tensor, float("nan"))
+
+
+BROKEN_RUNS = {
+    "no generator": (without("generator"), "is no training checkpoint"),
+    "no optimizer": (no_optimizer, r"\(optimizer\) lacks 0.exp_avg and \d+ more at step 2"),
+    "one moment gone": (without("optimizer.3.exp_avg_sq"), "lacks 3.exp_avg_sq at step 2"),
+    "moment of another kind": (
+        with_tensor("optimizer.0.max_exp_avg_sq", lambda _: torch.zeros(1)),
+        "has unexpected 0.max_exp_avg_sq",
+    ),
+    "moment of no parameter": (
+        with_tensor("optimizer.999.step", lambda _: torch.zeros(())),
+        "has unexpected 999.step",
+    ),
+    "moment without index": (
+        with_tensor("optimizer.x", lambda _: torch.zeros(())),
+        "has unexpected x",
+    ),
+    "moment of another shape": (
+        with_tensor("optimizer.0.exp_avg", lambda t: t.flatten()[:-1].clone()),
+        r"0.exp_avg must be float32 \[.*\], got float32",
+    ),
+    "moment of another type": (
+        with_tensor("optimizer.0.exp_avg", lambda t: t.double()),
+        "0.exp_avg must be float32 .* got float64",
+    ),
+    "moment NaN": (with_tensor("optimizer.0.exp_avg", nan_like), "0.exp_avg holds NaN"),
+    "moment negative": (
+        with_tensor("optimizer.0.exp_avg_sq", lambda t: t - 1),
+        "0.exp_avg_sq must not be negative",
+    ),
+    "optimizer at another step": (
+        with_tensor("optimizer.0.step", lambda t: t + 1),
+        "0.step must be 2, got 3",
+    ),
+    "average NaN": (with_tensor("average.mean", nan_like), r"\(average\): mean holds NaN"),
+    "average of another shape": (
+        with_tensor("average.mean", lambda t: t[:1].clone()),
+        r"\(average\): mean must have shape",
+    ),
+    "weights gone": (without("model.mean"), r"\(model\) lacks mean"),
+    "foreign tensor": (with_tensor("extra", lambda _: torch.zeros(1)), "has extra, which no"),
+    "short generator": (
+        with_tensor("generator", lambda t: t[:-8].clone()),
+        r"generator must be uint8 \[5056\], got uint8 \[5048\]",
+    ),
+    "generator of numbers": (
+        with_tensor("generator", lambda t: t.float()),
+        "generator must be uint8 .* got float32",
+    ),
+    "generator of ones": (
+        with_tensor("generator", torch.ones_like),
+        "generator holds no valid state",
+    ),
+    "step no number": (with_metadata(step="abc"), "step must be an integer, got 'abc'"),
+    "step a fraction": (with_metadata(step="1.5"), "step must be an integer, got '1.5'"),
+    "step negative": (with_metadata(step="-1"), r"step must be in \[0, 4\], got -1"),
+    "step past the end": (with_metadata(step="5"), r"step must be in \[0, 4\], got 5"),
+    "config junk": (with_metadata(config="{"), "its config is not valid JSON"),
+    "config a list": (with_metadata(config="[1]"), "its config must be an object, got list"),
+    "config nested deeply": (with_metadata(config="[" * 10**5), "its config is not valid JSON"),
+    "config of another run": (with_metadata(config="{}"), "is of another run: batch was None"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_RUNS)
+def test_broken_runs_are_named_and_change_nothing(checkpoint, tmp_path, case):
+    breaking, message = BROKEN_RUNS[case]
+    tensors = load_file(checkpoint)
+    with safe_open(checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+    breaking(tensors, metadata)
+    save_file(tensors, tmp_path / CHECKPOINT, metadata)
+    trainer = Trainer(RUN)
+    before = [t.clone() for t in trainer.model.state_dict().values()]
+    generator = trainer.generator.get_state()
+    with pytest.raises(CheckpointError, match=message) as caught:
+        trainer.restore(tmp_path / CHECKPOINT)
+    assert len(str(caught.value).splitlines()) == 1
+    assert all(map(torch.equal, trainer.model.state_dict().values(), before))
+    assert torch.equal(trainer.generator.get_state(), generator)
+    assert trainer.step == 0 and not trainer.optimizer.state_dict()["state"]
+
+
+def test_an_unbroken_run_is_taken_up(checkpoint, tmp_path):
+    trainer = Trainer(RUN)
+    trainer.restore(checkpoint)
+    assert trainer.step == 2
+    trainer.save(tmp_path / CHECKPOINT)
+    saved = load_file(tmp_path / CHECKPOINT)
+    assert all(torch.equal(value, saved[name]) for name, value in load_file(checkpoint).items())
+    fresh = Trainer(RUN)
+    fresh.save(tmp_path / CHECKPOINT)
+    trainer.restore(tmp_path / CHECKPOINT)
+    assert trainer.step == 0 and not trainer.optimizer.state_dict()["state"]
+
+
+def test_unknown_names_list_the_shipped_ones(tmp_path):
+    with pytest.raises(CheckpointError, match="no model 'moon'.*sun-shadow.*or a folder"):
+        load_model("moon")
+    with pytest.raises(CheckpointError, match="expected one of the shipped names"):
+        load_model(tmp_path / "nowhere")
+    assert "sun-shadow" in shipped_models()
