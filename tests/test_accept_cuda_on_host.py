@@ -1,6 +1,6 @@
-"""The CUDA kernel of `mala_accept` run on the host, phase by phase over all threads of a block
-in both orders (csrc/cuda/phases.cuh): bit for bit the C++ CPU library's results, and within the bound of the
-float64 reference."""
+"""The CUDA kernel of `mala_accept` run on the host, phase by phase over all threads of a block in
+both orders (csrc/cuda/phases.cuh): bit for bit the C++ CPU library's results, and within the bound
+of the float64 reference."""
 
 import ctypes
 import os
