@@ -159,11 +159,29 @@ struct Team {
   /// A phase: f(thread), or f(thread, state), for every thread of the block.
   template <class F>
   ARDIFF_DEVICE void threads(F f) const {
+    each(f);
+    wait();
+  }
+
+  /// The same, behind which no thread waits before it comes to one of the waits.
+  template <class F>
+  ARDIFF_DEVICE void each(F f) const {
 #ifdef __CUDACC__
     call(f, static_cast<int>(threadIdx.x), 0);
-    __syncthreads();
 #else
     for (int i = 0; i < kThreads; ++i) call(f, walk.turn(i, kThreads), walk.turn(i, kThreads));
+#endif
+  }
+
+  /// The threads of the block wait for one another, or those of each warp do.
+  ARDIFF_DEVICE void wait() const {
+#ifdef __CUDACC__
+    __syncthreads();
+#endif
+  }
+  ARDIFF_DEVICE void wait_in_warps() const {
+#ifdef __CUDACC__
+    __syncwarp();
 #endif
   }
 
@@ -252,7 +270,7 @@ class Copies {
 #ifdef __CUDACC__
 
 template <class Body, class Args>
-__global__ void __launch_bounds__(Body::kThreads, Body::kBlocks)
+__global__ void __launch_bounds__(Body::Team::kSize, Body::kBlocks)
     phases(const __grid_constant__ Args a) {
   __shared__ typename Body::Shared shared;
   typename Body::State state;

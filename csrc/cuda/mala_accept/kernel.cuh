@@ -1,5 +1,5 @@
 // The kernel of mala_accept (csrc/math/mala_accept.h), in phases between which the threads of a
-// block wait for one another; see launch_phases for the two ways to run them.
+// block wait for one another (csrc/cuda/phases.cuh).
 //
 // Eight threads, a group, sum a chunk of kChunk elements, each of them four lanes in 128-bit
 // accesses; a sample has one group a chunk, up to kGroups (a power of two, so a group lies in one
@@ -9,6 +9,7 @@
 
 #include "../../math/mala_accept.h"
 #include "../../math/step_args.h"
+#include "../phases.cuh"
 #include "../unit.cuh"
 
 namespace ardiff {
@@ -58,6 +59,24 @@ ARDIFF_HD const float* accept_coefficients(const AcceptWork& a, int64_t b) {
 
 template <class Model, bool kVector>
 struct AcceptBody {
+  static constexpr int kBlocks = 3;
+  using Shared = AcceptShared;
+  using State = Nothing;
+  using Team = ardiff::Team<kThreads>;
+
+  ARDIFF_DEVICE static void flow(const AcceptWork& a, Shared& shared, const Team& team) {
+    const int64_t block = team.number();
+    for (int64_t round = 0; round * a.groups < a.chunks; ++round) {
+      if (round > 0) team.wait_in_warps();  // a group lies in one warp
+      team.each([&](int thread) { sum(a, shared, block, thread, round); });
+      team.wait_in_warps();
+      team.each([&](int thread) { add(a, shared, block, thread, round); });
+    }
+    team.wait();
+    team.threads([&](int thread) { decide(a, shared, block, thread); });
+    team.threads([&](int thread) { select(a, shared, block, thread); });
+  }
+
   /// Lanes of this round's chunk.
   ARDIFF_HD static void sum(const AcceptWork& a, AcceptShared& shared, int64_t block, int thread,
                             int64_t round) {

@@ -1,7 +1,8 @@
-"""The CUDA kernel of `mala_accept` run on the host, phase by phase over all threads of a block
-(csrc/cuda/mala_accept): bit for bit the C++ CPU library's results, and within the bound of the
-float64 reference."""
+"""The CUDA kernel of `mala_accept` run on the host, phase by phase over all threads of a block in
+both orders (csrc/cuda/phases.cuh): bit for bit the C++ CPU library's results, and within the bound
+of the float64 reference."""
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -27,6 +28,17 @@ SHAPES = [(1, 1), (70, 5), (33, 64), (9, 257), (5, 1000), (3, 5000), (2, 8192), 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 
+class Walked:
+    """The ops of the CUDA source on CPU tensors, threads one after the other in either order."""
+
+    def __init__(self, library):
+        self.library, self.backwards = ctypes.CDLL(library), False
+
+    def __getattr__(self, op):
+        self.library.ardiff_walk(1, 0, ctypes.c_bool(self.backwards), ctypes.c_bool(True))
+        return getattr(getattr(torch.ops, NAMESPACE), op)
+
+
 @pytest.fixture(scope="module")
 def on_host(tmp_path_factory):
     cxx = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
@@ -43,7 +55,7 @@ def on_host(tmp_path_factory):
         schema = str(getattr(torch.ops.ardiff, name).default._schema)
         definitions.define(schema.removeprefix("ardiff::"))
     torch.ops.load_library(str(library))
-    yield getattr(torch.ops, NAMESPACE)
+    yield Walked(str(library))
     definitions._destroy()
 
 
@@ -61,8 +73,10 @@ def test_alike(on_host, shape, dtype, correction, more):
     for _ in range(2):
         got = call.functional(on_host)
         check(call, got)
-        for a, b in zip(call.in_place(on_host), got, strict=True):
-            assert_same(a, b)
+        for backwards in (True, False):
+            on_host.backwards = backwards
+            for a, b in zip(call.in_place(on_host), got, strict=True):
+                assert_same(a, b)
         if load.CPU.loaded:
             with ardiff_kernels.backend("cpu"):
                 for a, b in zip(got, call.functional(), strict=True):
