@@ -64,8 +64,8 @@ def solver(
         path: a name from :data:`ardiff.tables.paths.PATHS`, or a Path.
         prediction: what the model returns, one of :data:`ardiff.tables.paths.PREDICTIONS`.
         steps: upper bound on the model calls; ``table.calls`` says how many there are.
-        grid: ``log-snr``, ``uniform`` or ``karras`` (see :func:`ardiff.tables.paths.time_grid`), or the
-            levels themselves, decreasing.
+        grid: ``log-snr``, ``uniform`` or ``karras`` (see
+            :func:`ardiff.tables.paths.time_grid`), or the levels themselves, decreasing.
         ratio_max, ratio_min, rho: the ends and the exponent of the grid.
         denoise_last: end with a data prediction, a step to level 0.
         options: the solver's own. ``ddim`` and ``dpmpp-2m-sde`` take `eta`, the share of the
