@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..guide import Guidance
 from ..noise import Spans
 from ..tables.plan import Schedule, Step, uniform
 from ..tables.ragged import RaggedTable
@@ -157,8 +158,7 @@ def run(
     schedule = make_schedule(table, x)
     check_x0_clamp(x0_clamp, schedule)
     check_noise(noise, schedule, x)
-    if (uncond2 is None) != (guidance2 is None) or (guidance2 is not None and guidance is None):
-        raise ValueError("guidance2 and uncond2 go together, and only with guidance and uncond")
+    guided = Guidance.of(uncond, guidance, uncond2, guidance2)
     if schedule.energy and energy_fn is None:
         raise ValueError("this table accepts by energies: pass energy_fn")
     mode = contextlib.nullcontext() if compiling else torch.inference_mode()
@@ -167,8 +167,8 @@ def run(
         options = {"noise_scale": noise_scale}
         options |= {} if x0_clamp is None else {"x0_clamp": float(x0_clamp)}
         state = State(x, schedule, compiling, options, spans)
-        state.weights = [weight for weight in (guidance, guidance2) if weight is not None]
-        conditions = [condition, uncond, uncond2][: 1 + len(state.weights)]
+        state.weights = list(guided.weights)
+        conditions = [condition, *guided.conditions]
         call = _bind_all(model, schedule, conditions, len(x))
         energy = _bind_energy(energy_fn, schedule, condition, len(x)) if schedule.energy else None
         draws = schedule.buffers.draw.split(1)
