@@ -13,7 +13,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-_PURPOSE_BITS = 2
+PURPOSE_BITS = 2
 
 
 class Purpose(IntEnum):
@@ -36,7 +36,7 @@ class Purpose(IntEnum):
 def counter_word(draw: Tensor | int, purpose: Purpose = Purpose.STEP_NOISE) -> Tensor | int:
     """Counter word c1 of a draw: 4 draw + purpose."""
     draw = draw.long() if isinstance(draw, Tensor) else draw
-    return (draw << _PURPOSE_BITS) + int(purpose)
+    return (draw << PURPOSE_BITS) + int(purpose)
 
 
 _MASK = 0xFFFFFFFF

@@ -8,7 +8,7 @@ from torch import Tensor, ops
 
 from ...dispatch import autograd as _autograd
 from ...dispatch.library import define
-from .._shared.head_checks import check_head
+from .checks import check_head
 
 
 def _fake(

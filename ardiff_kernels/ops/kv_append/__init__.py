@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...dispatch import autograd as _autograd
 from ...dispatch.library import define
-from .._shared.kv_checks import check_append
+from .checks import check_append
 
 _OPTIONS = (
     "Tensor? count=None, Tensor? block_table=None, Tensor? position=None, Tensor? cos=None, "
@@ -87,7 +87,7 @@ def kv_append_(
     Raises:
         RuntimeError: a wrong shape, dtype, device, stride or combination of options. On a CPU also
             a length, count, block number or position that does not fit, before anything is written;
-            on a GPU such a row is skipped (`check_data` in ``_kv_checks.py`` finds it).
+            on a GPU such a row is skipped (`check_data` in ``ops/_shared/kv_cache.py`` finds it).
     """
     torch.ops.ardiff.kv_append_.default(
         k,

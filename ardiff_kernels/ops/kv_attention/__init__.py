@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...dispatch import autograd as _autograd
 from ...dispatch.library import define
-from .._shared.kv_checks import check_attention
+from .checks import check_attention
 
 
 def _fake(q: Tensor, *args, **options) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...dispatch import autograd as _autograd
 from ...dispatch.library import define
-from .._shared import checks as _checks
+from .checks import check_philox_normal, check_philox_normal_
 
 
 def _fake(key: Tensor, counter: int, stream: Tensor, n: int) -> Tensor:
@@ -16,12 +16,12 @@ def _fake(key: Tensor, counter: int, stream: Tensor, n: int) -> Tensor:
 
 define(
     "philox_normal(Tensor key, int counter, Tensor stream, SymInt n) -> Tensor",
-    check=_checks.check_philox_normal,
+    check=check_philox_normal,
     fake=_fake,
 )
 define(
     "philox_normal_(Tensor(a!) out, Tensor key, int counter, Tensor stream) -> ()",
-    check=_checks.check_philox_normal_,
+    check=check_philox_normal_,
 )
 _autograd.without_gradient("philox_normal_", "call philox_normal")
 

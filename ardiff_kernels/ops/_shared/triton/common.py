@@ -11,6 +11,8 @@ Pointers that may be None are specialised away at compile time.
 import triton
 import triton.language as tl
 
+from .names import PURPOSE_SHIFT, ROW_WIDTH
+
 # The interpreter truncates where a GPU rounds to bfloat16, and loses subnormals.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -224,6 +226,19 @@ def two_normals(col, c1, key_ptr, stream, BR: tl.constexpr, BD: tl.constexpr):
     c1_, c2_ = box_muller(w4, w5)
     d1, d2 = box_muller(w6, w7)
     return interleave4(a1, b1, c1_, d1, BR, BD), interleave4(a2, b2, c2_, d2, BR, BD)
+
+
+@triton.jit
+def counter_word(draw, purpose: tl.constexpr):
+    """Counter word c1 of a draw (uint32): 4 draw + purpose, a part of PURPOSE."""
+    return (draw.to(tl.uint32) << PURPOSE_SHIFT) + purpose
+
+
+@triton.jit
+def table_row(coef_ptr, row, T):
+    """Where the row of each sample begins, and whether there is one (else it is row 0)."""
+    live = (row >= 0) & (row < T)
+    return coef_ptr + tl.where(live, row, 0).to(tl.int64) * ROW_WIDTH, live
 
 
 @triton.jit
