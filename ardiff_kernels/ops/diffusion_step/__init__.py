@@ -45,7 +45,7 @@ def diffusion_step(
     noise: Tensor | None = None,
     x0_clamp: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Execute one row of coefficients on a state, with one normal an element.
+    """Execute one row of coefficients on a state, with one normal per element.
 
     With D = x - memory and a normal n::
 
@@ -90,6 +90,21 @@ def diffusion_step(
     Raises:
         RuntimeError: a wrong shape, dtype, device, stride or combination of options, or an
             argument without a gradient that requires grad.
+
+    Example:
+        An Euler step of a flow, x + 0.25 out, whose data prediction is x - 0.5 out:
+
+        >>> import torch
+        >>> from ardiff_kernels import ops
+        >>> from ardiff_kernels.ops.diffusion_step import COLUMNS
+        >>> coef = torch.zeros(1, 16)
+        >>> for column, value in {"p_x": 1.0, "p_o": -0.5, "x_x": 1.5, "x_0": -0.5}.items():
+        ...     coef[0, COLUMNS.index(column)] = value
+        >>> x, out = torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 8.0]])
+        >>> zero = torch.zeros(1, dtype=torch.int32)
+        >>> place = coef, zero, zero, torch.tensor([2024]), torch.tensor([0])
+        >>> ops.diffusion_step(x, out, torch.zeros(1, 2), *place)
+        (tensor([[2., 4.]]), tensor([[0., 0.]]), tensor([[-1., -2.]]))
     """
 
 

@@ -1,4 +1,4 @@
-"""Triton kernel of `diffusion_step`: one launch a step, functional or in place.
+"""Triton kernel of `diffusion_step`: one launch per step, functional or in place.
 
 A lane owns four neighbouring elements and one Philox quad, which gives exactly their four normals.
 The state may be bfloat16: it is widened at the load and rounded once, at the store. Absent

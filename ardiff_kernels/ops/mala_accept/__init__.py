@@ -114,6 +114,27 @@ def mala_accept(
 
     Raises:
         RuntimeError: a wrong shape, dtype, device, stride or combination of options.
+
+    Example:
+        Hamiltonian Monte Carlo on a normal target, whose gradient G(z) = z: energy falls in sample
+        0, which is accepted, and rises by far in sample 1:
+
+        >>> import torch
+        >>> from ardiff_kernels import ops
+        >>> from ardiff_kernels.ops.mala_accept import COLUMNS
+        >>> coef = torch.zeros(1, 16)
+        >>> for column, value in {"g_z": 1.0, "c_d": -0.5, "c_v": 1.0}.items():
+        ...     coef[0, COLUMNS.index(column)] = value
+        >>> x, y = torch.tensor([[2.0], [0.0]]), torch.tensor([[0.0], [9.0]])
+        >>> v, none = torch.zeros(2, 1), torch.zeros(2, 1)
+        >>> zero = torch.zeros(1, dtype=torch.int32)
+        >>> place = coef, zero, zero, torch.tensor([2024]), torch.tensor([0, 1 << 20])
+        >>> found = ops.mala_accept(x, y, none, none, none, *place, v_x=v, v_y=v)
+        >>> found.accepted, found.log_alpha
+        (tensor([ True, False]), tensor([  2.0000, -40.5000]))
+        >>> found.x
+        tensor([[0.],
+                [0.]])
     """
 
 

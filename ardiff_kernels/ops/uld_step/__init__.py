@@ -42,7 +42,7 @@ def uld_step(
     noise: Tensor | None = None,
     noise2: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Execute one row of coefficients on position and velocity, with two normals an element.
+    """Execute one row of coefficients on position and velocity, with two normals per element.
 
     With D = z - anchor (0 on a row with a_z != 0) and normals n1, n2::
 
@@ -77,6 +77,21 @@ def uld_step(
     Raises:
         RuntimeError: a wrong shape, dtype, device, stride or combination of options, or an
             argument without a gradient that requires grad.
+
+    Example:
+        A row that begins at z, moves by the velocity and damps it; without noise:
+
+        >>> import torch
+        >>> from ardiff_kernels import ops
+        >>> from ardiff_kernels.ops.uld_step import COLUMNS
+        >>> coef = torch.zeros(1, 16)
+        >>> for column, value in {"z_z": 1.0, "z_v": 0.5, "v_v": 0.25, "a_z": 1.0}.items():
+        ...     coef[0, COLUMNS.index(column)] = value
+        >>> z, v = torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 8.0]])
+        >>> zero = torch.zeros(1, dtype=torch.int32)
+        >>> place = coef, zero, zero, torch.tensor([2024]), torch.tensor([0])
+        >>> ops.uld_step(z, v, torch.zeros(1, 2), torch.zeros(1, 2), *place)
+        (tensor([[3., 6.]]), tensor([[1., 2.]]), tensor([[1., 2.]]))
     """
 
 

@@ -1,4 +1,4 @@
-"""Triton kernel of `uld_step`: one launch a step, functional or in place.
+"""Triton kernel of `uld_step`: one launch per step, functional or in place.
 
 A lane owns four neighbouring elements of every tensor and makes their eight normals from two Philox
 quads, so float32 tensors move in 128-bit loads and stores and nothing passes between lanes. Absent

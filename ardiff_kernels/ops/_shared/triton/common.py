@@ -1,9 +1,9 @@
 """Device functions that the Triton step kernels share: addressed normals, guidance, table terms.
 
 Layout. A program owns a tile of `BR` samples by `BD` elements and a lane owns four neighbouring
-elements. With one normal an element that is one Philox quad a lane; with two (`uld_step`) it is two
-quads, joined so that no value changes lanes: one quad a lane there would cost a trip through shared
-memory. When `BR` is 1 everything that belongs to the sample is a scalar, else it is `[BR, 1]`.
+elements. With one normal per element that is one Philox quad per lane; with two (`uld_step`) it is
+two quads, joined so that no value changes lanes: one quad per lane there would cost a trip through
+shared memory. When `BR` is 1 everything that belongs to the sample is a scalar, else it is `[BR, 1]`.
 
 Pointers that may be None are specialised away at compile time.
 """
@@ -204,7 +204,7 @@ def quads(col, QUADS: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr):
 
 @triton.jit
 def one_normal(col, c1, key_ptr, stream, BR: tl.constexpr, BD: tl.constexpr):
-    """Addressed normals, one an element: quad i // 4 in the order (cos, sin, cos, sin)."""
+    """Addressed normals, one per element: quad i // 4 in the order (cos, sin, cos, sin)."""
     k0, k1 = low_high(tl.load(key_ptr))
     s0, s1 = low_high(stream)
     w0, w1, w2, w3 = philox4(quads(col, 1, BR, BD), c1, s0, s1, k0, k1)
@@ -215,7 +215,7 @@ def one_normal(col, c1, key_ptr, stream, BR: tl.constexpr, BD: tl.constexpr):
 
 @triton.jit
 def two_normals(col, c1, key_ptr, stream, BR: tl.constexpr, BD: tl.constexpr):
-    """Addressed normals, two an element: quad i // 2 serves elements 2q and 2q + 1."""
+    """Addressed normals, two per element: quad i // 2 serves elements 2q and 2q + 1."""
     k0, k1 = low_high(tl.load(key_ptr))
     s0, s1 = low_high(stream)
     q = quads(col, 2, BR, BD)
