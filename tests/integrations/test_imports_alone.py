@@ -25,7 +25,8 @@ NAMES = sorted(
     if not path.name.startswith("_") and (path.suffix == ".py" or path.is_dir())
 )
 PACKAGES = {
-    "comfy", "diffusers", "k_diffusion", "torch_fidelity", "torchsde", "torchvision", "transformers",
+    "comfy", "diffusers", "k_diffusion", "torch_fidelity", "torchsde", "torchvision",
+    "transformers",
 }  # fmt: skip
 
 
