@@ -3,6 +3,7 @@ second run of the tests compiles only what has changed. ARDIFF_TEST_CACHE=0 comp
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -17,19 +18,17 @@ import torch
 
 from tests import ROOT
 
+TORCH = Path(torch.__file__).parent
 FOLDER = ROOT / "build" / "test-cache"
 KEPT = 4  # builds of one name: those that were used last
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
 
 
-def with_included(sources: Iterable[Path], folders: Iterable[Path] = ()) -> list[Path]:
-    """C++ or CUDA sources and all files that they include in quotes, on any condition, and so on.
-
-    Args:
-        folders: where an include is looked for after the folder of the file that has it.
+def with_included(sources: Iterable[Path]) -> list[Path]:
+    """C++ or CUDA sources, the files that they include in quotes on any condition, and theirs.
 
     Raises:
-        FileNotFoundError: an include that is nowhere there.
+        FileNotFoundError: an include that is not beside the file that has it.
     """
     found: set[Path] = set()
     waiting = [path.resolve() for path in sources]
@@ -39,12 +38,16 @@ def with_included(sources: Iterable[Path], folders: Iterable[Path] = ()) -> list
             continue
         found.add(path)
         for name in _INCLUDE.findall(path.read_text()):
-            places = [folder / name for folder in (path.parent, *folders)]
-            present = [place.resolve() for place in places if place.is_file()]
-            if not present:
-                raise FileNotFoundError(f"{path} includes {name}, which is not in {places}")
-            waiting.append(present[0])
+            included = (path.parent / name).resolve()
+            if not included.is_file():
+                raise FileNotFoundError(f"{path} includes {name}, which is not at {included}")
+            waiting.append(included)
     return sorted(found)
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler that tests use."""
+    return os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
 
 
 def compiler_version(compiler: str) -> str:
@@ -53,12 +56,33 @@ def compiler_version(compiler: str) -> str:
     return f"{done.stdout} torch {torch.__version__}"
 
 
-def digest(inputs: Iterable[Path], facts: object) -> str:
-    """Of the contents of files, their paths, and what else decides the result."""
+def host_library(
+    compiler: str, name: str, source: Path, flags: list[str], root: Path = ROOT
+) -> Path:
+    """A library of torch ops, from a CUDA source that the C++ compiler takes as C++.
+
+    Args:
+        name: of the library, unlike all others'.
+        root: of the sources; paths relative to it are part of what the library is known by.
+    """
+
+    def make(folder: Path) -> None:
+        command = [compiler, *flags, "-shared", "-isystem", str(TORCH / "include")]
+        command += ["-x", "c++", str(source), "-x", "none", "-o", str(folder / f"{name}.so")]
+        command += [f"-L{TORCH / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    facts = [compiler_version(compiler), flags]
+    return cached(name, with_included([source]), facts, make, root=root) / f"{name}.so"
+
+
+def digest(inputs: Iterable[Path], facts: object, root: Path = ROOT) -> str:
+    """Of the contents of files, their paths from `root`, and what else decides the result."""
     made = hashlib.sha256(json.dumps(facts, default=str).encode())
     for path in sorted(set(inputs)):
         content = hashlib.sha256(path.read_bytes()).hexdigest()
-        made.update(f"\n{os.path.relpath(path, ROOT)} {content}".encode())
+        made.update(f"\n{os.path.relpath(path.resolve(), root.resolve())} {content}".encode())
     return made.hexdigest()[:24]
 
 
@@ -67,6 +91,8 @@ def cached(
     inputs: Iterable[Path],
     facts: object,
     make: Callable[[Path], None],
+    *,
+    root: Path = ROOT,
     folder: Path | None = None,
 ) -> Path:
     """A folder that `make` has filled, now or in an earlier run from the same inputs.
@@ -79,22 +105,23 @@ def cached(
         inputs: the files whose content goes into it.
         facts: what else does: compiler versions, flags, the text of a command; anything of JSON.
         make: fills an empty folder; what it raises leaves nothing behind.
+        root: of the inputs, as in :func:`digest`.
         folder: of the cache, build/test-cache.
     """
+    if os.environ.get("ARDIFF_TEST_CACHE") == "0":
+        own = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        atexit.register(shutil.rmtree, own, ignore_errors=True)
+        make(own)
+        return own
     folder = FOLDER if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
-    place = folder / f"{name}-{digest(inputs, facts)}"
-    fresh = os.environ.get("ARDIFF_TEST_CACHE") == "0"
-    if place.is_dir() and not fresh:
+    place = folder / f"{name}-{digest(inputs, facts, root)}"
+    if place.is_dir():
         os.utime(place)
         return place
     made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
     try:
         make(made)
-        if fresh and place.is_dir():
-            # Another process may have loaded libraries of it: their files live on while it does.
-            place.rename(made.with_suffix(".old"))
-            shutil.rmtree(made.with_suffix(".old"))
         try:
             made.rename(place)
         except OSError:
