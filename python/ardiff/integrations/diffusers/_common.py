@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 import ardiff_kernels  # noqa: F401  (defines the ops)
 
+from ...loop.checks import has_output_shape, with_variance
 from ...tables.table import DeviceTable, StepTable
 from ._noise import Generators, Noise, check_ids
 
@@ -189,12 +190,9 @@ def _first_places(timesteps: list[float]) -> dict[float, int]:
 
 def check_shapes(model_output: Tensor, sample: Tensor, doubled: bool) -> None:
     """ValueError unless the output has the sample's shape, or twice its channels where allowed."""
-    if model_output.shape == sample.shape:
+    if has_output_shape(model_output, sample.shape, doubled):
         return
-    expected = sample.shape
-    wide = (expected[0], 2 * expected[1], *expected[2:]) if len(expected) > 1 else None
-    if doubled and tuple(model_output.shape) == wide:
-        return
+    expected, wide = sample.shape, with_variance(sample.shape)
     also = f" or {list(wide)}" if doubled and wide else ""
     raise ValueError(
         f"model_output must have the shape {list(expected)}{also} of the sample, got "
