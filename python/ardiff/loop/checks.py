@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..tables.plan import Schedule
 
-
 OUTPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

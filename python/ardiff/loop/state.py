@@ -14,7 +14,6 @@ from ardiff_kernels import ops
 from ..noise import Spans
 from ..tables.plan import Flag, Kind, Schedule, Step
 
-
 FUNCTIONAL = {
     "diffusion": torch.ops.ardiff.diffusion_step.default,
     "uld": torch.ops.ardiff.uld_step.default,
@@ -76,6 +75,7 @@ class State:
         self.theirs: Sequence[Tensor] = ()
         self.origin: dict[str, Tensor | None] = {}
         self._in_place, self._accepts = in_place, schedule.accepts
+        self._midpoints = any(step.midpoint is not False for step in schedule.plan)
         self._spans = spans
         self._options = dict(options)
         self._out: Tensor | None = None
@@ -115,6 +115,8 @@ class State:
             self._mid = _choose(step.midpoint, self._lasting(out), self._mid)
             if step.midpoint is True:
                 return
+        if self._midpoints:  # which a row may call at before this output is used
+            out = self._lasting(out)
         fresh = step.calls_model
         if isinstance(step.midpoint, Tensor):
             fresh = ~step.midpoint if fresh is True else fresh & ~step.midpoint
