@@ -24,11 +24,30 @@ import torch
 from torch import Tensor
 
 from ..noise import Spans
-from ..tables.plan import Schedule
+from ..tables.plan import Schedule, Step
 from .ladder import Ladder
 from .state import State, launch
 
-__all__ = ["Decision", "Rows", "launch"]
+__all__ = ["Decision", "Program", "Rows", "launch"]
+
+
+class Program(NamedTuple):
+    """A schedule with the tensors of each iteration taken apart, for many runs of it.
+
+    Attributes:
+        schedule: the whole.
+        steps: of each iteration.
+        draws: int32 `[1]` of each iteration.
+    """
+
+    schedule: Schedule
+    steps: tuple[Step, ...]
+    draws: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, schedule: Schedule) -> Program:
+        """The program of a schedule."""
+        return cls(schedule, tuple(schedule.steps()), schedule.buffers.draw.split(1))
 
 
 class Decision(NamedTuple):
@@ -50,7 +69,7 @@ class Rows:
     """The rows of a schedule, one iteration after another.
 
     Args:
-        schedule: what to execute, on the device of `x`.
+        schedule: what to execute, on the device of `x`; or the program of it.
         x: `[B, d]` float32 (bfloat16 too for `diffusion` rows alone), or `[B, ...]` contiguous
             inside a sample, for schedules of one table. In place it is written.
         key: int64 `[1]`; or, in place, (slice of the samples, key) for each run of neighbours.
@@ -73,7 +92,7 @@ class Rows:
 
     def __init__(
         self,
-        schedule: Schedule,
+        schedule: Schedule | Program,
         x: Tensor,
         *,
         key: Tensor | Spans,
@@ -88,6 +107,8 @@ class Rows:
         memory: Tensor | None = None,
         v: Tensor | None = None,
     ) -> None:
+        program = schedule if isinstance(schedule, Program) else Program.of(schedule)
+        schedule, self._steps, self._draws = program
         spans = None if isinstance(key, Tensor) else key
         self.state = State(
             x, schedule, in_place=in_place, options=options or {}, spans=spans, memory=memory, v=v
@@ -95,8 +116,7 @@ class Rows:
         self.state.weights = list(weights)
         self.key, self.stream = key if spans is None else spans[0][1], stream
         self.index = first
-        self._steps, self._coef = tuple(schedule.steps()), schedule.buffers.coef
-        self._draws = schedule.buffers.draw.split(1)
+        self._coef = schedule.buffers.coef
         self._ladder, self._energy, self._decisions = ladder, energy, decisions
 
     @property
@@ -108,6 +128,11 @@ class Rows:
     def calls_model(self) -> bool:
         """Whether the next iteration needs the model's outputs, for any sample."""
         return self._steps[self.index].calls_model is not False
+
+    @property
+    def at_midpoint(self) -> bool:
+        """Whether that call is halfway to a proposal, for any sample."""
+        return self._steps[self.index].midpoint is not False
 
     @property
     def x(self) -> Tensor:
