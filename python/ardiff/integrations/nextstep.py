@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..guide import per_sample
+from ..guide import Guidance
 from ..heads.fused import FusedHead
 from ..loop.run import run
 from ..noise import initial_state, make_key, stream_of
@@ -146,12 +146,8 @@ class NextStepSampler(HeadSampler):
                 start = noise[0]
                 modifiers["noise"] = torch.cat([noise[1:], torch.zeros_like(noise[:1])])
             condition, *others = c.to(weight).chunk(ways)
-            weights = (cfg, cfg2)
-            for name, other, value in zip(("", "2"), others, weights, strict=False):
-                modifiers[f"uncond{name}"] = other
-                modifiers[f"guidance{name}"] = per_sample(
-                    f"cfg{name}", value, count, c.device, low=float("-inf")
-                )
+            guidance = Guidance(tuple(others), (cfg, cfg2)[: len(others)])
+            modifiers |= guidance.per_sample(count, c.device, ("cfg", "cfg2")).arguments()
             x = run(table, fused, start, key=key, stream=stream, condition=condition, **modifiers)
         return x.to(c.dtype, copy=True)  # no inference tensor
 
