@@ -56,13 +56,14 @@ def velocity_table(steps: int, shift: float = 1.0, last_step_size: float = 0.04)
 
     and the last step is x + last_step_size v. The rows' x0 is the velocity itself.
     """
-    times, builder = shifted_times(steps, shift, last_step_size), TableBuilder()
+    times = shifted_times(steps, shift, last_step_size)
+    builder = TableBuilder("flow", "flow", "nextstep")
     for t, dt in zip(times, np.diff(times), strict=False):
         builder.add(
             "diffusion", t, p_o=1.0, x_x=1 - dt, x_0=dt * (1 + t), x_n=np.sqrt(2 * (1 - t) * dt)
         )
     builder.add("diffusion", times[-1], p_o=1.0, x_x=1.0, x_0=last_step_size)
-    return builder.build(init_scale=1.0, path="flow", prediction="flow", solver="nextstep")
+    return builder.finish(init_scale=1.0)
 
 
 @functools.lru_cache(maxsize=64)
