@@ -1,6 +1,6 @@
 """The context encoder that a researcher writes: plain eager PyTorch, the rival of ours.
 
-It has the parameters of `ardiff.ar.patch_context.PatchContext`, by the same names. Its cache is one
+It has the parameters of `ardiff.ar.context.PatchContext`, by the same names. Its cache is one
 preallocated tensor, written in place and read by `scaled_dot_product_attention`.
 """
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from ardiff.ar.patch_context import PatchContext
+from ardiff.ar.context import PatchContext
 from ardiff.heads.base import sinusoidal_embedding
 from ardiff.heads.edm import EDMHead
 from ardiff.heads.mar import DiffusionHead

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from ..ar.patch_context import PatchContext
+from ..ar.context import PatchContext
 from ..heads.edm import EDMHead
 from ..heads.mar import DiffusionHead
 from ..tables.paths import GRIDS, PATHS, PREDICTIONS
