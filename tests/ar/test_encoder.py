@@ -34,6 +34,7 @@ FEATURES = {
     "partial-rotary": {"rotary_dims": 8, "rotary_base": 500.0},
     "no-position": {"position": "none"},
     "gqa-3": {"heads": 6, "kv_heads": 2, "head_dim": 32},
+    "small-heads": {"heads": 8, "kv_heads": 2, "position": "learned"},
 }
 LAYOUTS = {"contiguous": {}, "paged": {"block_size": 4}, "tight": {"block_size": 8, "blocks": 9}}
 
@@ -234,6 +235,7 @@ ERRORS = [
     ({"window": -1}, "window must not be negative, got -1"),
     ({"kv_heads": 3, "heads": 4, "head_dim": 32}, "kv_heads must divide heads, got 3 and 4 heads"),
     ({"heads": 4}, "head_dim must be a multiple of 8 from 32 to 256, got 16"),
+    ({"width": 528, "position": "none"}, "head_dim must be at most 256, got 264"),
     ({"rotary_dims": 34}, "rotary_dims must be even and at most head_dim 32, got 34"),
 ]
 

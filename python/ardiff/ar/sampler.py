@@ -221,19 +221,12 @@ class ARSampler:
         prompt, order = self.model.start.new_empty(0), list(range(self.model.config.patches))
         return [
             Request(
-                row,
-                [prompt],
-                [0, *conditions],
-                list(weights),
-                order,
-                seed,
-                sample_id,
-                self.steps,
-                self.temperature,
-                rows=[row],
-            )  # fmt: skip
+                row, prompts=[prompt], sources=[0, *conditions], weights=list(weights),
+                order=order, seed=seed, sample_id=sample_id, steps=self.steps,
+                temperature=self.temperature, rows=[row],
+            )
             for row, sample_id in enumerate(ids)
-        ]
+        ]  # fmt: skip
 
     def _contexts(self, batch: int) -> Callable[[list[Request]], list[Any]]:
         """What makes the contexts of a batch's next patches, from an empty cache."""

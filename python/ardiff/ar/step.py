@@ -19,6 +19,7 @@ from ..solvers import solver_options
 from ..tables.plan import Schedule
 from ..tables.ragged import RaggedTable
 from ..tables.table import StepTable
+from .function_model import OwnModel
 from .kv_cache import KVCache
 from .patch_model import Sampled
 from .requests import Request
@@ -89,7 +90,9 @@ class PatchSolver:
         weights: see `ardiff.heads.fused.FusedHead`.
     """
 
-    def __init__(self, model: Any, name: str, options: dict, weights: str = "float32") -> None:
+    def __init__(
+        self, model: Sampled | OwnModel, name: str, options: dict, weights: str = "float32"
+    ) -> None:
         self.model, self._weights = model, weights
         fused(model.denoiser, weights)  # refuses unknown weights at once
         own = {"name": name, "path": model.path, "prediction": model.prediction}
