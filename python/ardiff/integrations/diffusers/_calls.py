@@ -1,9 +1,10 @@
 """Schedulers whose `step` is one model call of a table that may make several a step or stage.
 
-Every call's rows are executed by :class:`ardiff.loop.rows.Rows`, which holds what they carry: memory,
-velocity and the origin of a proposal. The DDPM and DPM-Solver schedulers have a row a call and carry
-less than it holds, so that their `step` is a single :func:`ardiff.loop.rows.launch`, the function
-that `Rows` runs a row by: a step of theirs takes 30 us, and each microsecond beside the op shows.
+Every call's rows are executed by :class:`ardiff.loop.rows.Rows`, which holds what they carry:
+memory, velocity and the origin of a proposal. The DDPM and DPM-Solver schedulers have a row a call
+and carry less than it holds, so that their `step` is a single :func:`ardiff.loop.rows.launch`, the
+function that `Rows` runs a row by: a step of theirs takes 30 us, and each microsecond beside the op
+shows.
 """
 
 from __future__ import annotations
