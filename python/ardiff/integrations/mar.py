@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..guide import per_sample
+from ..guide import Guidance, per_sample
 from ..heads.fused import FusedHead
 from ..loop.run import make_schedule, run
 from ..noise import initial_state, make_key, make_stream
@@ -204,11 +204,12 @@ class MARSampler(HeadSampler):
         halves, count = guided and learned, len(z) // (1 + guided)
         modifiers: dict[str, Any] = {"condition": z}
         if guided:
-            w = per_sample("cfg", cfg, count, device, low=float("-inf"))
-            modifiers = {"condition": z[:count], "uncond": z[count:], "guidance": w}
+            guidance = Guidance((z[count:],), (cfg,)).per_sample(count, device, names=("cfg",))
+            modifiers = {"condition": z[:count], **guidance.arguments()}
             if halves:
-                w = w.expand(count)
-                modifiers = {"condition": z, "uncond": z, "guidance": torch.cat([w, 1 - w])}
+                w = guidance.weights[0].expand(count)
+                guidance = Guidance((z,), (torch.cat([w, 1 - w]),))
+                modifiers = {"condition": z, **guidance.arguments()}
         if isinstance(temperature, Tensor) or temperature != 1:
             scale = per_sample("temperature", temperature, count, device, low=0.0)
             modifiers["noise_scale"] = scale.repeat(2) if halves and len(scale) > 1 else scale

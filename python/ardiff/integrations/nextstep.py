@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..guide import per_sample
+from ..guide import Guidance
 from ..heads.fused import FusedHead
 from ..loop.run import run
 from ..noise import initial_state, make_key, stream_of
@@ -56,13 +56,14 @@ def velocity_table(steps: int, shift: float = 1.0, last_step_size: float = 0.04)
 
     and the last step is x + last_step_size v. The rows' x0 is the velocity itself.
     """
-    times, builder = shifted_times(steps, shift, last_step_size), TableBuilder()
+    times = shifted_times(steps, shift, last_step_size)
+    builder = TableBuilder("flow", "flow", "nextstep")
     for t, dt in zip(times, np.diff(times), strict=False):
         builder.add(
             "diffusion", t, p_o=1.0, x_x=1 - dt, x_0=dt * (1 + t), x_n=np.sqrt(2 * (1 - t) * dt)
         )
     builder.add("diffusion", times[-1], p_o=1.0, x_x=1.0, x_0=last_step_size)
-    return builder.build(init_scale=1.0, path="flow", prediction="flow", solver="nextstep")
+    return builder.finish(init_scale=1.0)
 
 
 @functools.lru_cache(maxsize=64)
@@ -146,12 +147,8 @@ class NextStepSampler(HeadSampler):
                 start = noise[0]
                 modifiers["noise"] = torch.cat([noise[1:], torch.zeros_like(noise[:1])])
             condition, *others = c.to(weight).chunk(ways)
-            weights = (cfg, cfg2)
-            for name, other, value in zip(("", "2"), others, weights, strict=False):
-                modifiers[f"uncond{name}"] = other
-                modifiers[f"guidance{name}"] = per_sample(
-                    f"cfg{name}", value, count, c.device, low=float("-inf")
-                )
+            guidance = Guidance(tuple(others), (cfg, cfg2)[: len(others)])
+            modifiers |= guidance.per_sample(count, c.device, ("cfg", "cfg2")).arguments()
             x = run(table, fused, start, key=key, stream=stream, condition=condition, **modifiers)
         return x.to(c.dtype, copy=True)  # no inference tensor
 

@@ -100,9 +100,9 @@ def flow_table(steps: int) -> StepTable:
 
 def _drift() -> StepTable:
     """One call, whose output (ours has the other sign) is the latent."""
-    builder = TableBuilder()
+    builder = TableBuilder("flow", "flow", "drifting")
     builder.add("diffusion", 1.0, p_o=-1.0, x_0=1.0)
-    return builder.build(init_scale=1.0, path="flow", prediction="flow", solver="drifting")
+    return builder.finish(init_scale=1.0)
 
 
 _DRIFT = _drift()

@@ -12,7 +12,7 @@ from ardiff_kernels.ops.diffusion_step import COLUMNS as DIFFUSION_COLUMNS
 from ardiff_kernels.ops.mala_accept import COLUMNS as ACCEPT_COLUMNS
 from ardiff_kernels.ops.uld_step import COLUMNS as ULD_COLUMNS
 
-from .paths import check_prediction
+from .paths import Path, check_prediction, data_coefficients, get_path
 
 WIDTH = 16
 COLUMNS = {"diffusion": DIFFUSION_COLUMNS, "uld": ULD_COLUMNS, "accept": ACCEPT_COLUMNS}
@@ -245,9 +245,24 @@ def _check_proposals(op, saves_origin, midpoint, calls_model) -> None:
 
 
 class TableBuilder:
-    """Collects named rows; columns not named are 0."""
+    """Collects the rows of one table; columns not named are 0.
 
-    def __init__(self) -> None:
+    A solver adds its rows and ends with :meth:`finish`, which adds what every table has: the last
+    data prediction, the initial state's scale and the names.
+
+    Args:
+        path: a Path or the name of one. A table whose levels no Path knows gives a name of its own,
+            and `init_scale` to :meth:`finish`.
+        prediction: one of :data:`ardiff.tables.paths.PREDICTIONS`.
+        name: of the solver.
+
+    Attributes:
+        path: the Path of the levels.
+        prediction: as given.
+    """
+
+    def __init__(self, path: str | Path, prediction: str, name: str) -> None:
+        self._path, self.prediction, self._name = path, prediction, name
         self._coefficients: list[np.ndarray] = []
         self._level: list[float] = []
         self._calls: list[bool] = []
@@ -277,19 +292,54 @@ class TableBuilder:
         for name, value in flags.items():
             self._flags[name].append(value)
 
-    def build(
-        self, *, init_scale: float, path: str, prediction: str, solver: str, energy: bool = False
+    @property
+    def path(self) -> Path:
+        return get_path(self._path)
+
+    def data_prediction(self, level: float) -> tuple[float, float]:
+        """(p_x, p_o) of a model called at `level`: x0 = p_x x + p_o out.
+
+        Raises:
+            ValueError: for an `epsilon` or `score` model at alpha = 0.
+        """
+        alpha, sigma = float(self.path.alpha(level)), float(self.path.sigma(level))
+        return data_coefficients(self.prediction, alpha, sigma)
+
+    def finish(
+        self,
+        denoise_last: float | None = None,
+        *,
+        op: str = "diffusion",
+        calls_model: bool = True,
+        init_scale: float | None = None,
+        energy: bool = False,
     ) -> StepTable:
-        """The finished table."""
+        """The finished table.
+
+        Args:
+            denoise_last: the level of a last row, which makes the state the data prediction; None
+                for no such row.
+            op: of that row, ``diffusion`` or ``uld``.
+            calls_model: whether that row calls the model, or has the output of the row before.
+            init_scale: standard deviation of the initial state, by default the path's at the first
+                level.
+            energy: as in :class:`StepTable`.
+        """
+        if denoise_last is not None:
+            p_x, p_o = self.data_prediction(denoise_last)
+            last = {"z_z": p_x, "z_o": p_o} if op == "uld" else {"p_x": p_x, "p_o": p_o, "x_0": 1.0}
+            self.add(op, denoise_last, calls_model=calls_model, **last)
+        if init_scale is None:
+            init_scale = self.path.init_scale(self._level[0])
         return StepTable(
             np.stack(self._coefficients),
             np.array(self._level),
             np.array(self._calls),
             tuple(self._op),
             init_scale,
-            path,
-            prediction,
-            solver,
+            self._path if isinstance(self._path, str) else self._path.name,
+            self.prediction,
+            self._name,
             energy=energy,
             **{name: np.array(values) for name, values in self._flags.items()},
         )

@@ -25,7 +25,7 @@ FLAGS = [
 
 
 class Compiled(NamedTuple):
-    """`rows`: one a kernel and target, as `triton_static.py` prints them, with `stack` and
+    """`rows`: one per kernel and target, as `triton_static.py` prints them, with `stack` and
     `spill_bytes` from ptxas."""
 
     object: Path

@@ -43,7 +43,7 @@ FLAGS = [
     *("-std=c++17", "-Og", "-ffp-contract=off", "-fPIC", "-w", "-DTORCH_STABLE_ONLY"),
     *("-DTORCH_TARGET_VERSION=0x020A000000000000", "-DARDIFF_CUDA_KEY=CPU"),
 ]
-# Replacements in csrc/cuda/kv_attention/<file>. Blocks that take all splits and a launch a row
+# Replacements in csrc/cuda/kv_attention/<file>. Blocks that take all splits and a launch per row
 # change no bit; faults do, each where its test says.
 SMALL_LAUNCHES = {
     "blocks": ("kv_attention.cu", "kEnoughBlocks = 1 << 15", "kEnoughBlocks = 1"),
