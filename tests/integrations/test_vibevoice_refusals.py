@@ -135,7 +135,7 @@ def test_bad_schedulers_are_named_before_the_first_token(model):
 
 def test_sample_ids_of_another_number_are_refused(model):
     accelerate(model, seed=1, sample_ids=[1, 2])
-    with pytest.raises(ValueError, match="sample_ids must be 1 integers, one a sample"):
+    with pytest.raises(ValueError, match="sample_ids must be 1 integers, one per sample"):
         speak(model, PROMPT, [2])
 
 

@@ -2,7 +2,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "../csrc/cuda/layout.cuh"
+#include "../../csrc/cuda/layout.cuh"
 
 using ardiff::kThreads;
 using ardiff::Layout;

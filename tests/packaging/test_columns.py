@@ -22,7 +22,7 @@ def test_the_c_interface_names_the_same_columns():
     expected = [f"ARDIFF_{name.upper()}" for name in columns.ULD]
     assert re.findall(r"\w+", names) == expected
     (width,) = re.findall(r"#define ARDIFF_COEF_COLUMNS (\d+)", text)
-    assert int(width) == columns.WIDTH
+    assert int(width) == columns.TABLE_WIDTH
 
 
 def test_no_column_is_a_number():

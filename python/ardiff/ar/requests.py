@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..guide import guidance_weights
+from ..guide import Guidance, number
 from ..noise import MAX_PATCHES, MAX_SAMPLE_ID
 from .kv_cache import CachePlan
 from .patch_model import PatchModel
@@ -121,18 +120,6 @@ def integer(name: str, value: int, low: int, high: int) -> int:
     return value
 
 
-def number(name: str, value: float, low: float) -> float:
-    """`value` as a finite float, at least `low`; TypeError or ValueError otherwise."""
-    try:
-        found = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
-    if not (math.isfinite(found) and found >= low):
-        bound = "" if low == -math.inf else f" and at least {low:g}"
-        raise ValueError(f"{name} must be finite{bound}, got {value}")
-    return found
-
-
 def make_request(
     model: PatchModel,
     id: int,
@@ -167,30 +154,23 @@ def make_request(
         raise ValueError(
             "this model makes patches in one order: for another one, train a PatchModel with places"
         )
-    prompts, sources, weights = [_prompt("prompt", prompt, model)], [0], []
-    for (name, weight), (name_of_other, other) in zip(
-        {"guidance": guidance, "guidance2": guidance2}.items(),
-        {"uncond": uncond, "uncond2": uncond2}.items(),
-        strict=True,
-    ):
-        if weight is None:
-            if other is not None:
-                raise ValueError(
-                    f"{name_of_other} is the prompt that {name} compares with: pass {name} too"
-                )
-            continue
-        weight = number(name, weight, -math.inf)
-        weights.append(guidance_weights(weight, guidance_schedule, patches))
-        sources.append(None if other is None and model.null is not None else len(prompts))
-        if sources[-1] is not None:
-            prompts.append(_prompt(name_of_other, other, model))
-    if guidance2 is not None:
-        _check_three_ways(guidance, uncond, uncond2)
+    guided = _guidance(model, uncond, guidance, uncond2, guidance2)
+    guided = guided.per_patch(guidance_schedule, patches)
+    if guided.outputs == 3 and uncond is None and uncond2 is None:
+        raise ValueError(
+            "guidance2 weighs the difference of uncond and uncond2, which are the same where "
+            "neither is given: pass at least one"
+        )
+    prompts, sources = [_prompt("prompt", prompt, model)], [0]
+    for condition in guided.conditions:
+        sources.append(None if condition is model.null else len(prompts))
+        if condition is not model.null:
+            prompts.append(condition)
     return Request(
         id,
         prompts,
         sources,
-        weights,
+        list(guided.weights),
         order,
         integer("seed", seed, -(2**63), 2**63),
         integer("sample_id", id if sample_id is None else sample_id, 0, MAX_SAMPLE_ID),
@@ -201,18 +181,29 @@ def make_request(
     )
 
 
-def _check_three_ways(
-    guidance: float | None, uncond: Tensor | None, uncond2: Tensor | None
-) -> None:
-    if guidance is None:
+def _guidance(
+    model: PatchModel,
+    uncond: Tensor | None,
+    guidance: float | None,
+    uncond2: Tensor | None,
+    guidance2: float | None,
+) -> Guidance:
+    """Guidance by prompts; where none is given, by the model's null context or an empty prompt."""
+    if guidance2 is not None and guidance is None:
         raise ValueError(
             "guidance2 weighs the difference of uncond and uncond2: pass guidance too, 1 for none"
         )
-    if uncond is None and uncond2 is None:
-        raise ValueError(
-            "guidance2 weighs the difference of uncond and uncond2, which are the same where "
-            "neither is given: pass at least one"
-        )
+    own = _prompt("prompt", None, model) if model.null is None else model.null
+    conditions: list[Tensor | None] = []
+    for suffix, prompt, weight in (("", uncond, guidance), ("2", uncond2, guidance2)):
+        if prompt is not None and weight is None:
+            raise ValueError(
+                f"uncond{suffix} is the prompt that guidance{suffix} compares with: pass "
+                f"guidance{suffix} too"
+            )
+        given = own if prompt is None else _prompt(f"uncond{suffix}", prompt, model)
+        conditions.append(None if weight is None else given)
+    return Guidance.of(conditions[0], guidance, conditions[1], guidance2)
 
 
 def check_room(request: Request, model: PatchModel, plan: CachePlan) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from torch import Tensor
 
 import ardiff_kernels
 
-from ..guide import guidance_weights, per_sample
+from ..guide import Guidance, number
 from ..heads.fused import fused
 from ..loop.run import run
 from ..loop.stats import SampleStats, collect, pool
@@ -119,12 +118,17 @@ class ARSampler:
         if stages is not None:
             options["stages"] = stages
         config = model.config
-        self.model, self.temperature, self.uncond2 = model, temperature, uncond2
-        per_sample("temperature", temperature, 1, "cpu", low=0.0)
-        guidance_weights(1.0, guidance_schedule, 1)
-        self.guidance = self._weights("guidance", guidance, guidance_schedule)
-        self.guidance2 = self._weights("guidance2", guidance2, guidance_schedule)
-        self._check_uncond2()
+        self.model, self.temperature = model, temperature
+        number("temperature", temperature, 0.0)
+        null = None if guidance is None else model.null
+        self.guidance = Guidance.of(null, guidance, uncond2, guidance2).per_patch(
+            guidance_schedule, config.patches
+        )
+        if uncond2 is not None and uncond2.shape != (config.context_width,):
+            raise ValueError(
+                f"ARSampler: uncond2 must be a context of shape [{config.context_width}], got "
+                f"{list(uncond2.shape)}"
+            )
         self.batch, self.backend, self.weights = batch, backend, weights
         self._denoiser = fused(model.denoiser, weights)
         if "dim" in solver_options(solver):
@@ -144,28 +148,10 @@ class ARSampler:
                 '"trapezoid" or "simpson"'
             )
 
-    def _weights(self, name: str, weight: float | None, schedule: str) -> list[float] | None:
-        if weight is None:
-            return None
-        per_sample(name, weight, 1, "cpu", low=-math.inf)
-        return guidance_weights(weight, schedule, self.model.config.patches)
-
-    def _check_uncond2(self) -> None:
-        given = (self.guidance2 is not None, self.uncond2 is not None)
-        if given[0] != given[1] or (given[0] and self.guidance is None):
-            raise ValueError("ARSampler: guidance2 and uncond2 go together, and only with guidance")
-        width = self.model.config.context_width
-        if self.uncond2 is not None and self.uncond2.shape != (width,):
-            raise ValueError(
-                f"ARSampler: uncond2 must be a context of shape [{width}], got "
-                f"{list(self.uncond2.shape)}"
-            )
-
     @property
     def calls(self) -> int:
         """Model calls for each image: all patches, two or three times as many with guidance."""
-        outputs = 1 + (self.guidance is not None) + (self.guidance2 is not None)
-        return sum(table.calls for table in self.tables) * outputs
+        return sum(table.calls for table in self.tables) * self.guidance.outputs
 
     def sample(
         self,
@@ -255,13 +241,12 @@ class ARSampler:
         found = {}
         if self.temperature != 1:
             found["noise_scale"] = self.model.mean.new_tensor([self.temperature])
-        if self.guidance is not None:
-            found["uncond"] = self.model.null.expand_as(context)
-            found["guidance"] = self.model.mean.new_tensor([self.guidance[k]])
-        if self.guidance2 is not None:
-            found["uncond2"] = self.uncond2.to(context).expand_as(context)
-            found["guidance2"] = self.model.mean.new_tensor([self.guidance2[k]])
-        return found
+        conditions, weights = self.guidance
+        here = Guidance(
+            tuple(condition.to(context).expand_as(context) for condition in conditions),
+            tuple(self.model.mean.new_tensor([each[k]]) for each in weights),
+        )
+        return found | here.arguments()
 
 
 def _own_model(model: Any, encode: Any, denoise: Any, options: dict[str, Any]) -> OwnModel:

@@ -1,4 +1,4 @@
-"""The command line `ardiff`: one module of `ardiff.commands` a command, discovered by name."""
+"""The command line `ardiff`: one module of `ardiff.commands` per command, discovered by name."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+def command_names() -> list[str]:
+    """The modules of the package but private ones."""
+    names = [module.name for module in pkgutil.iter_modules(commands.__path__)]
+    return sorted(name for name in names if not name.startswith("_"))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command; each command module adds its own options."""
     parser = _Parser(prog="ardiff", description="Samplers for autoregressive diffusion models.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in sorted(module.name for module in pkgutil.iter_modules(commands.__path__)):
+    for name in command_names():
         module = importlib.import_module(f"{commands.__name__}.{name}")
         summary = module.__doc__.splitlines()[0]
         command = subparsers.add_parser(name, help=summary, description=summary)

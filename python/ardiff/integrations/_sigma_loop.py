@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ardiff_kernels import ops
-
 from ..guide import per_sample
+from ..loop.checks import OUTPUT_DTYPES, check_output
+from ..loop.rows import Rows
+from ..loop.run import make_schedule
 from ..noise import MAX_PATCHES, make_key, make_stream
 from ._sigma_plan import SigmaPlan
 
@@ -78,7 +79,7 @@ def run_plan(
     s_noise: float,
     noise: Noise,
 ) -> Tensor:
-    """Every row of the plan's table, by functional ops: no tensor that was shown is written.
+    """Every row of the plan's table, of which no tensor that was shown is ever written.
 
     Returns:
         x at the last sigma, of the shape and dtype of `x`.
@@ -89,58 +90,36 @@ def run_plan(
     if plan.table is None:
         return x
     shape, dtype, table = x.shape, x.dtype, plan.table
-    rows = table.to(x.device)
+    schedule = make_schedule(table, x)
     levels = torch.tensor(plan.levels, dtype=torch.float32, device=x.device)
     options = (
         {} if s_noise == 1 else {"noise_scale": per_sample("s_noise", s_noise, 1, x.device, low=0)}
     )
+    flat = x.reshape(len(x), -1).float()
+    rows = Rows(schedule, flat, key=noise.key, stream=noise.stream, options=options)
 
     def answer(z: Tensor, row: int) -> Tensor:
         sigma = x.new_full((len(x),), table.level[row])
-        return _checked(model(z.view(shape).to(dtype), sigma, **(extra_args or {})), x)
+        out = model(z.view(shape).to(dtype), sigma, **(extra_args or {}))
+        check_output(out, x, table.learned_range, (*OUTPUT_DTYPES, torch.float64))
+        out = out.detach().reshape(len(x), -1)
+        return out.float() if out.dtype == torch.float64 else out
 
     def shown(z: Tensor) -> Tensor:
-        return z.view(shape).to(dtype)
+        return z[:, : flat.shape[1]].view(shape).to(dtype)
 
-    z = x.reshape(len(x), -1).float()
-    v, memory = torch.zeros_like(z), torch.zeros_like(z)
-    out = middle = origin = None
     with tqdm(total=plan.intervals, disable=disable) as bar:
-        for k, op in enumerate(table.op):
-            if table.midpoint[k]:
-                middle = answer((origin[0] + z) / 2, k).clone()
-                continue
-            if table.calls_model[k]:
-                out = answer(z, k)
+        while not rows.ended:
+            k = rows.index
+            if rows.calls_model:
+                out = answer(rows.query(), k)
+                rows.state.theirs = (out,)  # the model may answer in the same memory each time
+                rows.take([out])
             if k in plan.begins:
                 if callback is not None:
                     at = {"sigma": levels[plan.stage[k]], "sigma_hat": levels[plan.stage[k]]}
-                    callback({"x": shown(z), "i": plan.begins[k], "denoised": shown(out)} | at)
+                    seen = {"x": shown(rows.x), "denoised": shown(rows.out)}
+                    callback({"i": plan.begins[k], **seen, **at})
                 bar.update(plan.begins[k] + 1 - bar.n)
-            if table.saves_origin[k]:
-                origin = z, out.clone()  # the model may answer in the same memory each time
-            place = (rows.coef, rows.row[k : k + 1], rows.row[k : k + 1], noise.key, noise.stream)
-            if op == "accept":
-                proposal = (origin[0], z, origin[1], out, memory)
-                z, out, *_ = ops.mala_accept(*proposal, *place, out_mid=middle)
-                middle = None
-                continue
-            given = options | noise.given(plan, k, levels)
-            if op == "uld":
-                z, v, memory = ops.uld_step(z, v, out, memory, *place, **given)
-            else:
-                z, memory, _ = ops.diffusion_step(z, out, memory, *place, **given)
-    return shown(z)
-
-
-def _checked(out: Any, x: Tensor) -> Tensor:
-    """The model's output at `x`, `[B, d]` in a dtype that the ops take."""
-    if not isinstance(out, Tensor):
-        raise TypeError(f"the model must return a tensor, got {type(out).__name__}")
-    if out.shape != x.shape or out.device != x.device or not out.is_floating_point():
-        raise ValueError(
-            f"the model must return the shape of its input {list(x.shape)}, on {x.device}, in a "
-            f"float dtype; got {str(out.dtype)[6:]} {list(out.shape)} on {out.device}"
-        )
-    out = out.detach().reshape(len(x), -1)
-    return out.float() if out.dtype == torch.float64 else out
+            rows.execute(**noise.given(plan, k, levels))
+    return shown(rows.x)

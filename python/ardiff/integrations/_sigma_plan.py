@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..solvers import rtk_uld
-from ..solvers import solver as make_table
+from ..solvers import check_options, rtk_uld
+from ..solvers._over_levels import over_levels
 from ..solvers._rtk import adjusted as metropolis
 from ..solvers._rtk import stages as rtk
 from ..tables.paths import get_path
@@ -40,6 +40,22 @@ class SigmaPlan:
     begins: dict[int, int]
     draws: tuple[dict[str, tuple[float, float]], ...]
 
+    def __post_init__(self) -> None:
+        """Raises for what a denoiser over sigmas cannot give."""
+        if self.table is None:
+            return
+        if not isinstance(self.table, StepTable):
+            raise TypeError(
+                "the samplers over sigmas run one StepTable for all samples, got "
+                f"{type(self.table).__name__}; ardiff.sample gives each sample its own"
+            )
+        if self.table.energy:
+            raise ValueError(
+                f"solver {self.table.solver} with accept='energy' compares energies, which a "
+                "denoiser does not give: use accept='trapezoid' or 'simpson', or ardiff.sample "
+                "with energy_fn"
+            )
+
     @property
     def intervals(self) -> int:
         return max(len(self.sigmas) - 1, 0)
@@ -61,18 +77,27 @@ def check_sigmas(path: str, sigmas: tuple[float, ...]) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def one_call_plan(name: str, path: str, sigmas: tuple[float, ...], **options) -> SigmaPlan:
-    """A row an interval, of a solver with one model call a step."""
+def solver_plan(name: str, path: str, sigmas: tuple[float, ...], **options) -> SigmaPlan:
+    """The table of any solver on the sigmas; they are the ends of its steps or stages.
+
+    The interval from sigma_i begins with the last row at that level: the rows before it there
+    belong to the step that came from above, whose answers a step may end with.
+    """
     check_sigmas(path, sigmas)
+    check_options(name, options)
     if len(sigmas) < 2:
         return SigmaPlan(sigmas, None, sigmas, (), {}, ())
     to_data = sigmas[-1] == 0
-    table = make_table(
-        name, path=path, prediction="sample", steps=len(sigmas) - 1,
-        grid=sigmas[:-1] if to_data else sigmas, denoise_last=to_data, **options,
+    levels = sigmas[:-1] if to_data else sigmas
+    table = over_levels(
+        name, path=get_path(path), prediction="sample", levels=levels, denoise_last=to_data,
+        **options,
     )  # fmt: skip
-    stage = tuple(range(len(table)))
-    return SigmaPlan(sigmas, table, sigmas, stage, dict(enumerate(stage)), _draws(table, stage))
+    last = {level: row for row, level in enumerate(table.level.tolist())}
+    begins = {last[sigma]: i for i, sigma in enumerate(sigmas[:-1]) if sigma in last}
+    stage = np.cumsum([row in begins for row in range(len(table))]) - 1
+    stage = tuple(np.maximum(stage, 0).tolist())
+    return SigmaPlan(sigmas, table, sigmas, stage, begins, _draws(table, stage))
 
 
 @functools.lru_cache(maxsize=64)
@@ -88,7 +113,7 @@ def stage_plan(
     to_data = sigmas[-1:] == (0.0,)
     positive = sigmas[:-1] if to_data else sigmas
     if len(positive) < 2:
-        return one_call_plan("ddpm", path, sigmas)
+        return solver_plan("ddpm", path, sigmas)
     count = len(positive) - 1
     place = np.arange(count + 1) if stages is None else np.linspace(0, count, int(stages) + 1)
     grid = np.array(positive)

@@ -8,6 +8,9 @@ often to 0, and x `[B, ...]` of any float dtype; the state is held in float32. T
 k_diffusion is not needed. The model may use gradients (`torch.enable_grad`), and tensors that it or
 a callback keeps are never written again.
 
+There is a `sample_x` for every solver x of :data:`ardiff.solvers.SOLVERS`, with underscores in its
+name (:data:`SOLVER_SAMPLERS`), besides those written out below (:data:`SAMPLERS`).
+
 The callback gets a dict with x, i, sigma, sigma_hat and denoised once for each interval i of
 `sigmas`, also where the sampler makes more calls in it: x at sigma and the model's answer there.
 With `stages` it is once a stage, and i is the interval in which the stage begins.
@@ -20,14 +23,18 @@ a run that was split does not repeat the noise of the first.
 
 from __future__ import annotations
 
+import inspect
+import math
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from ..solvers import SOLVERS, check_options, solver_options, table_function
 from ..solvers._rtk import stages as rtk
 from ._sigma_loop import Noise, run_plan
-from ._sigma_plan import one_call_plan, stage_plan
+from ._sigma_plan import solver_plan, stage_plan
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
@@ -57,7 +64,7 @@ def sample_ddpm_fused(
         ValueError, TypeError: sigmas that do not decrease, an eta out of range, a model output
             that does not fit x.
     """
-    plan = one_call_plan("ddim", path, _host(sigmas), eta=float(eta))
+    plan = solver_plan("ddim", path, _host(sigmas), eta=float(eta))
     noise = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
     return run_plan(plan, model, x, extra_args, callback, disable, s_noise, noise)
 
@@ -75,7 +82,7 @@ def sample_dpmpp_2m_sde_fused(
     :func:`sample_ddpm_fused`'s.
     """
     options = {"eta": float(eta), "solver_type": solver_type}
-    plan = one_call_plan("dpmpp-2m-sde", path, _host(sigmas), **options)
+    plan = solver_plan("dpmpp-2m-sde", path, _host(sigmas), **options)
     noise = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
     return run_plan(plan, model, x, extra_args, callback, disable, s_noise, noise)
 
@@ -146,6 +153,61 @@ SAMPLERS = {
     "ddpm_fused": sample_ddpm_fused,
     "dpmpp_2m_sde_fused": sample_dpmpp_2m_sde_fused,
 }
+
+_SHARED = """
+
+    The solver's steps, or its stages, end at `sigmas`. eta is given to a solver that takes it, and
+    must be left out for the others. `dim`, where a solver takes it, is that of x unless given.
+    Other arguments, results and errors as :func:`sample_ddpm_fused`'s; the solver's own options as
+    :func:`ardiff.solver` takes them, but for `stages`.
+"""
+
+
+def _sampler_of(solver: str) -> Callable[..., Tensor]:
+    """The sampler of a solver, with the signature of k-diffusion's and the solver's options."""
+    name, own = f"sample_{_as_name(solver)}", solver_options(solver)
+
+    def sample(
+        model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict | None = None,
+        callback: Callable | None = None, disable: bool | None = None, eta: float | None = None,
+        s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None, *, path: str = "edm",
+        seed: int | None = None, sample_ids: Sequence[int] | Tensor | None = None, **options,
+    ) -> Tensor:  # fmt: skip
+        if "stages" in options:
+            raise ValueError(f"{name} takes no stages: there is one for each interval of sigmas")
+        if eta is not None and "eta" not in own:
+            raise ValueError(f"{name}: solver {solver} takes no eta, got {eta!r}; leave it out")
+        given = check_options(solver, options)
+        given |= {} if eta is None else {"eta": float(eta)}
+        if "dim" in own:
+            given.setdefault("dim", math.prod(x.shape[1:]))
+        plan = solver_plan(solver, path, _host(sigmas), **given)
+        noise = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
+        return run_plan(plan, model, x, extra_args, callback, disable, s_noise, noise)
+
+    shown = inspect.signature(sample)
+    defaults = inspect.signature(table_function(solver)).parameters
+    parameters = list(shown.parameters.values())[:-1]
+    if "eta" in own:
+        eta = defaults["eta"].default
+        parameters = [p.replace(default=eta) if p.name == "eta" else p for p in parameters]
+    parameters += [defaults[option] for option in own if option not in ("eta", "stages")]
+    about = (sys.modules[table_function(solver).__module__].__doc__ or solver).split("\n", 1)[0]
+    sample.__name__ = sample.__qualname__ = name
+    sample.__doc__ = about + _SHARED
+    sample.__signature__ = shown.replace(parameters=parameters)
+    return sample
+
+
+def _as_name(solver: str) -> str:
+    return solver.replace("-", "_")
+
+
+# a sampler for every solver that there is, by the name of its file
+SOLVER_SAMPLERS = {
+    _as_name(solver): SAMPLERS.get(_as_name(solver)) or _sampler_of(solver) for solver in SOLVERS
+}
+globals().update({f"sample_{name}": sample for name, sample in SOLVER_SAMPLERS.items()})
 
 
 def _host(sigmas: Tensor | Sequence[float]) -> tuple[float, ...]:

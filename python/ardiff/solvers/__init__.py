@@ -44,6 +44,25 @@ def solver_options(name: str) -> tuple[str, ...]:
     return tuple(option for option in own if option != "denoise_last")
 
 
+def check_options(name: str, options: dict) -> dict:
+    """The options that are not None, which stands for the default.
+
+    Raises:
+        ValueError, TypeError: an unknown name, an option that the solver does not take, or one that
+            is neither a number nor a name.
+    """
+    own = solver_options(name)
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in given:
+        if key not in own:
+            known = ", ".join(own) or "none of its own"
+            raise ValueError(f"solver {name} does not take the option {key!r}; it takes: {known}")
+        if not isinstance(options[key], (int, float, str, np.number)):
+            kind = type(options[key]).__name__
+            raise TypeError(f"{key} must be a number or a name, got {kind}")
+    return given
+
+
 def solver(
     name: str,
     *,
@@ -82,15 +101,7 @@ def solver(
         ValueError: an unknown name, an option that the solver does not take (it is named), too few
             steps, or a score or epsilon model at alpha = 0.
     """
-    own = solver_options(name)
-    given = {key: value for key, value in options.items() if value is not None}
-    for key in given:
-        if key not in own:
-            known = ", ".join(own) or "none of its own"
-            raise ValueError(f"solver {name} does not take the option {key!r}; it takes: {known}")
-        if not isinstance(options[key], (int, float, str, np.number)):
-            kind = type(options[key]).__name__
-            raise TypeError(f"{key} must be a number or a name, got {kind}")
+    given = check_options(name, options)
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
         raise ValueError(f"steps must be an integer of 1 or more, got {steps!r}")
     try:

@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from tests import ROOT
+from tests._support import build_cache
+from tests._support.build_cache import TORCH
 from tests.kernels.compiled import sass
 
-TORCH = Path(torch.__file__).parent
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*/*.cu"))
 FLAGS = [
     *("-std=c++17", "-O3", "-fmad=false", "-Xptxas=-v", "-Xcompiler=-fPIC"),
@@ -25,7 +24,7 @@ FLAGS = [
 
 
 class Compiled(NamedTuple):
-    """`rows`: one a kernel and target, as `triton_static.py` prints them, with `stack` and
+    """`rows`: one per kernel and target, as `triton_static.py` prints them, with `stack` and
     `spill_bytes` from ptxas."""
 
     object: Path
@@ -66,13 +65,22 @@ def readable(names: list[str]) -> list[str]:
     return [re.sub(r"\b\w+::", "", text).replace("> >", ">>") for text in texts]
 
 
-def compile_source(nvcc: str, source: Path, folder: Path) -> Compiled:
+def compile_source(nvcc: str, source: Path) -> Compiled:
+    """Compiled once per content of the source and all that it includes; measured each time."""
+
+    def make(folder: Path) -> None:
+        command = [nvcc, *FLAGS, "-isystem", str(TORCH / "include"), "-c", str(source)]
+        command += ["-o", str(folder / f"{source.stem}.o")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"nvcc could not compile {source.name}:\n{done.stderr}")
+        (folder / "ptxas.txt").write_text(done.stdout + done.stderr)
+
+    facts = [build_cache.compiler_version(nvcc), FLAGS]
+    inputs = build_cache.with_included([source])
+    folder = build_cache.cached(f"cuda-{source.stem}", inputs, facts, make)
     target = folder / f"{source.stem}.o"
-    command = [nvcc, *FLAGS, "-isystem", str(TORCH / "include"), "-c", str(source)]
-    done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"nvcc could not compile {source.name}:\n{done.stderr}")
-    spilled = spills(done.stdout + done.stderr)
+    spilled = spills((folder / "ptxas.txt").read_text())
     used = sass.usage(target)
     rows = []
     for (key, usage), name in zip(used.items(), readable([k[1] for k in used]), strict=True):
@@ -82,8 +90,8 @@ def compile_source(nvcc: str, source: Path, folder: Path) -> Compiled:
     return Compiled(target, rows)
 
 
-def compile_all(nvcc: str, folder: Path) -> dict[str, Compiled]:
+def compile_all(nvcc: str) -> dict[str, Compiled]:
     """Every source of csrc/cuda, by its stem."""
     with ThreadPoolExecutor(2) as pool:
-        results = pool.map(lambda source: compile_source(nvcc, source, folder), SOURCES)
+        results = pool.map(lambda source: compile_source(nvcc, source), SOURCES)
         return {source.stem: result for source, result in zip(SOURCES, results, strict=True)}

@@ -35,8 +35,8 @@ def nvcc() -> str:
 
 
 @pytest.fixture(scope="module")
-def compiled(nvcc, tmp_path_factory) -> dict[str, Compiled]:
-    results = cuda_static.compile_all(nvcc, tmp_path_factory.mktemp("cuda"))
+def compiled(nvcc) -> dict[str, Compiled]:
+    results = cuda_static.compile_all(nvcc)
     for result in results.values():
         print(kernel_budget.table(kernel_budget.budget_rows("cuda", result.rows)))
     return results

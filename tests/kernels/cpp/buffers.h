@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "../../csrc/math/args.h"
+#include "../../../csrc/math/args.h"
 
 namespace ardiff_test {
 

@@ -6,7 +6,7 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cpu/launch.h"
+#include "../../../csrc/cpu/launch.h"
 #include "buffers.h"
 
 namespace ardiff_test {

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "../../csrc/cpu/head_step/launch.h"
+#include "../../../csrc/cpu/head_step/launch.h"
 #include "harness.h"
 
 ARDIFF_TEST_KERNEL(head_step_shares, HeadStepArgs)

@@ -1,7 +1,7 @@
 // Caches and tokens for the tests of kv_append and kv_attention.
 #pragma once
 
-#include "../../csrc/cpu/kv/args.h"
+#include "../../../csrc/cpu/kv/args.h"
 #include "harness.h"
 
 namespace ardiff_test {

@@ -1,7 +1,7 @@
 #pragma once
 
-#include "../../csrc/cpu/philox_normal/words.h"
-#include "../../csrc/cpu/tiling.h"
+#include "../../../csrc/cpu/philox_normal/words.h"
+#include "../../../csrc/cpu/tiling.h"
 #include "harness.h"
 
 ARDIFF_TEST_KERNEL(philox_normal_tiles, Tiled<NormalArgs>)

@@ -1,8 +1,8 @@
 // The arguments that uld_step and diffusion_step share, for the tests of their kernels.
 #pragma once
 
-#include "../../csrc/cpu/tiling.h"
-#include "../../csrc/math/columns.h"
+#include "../../../csrc/cpu/tiling.h"
+#include "../../../csrc/math/columns.h"
 #include "harness.h"
 
 namespace ardiff_test {

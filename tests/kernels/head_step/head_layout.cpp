@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "../csrc/cuda/head/args.cuh"
+#include "../../../csrc/cuda/head/args.cuh"
 
 using namespace ardiff;
 
