@@ -227,9 +227,11 @@ def test_half_precision_and_learned_variances():
 
 REFUSED = {
     "unknown solver 'plms'": {"solver": "plms"},
-    "solver heun does not take the option 'inner'": {"solver": "heun", "solver_options": {"inner":
-    2}}, "takes no stages": {"solver": "rtk-ula", "solver_options": {"stages": 3}}, "compares
-    energies, which a scheduler": {
+    "solver heun does not take the option 'inner'": {
+        "solver": "heun", "solver_options": {"inner": 2}
+    },
+    "takes no stages": {"solver": "rtk-ula", "solver_options": {"stages": 3}},
+    "compares energies, which a scheduler": {
         "solver": "rtk-hmc", "solver_options": {"accept": "energy"}
     },
     "needs dim, the elements of a sample": {"solver": "rtk-mala-projected"},
