@@ -67,8 +67,8 @@ def head_step(
             matrix, bias `[w, f]` (gated: gate above up `[2 f, w]`, then down `[w, f]`); of the
             final layer `[out, w]`. Matrices are contiguous float32, bfloat16 or int8, those of all
             blocks alike, input and final like them or float32. A bias is float32, `[0]` for none.
-        scales: empty, or with int8 matrices one tensor per matrix in their order: float32, the factor
-            of each row of an int8 matrix, or `[0]` for a matrix that is not int8.
+        scales: empty, or with int8 matrices one tensor per matrix in their order: float32, the
+            factor of each row of an int8 matrix, or `[0]` for a matrix that is not int8.
         norm: layer or rms.
         mlp: plain or gated.
         depth: number of blocks.

@@ -72,9 +72,7 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
     def _check_options(self) -> None:
         name, options = self.config.solver, self._options
         if "stages" in check_options(name, options):
-            raise ValueError(
-                "TableScheduler takes no stages: set_timesteps says how many there are"
-            )
+            raise ValueError("TableScheduler takes no stages: set_timesteps says how many")
         if options.get("accept") == "energy":
             raise ValueError(
                 f"solver {name} with accept='energy' compares energies, which a scheduler is not "
@@ -104,8 +102,8 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
         made = self._made_at(tuple(level / scale for level in grid))
         if len(levels) > len(grid) and made.table.calls != len(levels):
             raise ValueError(
-                f"timesteps must be the {len(grid)} levels of {self.config.solver}, or one for each "
-                f"of its {made.table.calls} calls at them, got {len(levels)}"
+                f"timesteps must be the {len(grid)} levels of {self.config.solver}, or one for "
+                f"each of its {made.table.calls} calls at them, got {len(levels)}"
             )
         return made
 
@@ -134,8 +132,8 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
             rest = self._made_at(tuple(b for b in self._made.grid if b <= level)).table
             if rest.calls != len(self._calls) - index:
                 raise ValueError(
-                    f"{self.config.solver} cannot begin at call {index} of {len(self._calls)}: from "
-                    f"level {level:g} on it makes {rest.calls} calls"
+                    f"{self.config.solver} cannot begin at call {index} of {len(self._calls)}: "
+                    f"from level {level:g} on it makes {rest.calls} calls"
                 )
             program = PlacedProgram(rest, z.device).program
         return Rows(program, z, key=key, stream=stream, decisions=self._decisions)
