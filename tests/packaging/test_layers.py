@@ -1,8 +1,7 @@
 """The layers of the Python packages: each imports only its own and those below, and no module
 imports itself by way of others.
 
-`LAYERS` stands here alone; docs/design.md says why the packages are in this order. All imports are
-read, those inside functions too; those of TYPE_CHECKING are no imports.
+All imports are read, those inside functions too; those of TYPE_CHECKING are no imports.
 """
 
 from __future__ import annotations
