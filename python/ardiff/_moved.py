@@ -36,10 +36,14 @@ class _Moved(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self) if fullname in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return importlib.import_module(MOVED[spec.name])
+        module = importlib.import_module(MOVED[spec.name])
+        spec.loader_state = module.__spec__
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing: the module has been executed under its own name."""
+        """The module has been executed under its own name; the import machinery has given it the
+        spec of the old one, and it gets its own back."""
+        module.__spec__ = module.__spec__.loader_state
 
 
 def install() -> None:

@@ -1,8 +1,7 @@
 """The layers of the Python packages: each imports only its own and those below, and no module
 imports itself by way of others.
 
-`LAYERS` stands here alone; docs/design.md says why the packages are in this order. All imports are
-read, those inside functions too; those of TYPE_CHECKING are no imports.
+All imports are read, those inside functions too; those of TYPE_CHECKING are no imports.
 """
 
 from __future__ import annotations
@@ -29,13 +28,12 @@ LAYERS = (
     ("ardiff.loop",),
     ("ardiff.adapt_tau", "ardiff.sampling"),
     ("ardiff.heads",),
-    # Contexts, on which the shipped model is built; who samples such a model is above it.
-    (
-        *("ardiff.ar.__init__", "ardiff.ar.free_memory", "ardiff.ar.kv_cache"),
-        *("ardiff.ar.transformer", "ardiff.ar.encoder", "ardiff.ar.context"),
-    ),
+    ("ardiff.ar",),  # contexts, on which the shipped model is built; who samples it is above it
     ("ardiff.models",),
-    ("ardiff.ar", "ardiff.training"),
+    (
+        *("ardiff.ar.engine", "ardiff.ar.function_model", "ardiff.ar.patch_model"),
+        *("ardiff.ar.requests", "ardiff.ar.sampler", "ardiff.ar.step", "ardiff.training"),
+    ),
     ("ardiff.integrations", "ardiff.commands"),
     ("ardiff.__main__",),
 )

@@ -16,8 +16,12 @@ KNOW = {
     "python/ardiff/noise.py",
     "ardiff_kernels/ops/_shared/address.py",
 }
-# Where a number by chance is that of a layout: the bits of a float8, moved to those of a float32.
-OTHERWISE = {("ardiff_kernels/ops/kv_attention/triton_tile.py", "magnitude << 20")}
+# Where the number is by chance that of a layout: between the bits of a float8 and of a float32.
+OTHERWISE = {
+    ("ardiff_kernels/ops/kv_append/triton.py", "m >> 20"),
+    ("ardiff_kernels/ops/kv_append/triton.py", "m + 524287 + (m >> 20 & 1) >> 20"),
+    ("ardiff_kernels/ops/kv_attention/triton_tile.py", "magnitude << 20"),
+}
 PATCHES = {"20", "2 ** 20", "1 << 20", "1048576"}
 COUNTER_SECOND = {"philox_normal", "normals", "normal_pairs", "philox_words", "philox4"}
 SHIFTS, PRODUCTS = (ast.LShift, ast.RShift), (ast.Mult, ast.FloorDiv, ast.Mod)
