@@ -107,7 +107,7 @@ def test_law_from_within_a_stage(kind, monkeypatch):
             assert int(t) == 500
             x = scheduler.step(output(scheduler, x, t), t, x, generator=samples).prev_sample
         if kind is RTKMALAScheduler:
-            x = scheduler._origin[0]  # what step returns within a stage is a proposal
+            x = scheduler._run.state.origin["x"]  # what step returns within a stage is a proposal
         bar = float(scheduler.alphas_cumprod[500])
         exact = bar * float(WEIGHTS @ (MEANS**2 + WIDTHS**2)) + 1 - bar
         return float(x.double().square().mean()) / exact

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,23 +10,42 @@ from torch import Tensor
 
 from ..tables.plan import Schedule
 
+OUTPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-def check_output(out: Any, x: Tensor, learned_range: bool) -> None:
-    """Raises unless `out` is what a model returns for the state x `[B, d]`."""
+
+def with_variance(shape: Sequence[int]) -> tuple[int, ...] | None:
+    """The shape of an output that has a learned variance too: twice as long in dimension 1."""
+    return (shape[0], 2 * shape[1], *shape[2:]) if len(shape) > 1 else None
+
+
+def has_output_shape(out: Tensor, shape: Sequence[int], learned_range: bool) -> bool:
+    """Whether `out` has the shape of a state, or with `learned_range` that with its variance."""
+    found = tuple(out.shape)
+    return found == tuple(shape) or (learned_range and found == with_variance(shape))
+
+
+def check_output(
+    out: Any,
+    x: Tensor,
+    learned_range: bool,
+    dtypes: Sequence[torch.dtype] = OUTPUT_DTYPES,
+) -> None:
+    """Raises unless `out` is what a model returns for the state x `[B, ...]`."""
     if not isinstance(out, Tensor):
         raise TypeError(f"the model must return a tensor, got {type(out).__name__}")
-    double = (len(x), 2 * x.shape[1])
-    if out.shape != x.shape and not (learned_range and out.shape == double):
-        doubled = out.shape == double
+    if not has_output_shape(out, x.shape, learned_range):
+        double = with_variance(x.shape)
+        doubled = tuple(out.shape) == double
         more = "; only a table with lv_min and lv_max takes a learned variance" if doubled else ""
         wide = f" (or {list(double)} with its variance)" if learned_range else ""
         raise ValueError(
             f"the model must return the shape of its input {list(x.shape)}{wide}, got "
             f"{list(out.shape)}{more}"
         )
-    if out.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if out.dtype not in dtypes:
+        *names, last = (str(dtype)[6:] for dtype in dtypes)
         raise ValueError(
-            f"the model must return float32, float16 or bfloat16, got {str(out.dtype)[6:]}"
+            f"the model must return {', '.join(names)} or {last}, got {str(out.dtype)[6:]}"
         )
     if out.device != x.device:
         raise ValueError(f"the model returned a tensor on {out.device}, the state is on {x.device}")

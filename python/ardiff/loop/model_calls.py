@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .checks import check_output
+
 
 class CountedModel:
     """Counts the calls of a model, hoisted or plain, and gives it x in the caller's shape.
@@ -18,7 +20,7 @@ class CountedModel:
         self, model: Callable, shape: tuple[int, ...], learned_range: bool = False
     ) -> None:
         self.model, self.shape, self.calls = model, shape, 0
-        self._double = (shape[0], 2 * shape[1], *shape[2:]) if learned_range else None
+        self._learned_range = learned_range
         if hasattr(model, "hoist"):
             self.hoist = self._hoist
             self.hoists_ragged = getattr(model, "hoists_ragged", False)
@@ -27,16 +29,12 @@ class CountedModel:
 
     def _counted(self, function: Callable[..., Tensor], x: Tensor) -> Tensor:
         self.calls += 1
-        return self._flat(function(x.view(self.shape)), x)
+        shaped = x.view(self.shape)
+        return self._flat(function(shaped), shaped)
 
     def _flat(self, out: Tensor, x: Tensor) -> Tensor:
-        if isinstance(out, Tensor) and tuple(out.shape) not in (self.shape, self._double):
-            wide = f" (or {list(self._double)} with its variance)" if self._double else ""
-            raise ValueError(
-                f"the model must return the shape of its input {list(self.shape)}{wide}, got "
-                f"{list(out.shape)}"
-            )
-        return out.flatten(1) if isinstance(out, Tensor) else out
+        check_output(out, x, self._learned_range)
+        return out.flatten(1)
 
     def __call__(self, x: Tensor, level: Tensor, condition: Any) -> Tensor:
         if not callable(self.model):
@@ -57,7 +55,8 @@ class CountedModel:
 
         def call(row: int, x: Tensor) -> list[Tensor]:
             self.calls += len(conditions)
-            return [self._flat(out, x) for out in function(row, x.view(self.shape))]
+            shaped = x.view(self.shape)
+            return [self._flat(out, shaped) for out in function(row, shaped)]
 
         return call
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from ..guide import Guidance
 from ..noise import Spans
-from ..tables.plan import Schedule, Step, uniform
+from ..tables.plan import Schedule, uniform
 from ..tables.ragged import RaggedTable
 from ..tables.table import DeviceTable, StepTable
 from .checks import check_noise, check_output, check_x0_clamp
 from .ladder import Ladder
-from .state import State
+from .rows import Decision, Rows
 
 Runnable = StepTable | DeviceTable | RaggedTable | Ladder | Schedule
 
@@ -35,21 +36,6 @@ class HoistableModel(Protocol):
         In a ragged run `[T, B]`, one a row and sample.
         """
         ...
-
-
-class Decision(NamedTuple):
-    """What an accept row decided for every sample.
-
-    Attributes:
-        iteration: of the loop; in a run of one table, the row.
-        accepted: bool `[B]`.
-        log_alpha: float32 `[B]`, -inf where a proposal was not finite, NaN for samples that were
-            not at an accept row.
-    """
-
-    iteration: int
-    accepted: Tensor
-    log_alpha: Tensor
 
 
 def _bind_all(
@@ -153,37 +139,32 @@ def run(
         RuntimeError: tensors that do not fit the ops.
     """
     compiling = torch.compiler.is_compiling()
-    ladder = table if isinstance(table, Ladder) else None
     schedule = make_schedule(table, x)
     check_x0_clamp(x0_clamp, schedule)
     check_noise(noise, schedule, x)
-    if (uncond2 is None) != (guidance2 is None) or (guidance2 is not None and guidance is None):
-        raise ValueError("guidance2 and uncond2 go together, and only with guidance and uncond")
+    guided = Guidance.of(uncond, guidance, uncond2, guidance2)
     if schedule.energy and energy_fn is None:
         raise ValueError("this table accepts by energies: pass energy_fn")
     mode = contextlib.nullcontext() if compiling else torch.inference_mode()
     with mode:
-        spans = None if isinstance(key, Tensor) else key
         options = {"noise_scale": noise_scale}
         options |= {} if x0_clamp is None else {"x0_clamp": float(x0_clamp)}
-        state = State(x, schedule, compiling, options, spans)
-        state.weights = [weight for weight in (guidance, guidance2) if weight is not None]
-        conditions = [condition, uncond, uncond2][: 1 + len(state.weights)]
-        call = _bind_all(model, schedule, conditions, len(x))
         energy = _bind_energy(energy_fn, schedule, condition, len(x)) if schedule.energy else None
-        draws = schedule.buffers.draw.split(1)
-        for k, step in enumerate(schedule.steps()):
-            if step.calls_model is not False:
-                first, outs = state.first_call, list(call(k, state.query(step)))
+        rows = Rows(
+            schedule, x.clone(memory_format=torch.contiguous_format), key=key, stream=stream,
+            in_place=not compiling, options=options, weights=guided.weights, energy=energy,
+            ladder=table if isinstance(table, Ladder) else None, decisions=decisions,
+        )  # fmt: skip
+        call = _bind_all(model, schedule, [condition, *guided.conditions], len(x))
+        while not rows.ended:
+            if rows.calls_model:
+                first, outs = rows.state.first_call, list(call(rows.index, rows.query()))
                 if first:
                     for out in outs:
                         check_output(out, x, schedule.learned_range)
-                state.take(outs, step)
-            where = (schedule.buffers.coef, draws[k], key if spans is None else spans[0][1], stream)
-            if noise is not None:
-                state.noise = noise[k]
-            _execute(state, k, step, where, ladder, energy, decisions)
-    return state.x if compiling else state.x.clone()
+                rows.take(outs)
+            rows.execute(**({} if noise is None else {"noise": noise[rows.index]}))
+    return rows.x if compiling else rows.x.clone()
 
 
 def make_schedule(table: Runnable, x: Tensor) -> Schedule:
@@ -200,38 +181,3 @@ def make_schedule(table: Runnable, x: Tensor) -> Schedule:
             f"{len(table.index)}"
         )
     return table.to(x.device)
-
-
-def _execute(
-    state: State,
-    k: int,
-    step: Step,
-    where: tuple,
-    ladder: Ladder | None,
-    energy: Callable[[int, Tensor], Tensor] | None,
-    decisions: list[Decision] | None,
-) -> None:
-    """The ops of iteration `k`."""
-    coef, draw, key, stream = where
-    if step.saves_origin is not False:
-        if energy is not None and (step.calls_model is not False or state.energy is None):
-            state.energy = energy(k, state.x)
-        state.save_origin(step.saves_origin)
-    if energy is not None and any(kind.op == "accept" for kind, _ in step.launches):
-        state.energy = energy(k, state.x)
-    for kind, row in step.launches:
-        if ladder is not None:
-            row = ladder.rows(row)
-        place = (coef, row, draw, key, stream)
-        if kind.op != "accept":
-            state.set_ball(kind.op, place, step)
-            state.move(kind.op, place)
-            continue
-        accepted, log_alpha = state.accept(place, kind)
-        if ladder is None and len(row) > 1:
-            accepted = accepted & (row >= 0)
-            log_alpha = torch.where(row >= 0, log_alpha, torch.nan)
-        if ladder is not None:
-            ladder.observe(log_alpha)
-        if decisions is not None:
-            decisions.append(Decision(k, accepted, log_alpha))

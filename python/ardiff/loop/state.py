@@ -2,77 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ardiff_kernels import ops
 
 from ..noise import Spans
 from ..tables.plan import Flag, Kind, Schedule, Step
 
+FUNCTIONAL = {
+    "diffusion": torch.ops.ardiff.diffusion_step.default,
+    "uld": torch.ops.ardiff.uld_step.default,
+    "accept": torch.ops.ardiff.mala_accept.default,
+}
+
+
+def launch(op: str, *tensors: Tensor, **options: Tensor | float | None) -> tuple[Tensor, ...]:
+    """One row by the functional op of `op`, on tensors that end in coef, row, draw, key, stream.
+
+    It goes past the op's autograd kernel, which takes 15 us, where nothing needs a gradient.
+    """
+    function = FUNCTIONAL[op]
+    if torch.compiler.is_compiling():
+        return function(*tensors, **options)
+    needs = torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors, **options)
+    if needs or forward_ad._current_level >= 0:
+        return function(*tensors, **options)
+    with torch._C._AutoDispatchBelowAutograd():
+        return function(*tensors, **options)
+
 
 class State:
     """Position, memory (or anchor), velocity, the last model output, and a proposal's origin.
 
+    Args:
+        x: `[B, d]`, or `[B, ...]` contiguous inside a sample. In place it is the run's own.
+        in_place: whether rows are run by the in-place ops; else no tensor is ever written.
+        options: of every row that is no accept row.
+        spans: the samples that share a key, for in-place rows.
+        memory, v: of a run that begins within a table, else zeros.
+
     Attributes:
-        x: `[B, d]`.
         weights: guidance weights, one for each unconditional output.
         energy: float32 `[B]` of the carried state, for tables that compare energies.
-        noise: `[B, d]` normals of the next row in place of the addressed ones.
-        first_call: whether the model has not been called yet.
+        theirs: tensors that their owners may write later. What is kept of them is copied.
+        has_midpoints: whether any row calls halfway to a proposal.
+        origin: of the last proposal: x, v, energy and out by name; empty before the first.
     """
 
     def __init__(
         self,
         x: Tensor,
         schedule: Schedule,
-        compiling: bool,
+        *,
+        in_place: bool,
         options: dict[str, Tensor | float | None],
         spans: Spans | None = None,
+        memory: Tensor | None = None,
+        v: Tensor | None = None,
     ) -> None:
-        self.x = x.clone(memory_format=torch.contiguous_format)
-        width = x.shape[1] * (2 if schedule.second_memory else 1)
-        self.memory = self.x.new_zeros(len(x), width)
-        self.v = torch.zeros_like(self.x) if schedule.kinetic else None
+        self.x, self.memory, self.v = x, memory, v
+        if memory is None:
+            wide = x.shape[1] * (2 if schedule.second_memory else 1)
+            self.memory = x.new_zeros(x.shape[0], wide, *x.shape[2:])
+        if v is None and schedule.kinetic:
+            self.v = torch.zeros_like(x)
         self.weights: list[Tensor] = []
         self.energy: Tensor | None = None
-        self.noise: Tensor | None = None
-        self._compiling, self._accepts = compiling, schedule.accepts
+        self.theirs: Sequence[Tensor] = ()
+        self.origin: dict[str, Tensor | None] = {}
+        self._in_place, self._accepts = in_place, schedule.accepts
+        self.has_midpoints = any(step.midpoint is not False for step in schedule.plan)
         self._spans = spans
         self._options = dict(options)
         self._out: Tensor | None = None
         self._blank: Tensor | None = None  # stands for an output before the first call
         self._mid: Tensor | None = None
-        self._origin: dict[str, Tensor | None] = {}
         self._ball: Tensor | None = None
 
     @property
     def first_call(self) -> bool:
+        """Whether the model has not been called yet."""
         return self._out is None
+
+    @property
+    def out(self) -> Tensor:
+        """The model output that belongs to the state; zeros before the first call."""
+        if self._out is None and self._blank is None:
+            self._blank = torch.zeros_like(self.x)
+        return self._blank if self._out is None else self._out
 
     def query(self, step: Step) -> Tensor:
         """Where the model is called: the state, or halfway to it from the origin."""
         if step.midpoint is False:
             return self.x
-        halfway = (self._origin["x"] + self.x) / 2
+        halfway = (self.origin["x"] + self.x) / 2
         return _choose(step.midpoint, halfway, self.x)
 
-    def take(self, outs: list[Tensor], step: Step) -> None:
+    def take(self, outs: Sequence[Tensor], step: Step) -> None:
         """Keeps the outputs of a call, guided at once where accept rows need them."""
         if self._accepts:
             out, spare = self._combined(outs), {}
+        elif len(outs) == 1:
+            out, spare = self._unaliased(outs[0]), {}
         else:
             outs = [self._unaliased(out) for out in outs]
             out, names = outs[0], ("uncond_out", "uncond_out2")
             spare = dict(zip(names, outs[1:], strict=False))
             spare |= dict(zip(("guidance", "guidance2"), self.weights, strict=False))
         if step.midpoint is not False:
-            self._mid = _choose(step.midpoint, out, self._mid)
+            self._mid = _choose(step.midpoint, self._lasting(out), self._mid)
             if step.midpoint is True:
                 return
+        if self.has_midpoints:  # where a row may call before this output is used
+            out = self._lasting(out)
         fresh = step.calls_model
         if isinstance(step.midpoint, Tensor):
             fresh = ~step.midpoint if fresh is True else fresh & ~step.midpoint
@@ -82,10 +129,10 @@ class State:
                 value = _choose(fresh, value, self._options.get(name))
             self._options[name] = value
 
-    def _combined(self, outs: list[Tensor]) -> Tensor:
+    def _combined(self, outs: Sequence[Tensor]) -> Tensor:
         """u + w (c - u), or u2 + w2 (u - u2) + w (c - u): a tensor of the run's own."""
         if len(outs) == 1:
-            return outs[0] if self._compiling else outs[0].clone()
+            return outs[0].clone() if self._in_place else outs[0]
         c, u, *rest = (out.float() for out in outs)
         w = self.weights[0][:, None]
         if not rest:
@@ -94,43 +141,49 @@ class State:
 
     def _unaliased(self, out: Tensor) -> Tensor:
         """`out`, copied if it is the state itself, which the in-place ops are about to write."""
-        if self._compiling:
+        if not self._in_place:
             return out
         same = out.untyped_storage().data_ptr() == self.x.untyped_storage().data_ptr()
         return out.clone() if same else out
 
     def save_origin(self, which: Flag) -> None:
-        now = {"x": self.x, "v": self.v, "energy": self.energy}
-        for name, value in now.items():
-            if value is not None:
-                kept = value if self._compiling else value.clone()
-                self._origin[name] = _choose(which, kept, self._origin.get(name))
-        self._origin["out"] = _choose(which, self._out, self._origin.get("out"))
+        kept = {"x": self._kept(self.x), "out": self._lasting(self._out)}
+        if self.v is not None:
+            kept["v"] = self._kept(self.v)
+        if self.energy is not None:
+            kept["energy"] = self._kept(self.energy)
+        if which is not True:
+            kept = {name: _choose(which, now, self.origin.get(name)) for name, now in kept.items()}
+        self.origin = kept
 
-    def _model_out(self) -> Tensor:
-        if self._out is None and self._blank is None:
-            self._blank = torch.zeros_like(self.x)
-        return self._blank if self._out is None else self._out
+    def _kept(self, value: Tensor) -> Tensor:
+        """`value` as it is now, whatever the rows that follow write."""
+        return value.clone() if self._in_place else self._lasting(value)
+
+    def _lasting(self, value: Tensor) -> Tensor:
+        """`value`, or a copy where its owner may write it before it is read again."""
+        for t in self.theirs:
+            if t is value:
+                return value.clone()
+        return value
 
     def set_ball(self, op: str, place: tuple, step: Step) -> None:
         """Sets each sample's ball radius at a row that has a margin: |mean| + margin."""
         margin = step.ball_margin
-        if not isinstance(margin, Tensor) and margin == 0:
-            return
         still = {"noise": torch.zeros_like(self.x, dtype=torch.float32)}
         if op == "uld":
             still["noise2"] = still["noise"]
         mean = self._moved(op, place, still)[0]
-        radius = mean.double().square().sum(1).sqrt().float() + margin
+        radius = mean.flatten(1).double().square().sum(1).sqrt().float() + margin
         row = place[1]
         moves = (margin > 0) & (row >= 0) if isinstance(margin, Tensor) else True
         self._ball = _choose(moves, radius, self._ball)
 
     def _moved(self, op: str, place: tuple, more: dict[str, Any]) -> tuple[Tensor, ...]:
-        options = self._options | more
+        options = self._options | more if more else self._options
         if op == "uld":
-            return ops.uld_step(self.x, self.v, self._model_out(), self.memory, *place, **options)
-        return ops.diffusion_step(self.x, self._model_out(), self.memory, *place, **options)
+            return launch(op, self.x, self.v, self.out, self.memory, *place, **options)
+        return launch(op, self.x, self.out, self.memory, *place, **options)
 
     def _launches(
         self, place: tuple, tensors: tuple, options: dict[str, Any]
@@ -148,17 +201,16 @@ class State:
             where = (coef, cut(row), cut(draw), key, cut(stream))
             yield where, tuple(map(cut, tensors)), {k: cut(t) for k, t in options.items()}
 
-    def move(self, op: str, place: tuple) -> None:
-        """One `diffusion` or `uld` row."""
-        given = {} if self.noise is None else {"noise": self.noise}
-        if self._compiling:
+    def move(self, op: str, place: tuple, noise: dict[str, Tensor]) -> None:
+        """One `diffusion` or `uld` row; `noise` holds given normals by the op's names."""
+        if not self._in_place:
             if op == "uld":
-                self.x, self.v, self.memory = self._moved(op, place, given)
+                self.x, self.v, self.memory = self._moved(op, place, noise)
             else:
-                self.x, self.memory, _ = self._moved(op, place, given)
+                self.x, self.memory, _ = self._moved(op, place, noise)
             return
-        tensors = (self.x, self.v, self._model_out(), self.memory)
-        launches = self._launches(place, tensors, self._options | given)
+        tensors = (self.x, self.v, self.out, self.memory)
+        launches = self._launches(place, tensors, self._options | noise)
         for where, (x, v, out, memory), options in launches:
             if op == "uld":
                 ops.uld_step_(x, v, out, memory, *where, **options)
@@ -167,7 +219,7 @@ class State:
 
     def accept(self, place: tuple, kind: Kind) -> tuple[Tensor, Tensor]:
         """One `accept` row: the proposal stays or the origin returns. (accepted, log_alpha)."""
-        origin, options = self._origin, {}
+        origin, options = self.origin, {}
         if kind.midpoint:
             options["out_mid"] = self._mid
         if kind.ball:
@@ -177,8 +229,10 @@ class State:
         if self.energy is not None:
             options |= {"energy_x": origin["energy"], "energy_y": self.energy}
         tensors = (origin["x"], self.x, origin["out"], self._out, self.memory)
-        if self._compiling:
-            found = ops.mala_accept(*tensors, *place, **options)
+        if not self._in_place:
+            x, y, out_x, out_y, memory = tensors
+            out_y = out_y if out_y.dtype == out_x.dtype else out_y.to(out_x.dtype)
+            found = launch("accept", x, y, out_x, out_y, memory, *place, **options)
             self.x, self._out, v, energy, accepted, log_alpha = found
             self.v = None if self.v is None else v
             self.energy = None if self.energy is None else energy

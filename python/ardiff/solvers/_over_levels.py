@@ -54,21 +54,23 @@ def over_levels(
         except ValueError as error:
             return None, min(asked, default=0), error
 
-    low, high = 0, len(grid)
+    low, high, refusal = 0, len(grid), None
     for _ in range(_DOUBLINGS):
         table, asked, error = attempt(high)
         if table is not None:
             return table
+        refusal = refusal if asked > len(grid) else error
         if asked >= len(grid):
             break
         low, high = high, 2 * high
     while asked > len(grid) and high - low > 1:
         middle = (low + high) // 2
-        table, asked_there, found = attempt(middle)
+        table, found, error = attempt(middle)
         if table is not None:
             return table
-        if asked_there >= len(grid):
-            high, asked, error = middle, asked_there, found
-        else:
-            low = middle
-    raise ValueError(f"solver {name} cannot run on {len(grid)} given levels: {error}") from error
+        if found > len(grid):
+            high = middle
+        else:  # too few calls, which says why no number of them is right
+            low, refusal = middle, error
+    refusal = refusal or error
+    raise ValueError(f"solver {name} cannot run on {len(grid)} given levels: {refusal}")

@@ -15,6 +15,7 @@ except ImportError as error:
 from .ddpm import FusedDDPMScheduler
 from .dpm_solver import FusedDPMSolverMultistepScheduler
 from .rtk import RTKMALAScheduler, RTKULDScheduler
+from .table import TableScheduler
 
 __all__ = [
     "FusedDDPMScheduler",
@@ -22,4 +23,5 @@ __all__ = [
     "RTKMALAScheduler",
     "RTKULDScheduler",
     "SchedulerMixin",
+    "TableScheduler",
 ]

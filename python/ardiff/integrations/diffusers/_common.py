@@ -11,34 +11,23 @@ import diffusers
 import torch
 from diffusers.utils import DummyObject
 from torch import Tensor
-from torch.autograd import forward_ad
 
-import ardiff_kernels  # noqa: F401  (defines the ops)
-
+from ...loop.checks import has_output_shape, with_variance
 from ...tables.table import DeviceTable, StepTable
 from ._noise import Generators, Noise, check_ids
 
-ARDIFF = torch.ops.ardiff
 MODULE = "ardiff.integrations.diffusers"
 NAMES = (
     "FusedDDPMScheduler", "FusedDPMSolverMultistepScheduler", "RTKULDScheduler", "RTKMALAScheduler",
+    "TableScheduler",
 )  # fmt: skip
 KARRAS = [e.name for e in diffusers.schedulers.KarrasDiffusionSchedulers]
 CACHED_TABLES = 16  # models that sample token by token set the same schedule again and again
 STATE_DTYPES = (torch.float32, torch.bfloat16)
 
 
-def call(op: Callable, *args: Tensor, **options: Tensor | float | None) -> tuple[Tensor, ...]:
-    """An op of `torch.ops.ardiff`, past its autograd kernel (15 us) where nothing needs it."""
-    needs = torch.is_grad_enabled() and torch._C._any_requires_grad(*args, **options)
-    if needs or forward_ad._current_level >= 0 or torch.compiler.is_compiling():
-        return op(*args, **options)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*args, **options)
-
-
-class Rows:
-    """A table on a device, with its rows and their indices as tensors `[1]`."""
+class Placed:
+    """A table on a device, with its rows' indices as tensors `[1]`."""
 
     def __init__(self, table: StepTable, device: torch.device) -> None:
         self.table, self.device = table, device
@@ -97,7 +86,7 @@ class FusedScheduler:
     ) -> None:
         """Begin with the `timesteps` on the host, which go to `device` where one is named."""
         self._step_index, self._begin_index = None, begin_index
-        self._rows: Rows | None = None
+        self._rows: Placed | None = None
         self._index_of: dict[float, int] | None = None
         self._host_timesteps = self.timesteps.tolist()
         self.timesteps = self._own_timesteps = self.timesteps.to(device)
@@ -115,14 +104,17 @@ class FusedScheduler:
         self.__dict__.update(state)
         self._find_timesteps()  # a copy has timesteps of its own
 
-    def _rows_on(self, device: torch.device) -> Rows:
+    def _rows_on(self, device: torch.device) -> Placed:
         """The table on the device of the samples; it is made where there is none."""
         if self._own_timesteps is None:
             self._restart(self._begin_index)
         if self._rows is None or self._rows.device != device:
             table = self._make_table() if self._rows is None else self._rows.table
-            self._rows, self._device = Rows(table, device), device
+            self._rows, self._device = self._place(table, device), device
         return self._rows
+
+    def _place(self, table: StepTable, device: torch.device) -> Placed:
+        return Placed(table, device)
 
     def _cached(self, place: tuple, make: Callable[[], Any]) -> Any:
         """What `make` makes, kept for this scheduler under `place`."""
@@ -189,12 +181,9 @@ def _first_places(timesteps: list[float]) -> dict[float, int]:
 
 def check_shapes(model_output: Tensor, sample: Tensor, doubled: bool) -> None:
     """ValueError unless the output has the sample's shape, or twice its channels where allowed."""
-    if model_output.shape == sample.shape:
+    if has_output_shape(model_output, sample.shape, doubled):
         return
-    expected = sample.shape
-    wide = (expected[0], 2 * expected[1], *expected[2:]) if len(expected) > 1 else None
-    if doubled and tuple(model_output.shape) == wide:
-        return
+    expected, wide = sample.shape, with_variance(sample.shape)
     also = f" or {list(wide)}" if doubled and wide else ""
     raise ValueError(
         f"model_output must have the shape {list(expected)}{also} of the sample, got "

@@ -12,19 +12,18 @@ from torch import Tensor
 
 from ardiff_kernels import ops
 
+from ...loop.rows import launch
 from ...noise import counter_word
 from ...tables.diffusers_schedules import ddpm_table
 from ...tables.table import StepTable
 from ._common import (
-    ARDIFF,
     KARRAS,
     MODULE,
     NAMES,
     FusedScheduler,
-    Rows,
+    Placed,
     as_output,
     as_state,
-    call,
     check_shapes,
     output,
     threshold,
@@ -63,7 +62,7 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
 
     def _restart(self, begin_index: int | None = None, device=None) -> None:
         super()._restart(begin_index, device)
-        self._plain_rows: Rows | None = None
+        self._plain_rows: Placed | None = None
 
     def _make_table(self, prediction: str | None = None) -> StepTable:
         bars = self.alphas_cumprod.cpu().numpy()
@@ -120,8 +119,8 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
         if self.variance_type == "learned" or self.config.thresholding:
             rows, out, noise, clamp = self._plain(x, out, noise, index, key, stream, clamp)
         row = rows.row[index]
-        new, _, x0 = call(
-            ARDIFF.diffusion_step.default,
+        new, _, x0 = launch(
+            "diffusion",
             x,
             out,
             x,
@@ -152,7 +151,7 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
             ratio, largest = self.config.dynamic_thresholding_ratio, self.config.sample_max_value
             mean, clamp = threshold(p_x * x.float() + p_o * mean.float(), ratio, largest), None
             if self._plain_rows is None or self._plain_rows.device != x.device:
-                self._plain_rows = Rows(self._make_table("sample"), x.device)
+                self._plain_rows = Placed(self._make_table("sample"), x.device)
             rows = self._plain_rows
         if self.variance_type == "learned":
             if learned.shape != x.shape:

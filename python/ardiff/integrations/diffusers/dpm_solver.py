@@ -9,18 +9,17 @@ from diffusers import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
+from ...loop.rows import launch
 from ...tables.diffusers_schedules import ALGORITHMS, dpmpp_table
 from ...tables.table import StepTable
 from ._common import (
-    ARDIFF,
     KARRAS,
     MODULE,
     NAMES,
     FusedScheduler,
-    Rows,
+    Placed,
     as_output,
     as_state,
-    call,
     check_shapes,
     output,
     threshold,
@@ -72,7 +71,7 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
     def _restart(self, begin_index: int | None = None, device=None) -> None:
         super()._restart(begin_index, device)
         self._memory: Tensor | None = None
-        self._plain_rows: Rows | None = None
+        self._plain_rows: Placed | None = None
 
     def _make_table(self, prediction: str | None = None, first: int = 0) -> StepTable:
         c = self.config
@@ -98,7 +97,7 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
         index = self._first_index(timestep)
         self._first = index
         if index:
-            self._rows = Rows(self._make_table(first=index), device)
+            self._rows = Placed(self._make_table(first=index), device)
         return index
 
     def step(
@@ -154,8 +153,8 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
         if self.config.thresholding:
             rows, out = self._plain(x, out, index)
         row = rows.row[index]
-        new, self._memory, _ = call(
-            ARDIFF.diffusion_step.default,
+        new, self._memory, _ = launch(
+            "diffusion",
             x,
             out,
             memory,
@@ -171,11 +170,11 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
             new = new.to(sample.dtype)
         return output(SchedulerOutput, prev_sample=new) if return_dict else (new,)
 
-    def _plain(self, x: Tensor, out: Tensor, index: int) -> tuple[Rows, Tensor]:
+    def _plain(self, x: Tensor, out: Tensor, index: int) -> tuple[Placed, Tensor]:
         """The thresholded data prediction, as the output of a model that predicts data."""
         table = self._rows.table
         p_x, p_o = (float(table.column(name)[index]) for name in ("p_x", "p_o"))
         ratio, largest = self.config.dynamic_thresholding_ratio, self.config.sample_max_value
         if self._plain_rows is None or self._plain_rows.device != x.device:
-            self._plain_rows = Rows(self._make_table("sample", self._first), x.device)
+            self._plain_rows = Placed(self._make_table("sample", self._first), x.device)
         return self._plain_rows, threshold(p_x * x.float() + p_o * out.float(), ratio, largest)

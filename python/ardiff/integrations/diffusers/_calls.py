@@ -1,0 +1,296 @@
+"""Schedulers whose `step` is one model call of a table that may make several a step or stage.
+
+Every call's rows are executed by :class:`ardiff.loop.rows.Rows`, which holds what they carry:
+memory, velocity and the origin of a proposal. The DDPM and DPM-Solver schedulers have one row per
+call, in any order, and need little of it. Their `step` is a single :func:`ardiff.loop.rows.launch`,
+by which `Rows` runs a row too: a step of theirs takes 20 to 30 us, and what `Rows` keeps track of
+would be a tenth of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from torch import Tensor
+
+from ...loop.rows import Decision, Program, Rows
+from ...tables.diffusers_schedules import DiscretePath
+from ...tables.paths import FlowPath
+from ...tables.plan import uniform
+from ...tables.table import StepTable
+from ._common import (
+    KARRAS,
+    NAMES,
+    FusedScheduler,
+    as_output,
+    as_state,
+    check_shapes,
+    output,
+)
+from ._noise import Generators
+
+LOG_SNR = "log_snr"
+SMALLEST_BAR = 2.0**-24  # at most, in place of alpha^2 = 0, as in DPMSolverMultistepScheduler
+
+
+def log_snr_timesteps(path: DiscretePath, count: int) -> list[int]:
+    """`count` timesteps, evenly in log(sigma / alpha) as far as they are integers, descending."""
+    last = len(path)
+    if count > last:
+        raise ValueError(f"{count} stages need as many training timesteps, there are {last}")
+    ratios = np.geomspace(path.ratio_min, path.ratio_max, count)
+    inside = np.clip(ratios, path.ratio_min, path.ratio_max)
+    place = np.arange(count)
+    steps = np.round(path.level(inside)) - place
+    steps = np.minimum(np.maximum.accumulate(steps), last - count) + place
+    return [int(t) for t in steps[::-1]]
+
+
+def _version(t: Tensor) -> int | None:
+    """How often `t` was written; inference tensors do not count it."""
+    return None if t.is_inference() else t._version
+
+
+class PlacedProgram:
+    """A table on a device, taken apart for :class:`~ardiff.loop.rows.Rows`."""
+
+    def __init__(self, table: StepTable, device: torch.device) -> None:
+        self.table, self.device = table, device
+        self.program = Program.of(uniform(table.to(device)))
+
+
+class CallScheduler(FusedScheduler):
+    """A table executed call by call; subclasses say which.
+
+    They make what a run needs, an object with the `table`, from a number of calls (`_made_of`) or
+    from levels (`_made_on`), and begin it at a call (`_begin`).
+    """
+
+    _compatibles = [*KARRAS, *NAMES]
+    _decisions: Sequence[Decision] = ()
+
+    def _check_options(self) -> None:
+        """Raises for options out of range."""
+        raise NotImplementedError
+
+    def _made_of(self, calls: int) -> Any:
+        raise NotImplementedError
+
+    def _made_on(self, levels: list[float], scale: float) -> Any:
+        raise NotImplementedError
+
+    def _begin(self, index: int, z: Tensor, key: Tensor, stream: Tensor) -> Rows:
+        raise NotImplementedError
+
+    def _first_used(self, index: int) -> int:
+        """The first call from `index` on whose output a run that begins there can use."""
+        return index
+
+    def _set_up(self) -> None:
+        c = self.config
+        if c.thresholding:
+            raise ValueError(f"{type(self).__name__} has no thresholding; pass thresholding=False")
+        known = ("epsilon", "sample", "v_prediction", "flow_prediction")
+        if c.prediction_type not in known:
+            raise ValueError(
+                f"unknown prediction_type {c.prediction_type!r}; known: {', '.join(known)}"
+            )
+        self._schedule = DDPMScheduler(
+            num_train_timesteps=c.num_train_timesteps,
+            beta_start=c.beta_start,
+            beta_end=c.beta_end,
+            beta_schedule=c.beta_schedule,
+            timestep_spacing="linspace" if c.timestep_spacing == LOG_SNR else c.timestep_spacing,
+            trained_betas=c.trained_betas,
+            steps_offset=c.steps_offset,
+            rescale_betas_zero_snr=c.rescale_betas_zero_snr,
+        )
+        self.betas, self.alphas = self._schedule.betas, self._schedule.alphas
+        self.alphas_cumprod = self._schedule.alphas_cumprod
+        if c.rescale_betas_zero_snr:
+            self.alphas_cumprod[-1] = min(SMALLEST_BAR, float(self.alphas_cumprod[-2]) / 4)
+        self._flow = c.prediction_type == "flow_prediction"
+        self._path = FlowPath() if self._flow else DiscretePath(self.alphas_cumprod.numpy())
+        self.init_noise_sigma = 1.0
+        self.num_inference_steps: int | None = None
+        steps = np.arange(c.num_train_timesteps)[::-1].copy()
+        self.timesteps = torch.from_numpy(steps.astype(np.float32) if self._flow else steps)
+        self._made: Any = None
+        self._check_options()
+
+    @property
+    def _prediction(self) -> str:
+        return self.config.prediction_type.removesuffix("_prediction" if self._flow else "")
+
+    def _grid(self, count: int) -> list[float]:
+        """Levels of `count` stage ends, noisiest first."""
+        last = self.config.num_train_timesteps
+        if self._flow:
+            sigma = np.linspace(1, 1 / last, count)
+            shift = self.config.flow_shift
+            return (shift * sigma / (1 + (shift - 1) * sigma)).tolist()
+        if count == 1:
+            return [last - 1]
+        if self.config.timestep_spacing == LOG_SNR:
+            return log_snr_timesteps(self._path, count)
+        self._schedule.set_timesteps(count)
+        return self._schedule.timesteps.tolist()
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[float] | None = None,
+    ) -> None:
+        """Choose the levels; `timesteps` then holds one element for each model call.
+
+        Args:
+            num_inference_steps: the number of model calls. An RTK scheduler makes all of them, in
+                as many stages of `inner` steps as fit; `TableScheduler` as many as its solver can.
+            device: of `timesteps` and the table; the samples' device by default.
+            timesteps: in place of a number: the levels at the ends of the stages or steps, or one
+                element for each call, as `timesteps` has them.
+
+        Raises:
+            ValueError: both or none, timesteps that are not descending, or what the solver refuses.
+        """
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("pass num_inference_steps or timesteps, one of them")
+        scale = self.config.num_train_timesteps if self._flow else 1
+        if timesteps is None:
+            if num_inference_steps < 1:
+                raise ValueError(
+                    f"num_inference_steps must be 1 or more, got {num_inference_steps}"
+                )
+            made = self._made_of(int(num_inference_steps))
+        else:
+            made = self._made_on([float(t) for t in timesteps], scale)
+        self._made, table = made, made.table
+        self._calls = tuple(np.flatnonzero(table.calls_model).tolist())
+        levels = table.level[list(self._calls)] * scale
+        whole = not self._flow and bool(np.all(levels == np.round(levels)))
+        self.timesteps = torch.from_numpy(levels.astype(np.int64 if whole else np.float32))
+        self.num_inference_steps = len(levels)
+        self._restart(device=device)
+
+    def _restart(self, begin_index: int | None = None, device=None) -> None:
+        super()._restart(begin_index, device)
+        self._run: Rows | None = None
+        self._first_use, self._halfway = 0, False
+        self._z: Tensor | None = None  # what prev_sample was before it was rounded
+        self._given: Tensor | None = None
+        self._given_version: int | None = None
+        self._decisions = []
+
+    def _make_table(self) -> StepTable:
+        return self._made.table
+
+    def _place(self, table: StepTable, device: torch.device) -> PlacedProgram:
+        return PlacedProgram(table, device)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+        *,
+        sample_ids=None,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """One model call's worth; the first finds its place by `timestep` or `begin_index`.
+
+        A run of an RTK scheduler that begins within a stage draws the stage's origin from the
+        sample by the forward process, which leaves the law as it is. One of `TableScheduler` begins
+        with the last call at its level, and leaves the sample as it is until then.
+
+        Args:
+            model_output: of the sample's shape, or twice its channels, of which the first half is
+                taken (models with learned variances).
+            timestep: an element of `timesteps` or a number.
+            sample: `[B, ...]`; the chain's state is float32 between steps whatever its dtype. What
+                is written into the last prev_sample counts, but not into half precision of
+                `torch.inference_mode`, which does not tell.
+            generator: one, or one a row.
+            return_dict: an output object, else the tuple (prev_sample,).
+            sample_ids: as the attribute, for this call.
+
+        Raises:
+            ValueError: no schedule or one that has ended, a wrong shape, or a wrong number of ids
+                or generators.
+        """
+        if self.num_inference_steps is None:
+            raise ValueError("there is no schedule yet: call set_timesteps first")
+        self._rows_on(sample.device)
+        first, calls = self._step_index is None, len(self._calls)
+        index = self._first_index(timestep) if first else self._step_index
+        if index >= calls:
+            raise ValueError(f"all {calls} steps are done: call set_timesteps first")
+        check_shapes(model_output, sample, True)
+        if model_output.shape != sample.shape:
+            model_output = model_output[:, : sample.shape[1]]
+        out = as_output(model_output)
+        kept = sample is self._given and _version(sample) == self._given_version
+        z = self._z if kept else as_state(sample, (torch.float32,))
+        key, stream = self._address(index, generator, sample_ids, sample)
+        if first:
+            self._first_use = self._first_used(index)
+        self._step_index = index + 1
+        if index < self._first_use:
+            return output(SchedulerOutput, prev_sample=sample) if return_dict else (sample,)
+        run = self._run
+        if run is None:
+            run = self._run = self._begin(index, z, key, stream)
+        state = run.state
+        if not (kept or self._halfway):
+            state.x = z
+        run.key, run.stream = key, stream
+        # their owners may write them
+        state.theirs = [t for t in (sample, model_output) if t is z or t is out]
+        run.advance((out,))
+        last = index + 1 == calls
+        self._halfway = state.has_midpoints and not last and run.at_midpoint
+        z = run.query() if self._halfway else state.x
+        if last and self.config.clip_sample:
+            z = z.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        new = z if z.dtype == sample.dtype else z.to(sample.dtype)
+        self._z, self._given, self._given_version = z, new, _version(new)
+        return output(SchedulerOutput, prev_sample=new) if return_dict else (new,)
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of proposals accepted since set_timesteps, or None; it waits for the device."""
+        if not self._decisions:
+            return None
+        return float(torch.stack([d.accepted for d in self._decisions]).float().mean())
+
+    def scale_model_input(self, sample: Tensor, timestep=None) -> Tensor:
+        """The sample itself."""
+        return sample
+
+    def _noise_levels(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = timesteps.to(like.device, like.dtype) / self.config.num_train_timesteps
+        sigma = sigma.reshape(-1, *[1] * (like.dim() - 1))
+        return 1 - sigma, sigma
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha x0 + sigma noise at the timesteps `[B]`."""
+        if not self._flow:
+            return DDPMScheduler.add_noise(self, original_samples, noise, timesteps)
+        alpha, sigma = self._noise_levels(timesteps, original_samples)
+        return alpha * original_samples + sigma * noise
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What a v_prediction model should return at the timesteps `[B]`; a flow model's is noise
+        minus sample."""
+        if not self._flow:
+            return DDPMScheduler.get_velocity(self, sample, noise, timesteps)
+        return noise - sample
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps

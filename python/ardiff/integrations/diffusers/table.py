@@ -1,0 +1,139 @@
+"""`TableScheduler`: any solver of ardiff as a diffusers scheduler."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from ...loop.rows import Rows
+from ...solvers import check_options, table_function
+from ...solvers._over_levels import over_levels
+from ...tables.table import StepTable
+from ._calls import CallScheduler, PlacedProgram
+from ._common import MODULE
+
+
+class Steps(NamedTuple):
+    """A table, and the levels at which its steps or stages begin."""
+
+    table: StepTable
+    grid: tuple[float, ...]
+
+
+class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
+    """The solver named, one of :data:`ardiff.solvers.SOLVERS`, ending with a data prediction.
+
+    `timesteps` names the level of each model call in turn, so that a pipeline's loop makes the
+    right calls of solvers that make several a step. `set_timesteps(n)` makes n calls or, where the
+    solver's steps do not divide them, the most below n.
+
+    Args:
+        solver: its name, such as ``dpmpp-2m`` or ``heun``.
+        solver_options: its own options by name, as :func:`ardiff.solver` takes them, but for
+            `stages`.
+        others: as of :class:`RTKULDScheduler`.
+
+    Raises:
+        ValueError, TypeError: an unknown solver, or an option that is out of range or not taken.
+    """
+
+    __module__ = MODULE
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: np.ndarray | list[float] | None = None,
+        prediction_type: str = "epsilon",
+        timestep_spacing: str = "log_snr",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+        flow_shift: float = 1.0,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        solver: str = "dpmpp-2m",
+        solver_options: dict[str, Any] | None = None,
+    ) -> None:
+        self._set_up()
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return dict(self.config.solver_options or {})
+
+    def _check_options(self) -> None:
+        name, options = self.config.solver, self._options
+        if "stages" in check_options(name, options):
+            raise ValueError("TableScheduler takes no stages: set_timesteps says how many")
+        if options.get("accept") == "energy":
+            raise ValueError(
+                f"solver {name} with accept='energy' compares energies, which a scheduler is not "
+                "given: use accept='trapezoid' or 'simpson', or ardiff.sample with energy_fn"
+            )
+
+    def _made_of(self, calls: int) -> Steps:
+        asked: list[list[float]] = []
+
+        def levels(count: int) -> np.ndarray:
+            asked.append(self._grid(count))
+            return np.array(asked[-1], np.float64)
+
+        def make() -> Steps:
+            options = check_options(self.config.solver, self._options)
+            table = table_function(self.config.solver)(
+                self._path, self._prediction, levels, calls, denoise_last=True, **options
+            )
+            return Steps(table, tuple(map(float, asked[-1])))
+
+        return self._cached(("calls", calls), make)
+
+    def _made_on(self, levels: list[float], scale: float) -> Steps:
+        grid = [level for level, _ in groupby(levels)]
+        if not grid or any(b >= a for a, b in zip(grid, grid[1:], strict=False)):
+            raise ValueError(f"timesteps must be in descending order, got {levels}")
+        made = self._made_at(tuple(level / scale for level in grid))
+        if len(levels) > len(grid) and made.table.calls != len(levels):
+            raise ValueError(
+                f"timesteps must be the {len(grid)} levels of {self.config.solver}, or one for "
+                f"each of its {made.table.calls} calls at them, got {len(levels)}"
+            )
+        return made
+
+    def _made_at(self, grid: tuple[float, ...]) -> Steps:
+        def make() -> Steps:
+            table = over_levels(
+                self.config.solver, path=self._path, prediction=self._prediction, levels=grid,
+                denoise_last=True, **self._options,
+            )  # fmt: skip
+            return Steps(table, grid)
+
+        return self._cached(grid, make)
+
+    def _first_used(self, index: int) -> int:
+        """The next call that is the last at its level, from which a step begins; 0 is one too."""
+        if index == 0:
+            return 0
+        levels, grid = self._made.table.level[list(self._calls)], self._made.grid
+        last = [*(levels[1:] != levels[:-1]), True]
+        return next(i for i in range(index, len(levels)) if last[i] and levels[i] in grid)
+
+    def _begin(self, index: int, z: Tensor, key: Tensor, stream: Tensor) -> Rows:
+        program = self._rows.program
+        if index:
+            level = self._made.table.level[self._calls[index]]
+            rest = self._made_at(tuple(b for b in self._made.grid if b <= level)).table
+            if rest.calls != len(self._calls) - index:
+                raise ValueError(
+                    f"{self.config.solver} cannot begin at call {index} of {len(self._calls)}: "
+                    f"from level {level:g} on it makes {rest.calls} calls"
+                )
+            program = PlacedProgram(rest, z.device).program
+        return Rows(program, z, key=key, stream=stream, decisions=self._decisions)
