@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,36 +71,69 @@ def cpu_philox_words(key: int, counter: int, stream: int, count: int) -> Tensor:
     return out.long() & 0xFFFFFFFF
 
 
+# Of each op, the tensors that its oracle takes in float64.
+STATE = {
+    "diffusion_step": ("x", "memory"),
+    "uld_step": ("z", "v", "anchor"),
+    "mala_accept": ("x", "y", "anchor"),
+    "kv_attention": ("q",),
+    "head_step": ("x",),
+    "head_loop": ("x", "memory", "v"),
+}
+
+
 @dataclass
 class Call:
-    """Arguments of a step op: `args` positional (state first), `options` keyword-only."""
+    """A call of an op: its arguments by name, `args` positional, `options` keyword-only."""
 
     op: str
-    args: dict[str, Tensor]
-    options: dict[str, Tensor | float] = field(default_factory=dict)
-
-    STATE = {"diffusion_step": ("x", "memory"), "uld_step": ("z", "v", "anchor")}
+    args: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def state(self) -> tuple[str, ...]:
-        return self.STATE[self.op]
+        return STATE[self.op]
 
-    def functional(self) -> tuple[Tensor, ...]:
-        function = getattr(torch.ops.ardiff, self.op).default
-        return function(*self.args.values(), **self.options)
+    def functional(self, namespace: Any = torch.ops.ardiff, **more: Any) -> Any:
+        """Results of the op in a library namespace; `more` are further options."""
+        function = getattr(namespace, self.op).default
+        return function(*self.args.values(), **self.options, **more)
 
-    def in_place(self, **extra: Tensor) -> tuple[Tensor, ...]:
-        """Results of the in-place twin, run on clones of the state; x0 included where asked."""
-        args = {k: v.clone() if k in self.state else v for k, v in self.args.items()}
-        function = getattr(torch.ops.ardiff, f"{self.op}_").default
-        function(*args.values(), **self.options, **extra)
-        return tuple(args[name] for name in self.state)
+    def in_place(self, namespace: Any = torch.ops.ardiff, **extra: Tensor) -> tuple[Tensor, ...]:
+        """Results of the in-place twin: clones of the arguments that it writes, in their order.
+        `extra` are options of the twin alone, which are not cloned."""
+        function = getattr(namespace, f"{self.op}_").default
+        written = [a.name for a in function._schema.arguments if a.alias_info is not None]
+        given = {**self.args, **self.options}
+        given |= {name: given[name].clone() for name in written if given.get(name) is not None}
+        function(*(given[name] for name in self.args), **_without(given, self.args), **extra)
+        return tuple(given[name] for name in written if given.get(name) is not None)
 
-    def oracle(self) -> tuple[Tensor, ...]:
+    def oracle(self) -> Any:
         """The float64 reference on the identical inputs and the same noise words."""
-        reference = backends.reference_function(self.op)
-        args = {k: v.double() if k in self.state else v for k, v in self.args.items()}
-        return reference(*args.values(), **self.options)
+        wide = [name for name in self.state if {**self.args, **self.options}.get(name) is not None]
+        call = self.changed(**{name: {**self.args, **self.options}[name].double() for name in wide})
+        return backends.reference_function(self.op)(*call.args.values(), **call.options)
+
+    def changed(self, **new: Any) -> Call:
+        """The call with arguments or options replaced, or options added."""
+        args = {name: new.get(name, value) for name, value in self.args.items()}
+        return replace(self, args=args, options={**self.options, **_without(new, self.args)})
+
+
+def _without(given: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name not in names}
+
+
+def bits(t: Tensor) -> Tensor:
+    """The tensor as integers, so that NaN equals itself."""
+    kinds = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+    return t.contiguous().view(kinds[t.element_size()])
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal in dtype, shape and every bit."""
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
 
 
 def random_rows(seed: int, rows: int, d: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -18,11 +18,6 @@ SHAPES = [(1, 1), (3, 5), (7, 16), (130, 4), (33, 3), (600, 1), (2, 513), (5, 10
 OUTPUTS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def bits(results: tuple[Tensor, ...]) -> list[Tensor]:
-    kinds = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
-    return [t.contiguous().view(kinds[t.element_size()]) for t in results]
-
-
 def common(rows: int, d: int, width: int, dtype: torch.dtype, case: int) -> dict[str, Tensor]:
     """Options of case 0 to 3: none, guided, three-way, given noise; all with several rows."""
     options = {}
@@ -155,7 +150,7 @@ def disagreements(first: str, second: str) -> tuple[int, list[str]]:
         for isa in (first, second):
             torch.manual_seed(count)
             with testing.cpu_isa(isa):
-                results.append(bits(op(rows, d, dtype, case)))
+                results.append([testing.bits(t) for t in op(rows, d, dtype, case)])
         if not all(torch.equal(a, b) for a, b in zip(*results, strict=True)):
             found.append(f"{op.__name__} [{rows}, {d}] {dtype} case {case}")
         count += 1

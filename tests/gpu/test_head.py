@@ -9,10 +9,10 @@ import torch
 import ardiff_kernels
 from ardiff.heads import token
 from ardiff.heads.token import denoise_token
+from ardiff_kernels.testing import same_bits
 from tests._support.head_cases import CONTEXT, head_of, streams, table_of
 from tests.kernels.head_loop.calls import errors, loop_call
 from tests.kernels.head_step.calls import BF16, F32, I8, head_call
-from tests.kernels.kv_attention.calls import same_bits
 
 from . import calls
 
@@ -36,7 +36,7 @@ def test_a_step_errs_at_most_twice_as_much_as_pytorch(backend, name, dtype, N):
     calls.require("head_step", backend)
     call = on_gpu(head_call, N, ways=2, dtype=dtype, outer=F32, **WIDE[name])
     with ardiff_kernels.backend(backend):
-        found = call.run()
+        found = call.functional()
     exact = call.oracle()
     theirs = (call.eager().double() - exact).norm()
     assert (found.double() - exact).norm() <= 2 * theirs + 2.0**-23 * exact.norm()
@@ -50,10 +50,10 @@ def test_a_loop_against_float64_in_any_company_and_again(name, dtype):
     options = {k: v for k, v in WIDE[name].items() if k != "out"}
     call = on_gpu(loop_call, 9, ways=2, kinetic=True, dtype=dtype, **options)
     with ardiff_kernels.backend("cuda"), torch.device(calls.DEVICE):
-        found = call.run()
+        found = call.functional()
         for _ in range(20):
-            assert all(map(same_bits, call.run(), found))
-        alone = call.rows(torch.tensor([4])).run()
+            assert all(map(same_bits, call.functional(), found))
+        alone = call.rows(torch.tensor([4])).functional()
         assert all(same_bits(a, b[4:5]) for a, b in zip(alone, found, strict=True))
         assert max(errors(found, call.oracle())) <= 1e-4
 
@@ -63,16 +63,16 @@ def test_a_graph_of_one_kernel_follows_its_inputs(op):
     calls.require(op, "cuda")
     wide = {"width": 1024, "depth": 6}
     loop = on_gpu(loop_call, 4, ways=2, dtype=BF16, **wide)
-    run = loop.run if op == "head_loop" else loop.head.run
     with torch.device(calls.DEVICE), ardiff_kernels.backend("cuda"), torch.inference_mode():
-        loop.head.x = loop.head.x.contiguous()
+        loop.args["x"] = loop.args["x"].contiguous()
+        run = loop.functional if op == "head_loop" else loop.head.functional
         run()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             result = run()
         for _ in range(3):
-            loop.head.x.normal_()
+            loop.args["x"].normal_()
             graph.replay()
             torch.cuda.synchronize()
             new = run()

@@ -9,9 +9,9 @@ import torch
 import ardiff_kernels
 from ardiff.heads.token import denoise_token
 from ardiff.loop import cuda_graphs as graphs
+from ardiff_kernels.testing import same_bits
 from tests._support.head_cases import CONTEXT, KEY, KINDS, head_of, rows, table_of
 from tests.kernels.head_step.calls import BF16, F32, I8, excess, head_call
-from tests.kernels.kv_attention.calls import same_bits
 
 from . import calls
 
@@ -38,7 +38,7 @@ def test_error_is_within_twice_that_of_pytorch(name, dtype, size, backend):
     calls.require("head_step", backend)
     call = made(name, dtype, *size)
     with ardiff_kernels.backend(backend), torch.device(calls.DEVICE):
-        assert excess(call.run(), call) <= 1
+        assert excess(call.functional(), call) <= 1
 
 
 @pytest.mark.parametrize("backend", calls.BACKENDS)
@@ -48,10 +48,10 @@ def test_company_gives_the_same_bits(name, dtype, backend):
     calls.require("head_step", backend)
     call = made(name, dtype, 300, 2)
     with ardiff_kernels.backend(backend), torch.device(calls.DEVICE):
-        together = call.run(batch_invariant=True)
+        together = call.functional(batch_invariant=True)
         for index in ([7], [299], list(range(16)), list(range(290, 190, -1))):
-            assert same_bits(call.rows(index).run(batch_invariant=True), together[:, index])
-        assert same_bits(call.way(1).run(batch_invariant=True), together[1:])
+            assert same_bits(call.rows(index).functional(batch_invariant=True), together[:, index])
+        assert same_bits(call.way(1).functional(batch_invariant=True), together[1:])
 
 
 @pytest.mark.parametrize("backend", calls.BACKENDS)

@@ -8,8 +8,9 @@ import torch
 
 import ardiff_kernels
 from ardiff_kernels import testing
+from ardiff_kernels.testing import same_bits
 from tests.kernels.kv_append.calls import APPENDS, WRONG, append_call, assert_left_alone
-from tests.kernels.kv_attention.calls import BF16, F8, F32, I8, attention_call, random, same_bits
+from tests.kernels.kv_attention.calls import BF16, F8, F32, I8, attention_call, random
 
 from . import calls
 
@@ -39,7 +40,7 @@ def test_error_is_within_twice_that_of_pytorch(name, backend):
     calls.require("kv_attention", backend)
     call = decode(name)
     with ardiff_kernels.backend(backend), torch.device(calls.DEVICE):
-        found, exact, theirs = call.run().double(), call.oracle(), call.sdpa().double()
+        found, exact, theirs = call.functional().double(), call.oracle(), call.sdpa().double()
     assert (found - exact).abs().max() <= 2 * (theirs - exact).abs().max() + 2.0**-24
 
 
@@ -49,12 +50,12 @@ def test_company_capacity_and_tokens_give_the_same_bits(name, backend):
     calls.require("kv_attention", backend)
     call, wide = decode(name), decode(name, capacity=9000)
     with ardiff_kernels.backend(backend), torch.device(calls.DEVICE):
-        together = call.run()
-        assert same_bits(wide.run(), together)
+        together = call.functional()
+        assert same_bits(wide.functional(), together)
         for b in range(len(LENGTH)):
-            assert same_bits(call.row(b).run(), together[b : b + 1])
-        for t in range(call.q.shape[1]):
-            assert same_bits(call.token(t).run(), together[:, t : t + 1])
+            assert same_bits(call.row(b).functional(), together[b : b + 1])
+        for t in range(call.args["q"].shape[1]):
+            assert same_bits(call.token(t).functional(), together[:, t : t + 1])
 
 
 @pytest.mark.parametrize("backend", calls.BACKENDS)
@@ -111,12 +112,12 @@ def test_unaligned_queries_and_caches():
     with ardiff_kernels.backend("cuda"), torch.device(calls.DEVICE):
         for cache in (BF16, I8):
             call = attention_call([5000, 300], T=2, dtype=BF16, cache=cache, D=72)
-            expected = call.run()
+            expected = call.functional()
             for name in ("q", "k_cache", "v_cache"):
-                whole = getattr(call, name)
+                whole = call.args[name]
                 shifted = torch.empty(whole.numel() + 1, dtype=whole.dtype)[1:].view(whole.shape)
-                setattr(call, name, shifted.copy_(whole))
-            assert same_bits(call.run(), expected)
+                call.args[name] = shifted.copy_(whole)
+            assert same_bits(call.functional(), expected)
 
 
 @pytest.mark.parametrize("backend", calls.BACKENDS)

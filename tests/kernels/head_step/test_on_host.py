@@ -11,11 +11,11 @@ import torch
 
 import ardiff_kernels
 from ardiff_kernels import ops
+from ardiff_kernels.testing import same_bits
 from tests import ROOT
 from tests._support import build_cache
 from tests.kernels.head_loop.calls import INVALID, assert_refused, errors, loop_call
 from tests.kernels.head_step.calls import BF16, F32, FORMS, I8, head_call
-from tests.kernels.kv_attention.calls import same_bits
 
 NAMESPACE = "ardiff_head_on_host"
 OPS = ("head_step", "head_loop")
@@ -43,7 +43,7 @@ class Host:
             library.ardiff_walk(*arguments, ctypes.c_bool(waits))
 
     def step(self, call):
-        return self.ops.head_step(*call.args(), **call.options)
+        return self.ops.head_step(*call.args.values(), **call.options)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ COMPANY = {
 def test_a_patch_has_the_same_bits_in_any_company(host, name):
     """Alone, doubled, in another order, and one condition at a time, in tiles of several sizes."""
     call = head_call(**COMPANY[name])
-    together, N = host.step(call), len(call.x)
+    together, N = host.step(call), len(call.args["x"])
     for n in (0, N // 2, N - 1):
         assert same_bits(host.step(call.rows([n])), together[:, [n]])
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
@@ -164,13 +164,13 @@ LOOPS = {
 def test_a_loop_on_any_device(host, name):
     """Within twice the error of the C++ CPU library's ops; 2^-22 where that has none."""
     call = loop_call(**LOOPS[name])
-    found, exact = call.run(host.ops), call.oracle()
-    for mine, theirs in zip(errors(found, exact), errors(call.run(), exact), strict=True):
+    found, exact = call.functional(host.ops), call.oracle()
+    for mine, theirs in zip(errors(found, exact), errors(call.functional(), exact), strict=True):
         assert mine <= 2 * theirs + 2.0**-22
     assert all(map(same_bits, call.in_place(host.ops), found))
     for device in DEVICES[1:]:
         host.on(*device)
-        assert all(map(same_bits, call.run(host.ops), found))
+        assert all(map(same_bits, call.functional(host.ops), found))
 
 
 def test_mar_b_as_an_h200_and_an_a100_would(host):
@@ -178,30 +178,35 @@ def test_mar_b_as_an_h200_and_an_a100_would(host):
     wide = dict(d=16, width=1024, depth=6, dtype=BF16, modulation=BF16)
     call = loop_call(1, ways=2, kinetic=True, **wide)
     host.on(132, (227 << 10) - 1024, False)
-    found = call.run(host.ops)
-    expected = [t.double() for t in call.run()]
+    found = call.functional(host.ops)
+    expected = [t.double() for t in call.functional()]
     assert max(errors(found, expected)) <= 1e-5
     host.on(108, 163 << 10, True)
-    assert all(map(same_bits, call.run(host.ops), found))
+    assert all(map(same_bits, call.functional(host.ops), found))
 
 
 def test_a_loop_is_the_steps_of_the_same_kernel(host):
     """`head_step` walked, then the step ops of the CPU, whose arithmetic is the kernel's: to the
     bit."""
     call = loop_call(7, ways=3, kinetic=True)
-    found = call.run(host.ops)
-    x, memory, v = call.head.x, call.memory, call.options["v"]
+    found = call.functional(host.ops)
+    x, memory, v = call.args["x"], call.args["memory"], call.options["v"]
     names = ("guidance", "guidance2", "noise_scale")
     options = {name: call.options[name] for name in names}
     with ardiff_kernels.backend("cpu"):
-        for k, index in enumerate(call.set.tolist()):
+        for k, index in enumerate(call.args["set"].tolist()):
             if index > 2:
                 continue
-            call.head.x, call.head.set = x, index
-            out, uncond, uncond2 = host.step(call.head)
+            out, uncond, uncond2 = host.step(call.head.changed(x=x, set=index))
             options |= {"uncond_out": uncond, "uncond_out2": uncond2}
             row = torch.tensor([k], dtype=torch.int32)
-            place = (call.coef, row, call.draw + k, torch.tensor([-5]), call.stream)
+            place = (
+                call.args["coef"],
+                row,
+                call.args["draw"] + k,
+                torch.tensor([-5]),
+                call.args["stream"],
+            )
             if call.options["op"][k]:
                 x, v, memory = ops.uld_step(x, v, out, memory, *place, **options)
             else:
@@ -212,11 +217,11 @@ def test_a_loop_is_the_steps_of_the_same_kernel(host):
 @pytest.mark.parametrize("dtype", [F32, BF16, I8], ids=str)
 def test_a_loop_has_the_same_bits_in_any_company(host, dtype):
     call = loop_call(9, ways=2, kinetic=True, dtype=dtype)
-    together = call.run(host.ops)
+    together = call.functional(host.ops)
     for index in ([0], [8], [5, 2, 7, 7]):
         part = call.rows(torch.tensor(index))
         assert all(
-            same_bits(a, b[index]) for a, b in zip(part.run(host.ops), together, strict=True)
+            same_bits(a, b[index]) for a, b in zip(part.functional(host.ops), together, strict=True)
         )
 
 
@@ -225,7 +230,7 @@ def test_blocks_that_do_not_wait_are_noticed(host):
     step, loop = head_call(3, ways=2), loop_call(3)
     host.on(3, 32 << 10, False, waits=False)
     assert not host.step(step).isfinite().all()
-    assert not loop.run(host.ops)[0].isfinite().all()
+    assert not loop.functional(host.ops)[0].isfinite().all()
 
 
 def test_too_little_memory_and_too_many_layers_are_named(host):
@@ -249,7 +254,7 @@ def test_work_and_memory_are_divided(tmp_path):
 
 def test_empty_batches(host):
     assert host.step(head_call(0)).shape == (1, 0, 32)
-    assert loop_call(0).run(host.ops)[0].shape == (0, 6)
+    assert loop_call(0).functional(host.ops)[0].shape == (0, 6)
 
 
 @pytest.mark.parametrize("name", INVALID)

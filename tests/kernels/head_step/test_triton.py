@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
+from ardiff_kernels.testing import same_bits
 from tests.kernels.head_step.calls import BF16, F32, FORMS, I8, excess, head_call
-from tests.kernels.kv_attention.calls import same_bits
 
 pytest.importorskip("triton")
 import ardiff_kernels  # noqa: E402
@@ -39,7 +39,7 @@ def test_error_is_within_twice_that_of_pytorch(form, dtype, N):
         N, *form, width, inner=inner, dtype=dtype, ways=1 + i % 3, shared=N == 3,
         modulation=BF16 if dtype == BF16 else F32, **SMALL,
     )  # fmt: skip
-    assert excess(call.run(), call) <= 1
+    assert excess(call.functional(), call) <= 1
 
 
 @pytest.mark.parametrize("case", [(F32, 17), (BF16, 17), (I8, 2), (F32, 2)], ids=str)
@@ -47,15 +47,15 @@ def test_rows_of_several_steps(case):
     """Columns past those that a program takes at a time, and a rest."""
     dtype, N = case
     call = head_call(N, "rms", "gated", 300, inner=270, dtype=dtype, depth=1)
-    assert excess(call.run(), call) <= 1
+    assert excess(call.functional(), call) <= 1
 
 
 @pytest.mark.parametrize("N", [3, 20])
 def test_a_row_far_from_zero(N):
     """The variance is of what is left when the mean, 300 times larger, has gone."""
     call = head_call(N, width=270, **SMALL)
-    call.weights[1] = call.weights[1] + 300
-    assert excess(call.run(), call) <= 1
+    call.args["weights"][1] = call.args["weights"][1] + 300
+    assert excess(call.functional(), call) <= 1
 
 
 @pytest.mark.parametrize(
@@ -65,20 +65,20 @@ def test_a_patch_has_the_same_bits_in_any_company(kind):
     """Alone, of 20, in another order, and one condition at a time."""
     dtype, *form = kind
     call = head_call(20, *form, 40, inner=37, dtype=dtype, ways=2, **SMALL)
-    together = call.run(batch_invariant=True)
+    together = call.functional(batch_invariant=True)
     assert excess(together, call) <= 1
-    assert same_bits(call.rows([19]).run(batch_invariant=True), together[:, [19]])
+    assert same_bits(call.rows([19]).functional(batch_invariant=True), together[:, [19]])
     order = torch.arange(20).flip(0)[:17]
-    assert same_bits(call.rows(order).run(batch_invariant=True), together[:, order])
-    assert same_bits(call.way(1).run(batch_invariant=True), together[1:])
+    assert same_bits(call.rows(order).functional(batch_invariant=True), together[:, order])
+    assert same_bits(call.way(1).functional(batch_invariant=True), together[1:])
 
 
 @pytest.mark.parametrize("N", [3, 20])
 def test_a_nan_patch_spoils_no_other(N):
     call = head_call(N, ways=2, dtype=BF16, **SMALL)
-    clean = call.run()
-    call.x[1] = math.nan
-    spoilt = call.run()
+    clean = call.functional()
+    call.args["x"][1] = math.nan
+    spoilt = call.functional()
     keep = [n for n in range(N) if n != 1]
     assert spoilt[:, 1].isnan().all() and same_bits(spoilt[:, keep], clean[:, keep])
 
@@ -102,7 +102,7 @@ def test_launches(monkeypatch, case):
     for name in ("few_rows", "many_rows", "norm_rows"):
         monkeypatch.setattr(host, name, Launches(getattr(host, name), grids))
     call = head_call(N, ways=ways, depth=depth, width=8, d=2, out=2)
-    call.run()
+    call.functional()
     assert len(grids) == expected
 
 

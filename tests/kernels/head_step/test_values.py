@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import replace
 
 import pytest
 import torch
 
 from ardiff_kernels import testing
 from ardiff_kernels.dispatch import backends
+from ardiff_kernels.testing import same_bits
 from tests.kernels.head_step.calls import BF16, F32, FORMS, I8, error, excess, head_call
-from tests.kernels.kv_attention.calls import INTERPRETED, same_bits
+from tests.kernels.kv_attention.calls import INTERPRETED
 
 # Few programs each, for the interpreter.
 SMALL = {
@@ -79,13 +79,13 @@ def test_error_is_within_twice_that_of_pytorch(serving, name):
     if serving in INTERPRETED and name not in SMALL:
         pytest.skip("too many programs for the interpreter")
     call = head_call(**CASES[name])
-    assert excess(call.run(), call) <= 1
+    assert excess(call.functional(), call) <= 1
 
 
 @pytest.mark.parametrize("N", range(1, 71))
 def test_any_number_of_patches(N):
     call = head_call(N, width=40, inner=44, depth=1, dtype=(F32, BF16, I8)[N % 3])
-    assert excess(call.run(), call) <= 1
+    assert excess(call.functional(), call) <= 1
 
 
 @pytest.mark.parametrize("name", ["set", "x", "eps", "order", "gate", "way"])
@@ -94,22 +94,22 @@ def test_a_wrong_call_would_be_noticed(name):
     element of a gate or in x."""
     call = head_call(3, ways=2)
     wrong = head_call(3, ways=2)
-    width = call.weights[0].shape[0]
+    width = call.args["weights"][0].shape[0]
     if name == "set":
-        wrong.set = 2
+        wrong.args["set"] = 2
     elif name == "x":
-        wrong.x = wrong.x + 1e-4
+        wrong.args["x"] = wrong.args["x"] + 1e-4
     elif name == "eps":
         wrong.options["eps"] = 1e-3
     elif name == "order":
-        parts = list(wrong.modulation.split(width, -1))
+        parts = list(wrong.args["modulation"].split(width, -1))
         parts[0], parts[1] = parts[1], parts[0]
-        wrong.modulation = torch.cat(parts, -1)
+        wrong.args["modulation"] = torch.cat(parts, -1)
     elif name == "gate":
-        wrong.modulation[..., 2 * width] *= 1.001
+        wrong.args["modulation"][..., 2 * width] *= 1.001
     else:
-        wrong.modulation = wrong.modulation.roll(3, 1)
-    assert excess(wrong.run(), call) > 20
+        wrong.args["modulation"] = wrong.args["modulation"].roll(3, 1)
+    assert excess(wrong.functional(), call) > 20
 
 
 @pytest.mark.parametrize("width", [64, 256])
@@ -120,14 +120,16 @@ def test_int8_error(serving, width):
     if serving in INTERPRETED:
         pytest.skip("too many programs for the interpreter")
     call = head_call(16, width=width, depth=4, dtype=I8)
-    plain = replace(call, weights=call.exact, scales=[])
+    plain = call.changed(weights=call.exact, scales=[])
     exact = plain.oracle()
     worst = max(
         ((code * scale[:, None] - matrix).norm() / matrix.norm()).item()
-        for code, scale, matrix in zip(call.weights[::2], call.scales, call.exact[::2], strict=True)
+        for code, scale, matrix in zip(
+            call.args["weights"][::2], call.args["scales"], call.exact[::2], strict=True
+        )
     )
-    relative = error(call.run(), exact) / exact.norm().item()
-    assert 0.1 * worst < relative <= 2 * worst * len(call.scales) ** 0.5 < 0.1
+    relative = error(call.functional(), exact) / exact.norm().item()
+    assert 0.1 * worst < relative <= 2 * worst * len(call.args["scales"]) ** 0.5 < 0.1
 
 
 @pytest.mark.parametrize("name", COMPANY)
@@ -136,15 +138,15 @@ def test_a_patch_has_the_same_bits_in_any_company(serving, name):
     if serving in INTERPRETED:
         pytest.skip("too many programs for the interpreter")
     call = head_call(**COMPANY[name])
-    together = call.run(batch_invariant=True)
-    N = len(call.x)
+    together = call.functional(batch_invariant=True)
+    N = len(call.args["x"])
     for n in (0, N // 2, N - 1):
-        assert same_bits(call.rows([n]).run(batch_invariant=True), together[:, [n]])
+        assert same_bits(call.rows([n]).functional(batch_invariant=True), together[:, [n]])
     order = torch.randperm(N, generator=torch.Generator("cpu").manual_seed(1), device="cpu")
     order = torch.cat([order, order[:3]]).to(together.device)
-    assert same_bits(call.rows(order).run(batch_invariant=True), together[:, order])
+    assert same_bits(call.rows(order).functional(batch_invariant=True), together[:, order])
     for way in range(call.options["ways"]):
-        assert same_bits(call.way(way).run(batch_invariant=True), together[way : way + 1])
+        assert same_bits(call.way(way).functional(batch_invariant=True), together[way : way + 1])
 
 
 @pytest.mark.parametrize("N", range(1, 71, 3))
@@ -154,16 +156,16 @@ def test_the_default_is_batch_invariant_on_a_cpu(N):
         pytest.skip("the C++ kernels are not built")
     for dtype in (F32, BF16, I8):
         call = head_call(72, width=40, inner=600, depth=1, dtype=dtype)
-        assert same_bits(call.rows(list(range(N))).run(), call.run()[:, :N])
+        assert same_bits(call.rows(list(range(N))).functional(), call.functional()[:, :N])
 
 
 def test_a_nan_patch_spoils_no_other(serving):
     if serving in INTERPRETED:
         pytest.skip("too many programs for the interpreter")
     call = head_call(12, ways=2, width=37, inner=19)
-    clean = call.run()
-    call.x[5] = math.nan
-    spoilt = call.run()
+    clean = call.functional()
+    call.args["x"][5] = math.nan
+    spoilt = call.functional()
     keep = [n for n in range(12) if n != 5]
     assert spoilt[:, 5].isnan().all()
     torch.testing.assert_close(spoilt[:, keep], clean[:, keep])
@@ -176,10 +178,10 @@ def test_threads_give_the_same_bits(threads):
         call = head_call(**case)
         try:
             torch.set_num_threads(1)
-            alone = call.run()
+            alone = call.functional()
             torch.set_num_threads(threads)
             for _ in range(20):
-                assert same_bits(call.run(), alone)
+                assert same_bits(call.functional(), alone)
         finally:
             torch.set_num_threads(before)
 
@@ -187,11 +189,11 @@ def test_threads_give_the_same_bits(threads):
 def test_calls_at_the_same_time():
     """From several Python threads, each of which has activations of its own."""
     calls = [head_call(N, width=256, seed=N) for N in (1, 3, 40)]
-    expected = [call.run() for call in calls]
+    expected = [call.functional() for call in calls]
     found: list[list[torch.Tensor]] = [[] for _ in calls]
 
     def work(i: int) -> None:
-        found[i] = [calls[i].run() for _ in range(20)]
+        found[i] = [calls[i].functional() for _ in range(20)]
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(len(calls))]
     for worker in workers:
@@ -208,16 +210,16 @@ def test_calls_at_the_same_time():
 def test_instruction_sets_agree_to_the_bit(isa, name):
     call = head_call(**COMPANY[name])
     with testing.cpu_isa("scalar"):
-        expected = call.run()
+        expected = call.functional()
     with testing.cpu_isa(isa):
-        assert same_bits(call.run(), expected)
+        assert same_bits(call.functional(), expected)
 
 
 def test_blocks_of_different_inner_widths():
     """The second block is narrower than the first: nothing of the first may be left behind it."""
     wide, narrow = head_call(4, inner=61), head_call(4, inner=33, seed=1)
-    wide.weights[6:10] = narrow.weights[6:10]
-    assert excess(wide.run(), wide) <= 1
+    wide.args["weights"][6:10] = narrow.args["weights"][6:10]
+    assert excess(wide.functional(), wide) <= 1
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -225,8 +227,10 @@ def test_opcheck(serving, name):
     if serving in INTERPRETED:
         pytest.skip("too many programs for the interpreter")
     call = head_call(**SMALL[name])
-    call.x = call.x.contiguous()
-    torch.library.opcheck(torch.ops.ardiff.head_step.default, call.args(), call.options)
+    call.args["x"] = call.args["x"].contiguous()
+    torch.library.opcheck(
+        torch.ops.ardiff.head_step.default, tuple(call.args.values()), call.options
+    )
 
 
 def test_compile_fullgraph(monkeypatch):
@@ -240,15 +244,18 @@ def test_compile_fullgraph(monkeypatch):
         return graph.forward
 
     def step(x, modulation, index):
-        rest = (call.weights, call.scales)
+        rest = (call.args["weights"], call.args["scales"])
         return torch.ops.ardiff.head_step(x, modulation, index, *rest, **call.options)[0] * 2
 
     torch.compiler.reset()
     compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)
     for index in (2, 1, 0):
-        expected = step(call.x, call.modulation, index)
-        assert same_bits(compiled(call.x, call.modulation, index), expected)
+        expected = step(call.args["x"], call.args["modulation"], index)
+        assert same_bits(compiled(call.args["x"], call.args["modulation"], index), expected)
     assert len(graphs) <= 2  # 0 and 1 may be specialised
     torch.compiler.reset()
     compiled = torch.compile(step, fullgraph=True)
-    assert same_bits(compiled(call.x, call.modulation, 2), step(call.x, call.modulation, 2))
+    assert same_bits(
+        compiled(call.args["x"], call.args["modulation"], 2),
+        step(call.args["x"], call.args["modulation"], 2),
+    )

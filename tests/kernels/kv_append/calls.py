@@ -7,7 +7,8 @@ import math
 import torch
 
 from ardiff_kernels.ops.kv_append.reference import LARGEST, rms_norm, rotate
-from tests.kernels.kv_attention.calls import BF16, F8, F32, I8, integers, random, same_bits, unused
+from ardiff_kernels.testing import same_bits
+from tests.kernels.kv_attention.calls import BF16, F8, F32, I8, integers, random, unused
 
 APPEND_SMALL = {
     "float32": dict(length=[3, 0], T=2),

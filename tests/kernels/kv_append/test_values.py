@@ -9,8 +9,9 @@ import torch
 
 from ardiff_kernels.dispatch import backends
 from ardiff_kernels.ops.kv_append.reference import LARGEST
+from ardiff_kernels.testing import bits, same_bits
 from tests.kernels.kv_append.calls import APPEND_SMALL, APPENDS, append_call, check_append
-from tests.kernels.kv_attention.calls import BF16, F8, F32, I8, INTERPRETED, bits, same_bits
+from tests.kernels.kv_attention.calls import BF16, F8, F32, I8, INTERPRETED
 
 OPS = torch.ops.ardiff
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ardiff_kernels.dispatch import backends
 from ardiff_kernels.ops.kv_append.reference import quantize, rms_norm, rotate
+from ardiff_kernels.testing import Call, same_bits
 
 F32, BF16, I8, F8 = torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn
 INTERPRETED = ("triton",)
@@ -26,15 +25,6 @@ def integers(values: Sequence[int]) -> Tensor:
     return torch.tensor(list(values), dtype=torch.int32)
 
 
-def bits(t: Tensor) -> Tensor:
-    """The tensor as integers, so that NaN equals itself."""
-    return t.contiguous().view({4: torch.int32, 2: torch.int16, 1: torch.int8}[t.element_size()])
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
-
-
 def unused(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A tensor of NaN, or for int8 of its largest code."""
     if dtype == I8:
@@ -42,40 +32,26 @@ def unused(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.full(shape, math.nan).to(dtype)
 
 
-@dataclass
-class Call:
-    """Arguments of `kv_attention`, and the keys and values `[B, capacity, Hkv, D]` behind them."""
+class AttentionCall(Call):
+    """A call of `kv_attention`, its rows and tokens apart, and PyTorch's own attention."""
 
-    q: Tensor
-    k_cache: Tensor
-    v_cache: Tensor
-    length: Tensor
-    options: dict[str, Tensor | float | int | bool | None] = field(default_factory=dict)
-
-    def run(self) -> Tensor:
-        tensors = (self.q, self.k_cache, self.v_cache, self.length)
-        return torch.ops.ardiff.kv_attention.default(*tensors, **self.options)
-
-    def oracle(self) -> Tensor:
-        """The float64 reference on the identical inputs."""
-        function = backends.reference_function("kv_attention")
-        return function(self.q.double(), self.k_cache, self.v_cache, self.length, **self.options)
-
-    def row(self, b: int) -> Call:
+    def row(self, b: int) -> AttentionCall:
         """Row b alone."""
         options = dict(self.options)
         for name in ("count", "position", "block_table"):
             if options.get(name) is not None:
                 options[name] = options[name][b : b + 1].contiguous()
-        caches = [self.k_cache, self.v_cache]
+        caches = [self.args["k_cache"], self.args["v_cache"]]
         if options.get("block_table") is None:
             caches = [c.view(torch.int8)[b : b + 1].view(c.dtype) for c in caches]
             for name in ("k_scale", "v_scale"):
                 if options.get(name) is not None:
                     options[name] = options[name][b : b + 1]
-        return Call(self.q[b : b + 1], *caches, self.length[b : b + 1].contiguous(), options)
+        k_cache, v_cache = caches
+        q, length = self.args["q"][b : b + 1], self.args["length"][b : b + 1].contiguous()
+        return self.changed(q=q, k_cache=k_cache, v_cache=v_cache, length=length, **options)
 
-    def token(self, t: int) -> Call:
+    def token(self, t: int) -> AttentionCall:
         """New token t alone, the ones before it being in the cache already."""
         options = dict(self.options)
         count = options.get("count")
@@ -83,21 +59,21 @@ class Call:
             options["count"] = (count - t).clamp(0, 1).int()
         if options.get("position") is not None:
             options["position"] = options["position"][:, t : t + 1].contiguous()
-        length = self.length + t
+        length = self.args["length"] + t
         if count is not None:
-            length = torch.minimum(length, self.length + count)
-        return replace(self, q=self.q[:, t : t + 1], length=length.int(), options=options)
+            length = torch.minimum(length, self.args["length"] + count)
+        return self.changed(q=self.args["q"][:, t : t + 1], length=length.int(), **options)
 
     def sdpa(self) -> Tensor:
         """`scaled_dot_product_attention` in q's dtype, row by row with a mask."""
         o = self.options
-        out = torch.zeros_like(self.q)
-        for b, before in enumerate(self.length.tolist()):
-            new = self.q.shape[1] if o.get("count") is None else int(o["count"][b])
+        out = torch.zeros_like(self.args["q"])
+        for b, before in enumerate(self.args["length"].tolist()):
+            new = self.args["q"].shape[1] if o.get("count") is None else int(o["count"][b])
             if new == 0:
                 continue
             at = before + torch.arange(new)
-            query = rms_norm(self.q[b, :new], o.get("q_norm"), o.get("norm_eps", 1e-6))
+            query = rms_norm(self.args["q"][b, :new], o.get("q_norm"), o.get("norm_eps", 1e-6))
             position = at if o.get("position") is None else o["position"][b, :new]
             query = rotate(query, position, o.get("cos"), o.get("sin")).transpose(0, 1)
             keys, values = (self.logical(name, b, before + new) for name in "kv")
@@ -114,14 +90,14 @@ class Call:
 
     def logical(self, name: str, b: int, n: int) -> Tensor:
         """The first n keys or values of row b in q's dtype, `[Hkv, n, D]`."""
-        cache, scale = getattr(self, f"{name}_cache"), self.options.get(f"{name}_scale")
+        cache, scale = self.args[f"{name}_cache"], self.options.get(f"{name}_scale")
         p, size, table = torch.arange(n), cache.shape[2], self.options.get("block_table")
         block = torch.full_like(p, b) if table is None else table[b].long()[p // size]
         codes = cache.view(torch.int8) if cache.dtype == F8 else cache
         rows = codes[block, :, p % size].view(cache.dtype).float()
         if scale is not None:
             rows = rows * scale[block, :, p % size].unsqueeze(-1)
-        return rows.transpose(0, 1).to(self.q.dtype)
+        return rows.transpose(0, 1).to(self.args["q"].dtype)
 
 
 def attention_call(
@@ -139,7 +115,7 @@ def attention_call(
     norm: bool = False,
     seed: int = 0,
     **options,
-) -> Call:
+) -> AttentionCall:
     """A call whose cache is NaN wherever no query may look.
 
     `block` is the size of the blocks of a paged cache, which lie in a shuffled order among unused
@@ -181,13 +157,18 @@ def attention_call(
     if norm:
         options["q_norm"] = 1 + 0.1 * random(seed + 7, D)
     q = random(seed, rows, T, heads, D, dtype=dtype)
-    return Call(q, *caches.values(), integers(length), options)
+    args = {"q": q, **caches, "length": integers(length)}
+    return AttentionCall("kv_attention", args, options)
 
 
 def excess(found: torch.Tensor, call) -> float:
     """The largest error over twice that of PyTorch's attention (and a float32 rounding)."""
     exact = call.oracle()
-    assert found.shape == call.q.shape and found.dtype == call.q.dtype and found.is_contiguous()
+    assert (
+        found.shape == call.args["q"].shape
+        and found.dtype == call.args["q"].dtype
+        and found.is_contiguous()
+    )
     assert found.isfinite().all()
     if not found.numel():
         return 0.0
@@ -207,16 +188,16 @@ def assert_nan_scale_reaches_those_that_see_it(run, cache: torch.dtype, part: st
 def assert_overflow_weighs_nothing(run) -> None:
     """q.k = -inf at all keys, at a whole split, and at some keys of each split."""
     call = attention_call([300, 300, 300], heads=2, kv_heads=1, D=32)
-    call.q = call.q.abs() * 1e38
-    call.k_cache[0] = -call.k_cache[0].abs() - 100
-    call.k_cache[1, :, :256] = -call.k_cache[1, :, :256].abs() - 100
-    call.k_cache[1, :, 256:] = 0
-    call.k_cache[2, :, ::2] = -call.k_cache[2, :, ::2].abs() - 100
-    call.k_cache[2, :, 1::2] = 0
+    call.args["q"] = call.args["q"].abs() * 1e38
+    call.args["k_cache"][0] = -call.args["k_cache"][0].abs() - 100
+    call.args["k_cache"][1, :, :256] = -call.args["k_cache"][1, :, :256].abs() - 100
+    call.args["k_cache"][1, :, 256:] = 0
+    call.args["k_cache"][2, :, ::2] = -call.args["k_cache"][2, :, ::2].abs() - 100
+    call.args["k_cache"][2, :, 1::2] = 0
     found = run(call)
     assert (found[0] == 0).all()
-    assert (found[1] - call.v_cache[1, 0, 256:301].mean(0)).abs().max() < 1e-5
-    assert (found[2] - call.v_cache[2, 0, 1:301:2].mean(0)).abs().max() < 1e-5
+    assert (found[1] - call.args["v_cache"][1, 0, 256:301].mean(0)).abs().max() < 1e-5
+    assert (found[2] - call.args["v_cache"][2, 0, 1:301:2].mean(0)).abs().max() < 1e-5
 
 
 # Few programs each, for the interpreter.

@@ -15,6 +15,7 @@ import torch
 
 import ardiff_kernels
 from ardiff_kernels.dispatch import load
+from ardiff_kernels.testing import same_bits
 from tests import ROOT
 from tests._support import build_cache
 from tests.kernels.kv_append.calls import (
@@ -31,12 +32,11 @@ from tests.kernels.kv_attention.calls import (
     F8,
     F32,
     I8,
-    Call,
+    AttentionCall,
     assert_nan_scale_reaches_those_that_see_it,
     assert_overflow_weighs_nothing,
     attention_call,
     excess,
-    same_bits,
 )
 
 FLAGS = [
@@ -117,8 +117,8 @@ def on_host(libraries):
     return libraries["forwards"]
 
 
-def attend(ops, call: Call) -> torch.Tensor:
-    return ops.kv_attention(call.q, call.k_cache, call.v_cache, call.length, **call.options)
+def attend(ops, call: AttentionCall) -> torch.Tensor:
+    return ops.kv_attention(*call.args.values(), **call.options)
 
 
 @pytest.mark.parametrize("name", sorted({*CASES} - {"64 tokens"}))  # long, and like others
@@ -135,9 +135,9 @@ def test_company_capacity_and_tokens_give_the_same_bits(on_host, name):
     call = attention_call(**COMPANY[name])
     together = attend(on_host, call)
     assert same_bits(attend(on_host, attention_call(**COMPANY[name], capacity=1024)), together)
-    for b in range(len(call.q)):
+    for b in range(len(call.args["q"])):
         assert same_bits(attend(on_host, call.row(b)), together[b : b + 1])
-    for t in range(call.q.shape[1]):
+    for t in range(call.args["q"].shape[1]):
         assert same_bits(attend(on_host, call.token(t)), together[:, t : t + 1])
 
 
@@ -158,19 +158,19 @@ def test_alignment_does_not_matter(on_host, dtype, cache):
     call = attention_call([300, 3], T=2, dtype=dtype, cache=cache, D=72, rotary=32, norm=True)
     expected = attend(on_host, call)
     wide = torch.full((2, 2, 4, 75), torch.nan, dtype=dtype)
-    wide[..., 1:73] = call.q
-    call.q = wide[..., 1:73]
+    wide[..., 1:73] = call.args["q"]
+    call.args["q"] = wide[..., 1:73]
     for name in ("k_cache", "v_cache"):
-        whole = getattr(call, name)
+        whole = call.args[name]
         shifted = torch.empty(whole.numel() + 1, dtype=cache)[1:].view(whole.shape)
-        setattr(call, name, shifted.copy_(whole))
+        call.args[name] = shifted.copy_(whole)
     assert same_bits(attend(on_host, call), expected)
 
 
 def test_a_nan_key_reaches_only_the_queries_that_see_it(on_host):
     call = attention_call([20], T=3, heads=2, kv_heads=1)
     clean = attend(on_host, call)
-    call.k_cache[0, 0, 22] = call.v_cache[0, 0, 22] = torch.nan
+    call.args["k_cache"][0, 0, 22] = call.args["v_cache"][0, 0, 22] = torch.nan
     spoilt = attend(on_host, call)
     assert same_bits(spoilt[:, :2], clean[:, :2]) and spoilt[:, 2].isnan().all()
 
@@ -185,8 +185,8 @@ def test_what_is_not_finite(on_host):
             assert_nan_scale_reaches_those_that_see_it(run, cache, part)
     for key in (torch.inf, torch.nan):
         call = attention_call([300], heads=2, kv_heads=1, D=32)
-        call.q = call.q.abs()
-        call.k_cache[0, 0, 7] = key
+        call.args["q"] = call.args["q"].abs()
+        call.args["k_cache"][0, 0, 7] = key
         assert run(call).isnan().all()
 
 
@@ -239,4 +239,4 @@ def test_messages_read_as_on_the_cpu(on_host):
         on_host.kv_append(args[0], args[1].bfloat16(), *args[2:], **options)
     call = attention_call([5])
     with pytest.raises(RuntimeError, match="^kv_attention: window must be at least 0, got -1"):
-        on_host.kv_attention(call.q, call.k_cache, call.v_cache, call.length, window=-1)
+        call.functional(on_host, window=-1)

@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ardiff_kernels.testing import same_bits
 from tests.kernels.kv_append.calls import WRONG, assert_left_alone
-from tests.kernels.kv_attention.calls import BF16, attention_call, same_bits
+from tests.kernels.kv_attention.calls import BF16, attention_call
 
 pytest.importorskip("triton")
 from ardiff_kernels.dispatch import backends  # noqa: E402
@@ -29,7 +30,7 @@ def test_parts_of_a_batch_give_the_same_bits(monkeypatch):
     from ardiff_kernels.ops.kv_attention import triton
 
     call = attention_call([40, 3, 300], kv_heads=1, heads=2, dtype=BF16)
-    tensors = (call.q, call.k_cache, call.v_cache, call.length)
+    tensors = (call.args["q"], call.args["k_cache"], call.args["v_cache"], call.args["length"])
     whole = triton.kv_attention(*tensors, **call.options)
     monkeypatch.setattr(triton, "_WORKSPACE", 1)
     assert same_bits(triton.kv_attention(*tensors, **call.options), whole)
@@ -40,7 +41,7 @@ def test_pages_of_whole_tiles_give_the_bits_of_a_contiguous_cache():
     from ardiff_kernels.ops.kv_attention.triton import kv_attention
 
     found = [
-        kv_attention(call.q, call.k_cache, call.v_cache, call.length, **call.options)
+        kv_attention(*call.args.values(), **call.options)
         for call in (attention_call([700, 9], kv_heads=1, block=n) for n in (0, 256, 512))
     ]
     assert same_bits(found[0], found[1]) and same_bits(found[0], found[2])
@@ -52,10 +53,10 @@ def test_unaligned_queries():
 
     call = attention_call([40, 3], T=2, kv_heads=1, rotary=32, norm=True)
     wide = torch.full((2, 2, 4, 67), float("nan"))
-    wide[..., 1:65] = call.q
-    expected = kv_attention(call.q, call.k_cache, call.v_cache, call.length, **call.options)
-    call.q = wide[..., 1:65]
-    found = kv_attention(call.q, call.k_cache, call.v_cache, call.length, **call.options)
+    wide[..., 1:65] = call.args["q"]
+    expected = kv_attention(*call.args.values(), **call.options)
+    call.args["q"] = wide[..., 1:65]
+    found = kv_attention(*call.args.values(), **call.options)
     assert (found - expected).abs().max() <= 2.0**-20 * expected.abs().max()
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ardiff_kernels import testing
 from ardiff_kernels.dispatch import backends
+from ardiff_kernels.testing import same_bits
 from tests.kernels.kv_attention.calls import (
     BF16,
     CASES,
@@ -18,12 +19,11 @@ from tests.kernels.kv_attention.calls import (
     I8,
     INTERPRETED,
     SMALL,
-    Call,
+    AttentionCall,
     assert_nan_scale_reaches_those_that_see_it,
     assert_overflow_weighs_nothing,
     attention_call,
     excess,
-    same_bits,
 )
 
 
@@ -41,7 +41,7 @@ def test_error_is_within_twice_that_of_pytorch(serving, name):
     if serving in INTERPRETED and name not in SMALL:
         pytest.skip("too many programs for the interpreter")
     call = attention_call(**CASES[name])
-    assert excess(call.run(), call) <= 1
+    assert excess(call.functional(), call) <= 1
 
 
 @pytest.mark.parametrize("name", ["window", "causal", "length", "rotary", "head"])
@@ -54,13 +54,13 @@ def test_a_wrong_call_would_be_noticed(name):
     elif name == "causal":
         wrong.options["causal"] = False
     elif name == "length":
-        wrong.length = wrong.length - 1
+        wrong.args["length"] = wrong.args["length"] - 1
     elif name == "rotary":
-        at = wrong.length[:, None] + torch.arange(3)
+        at = wrong.args["length"][:, None] + torch.arange(3)
         wrong.options["position"] = (at - 1).int()
     else:
-        wrong.q = wrong.q.roll(1, 2)
-    assert excess(wrong.run(), call) > 100
+        wrong.args["q"] = wrong.args["q"].roll(1, 2)
+    assert excess(wrong.functional(), call) > 100
 
 
 @pytest.mark.parametrize("name", COMPANY)
@@ -68,9 +68,9 @@ def test_a_row_alone_has_the_same_bits(serving, name):
     if serving in INTERPRETED and name != next(iter(COMPANY)):
         pytest.skip("too many programs for the interpreter")
     call = attention_call(**COMPANY[name])
-    together = call.run()
-    for b in range(len(call.q)):
-        assert same_bits(call.row(b).run(), together[b : b + 1])
+    together = call.functional()
+    for b in range(len(call.args["q"])):
+        assert same_bits(call.row(b).functional(), together[b : b + 1])
 
 
 @pytest.mark.parametrize("name", COMPANY)
@@ -82,8 +82,8 @@ def test_another_capacity_gives_the_same_bits(serving, name):
     if "block" in COMPANY[name]:
         assert wide.options["block_table"].shape[1] > call.options["block_table"].shape[1]
     else:
-        assert wide.k_cache.shape[2] > call.k_cache.shape[2]
-    assert same_bits(wide.run(), call.run())
+        assert wide.args["k_cache"].shape[2] > call.args["k_cache"].shape[2]
+    assert same_bits(wide.functional(), call.functional())
 
 
 @pytest.mark.parametrize("name", COMPANY)
@@ -91,51 +91,51 @@ def test_tokens_one_by_one_have_the_same_bits(serving, name):
     if serving in INTERPRETED and name != next(iter(COMPANY)):
         pytest.skip("too many programs for the interpreter")
     call = attention_call(**COMPANY[name])
-    together = call.run()
-    for t in range(call.q.shape[1]):
-        assert same_bits(call.token(t).run(), together[:, t : t + 1])
+    together = call.functional()
+    for t in range(call.args["q"].shape[1]):
+        assert same_bits(call.token(t).functional(), together[:, t : t + 1])
 
 
 def test_pages_give_the_bits_of_a_contiguous_cache(serving):
     call, paged = (attention_call([300, 9], kv_heads=1, block=n) for n in (0, 16))
-    assert same_bits(call.run(), paged.run())
+    assert same_bits(call.functional(), paged.functional())
 
 
 def test_a_nan_key_reaches_only_the_queries_that_see_it(serving):
     call = attention_call([20], T=3, heads=2, kv_heads=1)
-    clean = call.run()
-    call.k_cache[0, 0, 22] = math.nan
-    call.v_cache[0, 0, 22] = math.nan
-    spoilt = call.run()
+    clean = call.functional()
+    call.args["k_cache"][0, 0, 22] = math.nan
+    call.args["v_cache"][0, 0, 22] = math.nan
+    spoilt = call.functional()
     assert same_bits(spoilt[:, :2], clean[:, :2]) and spoilt[:, 2].isnan().all()
 
 
 @pytest.mark.parametrize("part", ["k_scale", "v_scale"])
 @pytest.mark.parametrize("cache", [I8, F8])
 def test_a_nan_scale_reaches_only_the_queries_that_see_it(serving, cache, part):
-    assert_nan_scale_reaches_those_that_see_it(Call.run, cache, part)
+    assert_nan_scale_reaches_those_that_see_it(AttentionCall.functional, cache, part)
 
 
 def test_keys_that_overflow_weigh_nothing(serving):
-    assert_overflow_weighs_nothing(Call.run)
+    assert_overflow_weighs_nothing(AttentionCall.functional)
 
 
 @pytest.mark.parametrize("key", [math.inf, math.nan])
 def test_other_keys_that_are_not_finite_give_nan(serving, key):
     call = attention_call([300], heads=2, kv_heads=1, D=32)
-    call.q = call.q.abs()
-    call.k_cache[0, 0, 7] = key
-    assert call.run().isnan().all()
+    call.args["q"] = call.args["q"].abs()
+    call.args["k_cache"][0, 0, 7] = key
+    assert call.functional().isnan().all()
 
 
 def test_strided_queries(serving):
     """A slice of a fused projection."""
     call = attention_call([40, 3], T=2, heads=4)
-    expected = call.run()
+    expected = call.functional()
     fused = torch.full((2, 2, 8, 64), math.nan)
-    fused[:, :, 2:6] = call.q
-    call.q = fused[:, :, 2:6]
-    assert same_bits(call.run(), expected)
+    fused[:, :, 2:6] = call.args["q"]
+    call.args["q"] = fused[:, :, 2:6]
+    assert same_bits(call.functional(), expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -150,9 +150,9 @@ def test_threads_give_the_same_bits(threads):
         call = attention_call(**case, dtype=BF16)
         try:
             torch.set_num_threads(1)
-            alone = call.run()
+            alone = call.functional()
             torch.set_num_threads(threads)
-            assert same_bits(call.run(), alone)
+            assert same_bits(call.functional(), alone)
         finally:
             torch.set_num_threads(before)
 
@@ -163,9 +163,9 @@ def test_threads_give_the_same_bits(threads):
 def test_instruction_sets_agree_to_the_bit(isa, name):
     call = attention_call(**COMPANY[name])
     with testing.cpu_isa("scalar"):
-        expected = call.run()
+        expected = call.functional()
     with testing.cpu_isa(isa):
-        assert same_bits(call.run(), expected)
+        assert same_bits(call.functional(), expected)
 
 
 @pytest.mark.parametrize("name", ["causal", "paged", "rotary and norm"])
@@ -173,7 +173,7 @@ def test_opcheck(serving, name):
     if serving in INTERPRETED:
         pytest.skip("too many programs for the interpreter")
     call = attention_call(**SMALL[name])
-    args = (call.q, call.k_cache, call.v_cache, call.length)
+    args = tuple(call.args.values())
     torch.library.opcheck(torch.ops.ardiff.kv_attention.default, args, call.options)
 
 
@@ -188,6 +188,6 @@ def test_compile_fullgraph(monkeypatch):
         return torch.ops.ardiff.kv_attention(q, *caches[:2], length), caches[0]
 
     torch.compiler.reset()
-    args = (call.q, new, call.k_cache, call.v_cache, call.length)
+    args = (call.args["q"], new, call.args["k_cache"], call.args["v_cache"], call.args["length"])
     for a, b in zip(torch.compile(step, fullgraph=True)(*args), step(*args), strict=True):
         assert same_bits(a, b)

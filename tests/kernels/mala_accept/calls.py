@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
 from ardiff_kernels import testing
-from ardiff_kernels.dispatch import backends
-from ardiff_kernels.ops.mala_accept import COLUMNS
+from ardiff_kernels.ops.mala_accept import COLUMNS, MalaAccept
 from ardiff_kernels.ops.mala_accept.reference import log_uniform
+from ardiff_kernels.testing import Call, same_bits
 
-STATE = ("x", "y", "anchor")
-SELECTED = ("y", "out_y", "v_y", "energy_y")
 ADDRESS = ("coef", "key")
 ROWS = [
     dict(g_z=0.9, g_d=0.7, g_o=-1.1, s_z=-0.3, s_o=1.2, c_g=0.06),
@@ -23,44 +19,28 @@ ROWS = [
 CORRECTIONS = ("trapezoid", "simpson", "energies")
 
 
-@dataclass
-class AcceptCall:
-    """Arguments of `mala_accept`: `args` positional, `options` keyword-only."""
-
-    args: dict[str, Tensor]
-    options: dict[str, Tensor] = field(default_factory=dict)
-
-    def functional(self, namespace=torch.ops.ardiff) -> tuple[Tensor, ...]:
-        return namespace.mala_accept(*self.args.values(), **self.options)
+class AcceptCall(Call):
+    """A call of `mala_accept`, with the bound of its sums."""
 
     def in_place(self, namespace=torch.ops.ardiff) -> tuple[Tensor, ...]:
         """Results of the in-place twin, on clones, in the order of the functional form."""
-        given = {**self.args, **self.options}
-        given |= {name: given[name].clone() for name in SELECTED if name in given}
-        args = [given.pop(name) for name in self.args]
-        rows, none = len(args[0]), torch.empty(0)
+        rows, none = len(self.args["x"]), torch.empty(0)
         marks = {
             "accepted": torch.ones(rows, dtype=torch.bool),
             "log_alpha": torch.full((rows,), 7.0),
         }
-        namespace.mala_accept_(*args, **given, **marks)
-        return (
-            args[1],
-            args[3],
-            given.get("v_y", none),
-            given.get("energy_y", none),
-            *marks.values(),
-        )
+        y, out_y, *rest = super().in_place(namespace, **marks)
+        v = rest.pop(0) if "v_y" in self.options else none
+        energy = rest.pop(0) if "energy_y" in self.options else none
+        return y, out_y, v, energy, *marks.values()
 
-    def oracle(self) -> tuple[Tensor, ...]:
-        """The float64 reference on the identical inputs and the same words."""
-        args = {k: v.double() if k in STATE else v for k, v in self.args.items()}
-        return backends.reference_function("mala_accept")(*args.values(), **self.options)
+    def oracle(self) -> MalaAccept:
+        return MalaAccept(*super().oracle())
 
     def rows(self, index: Tensor) -> AcceptCall:
         """The same call for some of the samples, in that order."""
         args = {k: v if k in ADDRESS else v[index] for k, v in self.args.items()}
-        return AcceptCall(args, {k: v[index] for k, v in self.options.items()})
+        return AcceptCall(self.op, args, {k: v[index] for k, v in self.options.items()})
 
     def log_uniform(self) -> Tensor:
         """log of each sample's accept uniform, float64 `[B]`."""
@@ -74,7 +54,7 @@ class AcceptCall:
         coef = self.args["coef"].double()
         row = self.args["row"].long().clamp(0, len(coef) - 1)
         c = dict(zip(COLUMNS, coef[row].abs().unsqueeze(-1).unbind(1), strict=False))
-        x, y, anchor = (self.args[name].double() for name in STATE)
+        x, y, anchor = (self.args[name].double() for name in self.state)
         o_x, o_y = self.args["out_x"].double(), self.args["out_y"].double()
         delta = (y - x).abs()
         g_x, g_y = (
@@ -103,15 +83,15 @@ def check(call: AcceptCall, results: tuple[Tensor, ...]) -> int:
     log_alpha must be within `bound`, the decision the same unless log u is as near to log_alpha,
     and the selected state an exact copy of what the decision says.
     """
-    x, out, v, energy, accepted, log_alpha = results
+    x, out, v, energy, accepted, log_alpha = MalaAccept(*results)
     expected = call.oracle()
     args, options = call.args, call.options
-    rejected = expected[5].isinf()
+    rejected = expected.log_alpha.isinf()
     assert torch.equal(log_alpha.isinf(), rejected) and not log_alpha.isnan().any()
-    error = (log_alpha.double() - expected[5])[~rejected].abs()
+    error = (log_alpha.double() - expected.log_alpha)[~rejected].abs()
     assert (error <= call.bound()[~rejected]).all(), (error / call.bound()[~rejected]).max()
-    tie = (call.log_uniform() - expected[5]).abs() < call.bound()
-    assert torch.equal(accepted[~tie], expected[4][~tie])
+    tie = (call.log_uniform() - expected.log_alpha).abs() < call.bound()
+    assert torch.equal(accepted[~tie], expected.accepted[~tie])
     live = (args["row"] >= 0) & (args["row"] < len(args["coef"]))
     keep = accepted | ~live
     pick = keep[:, None]
@@ -126,9 +106,8 @@ def check(call: AcceptCall, results: tuple[Tensor, ...]) -> int:
 
 def assert_same(a: Tensor, b: Tensor) -> None:
     """Equal to the bit, NaN included."""
-    kind = {4: torch.int32, 2: torch.int16, 1: torch.int8}[a.element_size()]
     assert a.shape == b.shape and a.dtype == b.dtype
-    assert torch.equal(a.contiguous().view(kind), b.contiguous().view(kind))
+    assert same_bits(a, b)
 
 
 def accept_call(
@@ -165,4 +144,4 @@ def accept_call(
         middle = args["y"].norm(dim=1).median() if rows else torch.ones(())
         options["ball_radius"] = middle * torch.linspace(0.9, 1.1, rows)
         coef[:, COLUMNS.index("r2")] = (scale**2 * d * 1.5) if d > 1 else 0.5
-    return AcceptCall({**args, "coef": coef, **address}, options)
+    return AcceptCall("mala_accept", {**args, "coef": coef, **address}, options)
