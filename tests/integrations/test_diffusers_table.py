@@ -227,7 +227,9 @@ def test_half_precision_and_learned_variances():
 
 REFUSED = {
     "unknown solver 'plms'": {"solver": "plms"},
-    "solver heun does not take the option 'inner'": {"solver": "heun", "solver_options": {"inner": 2}},
+    "solver heun does not take the option 'inner'": {
+        "solver": "heun", "solver_options": {"inner": 2}
+    },
     "takes no stages": {"solver": "rtk-ula", "solver_options": {"stages": 3}},
     "compares energies, which a scheduler": {
         "solver": "rtk-hmc", "solver_options": {"accept": "energy"}
