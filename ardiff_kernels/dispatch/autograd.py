@@ -23,17 +23,16 @@ from .flat import flat
 class Formula:
     """What the op `<op>_backward` takes and gives; it computes the gradients of a functional op.
 
-    Its first arguments are the gradients of the op's results (None where one was not used), and
-    `wanted` has bit i set where the gradient of `inputs[i]` is asked for.
+    Its first arguments are the gradients of the op's results (None where one was not used). Its
+    tensor arguments of the names of the op's are what is kept from the op's call. `wanted` has bit
+    i set where the gradient of `inputs[i]` is asked for.
 
     Attributes:
         inputs: arguments that have a gradient, in the order of the backward op's results.
-        saved: tensor arguments that the backward op reads, by their names.
         constants: from the op's arguments, whatever else the backward op takes.
     """
 
     inputs: tuple[str, ...]
-    saved: tuple[str, ...]
     constants: Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
@@ -42,14 +41,14 @@ FORMULAS: dict[str, Formula] = {}
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, step, step_backward, formula, names, *values):
+    def forward(ctx, step, step_backward, formula, saved, names, *values):
         arguments = dict(zip(names, values, strict=True))
-        ctx.step_backward, ctx.formula = step_backward, formula
-        ctx.places = [4 + names.index(name) for name in formula.inputs]
+        ctx.step_backward, ctx.saved = step_backward, saved
+        ctx.places = [5 + names.index(name) for name in formula.inputs]
         ctx.constants = formula.constants(arguments)
         ctx.shapes = [getattr(arguments[name], "shape", None) for name in formula.inputs]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*(flat(arguments[name]) for name in formula.saved))
+        ctx.save_for_backward(*(flat(arguments[name]) for name in saved))
         return step(arguments)
 
     @staticmethod
@@ -59,7 +58,7 @@ class _Step(torch.autograd.Function):
         if all(g is None for g in grads):
             return tuple(results)
         given = [None if g is None else flat(g.contiguous()) for g in grads]
-        saved = dict(zip(ctx.formula.saved, ctx.saved_tensors, strict=True))
+        saved = dict(zip(ctx.saved, ctx.saved_tensors, strict=True))
         needed = [ctx.needs_input_grad[place] for place in ctx.places]
         wanted = sum(1 << i for i, need in enumerate(needed) if need)
         found = ctx.step_backward(*given, **saved, **ctx.constants, wanted=wanted)
@@ -92,6 +91,14 @@ class _Signature:
         return {**self.defaults, **dict(zip(self.names, args, strict=False)), **options}
 
 
+def saved_names(op: str) -> tuple[str, ...]:
+    """Tensor arguments of `op` that `<op>_backward` reads."""
+    names = _Signature(_overload(op)).names
+    arguments = _overload(f"{op}_backward")._schema.arguments
+    tensors = [a.name for a in arguments if "Tensor" in str(a.type)]
+    return tuple(name for name in tensors if name in names)
+
+
 def _requiring_grad(arguments: Mapping[str, Any]) -> list[str]:
     return [name for name, t in _tensors(arguments) if t.requires_grad]
 
@@ -115,8 +122,8 @@ def _refuse_tangents(op: str, signature: _Signature, args: tuple, options: dict)
 def differentiable(op: str, formula: Formula) -> None:
     """Give a functional op its gradients, computed by the op `<op>_backward`."""
     FORMULAS[op] = formula
-    overload = _overload(op)
-    signature = _Signature(overload)
+    overload, backward = _overload(op), _overload(f"{op}_backward")
+    signature, saved = _Signature(overload), saved_names(op)
 
     def kernel(keyset, *args, **options):
         _refuse_tangents(op, signature, args, options)
@@ -135,7 +142,7 @@ def differentiable(op: str, formula: Formula) -> None:
             return _below(overload, keyset, positional, keyword)
 
         values = (arguments[name] for name in signature.names)
-        return _Step.apply(step, _overload(f"{op}_backward"), formula, signature.names, *values)
+        return _Step.apply(step, backward, formula, saved, signature.names, *values)
 
     library.implement_autograd(op, kernel)
 
@@ -175,12 +182,12 @@ def differentiable_reference(op: str) -> Callable[..., tuple[Tensor, ...]]:
 
     forward = backends.reference_function(op)
     backward = backends.reference_function(f"{op}_backward")
-    signature = _Signature(_overload(op))
+    signature, saved = _Signature(_overload(op)), saved_names(op)
 
     def run(*args, **options):
         arguments = signature.named(args, options)
         values = (arguments[name] for name in signature.names)
         step = lambda named: forward(**named)  # noqa: E731
-        return _Step.apply(step, backward, FORMULAS[op], signature.names, *values)
+        return _Step.apply(step, backward, FORMULAS[op], saved, signature.names, *values)
 
     return run

@@ -195,14 +195,15 @@ def forced_backend() -> str | None:
 def chosen_backend(op: str, device: str) -> str | None:
     """The backend that an op runs on for tensors of `device` ("cpu" or "cuda"); None if it cannot.
 
-    An op that calls others on the backend's part counts as served by it.
+    An op without a kernel on a backend counts as served by it where its `parts`, the ops that its
+    reference calls, are.
     """
     name = _forced or default_backend(op, device)
     return None if name is None or unusable(op, name, device) else name
 
 
 def status() -> list[dict[str, str]]:
-    """A row for each op, device and backend: op, device, backend, chosen ("yes"/""), reason."""
+    """One row per op, device and backend: op, device, backend, chosen ("yes"/""), reason."""
     rows = []
     for op in library.CHECKS:
         for device, names in _PREFERENCE.items():

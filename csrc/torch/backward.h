@@ -1,5 +1,5 @@
-// What the backward ops have in common. Their checks repeat ardiff_kernels/ops/_shared/backward_checks.py in
-// order and wording.
+// What the backward ops have in common. Their checks repeat ardiff_kernels/ops/_shared/gradients.py
+// in order and wording.
 #pragma once
 
 #include "../math/step_args.h"

@@ -1,6 +1,7 @@
-// Argument checks of the ops, shared by the CPU and CUDA libraries. These and those of step.h and
-// philox_normal.h repeat ardiff_kernels/ops/_shared/checks.py in order and wording, so that a mistake reads
-// the same on every backend; all throw std::runtime_error, which Python sees as RuntimeError.
+// Argument checks of the ops, shared by the CPU and CUDA libraries. These repeat
+// ardiff_kernels/ops/_shared/arguments.py, and those of an op in its header here its checks.py, in
+// order and wording, so that a mistake reads the same on every backend; all throw
+// std::runtime_error, which Python sees as RuntimeError.
 #pragma once
 
 #include <initializer_list>

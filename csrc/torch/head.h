@@ -1,5 +1,5 @@
 // What head_step and head_loop have in common as torch calls them, on every backend: a head's
-// tensors and their checks, which repeat ardiff_kernels/ops/_shared/head_checks.py in order and wording.
+// tensors and their checks, which repeat ardiff_kernels/ops/head_step/checks.py in order and wording.
 #pragma once
 
 #include <vector>

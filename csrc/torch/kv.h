@@ -1,6 +1,6 @@
 // What kv_append and kv_attention have in common as torch calls them, on every backend: tensors,
-// checks, which repeat ardiff_kernels/ops/_shared/kv_checks.py in order and wording, and the arguments of a
-// kernel.
+// checks, which repeat ardiff_kernels/ops/_shared/kv_cache.py in order and wording, and the
+// arguments of a kernel.
 #pragma once
 
 #include "../math/kv.h"

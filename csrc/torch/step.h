@@ -1,6 +1,6 @@
 // What uld_step and diffusion_step have in common as torch calls them: arguments, checks, and the
-// kernels' arguments from checked ones. The checks repeat ardiff_kernels/ops/_shared/checks.py in order and
-// wording.
+// kernels' arguments from checked ones. The checks repeat ardiff_kernels/ops/_shared/steps.py in
+// order and wording.
 #pragma once
 
 #include <initializer_list>

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from .guide import Guidance, per_sample
 from .loop.ladder import Ladder, acceptance_probability, check_target, splice
 from .loop.run import Decision, run
-from .noise import initial_state
+from .noise import initial_state, make_key, make_stream
 from .solvers import solver as make_table
 from .solvers import solver_options, table_function
 from .tables.table import StepTable
@@ -99,8 +100,6 @@ def adapted_solver(
     Raises:
         ValueError: a solver without tau or accept step, a target outside (0, 1), no pass, no pilot.
     """
-    from .noise import make_key, make_stream
-
     check_target(target_acceptance)
     if passes < 1:
         raise ValueError(f"passes must be 1 or more, got {passes}")
@@ -108,10 +107,10 @@ def adapted_solver(
         raise ValueError("pilot_ids must name one sample or more")
     if "dim" in solver_options(name):
         options.setdefault("dim", dim)
-    modifiers = {"uncond": uncond, "uncond2": uncond2}
-    given = {"guidance": guidance, "guidance2": guidance2, "noise_scale": temperature}
-    for weight, value in given.items():
-        modifiers[weight] = None if value is None else torch.tensor([float(value)], device=device)
+    guided = Guidance.of(uncond, guidance, uncond2, guidance2).per_sample(1, device)
+    modifiers = guided.arguments()
+    if temperature is not None:
+        modifiers["noise_scale"] = per_sample("temperature", temperature, 1, device, low=0.0)
     _, tables = _rungs(name, options)
     stream = make_stream(list(pilot_ids), len(pilot_ids), 0, device)
     stages = int(tables[0].stage[-1]) + 1

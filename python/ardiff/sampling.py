@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .adapt_tau import make_ladder
-from .guide import per_sample
+from .guide import Guidance, per_sample
 from .loop.checks import check_x0_clamp
 from .loop.cuda_graphs import check_graph, run_captured
 from .loop.model_calls import CountedModel, shaped_energy
@@ -179,10 +179,7 @@ def sample(
             f"dtype must be float32 (bfloat16 too for solvers without velocity and without an "
             f"accept step), got {dtype} for {table.solver}"
         )
-    if (uncond is None) != (guidance is None):
-        raise ValueError("guidance and uncond go together: pass both or neither")
-    if (uncond2 is None) != (guidance2 is None) or (guidance2 is not None and guidance is None):
-        raise ValueError("guidance2 and uncond2 go together, and only with guidance and uncond")
+    guided = Guidance.of(uncond, guidance, uncond2, guidance2)
     energies = getattr(table, "energy", False)
     if energies != (energy_fn is not None):
         raise ValueError('accept="energy" and energy_fn go together: pass both or neither')
@@ -190,10 +187,7 @@ def sample(
     batch = sizes[0]
     if cuda_graph is not False:
         check_graph(cuda_graph, batch, device)
-    if guidance is not None:
-        guidance = per_sample("guidance", guidance, batch, device, low=-math.inf)
-    if guidance2 is not None:
-        guidance2 = per_sample("guidance2", guidance2, batch, device, low=-math.inf)
+    guided = guided.per_sample(batch, device)
     noise_scale = None
     if isinstance(temperature, Tensor) or temperature != 1:
         noise_scale = per_sample("temperature", temperature, batch, device, low=0.0)
@@ -204,9 +198,8 @@ def sample(
     start = time.perf_counter()
     x = initial_state(table, key, stream, math.prod(sizes[1:]), dtype)
     inputs = {
-        "condition": condition, "uncond": uncond, "guidance": guidance, "uncond2": uncond2,
-        "guidance2": guidance2, "noise_scale": noise_scale, "x0_clamp": x0_clamp, "key": key,
-        "stream": stream,
+        "condition": condition, **guided.arguments(), "noise_scale": noise_scale,
+        "x0_clamp": x0_clamp, "key": key, "stream": stream,
     }  # fmt: skip
     if cuda_graph and batch:
         x, decisions, calls = run_captured(

@@ -122,7 +122,7 @@ def update(record: dict) -> list[str]:
         changed += [name] * stale
     kind, kinds = PRINTS["numpy"](), record.get("tables", {})
     made = {solver: tables(solver) for solver in SOLVERS}
-    if kinds.get(kind, made) != made:
+    if any(made.get(solver) != entry for solver, entry in kinds.get(kind, {}).items()):
         changed.append("tables")
         kinds = {}
     record["bits"] = dict(sorted(found.items()))

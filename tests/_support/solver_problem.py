@@ -43,7 +43,13 @@ class Problem:
 
 
 def run_table(table, problem):
-    """Executes a table with the ops' float64 reference."""
+    """Executes a table with the ops' float64 reference; the final state."""
+    *_, last = states(table, problem)
+    return last
+
+
+def states(table, problem):
+    """Executes a table with the ops' float64 reference; yields the state after each row."""
     coef = torch.tensor(table.coefficients)
     key, stream = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     x = torch.tensor(table.init_scale * problem.start)[None]
@@ -57,6 +63,7 @@ def run_table(table, problem):
         n1, n2 = torch.tensor(problem.normals[i])[:, None, :]
         if table.midpoint[i]:
             origin["out_mid"] = problem.output(table.prediction, (origin["x"] + x) / 2, level)
+            yield x[0].numpy()
             continue
         if table.calls_model[i]:
             out = problem.output(table.prediction, x, level)
@@ -77,7 +84,7 @@ def run_table(table, problem):
             )  # fmt: skip
             x, out, v = found[0], found[1], found[2] if kinetic else v
             problem.decided.append(bool(found[4]))
-    return x[0].numpy()
+        yield x[0].numpy()
 
 
 def between(problem, a, b):

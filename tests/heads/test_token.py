@@ -174,7 +174,7 @@ BAD = {
         r"weights must be one of float32, bfloat16, int8, got 'int4'",
     ),
     "budget": (dict(budget=0), "budget must be a positive number of bytes, got 0"),
-    "alone": (dict(guidance=2.0), "uncond and guidance go together"),
+    "alone": (dict(guidance=2.0), "guidance and uncond go together"),
     "uncond": (dict(guidance=2.0, uncond=rows(3, CONTEXT)), r"shape of context \[2, 24\], got"),
     "second": (dict(guidance2=2.0, uncond2=rows(2, CONTEXT)), "only with guidance and uncond"),
     "temperature": (dict(temperature=-1.0), "temperature must be finite and at least 0"),

@@ -187,7 +187,7 @@ BAD = {
     ),
     "c": (used(rows(4, 3)), ValueError, r"c must be \[1 B, 24\] .* got \[4, 3\]"),
     "ways": (
-        used(C, 2.0, 2.0), ValueError, r"\[3 B, 24\] \(cfg 2.0, cfg2 2.0: 3 conditions a token\)",
+        used(C, 2.0, 2.0), ValueError, r"\[3 B, 24\] \(cfg 2.0, cfg2 2.0: 3 conditions per token\)",
     ),
     "repeat": (used(C, noise_repeat=3), ValueError, "must divide the 4 tokens, got 3"),
     "steps": (used(C, num_sampling_steps=1), ValueError, "must be an integer of 2 or more"),

@@ -136,7 +136,7 @@ def test_opcheck(implementation, name):
 
     backward = getattr(torch.ops.ardiff, f"{call.op}_backward").default
     formula = _autograd.FORMULAS[call.op]
-    saved = {k: given[k].detach() for k in formula.saved if k in given}
+    saved = {k: given[k].detach() for k in _autograd.saved_names(call.op) if k in given}
     constants = formula.constants({"x0_clamp": None, **given})
     positional = [
         a.name for a in backward._schema.arguments if a.name in saved and not a.kwarg_only

@@ -4,8 +4,6 @@ where there is no GPU: bit for bit against the C++ CPU library, within rounding 
 reference."""
 
 import dataclasses
-import os
-import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +17,8 @@ from ardiff_kernels import testing
 from ardiff_kernels.dispatch import autograd as _autograd
 from ardiff_kernels.dispatch import load
 from tests import ROOT
-from tests._support import gradient_calls
+from tests._support import build_cache, gradient_calls
 
-TORCH = Path(torch.__file__).parent
 NAMESPACE = "ardiff_cuda_on_host"
 OPS = (
     *("philox_normal", "diffusion_step", "uld_step"),
@@ -39,28 +36,19 @@ ids = dict(ids=str)
 
 @pytest.fixture(scope="module")
 def cxx() -> str:
-    path = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    return path or pytest.skip("no C++ compiler was found")
+    return build_cache.find_compiler() or pytest.skip("no C++ compiler was found")
 
 
 @pytest.fixture(scope="module")
-def on_host(cxx, tmp_path_factory):
+def on_host(cxx):
     """The ops of the CUDA sources, on CPU tensors, under a namespace of their own."""
-    folder = tmp_path_factory.mktemp("cuda_on_host")
 
-    def compile_one(op: str) -> str:
-        target = str(folder / f"{op}.o")
-        source = str(ROOT / f"csrc/cuda/{op}/{op}.cu")
-        command = [cxx, *FLAGS, "-isystem", str(TORCH / "include"), "-x", "c++", "-c", source]
-        done = subprocess.run([*command, "-o", target], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return target
+    def compile_one(op: str) -> Path:
+        source = ROOT / f"csrc/cuda/{op}/{op}.cu"
+        return build_cache.host_library(cxx, f"{op}_on_host", source, FLAGS)
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, OPS))
-    library = str(folder / "cuda_on_host.so")
-    link = [cxx, "-shared", *objects, "-o", library, f"-L{TORCH / 'lib'}"]
-    subprocess.run([*link, "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"], check=True)
+        libraries = list(pool.map(compile_one, OPS))
     definitions = torch.library.Library(NAMESPACE, "DEF")
     for op in OPS:
         for name in (op, f"{op}_"):
@@ -68,7 +56,8 @@ def on_host(cxx, tmp_path_factory):
                 continue
             schema = str(getattr(torch.ops.ardiff, name).default._schema)
             definitions.define(schema.removeprefix("ardiff::"))
-    torch.ops.load_library(library)
+    for library in libraries:
+        torch.ops.load_library(str(library))
     yield getattr(torch.ops, NAMESPACE)
     definitions._destroy()
 
@@ -114,7 +103,9 @@ def assert_backward_alike(on_host, call: testing.Call) -> None:
         for used in (grads, [grads[0], None, None]):
             for variant in (call, packed(call)):
                 given = {"x0_clamp": None, **variant.args, **variant.options}
-                saved = {name: given[name] for name in formula.saved if name in given}
+                saved = {
+                    name: given[name] for name in _autograd.saved_names(call.op) if name in given
+                }
                 arguments = {**saved, **formula.constants(given)}
                 got = getattr(on_host, f"{call.op}_backward")(*used, **arguments)
                 want = getattr(torch.ops.ardiff, f"{call.op}_backward")(*used, **arguments)

@@ -74,7 +74,7 @@ def test_sixteen_lanes_split_over_avx2(build_tools, tmp_path):
     flags = [f"-D{name}={value}" for name, value in options.items()]
     run([cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *flags])
     run([cmake, "--build", str(build), "--target", "_C", "-j", "2"])
-    script = str(ROOT / "tests" / "isa_agreement.py")
+    script = str(ROOT / "tests/_support/isa_agreement.py")
     output = run([sys.executable, script, "scalar", "avx512"], PYTHONPATH=str(tmp_path))
     assert int(output.split()[0]) > 300
 

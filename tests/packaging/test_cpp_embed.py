@@ -23,9 +23,10 @@ from ardiff_kernels import host, ops, testing
 from ardiff_kernels.dispatch import load
 from ardiff_kernels.ops.uld_step import COLUMNS
 from tests import ROOT
+from tests._support import build_cache
 
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+COMPILER = build_cache.find_compiler()
 OK, INVALID = 0, 1
 
 pytestmark = pytest.mark.skipif(
@@ -54,16 +55,23 @@ def configure(source: Path, build: Path, status: int = 0, **options: object):
 def prefix(tmp_path_factory) -> Path:
     """Where libardiff is installed; configured without any hint of torch or Python, and at -O1,
     which takes a third of the time: the kernels of -O3 are tested as those of `_C.so`."""
-    folder = tmp_path_factory.mktemp("cpp")
-    configure(ROOT, folder / "build", ARDIFF_KERNEL_OPTIMIZATION="-O1")
-    run("cmake", "--build", folder / "build", "-j", "2")
-    run("cmake", "--install", folder / "build", "--prefix", folder / "prefix")
-    return folder / "prefix"
+    options = {"ARDIFF_KERNEL_OPTIMIZATION": "-O1"}
+
+    def make(folder: Path) -> None:
+        build = tmp_path_factory.mktemp("cpp") / "build"
+        configure(ROOT, build, **options)
+        run("cmake", "--build", build, "-j", "2")
+        run("cmake", "--install", build, "--prefix", folder / "prefix")
+
+    files = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    inputs = [ROOT / "CMakeLists.txt", ROOT / "pyproject.toml", *files]
+    versions = [run(*command, "--version").stdout for command in ([COMPILER], ["cmake"])]
+    return build_cache.cached("cpp-embed", inputs, [versions, options], make) / "prefix"
 
 
 @pytest.fixture(scope="module")
-def example(prefix) -> Path:
-    build = prefix.with_name("example")
+def example(prefix, tmp_path_factory) -> Path:
+    build = tmp_path_factory.mktemp("example")
     configure(ROOT / "examples" / "cpp_embed", build, CMAKE_PREFIX_PATH=prefix)
     run("cmake", "--build", build)
     return build / "cpp_embed"

@@ -119,13 +119,13 @@ def test_the_bias_of_each_integrator():
 
 def long_stage(name, rows):
     t, a, b, variance = stage()
-    builder = TableBuilder()
+    builder = TableBuilder("ou", "score", name)
     builder.add("uld", a, **rtk.kinetic_start("score", t, "ancestral"))
     inner, last = (move(GAMMA, TAU) for move in MOVES[name])
     for i in range(rows):
         columns = rtk.kinetic_columns("score", t, last if i == rows - 1 else inner)
         builder.add("uld", b, **columns)
-    return builder.build(init_scale=1.0, path="ou", prediction="score", solver=name), variance
+    return builder.finish(), variance
 
 
 @pytest.mark.parametrize("name", MOVES)
@@ -189,11 +189,9 @@ class FinePath:
 
     def row(self, move, z, v, n1, n2):
         columns = rtk.kinetic_columns("score", self.t, move)
-        builder = TableBuilder()
+        builder = TableBuilder("ou", "score", "x")
         builder.add("uld", 0.4, **columns)
-        coef = torch.tensor(builder.build(
-            init_scale=1.0, path="ou", prediction="score", solver="x"
-        ).coefficients)  # fmt: skip
+        coef = torch.tensor(builder.finish().coefficients)
         score = -np.sin(2 * z)
         state = (torch.tensor(x)[None] for x in (z, v, score, np.zeros_like(z)))
         place = torch.zeros(1, dtype=torch.int32)

@@ -104,12 +104,12 @@ def moments_after(drift, noise, start, steps):
 )
 def test_uld_follows_its_discrete_law(gamma, tau, lam, steps):
     t, a, b, variance = stage_of_curvature(lam)
-    builder = TableBuilder()
+    builder = TableBuilder("ou", "score", "rtk-uld")
     builder.add("uld", a, **rtk.kinetic_start("score", t, "ancestral"))
     for _ in range(steps):
         columns = rtk.kinetic_columns("score", t, rtk_uld.move(gamma, tau))
         builder.add("uld", b, **columns)
-    table = builder.build(init_scale=1.0, path="ou", prediction="score", solver="rtk-uld")
+    table = builder.finish()
     key, stream = key_and_stream(11)
     # from x_a = 0 everything is centred: z starts from N(0, w^2), v from N(0, 1)
     x = torch.zeros(CHAINS)
@@ -130,13 +130,11 @@ def test_uld_velocity_and_covariance(gamma):
 
     lam, tau, steps = 1.5, 0.45, 6
     t, a, b, variance = stage_of_curvature(lam)
-    builder = TableBuilder()
+    builder = TableBuilder("ou", "score", "rtk-uld")
     builder.add("uld", a, **rtk.kinetic_start("score", t, "ancestral"))
     columns = rtk.kinetic_columns("score", t, rtk_uld.move(gamma, tau))
     builder.add("uld", b, **columns)
-    tensors = builder.build(init_scale=1.0, path="ou", prediction="score", solver="rtk-uld").to(
-        "cpu"
-    )
+    tensors = builder.finish().to("cpu")
     model = gaussian_model("ou", 0.0, variance)
     key, stream = key_and_stream(5)
     z, v, anchor = (torch.zeros(CHAINS) for _ in range(3))
@@ -164,11 +162,11 @@ def test_uld_velocity_and_covariance(gamma):
 @pytest.mark.parametrize(("tau", "lam", "steps"), [(0.4, 1.0, 8), (0.1, 2.0, 20), (0.9, 1.0, 6)])
 def test_ula_follows_its_discrete_law(tau, lam, steps):
     t, a, b, variance = stage_of_curvature(lam)
-    builder = TableBuilder()
+    builder = TableBuilder("ou", "score", "rtk-ula")
     builder.add("diffusion", a, **rtk.overdamped_start("score", t, "ancestral"))
     for _ in range(steps):
         builder.add("diffusion", b, **rtk.overdamped_columns("score", t, tau))
-    table = builder.build(init_scale=1.0, path="ou", prediction="score", solver="rtk-ula")
+    table = builder.finish()
     key, stream = key_and_stream(12)
     z = run(table, gaussian_model("ou", 0.0, variance), torch.zeros(CHAINS), key=key, stream=stream)
     z = z.double().numpy().ravel()

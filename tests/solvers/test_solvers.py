@@ -72,6 +72,31 @@ def dpmpp_2m_sde(problem, x, levels, normals):
     return dpmpp_2m(problem, x, levels, normals, sde=True)
 
 
+def unipc_2(problem, x, levels, normals):
+    """Zhao et al. 2023, Algorithms 5 and 6: each step anew from its corrected start, R rho = b."""
+    at = [problem.at(level) for level in levels]
+    lam = [math.log(alpha / sigma) for alpha, sigma in at]
+    start, old, slope, r = x, None, 0.0, None
+    x0 = problem.denoise(x, levels[0])
+    for i in range(len(levels) - 1):
+        h, (alpha_b, sigma_b) = lam[i + 1] - lam[i], at[i + 1]
+        big = math.exp(-h) - 1
+        linear = sigma_b / at[i][1] * start - alpha_b * big * x0
+        if i > 0:
+            r = (lam[i - 1] - lam[i]) / h
+            slope = (old - x0) / r
+        x = linear - alpha_b * big * slope / 2
+        next(normals)
+        phi_1 = big / -h - 1
+        phi_2 = phi_1 / -h - 1 / 2
+        rho = (0.0, 0.5)
+        if i > 0:
+            rho = np.linalg.solve([[1.0, 1.0], [r, 1.0]], [phi_1 / big, 2 * phi_2 / big])
+        old, x0 = x0, problem.denoise(x, levels[i + 1])
+        start = linear - alpha_b * big * (rho[0] * slope + rho[1] * (x0 - old))
+    return x
+
+
 def heun(problem, x, levels, normals):
     """Karras et al. 2022, Algorithm 1, in y = x / alpha and s = sigma / alpha."""
     y = x / problem.at(levels[0])[0]
@@ -263,6 +288,7 @@ CASES = {
     "rtk-harmonic": (harmonic, {}),
     "rtk-hybrid": (hybrid, {}),
     "heun": (heun, {}),
+    "unipc-2": (unipc_2, {}),
     "flow-euler": (flow_euler, {}),
     "flow-sde": (flow_sde, {}),
 }

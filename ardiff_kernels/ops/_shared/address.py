@@ -13,7 +13,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-_PURPOSE_BITS = 2
+PURPOSE_BITS = 2
 
 
 class Purpose(IntEnum):
@@ -36,7 +36,7 @@ class Purpose(IntEnum):
 def counter_word(draw: Tensor | int, purpose: Purpose = Purpose.STEP_NOISE) -> Tensor | int:
     """Counter word c1 of a draw: 4 draw + purpose."""
     draw = draw.long() if isinstance(draw, Tensor) else draw
-    return (draw << _PURPOSE_BITS) + int(purpose)
+    return (draw << PURPOSE_BITS) + int(purpose)
 
 
 _MASK = 0xFFFFFFFF
@@ -89,13 +89,13 @@ def _quads(key: Tensor, counter: Tensor, stream: Tensor, count: int) -> tuple[Te
 
 
 def normals(key: Tensor, counter: Tensor, stream: Tensor, n: int) -> Tensor:
-    """One normal an element: float64 `[B, n]`.
+    """One normal per element: float64 `[B, n]`.
 
     Args:
         key: int64 `[1]`.
         counter: the word c1, int64 `[B]` or `[1]`.
         stream: int64 `[B]`.
-        n: elements a sample; quad i // 4 gives elements 4q to 4q + 3 as (cos, sin, cos, sin).
+        n: elements per sample; quad i // 4 gives elements 4q to 4q + 3 as (cos, sin, cos, sin).
     """
     w0, w1, w2, w3 = _quads(key, counter, stream, (n + 3) // 4)
     pairs = (*box_muller(w0, w1), *box_muller(w2, w3))
@@ -103,7 +103,7 @@ def normals(key: Tensor, counter: Tensor, stream: Tensor, n: int) -> Tensor:
 
 
 def normal_pairs(key: Tensor, counter: Tensor, stream: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Two normals an element: float64 (Z1, Z2), each `[B, n]`.
+    """Two normals per element: float64 (Z1, Z2), each `[B, n]`.
 
     Quad i // 2: element 2q takes (w0, w1)'s pair, element 2q + 1 takes (w2, w3)'s.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..diffusion_step import COLUMNS as DIFFUSION
 from ..mala_accept import COLUMNS as MALA_ACCEPT
 from ..uld_step import COLUMNS as ULD
-from .checks import COLUMNS as WIDTH
+from .tables import TABLE_WIDTH
 
 TABLES = {
     "UldColumn": ("uld_step", ULD),
@@ -29,7 +29,7 @@ def header() -> str:
         "namespace ardiff {",
         "",
         "/// Of every table; those that an op does not name are not read.",
-        f"constexpr int kColumns = {WIDTH};",
+        f"constexpr int kColumns = {TABLE_WIDTH};",
     ]
     for name, (op, columns) in TABLES.items():
         lines += ["", f"/// Of {op}.", f"struct {name} {{", "  enum {"]

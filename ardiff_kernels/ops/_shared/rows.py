@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor
 
 
-def lookup(coef: Tensor, row: Tensor, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Coefficients `[B, 16, 1]` of each sample's row, and live `[B, 1]` (False: finished)."""
+def lookup(
+    coef: Tensor, columns: Sequence[str], row: Tensor, rows: int, dtype: torch.dtype
+) -> tuple[SimpleNamespace, Tensor]:
+    """The coefficients of each sample's row by their names, each `[B, 1]`, and live `[B, 1]`
+    (False: finished). `columns` are the `COLUMNS` of the op."""
     row = row.expand(rows)
     live = (row >= 0) & (row < coef.shape[0])
-    return coef.to(dtype)[torch.where(live, row, 0).long()].unsqueeze(-1), live.unsqueeze(-1)
+    values = coef.to(dtype)[torch.where(live, row, 0).long()].unsqueeze(-1).unbind(1)
+    return SimpleNamespace(**dict(zip(columns, values, strict=False))), live.unsqueeze(-1)
 
 
 def term(c: Tensor, t: Tensor) -> Tensor:
@@ -23,36 +30,27 @@ def column(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if t is None else t.to(dtype).unsqueeze(-1)
 
 
-def guided(
-    model_out: Tensor,
-    uncond_out: Tensor | None,
-    uncond_out2: Tensor | None,
-    guidance: Tensor | None,
-    guidance2: Tensor | None,
-    d: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Classifier-free guidance u + w (c - u), or u2 + w2 (u1 - u2) + w (c - u1)."""
+def guided(model_out: Tensor, given: SimpleNamespace, d: int, dtype: torch.dtype) -> Tensor:
+    """Classifier-free guidance u + w (c - u), or u2 + w2 (u1 - u2) + w (c - u1), with the options
+    `given` to the step."""
     c = model_out[:, :d].to(dtype)
-    if uncond_out is None:
+    if given.uncond_out is None:
         return c
-    u1, w = uncond_out[:, :d].to(dtype), column(guidance, dtype)
-    if uncond_out2 is None:
+    u1, w = given.uncond_out[:, :d].to(dtype), column(given.guidance, dtype)
+    if given.uncond_out2 is None:
         return u1 + w * (c - u1)
-    u2, w2 = uncond_out2[:, :d].to(dtype), column(guidance2, dtype)
+    u2, w2 = given.uncond_out2[:, :d].to(dtype), column(given.guidance2, dtype)
     return u2 + w2 * (u1 - u2) + w * (c - u1)
 
 
-def guidance_weights(
-    guidance: Tensor | None, guidance2: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor | float, ...]:
+def guidance_weights(given: SimpleNamespace, dtype: torch.dtype) -> tuple[Tensor | float, ...]:
     """Weights of model_out, uncond_out and uncond_out2 in the guided output."""
-    if guidance is None:
+    if given.guidance is None:
         return 1.0, 0.0, 0.0
-    w = column(guidance, dtype)
-    if guidance2 is None:
+    w = column(given.guidance, dtype)
+    if given.guidance2 is None:
         return w, 1 - w, 0.0
-    w2 = column(guidance2, dtype)
+    w2 = column(given.guidance2, dtype)
     return w, w2 - w, 1 - w2
 
 

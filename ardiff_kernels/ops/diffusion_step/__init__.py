@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...dispatch import autograd as _autograd
-from ...dispatch.library import define
-from .._shared import checks as _checks
+from ...dispatch.library import operator
 from ..diffusion_step_backward import RESULTS
+from .checks import check_diffusion_step
 
 COLUMNS = (
     *("p_x", "p_o"),
@@ -21,66 +21,12 @@ COLUMNS = (
     *("s_x", "s_m", "s_2"),
 )
 
-_INPUTS = "Tensor coef, Tensor row, Tensor draw, Tensor key, Tensor stream"
-_OPTIONS = (
-    "Tensor? uncond_out=None, Tensor? uncond_out2=None, Tensor? guidance=None, "
-    "Tensor? guidance2=None, Tensor? noise_scale=None, Tensor? noise=None, float? x0_clamp=None"
-)
-
-
-def _check(op, written, x, model_out, memory, *tensors, x0_clamp=None, **options) -> None:
-    dtypes = (torch.float32, torch.bfloat16)
-    state = {"x": x, "memory": memory}
-    _checks.check_step(op, state, dtypes, 4, True, written, model_out, *tensors, options, True)
-    _checks.check_x0_clamp(op, x0_clamp)
-
-
-def _check_functional(*args, **options) -> None:
-    _check("diffusion_step", (), *args, **options)
-
-
-def _check_in_place(*args, **options) -> None:
-    _check("diffusion_step_", ("x", "memory", "x0", "z_model"), *args, **options)
-
 
 def _fake(x, model_out, memory, *args, **options) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(t.new_empty(t.shape) for t in (x, memory, x))
 
 
-define(
-    f"diffusion_step(Tensor x, Tensor model_out, Tensor memory, {_INPUTS}, *, {_OPTIONS})"
-    " -> (Tensor, Tensor, Tensor)",
-    check=_check_functional,
-    fake=_fake,
-    rowwise=True,
-)
-define(
-    f"diffusion_step_(Tensor(a!) x, Tensor model_out, Tensor(b!) memory, {_INPUTS}, *, "
-    f"{_OPTIONS}, Tensor(c!)? x0=None, Tensor(d!)? z_model=None) -> ()",
-    check=_check_in_place,
-    rowwise=True,
-)
-
-
-def _constants(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    second_memory = arguments["memory"].shape[1] != arguments["x"].shape[1]
-    return {"x0_clamp": arguments["x0_clamp"], "second_memory": second_memory}
-
-
-_autograd.differentiable(
-    "diffusion_step",
-    _autograd.Formula(
-        inputs=RESULTS,
-        saved=(
-            *("x", "model_out", "coef", "row", "draw", "key", "stream"),
-            *("uncond_out", "uncond_out2", "guidance", "guidance2", "noise_scale", "noise"),
-        ),
-        constants=_constants,
-    ),
-)
-_autograd.without_gradient("diffusion_step_", "call diffusion_step")
-
-
+@operator(check=partial(check_diffusion_step, "diffusion_step", ()), fake=_fake, rowwise=True)
 def diffusion_step(
     x: Tensor,
     model_out: Tensor,
@@ -99,7 +45,7 @@ def diffusion_step(
     noise: Tensor | None = None,
     x0_clamp: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Execute one row of coefficients on a state, with one normal an element.
+    """Execute one row of coefficients on a state, with one normal per element.
 
     With D = x - memory and a normal n::
 
@@ -144,26 +90,33 @@ def diffusion_step(
     Raises:
         RuntimeError: a wrong shape, dtype, device, stride or combination of options, or an
             argument without a gradient that requires grad.
+
+    Example:
+        An Euler step of a flow, x + 0.25 out, whose data prediction is x - 0.5 out:
+
+        >>> import torch
+        >>> from ardiff_kernels import ops
+        >>> from ardiff_kernels.ops.diffusion_step import COLUMNS
+        >>> coef = torch.zeros(1, 16)
+        >>> for column, value in {"p_x": 1.0, "p_o": -0.5, "x_x": 1.5, "x_0": -0.5}.items():
+        ...     coef[0, COLUMNS.index(column)] = value
+        >>> x, out = torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 8.0]])
+        >>> zero = torch.zeros(1, dtype=torch.int32)
+        >>> place = coef, zero, zero, torch.tensor([2024]), torch.tensor([0])
+        >>> ops.diffusion_step(x, out, torch.zeros(1, 2), *place)
+        (tensor([[2., 4.]]), tensor([[0., 0.]]), tensor([[-1., -2.]]))
     """
-    return torch.ops.ardiff.diffusion_step.default(
-        x,
-        model_out,
-        memory,
-        coef,
-        row,
-        draw,
-        key,
-        stream,
-        uncond_out=uncond_out,
-        uncond_out2=uncond_out2,
-        guidance=guidance,
-        guidance2=guidance2,
-        noise_scale=noise_scale,
-        noise=noise,
-        x0_clamp=x0_clamp,
-    )
 
 
+_STATE = ("x", "memory", "x0", "z_model")
+
+
+@operator(
+    check=partial(check_diffusion_step, "diffusion_step_", _STATE),
+    written=_STATE,
+    options_of=diffusion_step,
+    rowwise=True,
+)
 def diffusion_step_(
     x: Tensor,
     model_out: Tensor,
@@ -173,6 +126,9 @@ def diffusion_step_(
     draw: Tensor,
     key: Tensor,
     stream: Tensor,
+    *,
+    x0: Tensor | None = None,
+    z_model: Tensor | None = None,
     **options: Tensor | float | None,
 ) -> None:
     """In-place twin of `diffusion_step` for eager loops and CUDA graphs; writes x and memory.
@@ -181,6 +137,12 @@ def diffusion_step_(
     (bfloat16 `[B, d]`), filled with the data prediction and a copy of the new x for the model.
     Inside `torch.compile`, and for gradients, use the functional form.
     """
-    torch.ops.ardiff.diffusion_step_.default(
-        x, model_out, memory, coef, row, draw, key, stream, **options
-    )
+
+
+def _constants(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    second_memory = arguments["memory"].shape[1] != arguments["x"].shape[1]
+    return {"x0_clamp": arguments["x0_clamp"], "second_memory": second_memory}
+
+
+_autograd.differentiable("diffusion_step", _autograd.Formula(inputs=RESULTS, constants=_constants))
+_autograd.without_gradient("diffusion_step_", "call diffusion_step")

@@ -8,8 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...dispatch.library import options as given_options
 from .._shared.address import counter_word, normals
 from .._shared.rows import column, compute_dtype, guided, lookup, term
+from . import COLUMNS
 
 
 def diffusion_step(
@@ -21,43 +23,39 @@ def diffusion_step(
     draw: Tensor,
     key: Tensor,
     stream: Tensor,
-    *,
-    uncond_out: Tensor | None = None,
-    uncond_out2: Tensor | None = None,
-    guidance: Tensor | None = None,
-    guidance2: Tensor | None = None,
-    noise_scale: Tensor | None = None,
-    noise: Tensor | None = None,
-    x0_clamp: float | None = None,
+    **options: Tensor | float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, d = x.shape
     dtype = compute_dtype(x)
-    c, live = lookup(coef, row, rows, dtype)
-    p_x, p_o, x_x, x_x_lo, x_0, x_m, x_d, x_n, m_x, m_x_lo, m_0, lv_min, lv_max = c.unbind(1)[:13]
+    given = given_options("diffusion_step", options)
+    c, live = lookup(coef, COLUMNS, row, rows, dtype)
     old, (kept, *second) = x.to(dtype), memory.to(dtype).split(d, 1)
     origin = second[0] if second else kept
 
-    out = guided(model_out, uncond_out, uncond_out2, guidance, guidance2, d, dtype)
-    x0 = term(p_x, old) + term(p_o, out)
-    if x0_clamp is not None:
-        x0 = x0.clamp(-x0_clamp, x0_clamp)
+    out = guided(model_out, given, d, dtype)
+    x0 = term(c.p_x, old) + term(c.p_o, out)
+    if given.x0_clamp is not None:
+        x0 = x0.clamp(-given.x0_clamp, given.x0_clamp)
 
-    scale = x_n
+    scale = c.x_n
     if model_out.shape[1] == 2 * d:
         share = 0.5 * (model_out[:, d:].to(dtype) + 1)
-        scale = torch.where(x_n != 0, torch.exp(0.5 * (lv_min + share * (lv_max - lv_min))), x_n)
-    if noise_scale is not None:
-        scale = column(noise_scale, dtype) * scale
-    n = normals(key, counter_word(draw), stream, d) if noise is None else noise
+        scale = torch.where(
+            c.x_n != 0, torch.exp(0.5 * (c.lv_min + share * (c.lv_max - c.lv_min))), c.x_n
+        )
+    if given.noise_scale is not None:
+        scale = column(given.noise_scale, dtype) * scale
+    n = given.noise
+    if n is None:
+        n = normals(key, counter_word(draw), stream, d)
 
-    move = term(x_x_lo, old) + term(x_0, x0) + term(x_m, kept) + term(x_d, old - origin)
-    x_new = term(x_x, old) + (move + term(scale, n.to(dtype)))
-    keeps = (m_x == 0) & (m_x_lo == 0) & (m_0 == 0)
-    memory_new = torch.where(keeps, kept, term(m_x, old) + term(m_x_lo, old) + term(m_0, x0))
+    move = term(c.x_x_lo, old) + term(c.x_0, x0) + term(c.x_m, kept) + term(c.x_d, old - origin)
+    x_new = term(c.x_x, old) + (move + term(scale, n.to(dtype)))
+    keeps = (c.m_x == 0) & (c.m_x_lo == 0) & (c.m_0 == 0)
+    memory_new = torch.where(keeps, kept, term(c.m_x, old) + term(c.m_x_lo, old) + term(c.m_0, x0))
     if second:
-        s_x, s_m, s_2 = c.unbind(1)[13:]
-        keeps = (s_x == 0) & (s_m == 0) & (s_2 == 0)
-        update = term(s_x, old) + (term(s_m, kept) + term(s_2, origin))
+        keeps = (c.s_x == 0) & (c.s_m == 0) & (c.s_2 == 0)
+        update = term(c.s_x, old) + (term(c.s_m, kept) + term(c.s_2, origin))
         memory_new = torch.cat((memory_new, torch.where(keeps, origin, update)), 1)
     return (
         torch.where(live, x_new, old).to(x.dtype),
@@ -78,11 +76,10 @@ def diffusion_step_(
     *,
     x0: Tensor | None = None,
     z_model: Tensor | None = None,
-    x0_clamp: float | None = None,
-    **options: Tensor | None,
+    **options: Tensor | float | None,
 ) -> None:
     new_x, new_memory, new_x0 = diffusion_step(
-        x, model_out, memory, coef, row, draw, key, stream, x0_clamp=x0_clamp, **options
+        x, model_out, memory, coef, row, draw, key, stream, **options
     )
     x.copy_(new_x)
     memory.copy_(new_memory)

@@ -1,4 +1,4 @@
-"""Triton kernel of `diffusion_step`: one launch a step, functional or in place.
+"""Triton kernel of `diffusion_step`: one launch per step, functional or in place.
 
 A lane owns four neighbouring elements and one Philox quad, which gives exactly their four normals.
 The state may be bfloat16: it is widened at the load and rounded once, at the store. Absent
@@ -9,16 +9,23 @@ import torch
 import triton
 import triton.language as tl
 
+from ...dispatch.library import options as given_options
 from .._shared.triton.common import (
     at_sample,
+    counter_word,
     guided_output,
     load_tile,
     one_normal,
     store_tile,
+    table_row,
     term,
     tile,
 )
 from .._shared.triton.launch import launch, shared
+from .._shared.triton.names import PURPOSE, columns
+from . import COLUMNS
+
+COLUMN = columns(COLUMNS)
 
 
 @triton.jit
@@ -48,13 +55,12 @@ def diffusion_step_kernel(
     )  # fmt: skip
 
     row = at_sample(row_ptr, sample, ROW_SHARED)
-    live = (row >= 0) & (row < T)
-    c = coef_ptr + tl.where(live, row, 0).to(tl.int64) * 16
-    x_n = tl.load(c + 7)
+    c, live = table_row(coef_ptr, row, T)
+    x_n = tl.load(c + COLUMN.x_n)
     sd = x_n
     if LEARNED:
-        lv_min = tl.load(c + 11)
-        lv_max = tl.load(c + 12)
+        lv_min = tl.load(c + COLUMN.lv_min)
+        lv_max = tl.load(c + COLUMN.lv_max)
         r = load_tile(out_ptr, sample, out_stride, col + d, lane, mask, ALIGN)
         log_variance = tl.fma(0.5 * (r + 1.0), lv_max - lv_min, lv_min)
         sd = tl.where(x_n != 0.0, tl.exp(0.5 * log_variance), 0.0)
@@ -64,23 +70,23 @@ def diffusion_step_kernel(
         n = load_tile(noise_ptr, sample, noise_stride, col, lane, mask, ALIGN)
         n = tl.where(sd != 0.0, n, 0.0)
     else:
-        c1 = at_sample(draw_ptr, sample, DRAW_SHARED).to(tl.uint32) << 2
+        c1 = counter_word(at_sample(draw_ptr, sample, DRAW_SHARED), PURPOSE.STEP_NOISE)
         n = one_normal(col, c1, key_ptr, tl.load(stream_ptr + sample), BR, BD)
 
-    x0 = term(tl.load(c + 1), out, term(tl.load(c + 0), x, 0.0))
+    x0 = term(tl.load(c + COLUMN.p_o), out, term(tl.load(c + COLUMN.p_x), x, 0.0))
     if x0_clamp is not None:
         # Eager Triton passes a Python float as float32, Inductor as float64.
         bound = tl.full([], x0_clamp, tl.float32)
         x0 = tl.where(x0 > bound, bound, tl.where(x0 < -bound, -bound, x0))
-    x_new = term(tl.load(c + 3), x, 0.0)
-    x_new = term(tl.load(c + 4), x0, x_new)
-    x_new = term(tl.load(c + 5), memory, x_new)
-    x_new = term(tl.load(c + 6), x - origin, x_new)
+    x_new = term(tl.load(c + COLUMN.x_x_lo), x, 0.0)
+    x_new = term(tl.load(c + COLUMN.x_0), x0, x_new)
+    x_new = term(tl.load(c + COLUMN.x_m), memory, x_new)
+    x_new = term(tl.load(c + COLUMN.x_d), x - origin, x_new)
     x_new = tl.fma(n, sd, x_new)
-    x_new = term(tl.load(c + 2), x, x_new)
-    m_x = tl.load(c + 8)
-    m_x_lo = tl.load(c + 9)
-    m_0 = tl.load(c + 10)
+    x_new = term(tl.load(c + COLUMN.x_x), x, x_new)
+    m_x = tl.load(c + COLUMN.m_x)
+    m_x_lo = tl.load(c + COLUMN.m_x_lo)
+    m_0 = tl.load(c + COLUMN.m_0)
     keep = (m_x == 0.0) & (m_x_lo == 0.0) & (m_0 == 0.0)
     memory_new = term(m_x, x, term(m_0, x0, term(m_x_lo, x, 0.0)))
 
@@ -94,9 +100,9 @@ def diffusion_step_kernel(
     store_tile(x_new_ptr, x_new, sample, x_new_stride, col, lane, mask, ALIGN)
     store_tile(memory_new_ptr, memory_new, sample, memory_new_stride, col, lane, mask_memory, ALIGN)
     if SECOND:
-        s_x = tl.load(c + 13)
-        s_m = tl.load(c + 14)
-        s_2 = tl.load(c + 15)
+        s_x = tl.load(c + COLUMN.s_x)
+        s_m = tl.load(c + COLUMN.s_m)
+        s_2 = tl.load(c + COLUMN.s_2)
         moves = live & ((s_x != 0.0) | (s_m != 0.0) | (s_2 != 0.0))
         if IN_PLACE:
             mask_second = mask & moves
@@ -118,32 +124,34 @@ def _step(
     new: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
     model_out: torch.Tensor,
     address: tuple[torch.Tensor, ...],
-    *,
-    uncond_out: torch.Tensor | None = None,
-    uncond_out2: torch.Tensor | None = None,
-    guidance: torch.Tensor | None = None,
-    guidance2: torch.Tensor | None = None,
-    noise_scale: torch.Tensor | None = None,
-    noise: torch.Tensor | None = None,
-    x0_clamp: float | None = None,
-    z_model: torch.Tensor | None = None,
+    **options: torch.Tensor | float | None,
 ) -> None:
+    given = given_options("diffusion_step_", options)
     x, memory = state
     coef, row, draw, _, _ = address
     launch(
         diffusion_step_kernel,
-        (x, model_out, memory, *new, z_model, uncond_out, uncond_out2, noise),
-        (*address, guidance, guidance2, noise_scale),
-        x0_clamp,
+        (
+            x,
+            model_out,
+            memory,
+            *new,
+            given.z_model,
+            given.uncond_out,
+            given.uncond_out2,
+            given.noise,
+        ),
+        (*address, given.guidance, given.guidance2, given.noise_scale),
+        given.x0_clamp,
         coef.shape[0],
         LEARNED=model_out.shape[1] != x.shape[1],
         SECOND=memory.shape[1] != x.shape[1],
         IN_PLACE=new[0] is x,
         ROW_SHARED=shared(row),
         DRAW_SHARED=shared(draw),
-        GUIDANCE_SHARED=shared(guidance),
-        GUIDANCE2_SHARED=shared(guidance2),
-        SCALE_SHARED=shared(noise_scale),
+        GUIDANCE_SHARED=shared(given.guidance),
+        GUIDANCE2_SHARED=shared(given.guidance2),
+        SCALE_SHARED=shared(given.noise_scale),
     )
 
 

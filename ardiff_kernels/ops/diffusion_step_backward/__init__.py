@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor
 
-from ...dispatch.library import define
-from .._shared.backward_checks import check_diffusion_step_backward
+from ...dispatch.library import operator, options
+from .checks import check_diffusion_step_backward
 
 RESULTS = ("x", "model_out", "memory", "uncond_out", "uncond_out2", "noise")
 ALL = 2 ** len(RESULTS) - 1
@@ -17,8 +19,7 @@ def results(
     model_out: Tensor,
     second_memory: bool,
     wanted: int,
-    uncond_out: Tensor | None,
-    uncond_out2: Tensor | None,
+    given: SimpleNamespace,
 ) -> list[tuple[torch.Size, torch.dtype]]:
     """Shape and dtype of each result: `[0]` where it is not wanted, or its input is absent."""
     rows, d = x.shape
@@ -26,7 +27,7 @@ def results(
     model = (model_out.shape, model_out.dtype)
     noise = torch.float64 if x.dtype == torch.float64 else torch.float32
     kinds = [(x.shape, x.dtype), model, (memory, x.dtype), model, model, (x.shape, noise)]
-    absent = (uncond_out is None) * 8 + (uncond_out2 is None) * 16
+    absent = (given.uncond_out is None) * 8 + (given.uncond_out2 is None) * 16
     return [
         (shape if (wanted & ~absent) >> i & 1 else (0,), dtype)
         for i, (shape, dtype) in enumerate(kinds)
@@ -34,24 +35,14 @@ def results(
 
 
 def _fake(
-    grad_x, grad_memory, grad_x0, x, model_out, *args, uncond_out=None, uncond_out2=None,
-    second_memory=False, wanted=ALL, **options,
-):  # fmt: skip
-    kinds = results(x, model_out, second_memory, wanted, uncond_out, uncond_out2)
+    grad_x, grad_memory, grad_x0, x, model_out, *args, second_memory=False, wanted=ALL, **given
+):
+    given = options("diffusion_step_backward", given)
+    kinds = results(x, model_out, second_memory, wanted, given)
     return tuple(x.new_empty(shape, dtype=kind) for shape, kind in kinds)
 
 
-define(
-    "diffusion_step_backward(Tensor? grad_x, Tensor? grad_memory, Tensor? grad_x0, Tensor x, "
-    "Tensor model_out, Tensor coef, Tensor row, Tensor draw, Tensor key, Tensor stream, *, "
-    "Tensor? uncond_out=None, Tensor? uncond_out2=None, Tensor? guidance=None, "
-    "Tensor? guidance2=None, Tensor? noise_scale=None, Tensor? noise=None, float? x0_clamp=None, "
-    f"bool second_memory=False, int wanted={ALL}) -> ({', '.join(['Tensor'] * len(RESULTS))})",
-    check=check_diffusion_step_backward,
-    fake=_fake,
-)
-
-
+@operator(check=check_diffusion_step_backward, fake=_fake)
 def diffusion_step_backward(
     grad_x: Tensor | None,
     grad_memory: Tensor | None,
@@ -73,7 +64,7 @@ def diffusion_step_backward(
     x0_clamp: float | None = None,
     second_memory: bool = False,
     wanted: int = ALL,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `diffusion_step`'s inputs from those of its results, in one launch.
 
     The transposed row, with G0 the gradient that reaches the data prediction before its clamp (zero
@@ -105,24 +96,3 @@ def diffusion_step_backward(
     Raises:
         RuntimeError: a wrong shape, dtype, device or stride, or no gradient at all.
     """
-    return torch.ops.ardiff.diffusion_step_backward.default(
-        grad_x,
-        grad_memory,
-        grad_x0,
-        x,
-        model_out,
-        coef,
-        row,
-        draw,
-        key,
-        stream,
-        uncond_out=uncond_out,
-        uncond_out2=uncond_out2,
-        guidance=guidance,
-        guidance2=guidance2,
-        noise_scale=noise_scale,
-        noise=noise,
-        x0_clamp=x0_clamp,
-        second_memory=second_memory,
-        wanted=wanted,
-    )

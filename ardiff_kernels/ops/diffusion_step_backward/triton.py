@@ -9,19 +9,26 @@ import torch
 import triton
 import triton.language as tl
 
+from ...dispatch.library import options as given_options
 from .._shared.triton.common import (
     at_sample,
+    counter_word,
     gradient_tile,
     guided_output,
     load_tile,
     one_normal,
     store_output_gradients,
     store_wanted,
+    table_row,
     term,
     tile,
 )
 from .._shared.triton.launch import fresh, launch, shared
+from .._shared.triton.names import PURPOSE, columns
+from ..diffusion_step import COLUMNS
 from . import ALL, results
+
+COLUMN = columns(COLUMNS)
 
 
 @triton.jit
@@ -45,16 +52,15 @@ def diffusion_step_backward_kernel(
     zero = tl.zeros(mask.shape, tl.float32)
 
     row = at_sample(row_ptr, sample, ROW_SHARED)
-    live = (row >= 0) & (row < T)
-    c = coef_ptr + tl.where(live, row, 0).to(tl.int64) * 16
-    p_x = tl.load(c + 0)
-    p_o = tl.load(c + 1)
-    x_d = tl.load(c + 6)
-    x_n = tl.load(c + 7)
-    m_x = tl.load(c + 8)
-    m_x_lo = tl.load(c + 9)
-    m_0 = tl.load(c + 10)
-    g_0 = term(m_0, g_m, term(tl.load(c + 4), g_x, g_x0))
+    c, live = table_row(coef_ptr, row, T)
+    p_x = tl.load(c + COLUMN.p_x)
+    p_o = tl.load(c + COLUMN.p_o)
+    x_d = tl.load(c + COLUMN.x_d)
+    x_n = tl.load(c + COLUMN.x_n)
+    m_x = tl.load(c + COLUMN.m_x)
+    m_x_lo = tl.load(c + COLUMN.m_x_lo)
+    m_0 = tl.load(c + COLUMN.m_0)
+    g_0 = term(m_0, g_m, term(tl.load(c + COLUMN.x_0), g_x, g_x0))
     if x0_clamp is not None:
         bound = tl.full([], x0_clamp, tl.float32)
         x = load_tile(x_ptr, sample, x_stride, col, lane, mask, ALIGN)
@@ -68,8 +74,8 @@ def diffusion_step_backward_kernel(
 
     sd = x_n
     if LEARNED:
-        lv_min = tl.load(c + 11)
-        lv_max = tl.load(c + 12)
+        lv_min = tl.load(c + COLUMN.lv_min)
+        lv_max = tl.load(c + COLUMN.lv_max)
         r = load_tile(out_ptr, sample, out_stride, col + d, lane, mask, ALIGN)
         log_variance = tl.fma(0.5 * (r + 1.0), lv_max - lv_min, lv_min)
         sd = tl.where(x_n != 0.0, tl.exp(0.5 * log_variance), 0.0)
@@ -79,7 +85,7 @@ def diffusion_step_backward_kernel(
         if noise_ptr is not None:
             n = load_tile(noise_ptr, sample, noise_stride, col, lane, mask, ALIGN)
         else:
-            c1 = at_sample(draw_ptr, sample, DRAW_SHARED).to(tl.uint32) << 2
+            c1 = counter_word(at_sample(draw_ptr, sample, DRAW_SHARED), PURPOSE.STEP_NOISE)
             n = one_normal(col, c1, key_ptr, tl.load(stream_ptr + sample), BR, BD)
         g_r = term(sd, n, 0.0) * (0.25 * (lv_max - lv_min)) * g_x
         g_r = tl.where(live & (x_n != 0.0), g_r, zero)
@@ -88,15 +94,15 @@ def diffusion_step_backward_kernel(
         store_wanted(new_uncond_ptr, zero, sample, new_uncond_stride, col + d, lane, mask, ALIGN)
         store_wanted(new_uncond2_ptr, zero, sample, new_uncond2_stride, col + d, lane, mask, ALIGN)
 
-    new_x = term(m_x_lo, g_m, term(tl.load(c + 3), g_x, 0.0))
+    new_x = term(m_x_lo, g_m, term(tl.load(c + COLUMN.x_x_lo), g_x, 0.0))
     origin = term(-x_d, g_x, 0.0)
     if SECOND:
         g_m2 = gradient_tile(
             grad_memory_ptr, mask, sample, grad_memory_stride, col + d, lane, mask, ALIGN
         )
-        s_x = tl.load(c + 13)
-        s_m = tl.load(c + 14)
-        s_2 = tl.load(c + 15)
+        s_x = tl.load(c + COLUMN.s_x)
+        s_m = tl.load(c + COLUMN.s_m)
+        s_2 = tl.load(c + COLUMN.s_2)
         new_x = term(s_x, g_m2, new_x)
         stays = (s_x == 0.0) & (s_m == 0.0) & (s_2 == 0.0)
         new_m2 = tl.where(stays, origin + g_m2, term(s_2, g_m2, origin))
@@ -108,8 +114,8 @@ def diffusion_step_backward_kernel(
     new_x = term(p_x, g_0, new_x)
     new_x = term(x_d, g_x, new_x)
     new_x = term(m_x, g_m, new_x)
-    new_x = term(tl.load(c + 2), g_x, new_x)
-    new_m = term(tl.load(c + 5), g_x, new_m)
+    new_x = term(tl.load(c + COLUMN.x_x), g_x, new_x)
+    new_m = term(tl.load(c + COLUMN.x_m), g_x, new_m)
     keep = (m_x == 0.0) & (m_x_lo == 0.0) & (m_0 == 0.0)
     new_m = tl.where(keep, new_m + g_m, new_m)
 
@@ -138,30 +144,35 @@ def diffusion_step_backward(
     key: torch.Tensor,
     stream: torch.Tensor,
     *,
-    uncond_out: torch.Tensor | None = None,
-    uncond_out2: torch.Tensor | None = None,
-    guidance: torch.Tensor | None = None,
-    guidance2: torch.Tensor | None = None,
-    noise_scale: torch.Tensor | None = None,
-    noise: torch.Tensor | None = None,
-    x0_clamp: float | None = None,
     second_memory: bool = False,
     wanted: int = ALL,
+    **options: torch.Tensor | float | None,
 ) -> tuple[torch.Tensor, ...]:
-    kinds = results(x, model_out, second_memory, wanted, uncond_out, uncond_out2)
+    given = given_options("diffusion_step_backward", options)
+    kinds = results(x, model_out, second_memory, wanted, given)
     new, targets = fresh(kinds, x.device)
     launch(
         diffusion_step_backward_kernel,
-        (x, grad_x, grad_memory, grad_x0, model_out, uncond_out, uncond_out2, noise, *targets),
-        (coef, row, draw, key, stream, guidance, guidance2, noise_scale),
-        x0_clamp,
+        (
+            x,
+            grad_x,
+            grad_memory,
+            grad_x0,
+            model_out,
+            given.uncond_out,
+            given.uncond_out2,
+            given.noise,
+            *targets,
+        ),
+        (coef, row, draw, key, stream, given.guidance, given.guidance2, given.noise_scale),
+        given.x0_clamp,
         coef.shape[0],
         LEARNED=model_out.shape[1] != x.shape[1],
         SECOND=second_memory,
         ROW_SHARED=shared(row),
         DRAW_SHARED=shared(draw),
-        GUIDANCE_SHARED=shared(guidance),
-        GUIDANCE2_SHARED=shared(guidance2),
-        SCALE_SHARED=shared(noise_scale),
+        GUIDANCE_SHARED=shared(given.guidance),
+        GUIDANCE2_SHARED=shared(given.guidance2),
+        SCALE_SHARED=shared(given.noise_scale),
     )
     return new

@@ -7,8 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._shared.checks import QUADS, _matrix, _placement, _table, _vector
-from .._shared.head_checks import check_head
+from .._shared.arguments import (
+    QUADS,
+    check_matrix,
+    check_placement,
+    check_table,
+    check_vector,
+)
+from ..head_step.checks import check_head
 
 
 def ways_of(op: str, guidance: Tensor | None, guidance2: Tensor | None) -> int:
@@ -55,20 +61,20 @@ def check_head_loop(
             f"{name}: the final layer must have an output for each of the {d} elements of a row of "
             f"x, got {out}"
         )
-    _matrix(name, "memory", memory, torch.float32, (rows, d))
+    check_matrix(name, "memory", memory, torch.float32, (rows, d))
     if (v is None) != (op is None):
         raise RuntimeError(f"{name}: v and op go together: pass both or neither")
-    _matrix(name, "v", v, torch.float32, (rows, d))
-    _table(name, coef)
+    check_matrix(name, "v", v, torch.float32, (rows, d))
+    check_table(name, coef)
     steps = coef.shape[0]
     for vector, t in (("set", set), ("op", op)):
-        _vector(name, vector, t, torch.int32, steps)
-    _vector(name, "draw", draw, torch.int32, rows, shared=True)
-    _vector(name, "key", key, torch.int64, 1)
-    _vector(name, "stream", stream, torch.int64, rows)
+        check_vector(name, vector, t, torch.int32, steps)
+    check_vector(name, "draw", draw, torch.int32, rows, shared=True)
+    check_vector(name, "key", key, torch.int64, 1)
+    check_vector(name, "stream", stream, torch.int64, rows)
     factors = {"guidance": guidance, "guidance2": guidance2, "noise_scale": noise_scale}
     for factor, t in factors.items():
-        _vector(name, factor, t, torch.float32, rows, shared=True)
+        check_vector(name, factor, t, torch.float32, rows, shared=True)
     tensors = {"x": x, "memory": memory, "v": v, "set": set, "op": op, "coef": coef}
     tensors |= {"draw": draw, "key": key, "stream": stream, **factors}
-    _placement(name, tensors, written)
+    check_placement(name, tensors, written)

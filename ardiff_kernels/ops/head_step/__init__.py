@@ -8,7 +8,7 @@ from torch import Tensor, ops
 
 from ...dispatch import autograd as _autograd
 from ...dispatch.library import define
-from .._shared.head_checks import check_head
+from .checks import check_head
 
 
 def _fake(
@@ -67,13 +67,13 @@ def head_step(
             matrix, bias `[w, f]` (gated: gate above up `[2 f, w]`, then down `[w, f]`); of the
             final layer `[out, w]`. Matrices are contiguous float32, bfloat16 or int8, those of all
             blocks alike, input and final like them or float32. A bias is float32, `[0]` for none.
-        scales: empty, or with int8 matrices one tensor a matrix in their order: float32, the factor
-            of each row of an int8 matrix, or `[0]` for a matrix that is not int8.
+        scales: empty, or with int8 matrices one tensor per matrix in their order: float32, the
+            factor of each row of an int8 matrix, or `[0]` for a matrix that is not int8.
         norm: layer or rms.
         mlp: plain or gated.
         depth: number of blocks.
         eps: of the norms.
-        ways: 1, 2 or 3 conditions a patch.
+        ways: 1, 2 or 3 conditions per patch.
         batch_invariant: the bits of a patch's results depend on no other patch, on N, `ways` or its
             place. The C++ kernels always compute so.
 
@@ -83,6 +83,19 @@ def head_step(
     Raises:
         RuntimeError: a wrong number, shape, dtype, device or stride; a number outside its range;
             an unknown norm or mlp.
+
+    Example:
+        A head of width 8 with one block, for 3 patches of 4 elements:
+
+        >>> import torch
+        >>> from ardiff_kernels import ops
+        >>> d, width, depth = 4, 8, 1
+        >>> shapes = [(width, d), (width, width), (width, width), (d, width)]
+        >>> weights = [t for s in shapes for t in (torch.randn(s), torch.zeros(s[0]))]
+        >>> modulation = torch.randn(2, 1, (3 * depth + 2) * width)  # 2 sets, shared by all patches
+        >>> out = ops.head_step(torch.randn(3, d), modulation, 1, weights, depth=depth, eps=1e-6)
+        >>> out.shape
+        torch.Size([1, 3, 4])
     """
     return ops.ardiff.head_step.default(
         x,

@@ -3,7 +3,7 @@
 Up to 16 rows (patches times conditions) a block is two launches: its norm is made while the first
 product reads its input. With more rows, a norm of its own costs less than making it anew in each
 program, and a block is three. Input and final layer are one launch each, and one more for the final
-norm of many rows. Batch-invariant calls take the way of many rows, in one tile a layer.
+norm of many rows. Batch-invariant calls take the way of many rows, in one tile per layer.
 
 No launch depends on a value of a tensor, so that a CUDA graph can hold all steps of a token.
 """
@@ -73,7 +73,7 @@ _MANY = {
 }
 # The place there of the tile of batch-invariant calls: 64 rows (float32: 32) by 32 outputs.
 _INVARIANT = {torch.bfloat16: 3, torch.int8: 2, torch.float32: 1}
-SLICES = 8  # of the columns in `few_rows`: one a warp
+SLICES = 8  # of the columns in `few_rows`: one per warp
 
 
 def parts(matrix: torch.dtype) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...dispatch import autograd as _autograd
 from ...dispatch.library import define
-from .._shared.kv_checks import check_append
+from .checks import check_append
 
 _OPTIONS = (
     "Tensor? count=None, Tensor? block_table=None, Tensor? position=None, Tensor? cos=None, "
@@ -59,12 +59,13 @@ def kv_append_(
 
     Token t of row b becomes position p = length[b] + t. With `block_table` (paged attention, Kwon
     et al. 2023) that is token p % S of block block_table[b, p // S], else token p of block b. A
-    key is first RMS-normed (x / sqrt(mean(x^2) + eps) * weight, as Qwen3 does a head), then
+    key is first RMS-normed (x / sqrt(mean(x^2) + eps) * weight, as Qwen3 does with each head), then
     rotated (Su et al. 2021, the halves of Llama: dimensions i and i + R / 2 form a pair), in
     float32, then rounded to the nearest even of the cache's dtype. An int8 or float8 cache holds
-    x / s with s = max|x| / 127 or max|x| / 448, a scale a token and head; where that scale is zero
-    it holds zeros, and where an element of x is not finite zeros with scale NaN: a query that sees
-    that token gets NaN. These zeros are positive; elsewhere a float8 zero has the sign of x.
+    x / s with s = max|x| / 127 or max|x| / 448, one scale per token and head; where that scale is
+    zero it holds zeros, and where an element of x is not finite zeros with scale NaN: a query
+    that sees that token gets NaN. These zeros are positive; elsewhere a float8 zero has the sign
+    of x.
 
     `length` is not changed: add `count` to it when `kv_attention` has run.
 
@@ -87,7 +88,7 @@ def kv_append_(
     Raises:
         RuntimeError: a wrong shape, dtype, device, stride or combination of options. On a CPU also
             a length, count, block number or position that does not fit, before anything is written;
-            on a GPU such a row is skipped (`check_data` in ``_kv_checks.py`` finds it).
+            on a GPU such a row is skipped (`check_data` in ``ops/_shared/kv_cache.py`` finds it).
     """
     torch.ops.ardiff.kv_append_.default(
         k,

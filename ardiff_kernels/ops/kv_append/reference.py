@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._shared.kv_checks import check_data
+from .._shared.kv_cache import check_data
 from .._shared.rows import compute_dtype
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...dispatch import autograd as _autograd
 from ...dispatch.library import define
-from .._shared.kv_checks import check_attention
+from .checks import check_attention
 
 
 def _fake(q: Tensor, *args, **options) -> Tensor:
@@ -74,7 +74,7 @@ def kv_attention(
         block_table: int32 `[B, M]`, the blocks of each sequence in order.
         position: int32 `[B, T]`, row of `cos` and `sin` of each token (default length + t).
         cos, sin: float32 `[P, R / 2]`, the rotary tables; the first R <= D dimensions are rotated.
-        q_norm: float32 `[D]`, weight of an RMS norm a head.
+        q_norm: float32 `[D]`, weight of an RMS norm over each head.
         norm_eps: added to the mean square.
         k_scale, v_scale: float32 `[N, Hkv, S]`, with an int8 or float8 cache only.
         scale: factor of q.k (default D^-1/2).
@@ -88,6 +88,19 @@ def kv_attention(
         RuntimeError: a wrong shape, dtype, device, stride or combination of options. On a CPU also
             a length, count, block number or position that does not fit; on a GPU the results of
             such a row are zero.
+
+    Example:
+        One new token for each of 2 sequences, which hold 3 and 5 tokens:
+
+        >>> import torch
+        >>> from ardiff_kernels import ops
+        >>> k_cache, v_cache = torch.zeros(2, 2, 1, 16, 32)  # [N, Hkv, S, D]: room for 16 tokens
+        >>> length = torch.tensor([3, 5], dtype=torch.int32)
+        >>> k, v = torch.randn(2, 2, 1, 1, 32)  # [B, T, Hkv, D]
+        >>> ops.kv_append_(k, v, k_cache, v_cache, length)
+        >>> q = torch.randn(2, 1, 4, 32)  # 4 query heads read one key head
+        >>> ops.kv_attention(q, k_cache, v_cache, length).shape
+        torch.Size([2, 1, 4, 32])
     """
     return torch.ops.ardiff.kv_attention.default(
         q,

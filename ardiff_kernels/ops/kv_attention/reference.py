@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._shared.kv_checks import check_data
+from .._shared.kv_cache import check_data
 from .._shared.rows import compute_dtype
 from ..kv_append.reference import places, rms_norm, rotate, total
 

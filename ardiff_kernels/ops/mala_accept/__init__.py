@@ -13,24 +13,28 @@ of f(x) - f(y). HMC has no proposal ratio but kinetic energy: c_d = -1/2 and c_v
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ...dispatch import autograd as _autograd
-from ...dispatch.library import define
+from ...dispatch.library import operator
 from .checks import check_accept
 
 COLUMNS = ("g_z", "g_d", "g_o", "s_z", "s_o", "c_g", "c_d", "c_v", "r2", "R2")
 
-_INPUTS = "Tensor coef, Tensor row, Tensor draw, Tensor key, Tensor stream"
 
+class MalaAccept(NamedTuple):
+    """The state after the test; the docstring of :func:`mala_accept` has the shapes."""
 
-def _check_functional(*args, **options) -> None:
-    check_accept("mala_accept", (), *args, **options)
-
-
-def _check_in_place(*args, **options) -> None:
-    check_accept("mala_accept_", ("y", "out_y", "v_y"), *args, **options)
+    x: Tensor
+    out: Tensor
+    v: Tensor
+    energy: Tensor
+    accepted: Tensor
+    log_alpha: Tensor
 
 
 def _fake(
@@ -47,27 +51,7 @@ def _fake(
     )
 
 
-define(
-    f"mala_accept(Tensor x, Tensor y, Tensor out_x, Tensor out_y, Tensor anchor, {_INPUTS}, *, "
-    "Tensor? v_x=None, Tensor? v_y=None, Tensor? out_mid=None, Tensor? energy_x=None, "
-    "Tensor? energy_y=None, Tensor? ball_radius=None)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    check=_check_functional,
-    fake=_fake,
-    rowwise=True,
-)
-define(
-    "mala_accept_(Tensor x, Tensor(a!) y, Tensor out_x, Tensor(b!) out_y, Tensor anchor, "
-    f"{_INPUTS}, *, Tensor? v_x=None, Tensor(c!)? v_y=None, Tensor? out_mid=None, "
-    "Tensor? energy_x=None, Tensor(d!)? energy_y=None, Tensor? ball_radius=None, "
-    "Tensor(e!) accepted, Tensor(f!) log_alpha) -> ()",
-    check=_check_in_place,
-    rowwise=True,
-)
-for _op in ("mala_accept", "mala_accept_"):
-    _autograd.without_gradient(_op, "detach it")
-
-
+@operator(check=partial(check_accept, "mala_accept", ()), fake=_fake, rowwise=True)
 def mala_accept(
     x: Tensor,
     y: Tensor,
@@ -86,7 +70,7 @@ def mala_accept(
     energy_x: Tensor | None = None,
     energy_y: Tensor | None = None,
     ball_radius: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> MalaAccept:
     """Accept or reject the proposal y of each sample x, and select state, output and energy.
 
     With score(z) = s_z z + s_o out, G(z) = g_z z + g_d (z - anchor) + g_o out (the gradient of
@@ -123,34 +107,43 @@ def mala_accept(
         ball_radius: float32 `[B]` or `[1]`, R of each sample in place of the column; 0 is no ball.
 
     Returns:
-        x float32 of x's shape, out in the outputs' dtype, v float32 (`[0]` when not given), energy
-        float32 `[B]` (`[0]` when not given), accepted bool `[B]`, and log_alpha float32 `[B]`: -inf
-        where NaN or inf in y, out_y, energy_y or the sums rejected the sample,
+        A named tuple: x float32 of x's shape; out in the outputs' dtype; v float32 (`[0]` when not
+        given); energy float32 `[B]` (`[0]` when not given); accepted bool `[B]`; and log_alpha
+        float32 `[B]`, -inf where NaN or inf in y, out_y, energy_y or the sums rejected the sample,
         else finite.
 
     Raises:
         RuntimeError: a wrong shape, dtype, device, stride or combination of options.
+
+    Example:
+        Hamiltonian Monte Carlo on a normal target, whose gradient G(z) = z: energy falls in sample
+        0, which is accepted, and rises by far in sample 1:
+
+        >>> import torch
+        >>> from ardiff_kernels import ops
+        >>> from ardiff_kernels.ops.mala_accept import COLUMNS
+        >>> coef = torch.zeros(1, 16)
+        >>> for column, value in {"g_z": 1.0, "c_d": -0.5, "c_v": 1.0}.items():
+        ...     coef[0, COLUMNS.index(column)] = value
+        >>> x, y = torch.tensor([[2.0], [0.0]]), torch.tensor([[0.0], [9.0]])
+        >>> v, none = torch.zeros(2, 1), torch.zeros(2, 1)
+        >>> zero = torch.zeros(1, dtype=torch.int32)
+        >>> place = coef, zero, zero, torch.tensor([2024]), torch.tensor([0, 1 << 20])
+        >>> found = ops.mala_accept(x, y, none, none, none, *place, v_x=v, v_y=v)
+        >>> found.accepted, found.log_alpha
+        (tensor([ True, False]), tensor([  2.0000, -40.5000]))
+        >>> found.x
+        tensor([[0.],
+                [0.]])
     """
-    return torch.ops.ardiff.mala_accept.default(
-        x,
-        y,
-        out_x,
-        out_y,
-        anchor,
-        coef,
-        row,
-        draw,
-        key,
-        stream,
-        v_x=v_x,
-        v_y=v_y,
-        out_mid=out_mid,
-        energy_x=energy_x,
-        energy_y=energy_y,
-        ball_radius=ball_radius,
-    )
 
 
+@operator(
+    check=partial(check_accept, "mala_accept_", ("y", "out_y", "v_y")),
+    written=("y", "out_y", "v_y", "energy_y", "accepted", "log_alpha"),
+    options_of=mala_accept,
+    rowwise=True,
+)
 def mala_accept_(
     x: Tensor,
     y: Tensor,
@@ -172,18 +165,7 @@ def mala_accept_(
     Takes the options of `mala_accept`; accepted (bool `[B]`) and log_alpha (float32 `[B]`) are
     filled. Of the state only the rows of rejected samples are written.
     """
-    torch.ops.ardiff.mala_accept_.default(
-        x,
-        y,
-        out_x,
-        out_y,
-        anchor,
-        coef,
-        row,
-        draw,
-        key,
-        stream,
-        **options,
-        accepted=accepted,
-        log_alpha=log_alpha,
-    )
+
+
+for _op in ("mala_accept", "mala_accept_"):
+    _autograd.without_gradient(_op, "detach it")

@@ -9,8 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...dispatch.library import options as given_options
 from .._shared.address import Purpose, counter_word, philox_words
 from .._shared.rows import compute_dtype, lookup, term
+from . import COLUMNS, MalaAccept
 
 
 def total(t: Tensor) -> Tensor:
@@ -41,39 +43,36 @@ def mala_accept(
     draw: Tensor,
     key: Tensor,
     stream: Tensor,
-    *,
-    v_x: Tensor | None = None,
-    v_y: Tensor | None = None,
-    out_mid: Tensor | None = None,
-    energy_x: Tensor | None = None,
-    energy_y: Tensor | None = None,
-    ball_radius: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    **options: Tensor | None,
+) -> MalaAccept:
     rows, _ = x.shape
     dtype = compute_dtype(x)
-    c, live = lookup(coef, row, rows, dtype)
-    g_z, g_d, g_o, s_z, s_o, c_g, c_d, c_v, r2, ball2 = c.unbind(1)[:10]
+    given = given_options("mala_accept", options)
+    c, live = lookup(coef, COLUMNS, row, rows, dtype)
     o_x, o_y = out_x.to(dtype), out_y.to(dtype)
 
     delta = y - x
-    grad_x = term(g_z, x) + term(g_d, x - anchor) + term(g_o, o_x)
-    grad_y = term(g_z, y) + term(g_d, y - anchor) + term(g_o, o_y)
-    terms = term(c_g, (grad_x - grad_y) * (grad_x + grad_y)) + term(c_d, delta * (grad_x + grad_y))
-    if v_x is not None:
-        terms = terms + term(0.5 * c_v, (v_x - v_y) * (v_x + v_y))
-    if out_mid is not None:
+    grad_x = term(c.g_z, x) + term(c.g_d, x - anchor) + term(c.g_o, o_x)
+    grad_y = term(c.g_z, y) + term(c.g_d, y - anchor) + term(c.g_o, o_y)
+    terms = term(c.c_g, (grad_x - grad_y) * (grad_x + grad_y)) + term(
+        c.c_d, delta * (grad_x + grad_y)
+    )
+    if given.v_x is not None:
+        terms = terms + term(0.5 * c.c_v, (given.v_x - given.v_y) * (given.v_x + given.v_y))
+    if given.out_mid is not None:
         # The scores' parts in z cancel, since the midpoint is the mean.
-        terms = terms + term(2 / 3 * s_o, delta * (out_mid.to(dtype) - 0.5 * (o_x + o_y)))
-    if energy_x is not None:
-        terms = terms - term(0.5 * s_z, delta * (x + y)) - term(0.5 * s_o, delta * (o_x + o_y))
+        terms = terms + term(2 / 3 * c.s_o, delta * (given.out_mid.to(dtype) - 0.5 * (o_x + o_y)))
+    if given.energy_x is not None:
+        terms = terms - term(0.5 * c.s_z, delta * (x + y)) - term(0.5 * c.s_o, delta * (o_x + o_y))
     log_alpha = total(terms)
-    if energy_x is not None:
-        log_alpha = log_alpha + (energy_x.double() - energy_y.double()).unsqueeze(1)
+    if given.energy_x is not None:
+        log_alpha = log_alpha + (given.energy_x.double() - given.energy_y.double()).unsqueeze(1)
     log_alpha = log_alpha.to(dtype)
 
-    if ball_radius is not None:
-        ball2 = ball_radius.double().square().reshape(-1, 1)
-    inside = (r2 <= 0) | (total(delta.square()) <= r2)
+    ball2 = c.R2
+    if given.ball_radius is not None:
+        ball2 = given.ball_radius.double().square().reshape(-1, 1)
+    inside = (c.r2 <= 0) | (total(delta.square()) <= c.r2)
     inside &= (ball2 <= 0) | (total(y.square()) <= ball2)
     finite = (y.isfinite() & out_y.isfinite()).all(1, keepdim=True) & log_alpha.isfinite()
     log_u = log_uniform(key, draw, stream).to(dtype)
@@ -82,11 +81,13 @@ def mala_accept(
     take_y = accepted | ~live
     none = x.new_empty(0)
     log_alpha = torch.where(finite, log_alpha, -torch.inf)
-    return (
+    return MalaAccept(
         torch.where(take_y, y, x),
         torch.where(take_y, out_y, out_x),
-        none if v_x is None else torch.where(take_y, v_y, -v_x),
-        none.clone() if energy_x is None else torch.where(take_y[:, 0], energy_y, energy_x),
+        none if given.v_x is None else torch.where(take_y, given.v_y, -given.v_x),
+        none.clone()
+        if given.energy_x is None
+        else torch.where(take_y[:, 0], given.energy_y, given.energy_x),
         accepted[:, 0],
         torch.where(live, log_alpha, torch.zeros_like(log_alpha))[:, 0],
     )

@@ -11,8 +11,22 @@ import torch
 import triton
 import triton.language as tl
 
-from .._shared.triton.common import load_tile, low_high, neg2log, offset, philox4, term
+from ...dispatch.library import options as given_options
+from .._shared.triton.common import (
+    counter_word,
+    load_tile,
+    low_high,
+    neg2log,
+    offset,
+    philox4,
+    table_row,
+    term,
+)
 from .._shared.triton.launch import alignment, shared
+from .._shared.triton.names import PURPOSE, columns
+from . import COLUMNS
+
+COLUMN = columns(COLUMNS)
 
 
 @triton.jit
@@ -61,11 +75,11 @@ def each(ptr, sample, SHARED: tl.constexpr):
 
 @triton.jit
 def log_uniform(key_ptr, stream, draw):
-    """log of the accept uniform: word 0 of quad 0 at purpose 2."""
+    """log of the accept uniform: word 0 of quad 0 at its purpose."""
     k0, k1 = low_high(tl.load(key_ptr))
     s0, s1 = low_high(stream)
     zero = tl.zeros(stream.shape, tl.uint32)
-    word, _, _, _ = philox4(zero, (draw.to(tl.uint32) << 2) + 2, s0, s1, k0, k1)
+    word, _, _, _ = philox4(zero, counter_word(draw, PURPOSE.ACCEPT_UNIFORM), s0, s1, k0, k1)
     return -0.5 * neg2log(word)
 
 
@@ -101,14 +115,13 @@ def mala_accept_kernel(
 ):  # fmt: skip
     sample, present, lane, sums = samples(B, BR, BD)
     row = each(row_ptr, sample, ROW_SHARED)
-    live = (row >= 0) & (row < T)
-    c = coef_ptr + tl.where(live, row, 0).to(tl.int64) * 16
-    g_z = tl.load(c)
-    g_d = tl.load(c + 1)
-    g_o = tl.load(c + 2)
-    s_o = tl.load(c + 4)
-    c_g = tl.load(c + 5)
-    c_d = tl.load(c + 6)
+    c, live = table_row(coef_ptr, row, T)
+    g_z = tl.load(c + COLUMN.g_z)
+    g_d = tl.load(c + COLUMN.g_d)
+    g_o = tl.load(c + COLUMN.g_o)
+    s_o = tl.load(c + COLUMN.s_o)
+    c_g = tl.load(c + COLUMN.c_g)
+    c_d = tl.load(c + COLUMN.c_d)
     uses_gradient = (c_g != 0.0) | (c_d != 0.0)
 
     delta2 = sums
@@ -131,12 +144,12 @@ def mala_accept_kernel(
         if v_x_ptr is not None:
             v_x = load_tile(v_x_ptr, sample, v_x_stride, col, lane, mask, ALIGN)
             v_y = load_tile(v_y_ptr, sample, v_y_stride, col, lane, mask, ALIGN)
-            t = term(0.5 * tl.load(c + 7), (v_x - v_y) * (v_x + v_y), t)
+            t = term(0.5 * tl.load(c + COLUMN.c_v), (v_x - v_y) * (v_x + v_y), t)
         if mid_ptr is not None:
             mid = load_tile(mid_ptr, sample, mid_stride, col, lane, mask, ALIGN)
             t = term(0.6666666666666666 * s_o, delta * tl.fma(out_x + out_y, -0.5, mid), t)
         if energy_x_ptr is not None:
-            t = term(-0.5 * tl.load(c + 3), delta * (x + y), t)
+            t = term(-0.5 * tl.load(c + COLUMN.s_z), delta * (x + y), t)
             t = term(-0.5 * s_o, delta * (out_x + out_y), t)
         sums += t.to(tl.float64)
         delta2 += (delta * delta).to(tl.float64)
@@ -149,8 +162,8 @@ def mala_accept_kernel(
         log_alpha += energy_x.to(tl.float64) - energy_y.to(tl.float64)
     log_alpha = log_alpha.to(tl.float32)
     finite = tl.abs(log_alpha) < float("inf")
-    r2 = tl.load(c + 8).to(tl.float64)
-    ball2 = tl.load(c + 9).to(tl.float64)
+    r2 = tl.load(c + COLUMN.r2).to(tl.float64)
+    ball2 = tl.load(c + COLUMN.R2).to(tl.float64)
     if radius_ptr is not None:
         radius = each(radius_ptr, sample, RADIUS_SHARED).to(tl.float64)
         ball2 = radius * radius
@@ -194,30 +207,37 @@ def tile_shape(d: int, interpreted: bool = False) -> tuple[int, int]:
 def _accept(
     args: tuple[torch.Tensor, ...],
     new: tuple[torch.Tensor | None, ...],
-    *,
-    v_x: torch.Tensor | None = None,
-    v_y: torch.Tensor | None = None,
-    out_mid: torch.Tensor | None = None,
-    energy_x: torch.Tensor | None = None,
-    energy_y: torch.Tensor | None = None,
-    ball_radius: torch.Tensor | None = None,
+    **options: torch.Tensor | None,
 ) -> None:
+    given = given_options("mala_accept", options)
     x, y, out_x, out_y, anchor, coef, row, draw, key, stream = args
     x_new, out_new, v_new, energy_new, accepted, log_alpha = new
     B, d = x.shape
     if B == 0:
         return
-    tensors = (x, y, out_x, out_y, anchor, v_x, v_y, out_mid, x_new, out_new, v_new)
+    tensors = (
+        x,
+        y,
+        out_x,
+        out_y,
+        anchor,
+        given.v_x,
+        given.v_y,
+        given.out_mid,
+        x_new,
+        out_new,
+        v_new,
+    )
     strides = [0 if t is None or B == 1 else t.stride(0) for t in tensors]
     rows, cols = tile_shape(d, not isinstance(mala_accept_kernel, triton.JITFunction))
     elsewhere = x.is_cuda and x.device.index != torch.cuda.current_device()
     with torch.cuda.device(x.device) if elsewhere else nullcontext():
         mala_accept_kernel[(triton.cdiv(B, rows),)](
             *tensors, coef, row, draw, key, stream,
-            energy_x, energy_y, ball_radius, energy_new, accepted, log_alpha,
+            given.energy_x, given.energy_y, given.ball_radius, energy_new, accepted, log_alpha,
             *strides, coef.shape[0], B, d,
             IN_PLACE=x_new is y, ROW_SHARED=shared(row), DRAW_SHARED=shared(draw),
-            RADIUS_SHARED=shared(ball_radius), ONE_TILE=d <= cols,
+            RADIUS_SHARED=shared(given.ball_radius), ONE_TILE=d <= cols,
             BR=rows, BD=cols, ALIGN=alignment(d, strides),
             num_warps=max(1, rows * cols // 128),
         )  # fmt: skip

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...dispatch import autograd as _autograd
 from ...dispatch.library import define
-from .._shared import checks as _checks
+from .checks import check_philox_normal, check_philox_normal_
 
 
 def _fake(key: Tensor, counter: int, stream: Tensor, n: int) -> Tensor:
@@ -16,12 +16,12 @@ def _fake(key: Tensor, counter: int, stream: Tensor, n: int) -> Tensor:
 
 define(
     "philox_normal(Tensor key, int counter, Tensor stream, SymInt n) -> Tensor",
-    check=_checks.check_philox_normal,
+    check=check_philox_normal,
     fake=_fake,
 )
 define(
     "philox_normal_(Tensor(a!) out, Tensor key, int counter, Tensor stream) -> ()",
-    check=_checks.check_philox_normal_,
+    check=check_philox_normal_,
 )
 _autograd.without_gradient("philox_normal_", "call philox_normal")
 
@@ -37,13 +37,24 @@ def philox_normal(key: Tensor, counter: int, stream: Tensor, n: int) -> Tensor:
         counter: counter word c1 = 4 * draw + purpose, in [0, 2^32); purpose 0 is step noise,
             1 the initial state, 2 the accept uniform, 3 a velocity refresh.
         stream: int64 `[B]`, sample_id * 2^20 + patch.
-        n: elements a sample, up to 2^34.
+        n: elements per sample, up to 2^34.
 
     Returns:
         float32 `[B, n]`.
 
     Raises:
         RuntimeError: a wrong shape, dtype, device or range.
+
+    Example:
+        The noise of a sample does not depend on the samples beside it:
+
+        >>> import torch
+        >>> from ardiff_kernels import ops
+        >>> key, stream = torch.tensor([2024]), torch.arange(3) << 20  # samples 0, 1 and 2
+        >>> together = ops.philox_normal(key, 4 * 7, stream, 5)  # the step noise of draw 7
+        >>> alone = ops.philox_normal(key, 4 * 7, stream[1:2], 5)
+        >>> torch.equal(alone, together[1:2])
+        True
     """
     return torch.ops.ardiff.philox_normal.default(key, counter, stream, n)
 

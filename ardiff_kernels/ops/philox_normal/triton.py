@@ -1,4 +1,4 @@
-"""Triton kernel of `philox_normal`: one program writes a tile, one Philox quad a lane."""
+"""Triton kernel of `philox_normal`: one program writes a tile, one Philox quad per lane."""
 
 import torch
 import triton

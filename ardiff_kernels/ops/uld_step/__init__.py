@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from functools import partial
+
 from torch import Tensor
 
 from ...dispatch import autograd as _autograd
-from ...dispatch.library import define
-from .._shared import checks as _checks
+from ...dispatch.library import operator
 from ..uld_step_backward import RESULTS
+from .checks import check_uld_step
 
 COLUMNS = (
     *("z_z", "z_z_lo", "z_d", "z_v", "z_o", "z_1", "z_2"),
@@ -16,57 +17,12 @@ COLUMNS = (
     *("a_z", "a_z_lo"),
 )
 
-_INPUTS = "Tensor coef, Tensor row, Tensor draw, Tensor key, Tensor stream"
-_OPTIONS = (
-    "Tensor? uncond_out=None, Tensor? uncond_out2=None, Tensor? guidance=None, "
-    "Tensor? guidance2=None, Tensor? noise_scale=None, Tensor? noise=None, Tensor? noise2=None"
-)
-
-
-def _check(op, written, z, v, model_out, anchor, coef, row, draw, key, stream, **options) -> None:
-    options.setdefault("noise2", None)
-    state = {"z": z, "v": v, "anchor": anchor}
-    tensors = (model_out, coef, row, draw, key, stream)
-    _checks.check_step(op, state, (torch.float32,), 2, False, written, *tensors, options)
-
-
-def _check_functional(*args, **options) -> None:
-    _check("uld_step", (), *args, **options)
-
-
-def _check_in_place(*args, **options) -> None:
-    _check("uld_step_", ("z", "v", "anchor", "z_model"), *args, **options)
-
 
 def _fake(z, v, model_out, anchor, *args, **options) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(z.new_empty(z.shape) for _ in range(3))
 
 
-define(
-    f"uld_step(Tensor z, Tensor v, Tensor model_out, Tensor anchor, {_INPUTS}, *, {_OPTIONS})"
-    " -> (Tensor, Tensor, Tensor)",
-    check=_check_functional,
-    fake=_fake,
-    rowwise=True,
-)
-define(
-    f"uld_step_(Tensor(a!) z, Tensor(b!) v, Tensor model_out, Tensor(c!) anchor, {_INPUTS}, *, "
-    f"{_OPTIONS}, Tensor(d!)? z_model=None) -> ()",
-    check=_check_in_place,
-    rowwise=True,
-)
-
-_autograd.differentiable(
-    "uld_step",
-    _autograd.Formula(
-        inputs=RESULTS,
-        saved=("coef", "row", "guidance", "guidance2", "noise_scale"),
-        constants=lambda arguments: {"dtype": arguments["model_out"].dtype},
-    ),
-)
-_autograd.without_gradient("uld_step_", "call uld_step")
-
-
+@operator(check=partial(check_uld_step, "uld_step", ()), fake=_fake, rowwise=True)
 def uld_step(
     z: Tensor,
     v: Tensor,
@@ -86,7 +42,7 @@ def uld_step(
     noise: Tensor | None = None,
     noise2: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Execute one row of coefficients on position and velocity, with two normals an element.
+    """Execute one row of coefficients on position and velocity, with two normals per element.
 
     With D = z - anchor (0 on a row with a_z != 0) and normals n1, n2::
 
@@ -121,27 +77,33 @@ def uld_step(
     Raises:
         RuntimeError: a wrong shape, dtype, device, stride or combination of options, or an
             argument without a gradient that requires grad.
+
+    Example:
+        A row that begins at z, moves by the velocity and damps it; without noise:
+
+        >>> import torch
+        >>> from ardiff_kernels import ops
+        >>> from ardiff_kernels.ops.uld_step import COLUMNS
+        >>> coef = torch.zeros(1, 16)
+        >>> for column, value in {"z_z": 1.0, "z_v": 0.5, "v_v": 0.25, "a_z": 1.0}.items():
+        ...     coef[0, COLUMNS.index(column)] = value
+        >>> z, v = torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 8.0]])
+        >>> zero = torch.zeros(1, dtype=torch.int32)
+        >>> place = coef, zero, zero, torch.tensor([2024]), torch.tensor([0])
+        >>> ops.uld_step(z, v, torch.zeros(1, 2), torch.zeros(1, 2), *place)
+        (tensor([[3., 6.]]), tensor([[1., 2.]]), tensor([[1., 2.]]))
     """
-    return torch.ops.ardiff.uld_step.default(
-        z,
-        v,
-        model_out,
-        anchor,
-        coef,
-        row,
-        draw,
-        key,
-        stream,
-        uncond_out=uncond_out,
-        uncond_out2=uncond_out2,
-        guidance=guidance,
-        guidance2=guidance2,
-        noise_scale=noise_scale,
-        noise=noise,
-        noise2=noise2,
-    )
 
 
+_STATE = ("z", "v", "anchor", "z_model")
+
+
+@operator(
+    check=partial(check_uld_step, "uld_step_", _STATE),
+    written=_STATE,
+    options_of=uld_step,
+    rowwise=True,
+)
 def uld_step_(
     z: Tensor,
     v: Tensor,
@@ -152,6 +114,8 @@ def uld_step_(
     draw: Tensor,
     key: Tensor,
     stream: Tensor,
+    *,
+    z_model: Tensor | None = None,
     **options: Tensor | None,
 ) -> None:
     """In-place twin of `uld_step` for eager loops and CUDA graphs; writes z, v and anchor.
@@ -159,6 +123,13 @@ def uld_step_(
     Takes the options of `uld_step`, and `z_model`: bfloat16 `[B, d]`, filled with a copy of the
     new z for the model. Inside `torch.compile`, and for gradients, use the functional form.
     """
-    torch.ops.ardiff.uld_step_.default(
-        z, v, model_out, anchor, coef, row, draw, key, stream, **options
-    )
+
+
+_autograd.differentiable(
+    "uld_step",
+    _autograd.Formula(
+        inputs=RESULTS,
+        constants=lambda arguments: {"dtype": arguments["model_out"].dtype},
+    ),
+)
+_autograd.without_gradient("uld_step_", "call uld_step")

@@ -8,8 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...dispatch.library import options as given_options
 from .._shared.address import counter_word, normal_pairs
 from .._shared.rows import column, compute_dtype, guided, lookup, term
+from . import COLUMNS
 
 
 def uld_step(
@@ -22,34 +24,28 @@ def uld_step(
     draw: Tensor,
     key: Tensor,
     stream: Tensor,
-    *,
-    uncond_out: Tensor | None = None,
-    uncond_out2: Tensor | None = None,
-    guidance: Tensor | None = None,
-    guidance2: Tensor | None = None,
-    noise_scale: Tensor | None = None,
-    noise: Tensor | None = None,
-    noise2: Tensor | None = None,
+    **options: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, d = z.shape
     dtype = compute_dtype(z)
-    c, live = lookup(coef, row, rows, dtype)
-    z_z, z_z_lo, z_d, z_v, z_o, z_1, z_2, v_z, v_d, v_v, v_o, v_1, a_z, a_z_lo = c.unbind(1)[:14]
-
-    out = guided(model_out, uncond_out, uncond_out2, guidance, guidance2, d, dtype)
-    if noise is None:
+    given = given_options("uld_step", options)
+    c, live = lookup(coef, COLUMNS, row, rows, dtype)
+    out = guided(model_out, given, d, dtype)
+    if given.noise is None:
         noise, noise2 = normal_pairs(key, counter_word(draw), stream, d)
+    else:
+        noise, noise2 = given.noise, given.noise2
     n1, n2 = noise.to(dtype), noise2.to(dtype)
-    if noise_scale is not None:
-        s = column(noise_scale, dtype)
-        z_1, z_2, v_1 = s * z_1, s * z_2, s * v_1
+    if given.noise_scale is not None:
+        s = column(given.noise_scale, dtype)
+        c.z_1, c.z_2, c.v_1 = s * c.z_1, s * c.z_2, s * c.v_1
 
-    start = a_z != 0
+    start = c.a_z != 0
     diff = torch.where(start, torch.zeros_like(z), z - anchor)
-    move = term(z_z_lo, z) + term(z_d, diff) + term(z_v, v) + term(z_o, out)
-    z_new = term(z_z, z) + (move + term(z_1, n1) + term(z_2, n2))
-    v_new = term(v_z, z) + term(v_d, diff) + term(v_v, v) + term(v_o, out) + term(v_1, n1)
-    anchor_new = torch.where(start, term(a_z, z) + term(a_z_lo, z), anchor)
+    move = term(c.z_z_lo, z) + term(c.z_d, diff) + term(c.z_v, v) + term(c.z_o, out)
+    z_new = term(c.z_z, z) + (move + term(c.z_1, n1) + term(c.z_2, n2))
+    v_new = term(c.v_z, z) + term(c.v_d, diff) + term(c.v_v, v) + term(c.v_o, out) + term(c.v_1, n1)
+    anchor_new = torch.where(start, term(c.a_z, z) + term(c.a_z_lo, z), anchor)
     return (
         torch.where(live, z_new, z),
         torch.where(live, v_new, v),

@@ -1,4 +1,4 @@
-"""Triton kernel of `uld_step`: one launch a step, functional or in place.
+"""Triton kernel of `uld_step`: one launch per step, functional or in place.
 
 A lane owns four neighbouring elements of every tensor and makes their eight normals from two Philox
 quads, so float32 tensors move in 128-bit loads and stores and nothing passes between lanes. Absent
@@ -9,16 +9,23 @@ import torch
 import triton
 import triton.language as tl
 
+from ...dispatch.library import options as given_options
 from .._shared.triton.common import (
     at_sample,
+    counter_word,
     guided_output,
     load_tile,
     store_tile,
+    table_row,
     term,
     tile,
     two_normals,
 )
 from .._shared.triton.launch import launch, shared
+from .._shared.triton.names import PURPOSE, columns
+from . import COLUMNS
+
+COLUMN = columns(COLUMNS)
 
 
 @triton.jit
@@ -45,11 +52,10 @@ def uld_step_kernel(
     )  # fmt: skip
 
     row = at_sample(row_ptr, sample, ROW_SHARED)
-    live = (row >= 0) & (row < T)
-    c = coef_ptr + tl.where(live, row, 0).to(tl.int64) * 16
-    z_1 = tl.load(c + 5)
-    z_2 = tl.load(c + 6)
-    v_1 = tl.load(c + 11)
+    c, live = table_row(coef_ptr, row, T)
+    z_1 = tl.load(c + COLUMN.z_1)
+    z_2 = tl.load(c + COLUMN.z_2)
+    v_1 = tl.load(c + COLUMN.v_1)
     if scale_ptr is not None:
         scale = at_sample(scale_ptr, sample, SCALE_SHARED)
         z_1 *= scale
@@ -62,26 +68,26 @@ def uld_step_kernel(
         n1 = tl.where(z_1 != 0.0, n1, 0.0)
         n2 = tl.where(z_2 != 0.0, n2, 0.0)
     else:
-        c1 = at_sample(draw_ptr, sample, DRAW_SHARED).to(tl.uint32) << 2
+        c1 = counter_word(at_sample(draw_ptr, sample, DRAW_SHARED), PURPOSE.STEP_NOISE)
         n1, n2 = two_normals(col, c1, key_ptr, tl.load(stream_ptr + sample), BR, BD)
         n1_v = n1
 
-    a_z = tl.load(c + 12)
+    a_z = tl.load(c + COLUMN.a_z)
     start = a_z != 0.0
     delta = tl.where(start, 0.0, z - anchor)
-    z_new = term(tl.load(c + 1), z, 0.0)
-    z_new = term(tl.load(c + 2), delta, z_new)
-    z_new = term(tl.load(c + 3), v, z_new)
-    z_new = term(tl.load(c + 4), out, z_new)
+    z_new = term(tl.load(c + COLUMN.z_z_lo), z, 0.0)
+    z_new = term(tl.load(c + COLUMN.z_d), delta, z_new)
+    z_new = term(tl.load(c + COLUMN.z_v), v, z_new)
+    z_new = term(tl.load(c + COLUMN.z_o), out, z_new)
     z_new = tl.fma(n1, z_1, z_new)
     z_new = tl.fma(n2, z_2, z_new)
-    z_new = term(tl.load(c + 0), z, z_new)
-    v_new = term(tl.load(c + 7), z, 0.0)
-    v_new = term(tl.load(c + 8), delta, v_new)
-    v_new = term(tl.load(c + 9), v, v_new)
-    v_new = term(tl.load(c + 10), out, v_new)
+    z_new = term(tl.load(c + COLUMN.z_z), z, z_new)
+    v_new = term(tl.load(c + COLUMN.v_z), z, 0.0)
+    v_new = term(tl.load(c + COLUMN.v_d), delta, v_new)
+    v_new = term(tl.load(c + COLUMN.v_v), v, v_new)
+    v_new = term(tl.load(c + COLUMN.v_o), out, v_new)
     v_new = tl.fma(n1_v, v_1, v_new)
-    anchor_new = term(a_z, z, term(tl.load(c + 13), z, 0.0))
+    anchor_new = term(a_z, z, term(tl.load(c + COLUMN.a_z_lo), z, 0.0))
 
     z_new = tl.where(live, z_new, z)
     store_tile(z_new_ptr, z_new, sample, z_new_stride, col, lane, mask, ALIGN)
@@ -102,29 +108,33 @@ def _step(
     new: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     model_out: torch.Tensor,
     address: tuple[torch.Tensor, ...],
-    *,
-    uncond_out: torch.Tensor | None = None,
-    uncond_out2: torch.Tensor | None = None,
-    guidance: torch.Tensor | None = None,
-    guidance2: torch.Tensor | None = None,
-    noise_scale: torch.Tensor | None = None,
-    noise: torch.Tensor | None = None,
-    noise2: torch.Tensor | None = None,
-    z_model: torch.Tensor | None = None,
+    **options: torch.Tensor | None,
 ) -> None:
+    given = given_options("uld_step_", options)
     z, v, anchor = state
     coef, row, draw, _, _ = address
     launch(
         uld_step_kernel,
-        (z, v, model_out, anchor, *new, z_model, uncond_out, uncond_out2, noise, noise2),
-        (*address, guidance, guidance2, noise_scale),
+        (
+            z,
+            v,
+            model_out,
+            anchor,
+            *new,
+            given.z_model,
+            given.uncond_out,
+            given.uncond_out2,
+            given.noise,
+            given.noise2,
+        ),
+        (*address, given.guidance, given.guidance2, given.noise_scale),
         coef.shape[0],
         IN_PLACE=new[0] is z,
         ROW_SHARED=shared(row),
         DRAW_SHARED=shared(draw),
-        GUIDANCE_SHARED=shared(guidance),
-        GUIDANCE2_SHARED=shared(guidance2),
-        SCALE_SHARED=shared(noise_scale),
+        GUIDANCE_SHARED=shared(given.guidance),
+        GUIDANCE2_SHARED=shared(given.guidance2),
+        SCALE_SHARED=shared(given.noise_scale),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor
 
-from ...dispatch.library import define
-from .._shared.backward_checks import check_uld_step_backward
+from ...dispatch.library import operator, options
+from .checks import check_uld_step_backward
 
 RESULTS = ("z", "v", "model_out", "anchor", "uncond_out", "uncond_out2", "noise", "noise2")
 ALL = 2 ** len(RESULTS) - 1
@@ -17,11 +19,10 @@ def results(
     dtype: torch.dtype,
     model_dtype: torch.dtype,
     wanted: int,
-    guidance: Tensor | None,
-    guidance2: Tensor | None,
+    given: SimpleNamespace,
 ) -> list[tuple[torch.Size, torch.dtype]]:
     """Shape and dtype of each result: `[0]` where it is not wanted, or its input is absent."""
-    absent = (guidance is None) * 16 + (guidance2 is None) * 32
+    absent = (given.guidance is None) * 16 + (given.guidance2 is None) * 32
     model = ("model_out", "uncond_out", "uncond_out2")
     return [
         (shape if (wanted & ~absent) >> i & 1 else (0,), model_dtype if name in model else dtype)
@@ -29,24 +30,13 @@ def results(
     ]
 
 
-def _fake(
-    grad_z, grad_v, grad_anchor, coef, row, *, guidance=None, guidance2=None, noise_scale=None,
-    dtype, wanted=ALL,
-):  # fmt: skip
+def _fake(grad_z, grad_v, grad_anchor, *args, dtype=torch.float32, wanted=ALL, **given):
     grad = next(g for g in (grad_z, grad_v, grad_anchor) if g is not None)
-    kinds = results(grad.shape, grad.dtype, dtype, wanted, guidance, guidance2)
+    kinds = results(grad.shape, grad.dtype, dtype, wanted, options("uld_step_backward", given))
     return tuple(grad.new_empty(shape, dtype=kind) for shape, kind in kinds)
 
 
-define(
-    "uld_step_backward(Tensor? grad_z, Tensor? grad_v, Tensor? grad_anchor, Tensor coef, "
-    "Tensor row, *, Tensor? guidance=None, Tensor? guidance2=None, Tensor? noise_scale=None, "
-    f"ScalarType dtype, int wanted={ALL}) -> ({', '.join(['Tensor'] * len(RESULTS))})",
-    check=check_uld_step_backward,
-    fake=_fake,
-)
-
-
+@operator(check=check_uld_step_backward, fake=_fake)
 def uld_step_backward(
     grad_z: Tensor | None,
     grad_v: Tensor | None,
@@ -59,7 +49,7 @@ def uld_step_backward(
     noise_scale: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     wanted: int = ALL,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `uld_step`'s inputs from those of its results, in one launch.
 
     The step is linear, so that this is the transposed row and needs no state::
@@ -87,15 +77,3 @@ def uld_step_backward(
     Raises:
         RuntimeError: a wrong shape, dtype, device or stride, or no gradient at all.
     """
-    return torch.ops.ardiff.uld_step_backward.default(
-        grad_z,
-        grad_v,
-        grad_anchor,
-        coef,
-        row,
-        guidance=guidance,
-        guidance2=guidance2,
-        noise_scale=noise_scale,
-        dtype=dtype,
-        wanted=wanted,
-    )

@@ -5,16 +5,22 @@ import torch
 import triton
 import triton.language as tl
 
+from ...dispatch.library import options as given_options
 from .._shared.triton.common import (
     at_sample,
     gradient_tile,
     store_output_gradients,
     store_wanted,
+    table_row,
     term,
     tile,
 )
 from .._shared.triton.launch import fresh, launch, shared
+from .._shared.triton.names import columns
+from ..uld_step import COLUMNS
 from . import ALL, results
+
+COLUMN = columns(COLUMNS)
 
 
 @triton.jit
@@ -36,23 +42,24 @@ def uld_step_backward_kernel(
     zero = tl.zeros(mask.shape, tl.float32)
 
     row = at_sample(row_ptr, sample, ROW_SHARED)
-    live = (row >= 0) & (row < T)
-    c = coef_ptr + tl.where(live, row, 0).to(tl.int64) * 16
+    c, live = table_row(coef_ptr, row, T)
     scale = 1.0
     if scale_ptr is not None:
         scale = at_sample(scale_ptr, sample, SCALE_SHARED)
-    a_z = tl.load(c + 12)
+    a_z = tl.load(c + COLUMN.a_z)
     start = a_z != 0.0
-    diff = term(tl.load(c + 8), g_v, term(tl.load(c + 2), g_z, 0.0))
+    diff = term(tl.load(c + COLUMN.v_d), g_v, term(tl.load(c + COLUMN.z_d), g_z, 0.0))
     diff = tl.where(start, 0.0, diff)
-    z = term(tl.load(c + 7), g_v, term(tl.load(c + 1), g_z, 0.0))
-    moved = term(a_z, g_a, term(tl.load(c + 13), g_a, z))
-    z = term(tl.load(c + 0), g_z, tl.where(start, moved, z + diff))
-    v = term(tl.load(c + 9), g_v, term(tl.load(c + 3), g_z, 0.0))
-    out = term(tl.load(c + 10), g_v, term(tl.load(c + 4), g_z, 0.0))
+    z = term(tl.load(c + COLUMN.v_z), g_v, term(tl.load(c + COLUMN.z_z_lo), g_z, 0.0))
+    moved = term(a_z, g_a, term(tl.load(c + COLUMN.a_z_lo), g_a, z))
+    z = term(tl.load(c + COLUMN.z_z), g_z, tl.where(start, moved, z + diff))
+    v = term(tl.load(c + COLUMN.v_v), g_v, term(tl.load(c + COLUMN.z_v), g_z, 0.0))
+    out = term(tl.load(c + COLUMN.v_o), g_v, term(tl.load(c + COLUMN.z_o), g_z, 0.0))
     anchor = tl.where(start, 0.0, g_a - diff)
-    noise = term(tl.load(c + 11) * scale, g_v, term(tl.load(c + 5) * scale, g_z, 0.0))
-    noise2 = term(tl.load(c + 6) * scale, g_z, 0.0)
+    noise = term(
+        tl.load(c + COLUMN.v_1) * scale, g_v, term(tl.load(c + COLUMN.z_1) * scale, g_z, 0.0)
+    )
+    noise2 = term(tl.load(c + COLUMN.z_2) * scale, g_z, 0.0)
 
     z = tl.where(live, z, g_z)
     v = tl.where(live, v, g_v)
@@ -78,24 +85,23 @@ def uld_step_backward(
     coef: torch.Tensor,
     row: torch.Tensor,
     *,
-    guidance: torch.Tensor | None = None,
-    guidance2: torch.Tensor | None = None,
-    noise_scale: torch.Tensor | None = None,
-    dtype: torch.dtype,
+    dtype: torch.dtype = torch.float32,
     wanted: int = ALL,
+    **options: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
+    given = given_options("uld_step_backward", options)
     grads = (grad_z, grad_v, grad_anchor)
     lead = next(g for g in grads if g is not None)
-    kinds = results(lead.shape, lead.dtype, dtype, wanted, guidance, guidance2)
+    kinds = results(lead.shape, lead.dtype, dtype, wanted, given)
     new, targets = fresh(kinds, lead.device)
     launch(
         uld_step_backward_kernel,
         (*grads, *targets),
-        (coef, row, guidance, guidance2, noise_scale),
+        (coef, row, given.guidance, given.guidance2, given.noise_scale),
         coef.shape[0],
         ROW_SHARED=shared(row),
-        GUIDANCE_SHARED=shared(guidance),
-        GUIDANCE2_SHARED=shared(guidance2),
-        SCALE_SHARED=shared(noise_scale),
+        GUIDANCE_SHARED=shared(given.guidance),
+        GUIDANCE2_SHARED=shared(given.guidance2),
+        SCALE_SHARED=shared(given.noise_scale),
     )
     return new

@@ -9,7 +9,7 @@
 namespace ardiff {
 
 /// Counts, room in the cache, block numbers and rotary positions; repeats check_data of
-/// ardiff_kernels/ops/_shared/kv_checks.py.
+/// ardiff_kernels/ops/_shared/kv_cache.py.
 inline void check_kv_data(const char* op, const KvTensors& t) {
   const int64_t rows = t.tokens.sizes[0], tokens = t.tokens.sizes[1];
   const int64_t blocks = t.k_cache.sizes[0], size = t.k_cache.sizes[2];

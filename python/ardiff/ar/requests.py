@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +9,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..guide import guidance_weights
+from ..guide import Guidance, number
 from ..noise import MAX_PATCHES, MAX_SAMPLE_ID
 from .kv_cache import CachePlan
-from .patch_model import PatchModel
+from .patch_model import Sampled
 
 
 class MadePatch(NamedTuple):
@@ -47,24 +46,25 @@ class Request:
 
     Attributes:
         prompts: tokens `[n, width]` of each stream, the conditional one first.
-        sources: the stream of the context, and of each context that guidance compares with; None
-            is the model's null context.
+        sources: the stream of the context, and of each context that guidance compares with; or a
+            fixed context in a stream's place.
         weights: of each of the latter, at each patch.
+        steps: bound on the model calls, for each patch.
         rows: of the cache, one a stream; empty while it waits and once it is done.
         last: the block of patches made last, `[block, d]`.
     """
 
     id: int
     prompts: list[Tensor]
-    sources: list[int | None]
+    sources: list[int | Tensor]
     weights: list[list[float]]
     order: list[int]
     seed: int
     sample_id: int
-    steps: int
+    steps: list[int]
     temperature: float
-    stop: Callable[[MadePatch], bool] | None
-    on_patch: Callable[[MadePatch], object] | None
+    stop: Callable[[MadePatch], bool] | None = None
+    on_patch: Callable[[MadePatch], object] | None = None
     rows: list[int] = field(default_factory=list)
     made: list[Tensor] = field(default_factory=list)
     last: Tensor | None = None
@@ -85,24 +85,28 @@ class Request:
         at = [block + place for place in self.order[done - block : done]] if done else range(block)
         return [[len(prompt) + place for place in at] for prompt in self.prompts]
 
+    def keep(self, patches: Tensor) -> None:
+        """Takes in a block of patches `[block or fewer, d]` that no one will change."""
+        self.last = patches
+        self.made += patches.unbind(0)
+        self.done = len(self.made) == len(self.order)
+
     def take(self, patches: Tensor) -> list[MadePatch]:
-        """Keeps a block of patches `[block or fewer, d]`."""
-        first, self.last = len(self.made), patches.clone()
-        self.made += [patch.clone() for patch in patches]
-        found = [
+        """Keeps a copy of a block of patches, and returns another."""
+        first = len(self.made)
+        self.keep(patches.clone())
+        return [
             MadePatch(self.id, first + i, self.order[first + i], patch.clone())
             for i, patch in enumerate(patches)
         ]
-        self.done = len(self.made) == len(self.order)
-        return found
 
     def stop_after(self, index: int) -> None:
         """Patch `index` was the last one."""
         del self.made[index + 1 :]
         self.done = True
 
-    def source(self, way: int) -> int | None:
-        """The stream of context `way` of guidance; past its own ones, the last again."""
+    def source(self, way: int) -> int | Tensor:
+        """The source of context `way` of guidance; past its own ones, the last again."""
         return self.sources[min(way, len(self.sources) - 1)]
 
     def weight(self, way: int, index: int) -> float:
@@ -121,20 +125,8 @@ def integer(name: str, value: int, low: int, high: int) -> int:
     return value
 
 
-def number(name: str, value: float, low: float) -> float:
-    """`value` as a finite float, at least `low`; TypeError or ValueError otherwise."""
-    try:
-        found = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
-    if not (math.isfinite(found) and found >= low):
-        bound = "" if low == -math.inf else f" and at least {low:g}"
-        raise ValueError(f"{name} must be finite{bound}, got {value}")
-    return found
-
-
 def make_request(
-    model: PatchModel,
+    model: Sampled,
     id: int,
     prompt: Tensor | None,
     patches: int,
@@ -167,55 +159,59 @@ def make_request(
         raise ValueError(
             "this model makes patches in one order: for another one, train a PatchModel with places"
         )
-    prompts, sources, weights = [_prompt("prompt", prompt, model)], [0], []
-    for (name, weight), (name_of_other, other) in zip(
-        {"guidance": guidance, "guidance2": guidance2}.items(),
-        {"uncond": uncond, "uncond2": uncond2}.items(),
-        strict=True,
-    ):
-        if weight is None:
-            if other is not None:
-                raise ValueError(
-                    f"{name_of_other} is the prompt that {name} compares with: pass {name} too"
-                )
-            continue
-        weight = number(name, weight, -math.inf)
-        weights.append(guidance_weights(weight, guidance_schedule, patches))
-        sources.append(None if other is None and model.null is not None else len(prompts))
-        if sources[-1] is not None:
-            prompts.append(_prompt(name_of_other, other, model))
-    if guidance2 is not None:
-        _check_three_ways(guidance, uncond, uncond2)
+    guided = _guidance(model, uncond, guidance, uncond2, guidance2)
+    guided = guided.per_patch(guidance_schedule, patches)
+    if guided.outputs == 3 and uncond is None and uncond2 is None:
+        raise ValueError(
+            "guidance2 weighs the difference of uncond and uncond2, which are the same where "
+            "neither is given: pass at least one"
+        )
+    prompts, sources = [_prompt("prompt", prompt, model)], [0]
+    for condition in guided.conditions:
+        sources.append(condition if condition is model.null else len(prompts))
+        if condition is not model.null:
+            prompts.append(condition)
     return Request(
         id,
         prompts,
         sources,
-        weights,
+        list(guided.weights),
         order,
         integer("seed", seed, -(2**63), 2**63),
         integer("sample_id", id if sample_id is None else sample_id, 0, MAX_SAMPLE_ID),
-        steps,
+        [steps] * patches,
         number("temperature", temperature, 0.0),
         stop,
         on_patch,
     )
 
 
-def _check_three_ways(
-    guidance: float | None, uncond: Tensor | None, uncond2: Tensor | None
-) -> None:
-    if guidance is None:
+def _guidance(
+    model: Sampled,
+    uncond: Tensor | None,
+    guidance: float | None,
+    uncond2: Tensor | None,
+    guidance2: float | None,
+) -> Guidance:
+    """Guidance by prompts; where none is given, by the model's null context or an empty prompt."""
+    if guidance2 is not None and guidance is None:
         raise ValueError(
             "guidance2 weighs the difference of uncond and uncond2: pass guidance too, 1 for none"
         )
-    if uncond is None and uncond2 is None:
-        raise ValueError(
-            "guidance2 weighs the difference of uncond and uncond2, which are the same where "
-            "neither is given: pass at least one"
-        )
+    own = _prompt("prompt", None, model) if model.null is None else model.null
+    conditions: list[Tensor | None] = []
+    for suffix, prompt, weight in (("", uncond, guidance), ("2", uncond2, guidance2)):
+        if prompt is not None and weight is None:
+            raise ValueError(
+                f"uncond{suffix} is the prompt that guidance{suffix} compares with: pass "
+                f"guidance{suffix} too"
+            )
+        given = own if prompt is None else _prompt(f"uncond{suffix}", prompt, model)
+        conditions.append(None if weight is None else given)
+    return Guidance.of(conditions[0], guidance, conditions[1], guidance2)
 
 
-def check_room(request: Request, model: PatchModel, plan: CachePlan) -> None:
+def check_room(request: Request, model: Sampled, plan: CachePlan) -> None:
     """Raises ValueError for a request that a cache or the encoder's positions can never hold."""
     tokens, block, config = request.tokens(model.block), model.block, model.encoder.config
     if max(tokens) > plan.capacity:
@@ -237,7 +233,7 @@ def check_room(request: Request, model: PatchModel, plan: CachePlan) -> None:
         )
 
 
-def _prompt(name: str, tokens: Tensor | None, model: PatchModel) -> Tensor:
+def _prompt(name: str, tokens: Tensor | None, model: Sampled) -> Tensor:
     width, like = model.encoder.config.width, model.start
     if tokens is None:
         return like.new_empty(0, width)

@@ -16,7 +16,7 @@ import ardiff_kernels
 from ardiff_kernels import ops
 
 from ..batch_invariant import batch_invariant as batch_invariant_mode
-from ..guide import per_sample
+from ..guide import Guidance, per_sample
 from ..loop.cuda_graphs import check_graph, run_captured
 from ..loop.run import Decision, Runnable, make_schedule, run
 from ..noise import initial_state
@@ -87,17 +87,12 @@ def denoise_token(
     batch, device = len(context), context.device
     if stream.shape != (batch,):
         raise ValueError(f"stream must have shape [{batch}], one a context, {_shape(stream)}")
-    for name, other, weight in (
-        ("uncond", uncond, guidance), ("uncond2", uncond2, guidance2),
-    ):  # fmt: skip
-        if (other is None) != (weight is None):
-            raise ValueError(f"{name} and {name.replace('uncond', 'guidance')} go together")
-        if other is not None and other.shape != context.shape:
+    guided = Guidance.of(uncond, guidance, uncond2, guidance2)
+    for name, other in zip(("uncond", "uncond2"), guided.conditions, strict=False):
+        if other.shape != context.shape:
             raise ValueError(
                 f"{name} must have the shape of context {list(context.shape)}, {_shape(other)}"
             )
-    if uncond2 is not None and uncond is None:
-        raise ValueError("guidance2 and uncond2 go together, and only with guidance and uncond")
     model = fused(head, weights, batch_invariant=batch_invariant or None, budget=budget)
     if start is None:
         start = _start(model, table, key, draw, stream)
@@ -111,12 +106,10 @@ def denoise_token(
             )
         if noise is not None:
             raise ValueError("cuda_graph and noise exclude each other: leave one out")
-    modifiers = {"uncond": uncond, "uncond2": uncond2}
-    for name, value in (("guidance", guidance), ("guidance2", guidance2)):
-        if value is not None:
-            modifiers[name] = per_sample(name, value, batch, device, low=float("-inf"))
+    guided, scale = guided.per_sample(batch, device), {}
     if isinstance(temperature, Tensor) or temperature != 1:
-        modifiers["noise_scale"] = per_sample("temperature", temperature, batch, device, low=0.0)
+        scale["noise_scale"] = per_sample("temperature", temperature, batch, device, low=0.0)
+    modifiers = {**guided.arguments(), **scale}
     plainly = batch_invariant and not isinstance(model, FusedHead)
     mode = batch_invariant_mode() if plainly else nullcontext()
     if cuda_graph and batch:
@@ -132,16 +125,16 @@ def denoise_token(
     if draw:
         buffers = schedule.buffers
         schedule = schedule._replace(buffers=buffers._replace(draw=buffers.draw + draw))
-    conditions = [c for c in (context, uncond, uncond2) if c is not None]
+    conditions = [context, *guided.conditions]
     addressed = x0_clamp is None and noise is None
     if addressed and isinstance(model, FusedHead) and isinstance(model.model, Head):
         if not unsuitable(table, schedule, start, len(conditions)):
-            factors = {name: t for name, t in modifiers.items() if not name.startswith("uncond")}
             with torch.inference_mode():
                 sets = model.modulations(schedule.buffers.level, conditions)
                 found = run_token(
-                    schedule, table.op, sets, start, key=key, stream=stream, **factors
-                )
+                    schedule, table.op, sets, start, key=key, stream=stream, **guided.factors(),
+                    **scale,
+                )  # fmt: skip
             return found.clone()  # no inference tensor
     with mode:
         return run(

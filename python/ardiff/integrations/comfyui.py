@@ -85,7 +85,7 @@ def _number(default: float, low: float, high: float) -> tuple:
 _STAGES = {
     "inner": ("INT", {"default": 2, "min": 1, "max": 100}),
     "tau": _number(0.4, 0.01, 10.0),
-    "stages": ("INT", {"default": 0, "min": 0, "max": 10000, "tooltip": "0: one a step"}),
+    "stages": ("INT", {"default": 0, "min": 0, "max": 10000, "tooltip": "0: one per step"}),
     "s_noise": _number(1.0, 0.0, 100.0),
 }
 _ETA = {"eta": _number(1.0, 0.0, 100.0), "s_noise": _number(1.0, 0.0, 100.0)}

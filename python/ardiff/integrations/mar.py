@@ -2,7 +2,7 @@
 
 MAR draws every token by a DDPM of 1000 cosine steps respaced to 100, with learned-range variance
 (Nichol & Dhariwal 2021), evaluating the whole head at each step. Here everything that depends on
-timestep and context alone is computed once a token, and a step is one `head_step` and one
+timestep and context alone is computed once per token, and a step is one `head_step` and one
 `diffusion_step`.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..guide import per_sample
+from ..guide import Guidance, per_sample
 from ..heads.fused import FusedHead
 from ..loop.run import make_schedule, run
 from ..noise import initial_state, make_key, make_stream
@@ -23,8 +23,9 @@ from ..solvers import solver as make_table
 from ..tables.diffusers_schedules import beta_schedule, ddpm_table
 from ..tables.plan import Schedule
 from ..tables.table import StepTable
-from ._head_sampler import HeadSampler, install, owner_of, uninstall
+from ._head_sampler import HeadSampler, owner_of
 from ._mar_checkpoint import load_checkpoint, load_tensors
+from ._replace import install, uninstall
 
 __all__ = [
     "MARSampler", "accelerate", "load_checkpoint", "load_tensors", "respaced_table", "restore",
@@ -118,7 +119,7 @@ class MARSampler(HeadSampler):
     """
 
     system = "MAR"
-    takes = ("z", "temperature", "cfg")
+    methods = {"sample": ("z", "temperature", "cfg")}
 
     def __init__(self, owner: nn.Module, options: dict[str, Any]) -> None:
         super().__init__(owner, options)
@@ -161,7 +162,7 @@ class MARSampler(HeadSampler):
 
         Args:
             z: `[N, D]`; with `cfg` other than 1 `[2N, D]`, those of the conditions first.
-            temperature: factor on the step noise, a number or one a token.
+            temperature: factor on the step noise, a number or one per token.
             cfg: guidance weight, a number, or a tensor `[]`, `[1]` or `[N]`.
             noise: `[1 + steps, rows of z, d]` normals in place of drawn ones, the first for the
                 initial state (of its N first rows).
@@ -203,11 +204,12 @@ class MARSampler(HeadSampler):
         halves, count = guided and learned, len(z) // (1 + guided)
         modifiers: dict[str, Any] = {"condition": z}
         if guided:
-            w = per_sample("cfg", cfg, count, device, low=float("-inf"))
-            modifiers = {"condition": z[:count], "uncond": z[count:], "guidance": w}
+            guidance = Guidance((z[count:],), (cfg,)).per_sample(count, device, names=("cfg",))
+            modifiers = {"condition": z[:count], **guidance.arguments()}
             if halves:
-                w = w.expand(count)
-                modifiers = {"condition": z, "uncond": z, "guidance": torch.cat([w, 1 - w])}
+                w = guidance.weights[0].expand(count)
+                guidance = Guidance((z,), (torch.cat([w, 1 - w]),))
+                modifiers = {"condition": z, **guidance.arguments()}
         if isinstance(temperature, Tensor) or temperature != 1:
             scale = per_sample("temperature", temperature, count, device, low=0.0)
             modifiers["noise_scale"] = scale.repeat(2) if halves and len(scale) > 1 else scale
@@ -263,14 +265,14 @@ def accelerate(
     """Replaces ``model.diffloss.sample`` by the head engine; :func:`restore` undoes it.
 
     The distribution of the samples stays that of the model's own loop. Noise is drawn from torch's
-    global generator (one number a call), so that `torch.manual_seed` seeds it; the numbers are
+    global generator (one number per call), so that `torch.manual_seed` seeds it; the numbers are
     others than those of the model's own loop.
 
     Args:
         model: with a `diffloss` whose `net` has MAR's state-dict names, or that `diffloss`.
         solver: ``ddpm``, the model's own, or a name of `ardiff.solvers` (``rtk-uld``,
             ``rtk-harmonic``, ``dpmpp-2m``, ...), on which the learned variance has no effect.
-        steps: model calls a token; for ``ddpm`` also text as of :func:`space_timesteps`. None: as
+        steps: model calls per token; for ``ddpm`` also text as of :func:`space_timesteps`. None: as
             many as the model was made with, else 100.
         weights: dtype of the blocks' weights (``float32``, ``bfloat16``, ``int8``), None: theirs.
         batch_invariant: a token's bits depend on its context and noise alone.

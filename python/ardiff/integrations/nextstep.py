@@ -3,7 +3,7 @@ engine.
 
 The head predicts the velocity v of a rectified flow whose time runs from noise at 0 to data at 1.
 Stock evaluates the whole head at each step, on up to three conditions; here everything that depends
-on time and condition alone is computed once a token, and a step is one `head_step` and one
+on time and condition alone is computed once per token, and a step is one `head_step` and one
 `diffusion_step`.
 """
 
@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..guide import per_sample
+from ..guide import Guidance
 from ..heads.fused import FusedHead
 from ..loop.run import run
 from ..noise import initial_state, make_key, stream_of
 from ..tables.table import StepTable, TableBuilder
-from ._head_sampler import HeadSampler, install, owner_of, uninstall
+from ._head_sampler import HeadSampler, owner_of
+from ._replace import install, uninstall
 
 __all__ = ["NextStepSampler", "accelerate", "restore", "shifted_times", "velocity_table"]
 
@@ -55,13 +56,14 @@ def velocity_table(steps: int, shift: float = 1.0, last_step_size: float = 0.04)
 
     and the last step is x + last_step_size v. The rows' x0 is the velocity itself.
     """
-    times, builder = shifted_times(steps, shift, last_step_size), TableBuilder()
+    times = shifted_times(steps, shift, last_step_size)
+    builder = TableBuilder("flow", "flow", "nextstep")
     for t, dt in zip(times, np.diff(times), strict=False):
         builder.add(
             "diffusion", t, p_o=1.0, x_x=1 - dt, x_0=dt * (1 + t), x_n=np.sqrt(2 * (1 - t) * dt)
         )
     builder.add("diffusion", times[-1], p_o=1.0, x_x=1.0, x_0=last_step_size)
-    return builder.build(init_scale=1.0, path="flow", prediction="flow", solver="nextstep")
+    return builder.finish(init_scale=1.0)
 
 
 @functools.lru_cache(maxsize=64)
@@ -76,7 +78,7 @@ class NextStepSampler(HeadSampler):
     """What :func:`accelerate` returns."""
 
     system = "NextStep"
-    takes = ("c", "cfg", "cfg2", "timesteps_shift", "num_sampling_steps")
+    methods = {"sample": ("c", "cfg", "cfg2", "timesteps_shift", "num_sampling_steps")}
 
     def head(self) -> FusedHead:
         fused = super().head()
@@ -102,7 +104,7 @@ class NextStepSampler(HeadSampler):
     ) -> Tensor:
         """A token for each condition, as ``image_head.sample``.
 
-        Each of `cfg` and `cfg2` above 1 is a way more: with one of them the guided velocity is
+        Each of `cfg` and `cfg2` above 1 is one way more: with one of them the guided velocity is
         u + cfg (v - u), with both u2 + cfg2 (u1 - u2) + cfg (v - u1).
 
         Args:
@@ -125,7 +127,7 @@ class NextStepSampler(HeadSampler):
         if c.dim() != 2 or c.shape[1] != weight.shape[1] or len(c) % ways:
             raise ValueError(
                 f"c must be [{ways} B, {weight.shape[1]}] (cfg {cfg}, cfg2 {cfg2}: {ways} "
-                f"conditions a token), got {list(c.shape)}"
+                f"conditions per token), got {list(c.shape)}"
             )
         count = len(c) // ways
         if noise_repeat < 1 or count % noise_repeat:
@@ -145,12 +147,8 @@ class NextStepSampler(HeadSampler):
                 start = noise[0]
                 modifiers["noise"] = torch.cat([noise[1:], torch.zeros_like(noise[:1])])
             condition, *others = c.to(weight).chunk(ways)
-            weights = (cfg, cfg2)
-            for name, other, value in zip(("", "2"), others, weights, strict=False):
-                modifiers[f"uncond{name}"] = other
-                modifiers[f"guidance{name}"] = per_sample(
-                    f"cfg{name}", value, count, c.device, low=float("-inf")
-                )
+            guidance = Guidance(tuple(others), (cfg, cfg2)[: len(others)])
+            modifiers |= guidance.per_sample(count, c.device, ("cfg", "cfg2")).arguments()
             x = run(table, fused, start, key=key, stream=stream, condition=condition, **modifiers)
         return x.to(c.dtype, copy=True)  # no inference tensor
 
@@ -161,7 +159,7 @@ def accelerate(
     """Replaces ``model.image_head.sample`` by the head engine; :func:`restore` undoes it.
 
     The distribution of the samples stays that of the model's own loop. Noise is drawn from torch's
-    global generator (one number a call), so that `torch.manual_seed` seeds it; the numbers are
+    global generator (one number per call), so that `torch.manual_seed` seeds it; the numbers are
     others than those of the model's own loop.
 
     Args:

@@ -17,7 +17,8 @@ from ..heads.token import denoise_token
 from ..noise import Purpose, counter_word, make_stream
 from ..solvers import solver as make_table
 from ..tables.table import StepTable, TableBuilder
-from ._accelerator import Accelerator, install, uninstall
+from ._accelerator import Accelerator
+from ._replace import install, uninstall
 
 __all__ = ["PocketTTSAccelerator", "accelerate", "restore"]
 
@@ -59,7 +60,7 @@ class PocketTTSAccelerator(Accelerator):
         return -head(x, 1 - time, c, torch.zeros_like(time))
 
     def _get_stopping_criteria(self, generation_config: Any, *args, **kwargs) -> Any:
-        """Called once a generation, before its first frame."""
+        """Called once per generation, before its first frame."""
         sampled = generation_config.do_sample
         self._noise_scale = math.sqrt(generation_config.temperature) if sampled else 0.0
         self._addresses = None
@@ -99,9 +100,9 @@ def flow_table(steps: int) -> StepTable:
 
 def _drift() -> StepTable:
     """One call, whose output (ours has the other sign) is the latent."""
-    builder = TableBuilder()
+    builder = TableBuilder("flow", "flow", "drifting")
     builder.add("diffusion", 1.0, p_o=-1.0, x_0=1.0)
-    return builder.build(init_scale=1.0, path="flow", prediction="flow", solver="drifting")
+    return builder.finish(init_scale=1.0)
 
 
 _DRIFT = _drift()
@@ -128,7 +129,7 @@ def accelerate(
             for the head's own dtype (float16: float32). Sums are float32.
         seed: address the noise of `generate` instead, of its own temperature: a frame's noise is
             then a function of seed, sample id and the number of the frame, whatever the batch.
-        sample_ids: integers in [0, 2^43), one a sample of `generate`; default 0 up. They can be
+        sample_ids: integers in [0, 2^43), one per sample of `generate`; default 0 up. They can be
             changed between calls: ``handle.sample_ids = [7]``.
         batch_invariant: a row's bits do not depend on the others, given equal conditions.
 

@@ -2,7 +2,7 @@
 
 Stock evaluates the whole head at every step, on the conditional and the unconditional rows, and
 builds its scheduler's steps anew for each token. Here everything that depends on level and
-condition alone is computed once a token, and a step is one `head_step` and one `diffusion_step`.
+condition alone is computed once per token, and a step is one `head_step` and one `diffusion_step`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ..solvers import solver as make_table
 from ..solvers import solver_options
 from ..tables.diffusers_schedules import DiscretePath, dpmpp_table
 from ..tables.table import StepTable
-from ._accelerator import Accelerator, install, uninstall
+from ._accelerator import Accelerator
+from ._replace import install, uninstall
 
 __all__ = ["VibeVoiceAccelerator", "accelerate", "restore"]
 
@@ -237,7 +238,7 @@ def accelerate(
             for the head's own dtype (float16: float32). Sums are float32.
         seed: address all noise instead: a latent is then a function of seed, sample id, the number
             of the sample's token, and the conditions, whatever the batch.
-        sample_ids: integers in [0, 2^43), one a sample of `generate`; default 0 up. They can be
+        sample_ids: integers in [0, 2^43), one per sample of `generate`; default 0 up. They can be
             changed between calls: ``handle.sample_ids = [7]``.
         batch_invariant: a row's bits do not depend on the others, given equal conditions.
         options: the solver's own, as ``stages`` and ``inner``.

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..guide import Guidance
 from ..noise import Spans
 from ..tables.plan import Schedule, uniform
 from ..tables.ragged import RaggedTable
@@ -141,23 +142,20 @@ def run(
     schedule = make_schedule(table, x)
     check_x0_clamp(x0_clamp, schedule)
     check_noise(noise, schedule, x)
-    if (uncond2 is None) != (guidance2 is None) or (guidance2 is not None and guidance is None):
-        raise ValueError("guidance2 and uncond2 go together, and only with guidance and uncond")
+    guided = Guidance.of(uncond, guidance, uncond2, guidance2)
     if schedule.energy and energy_fn is None:
         raise ValueError("this table accepts by energies: pass energy_fn")
     mode = contextlib.nullcontext() if compiling else torch.inference_mode()
     with mode:
         options = {"noise_scale": noise_scale}
         options |= {} if x0_clamp is None else {"x0_clamp": float(x0_clamp)}
-        weights = [weight for weight in (guidance, guidance2) if weight is not None]
         energy = _bind_energy(energy_fn, schedule, condition, len(x)) if schedule.energy else None
         rows = Rows(
             schedule, x.clone(memory_format=torch.contiguous_format), key=key, stream=stream,
-            in_place=not compiling, options=options, weights=weights, energy=energy,
+            in_place=not compiling, options=options, weights=guided.weights, energy=energy,
             ladder=table if isinstance(table, Ladder) else None, decisions=decisions,
         )  # fmt: skip
-        conditions = [condition, uncond, uncond2][: 1 + len(weights)]
-        call = _bind_all(model, schedule, conditions, len(x))
+        call = _bind_all(model, schedule, [condition, *guided.conditions], len(x))
         while not rows.ended:
             if rows.calls_model:
                 first, outs = rows.state.first_call, list(call(rows.index, rows.query()))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..tables.paths import Path, Transition, data_coefficients, transition
+from ..tables.paths import Path, Transition, transition
 from ..tables.table import StepTable, TableBuilder
 
 Step = Callable[[Transition, "Transition | None"], dict[str, float]]
@@ -27,15 +27,10 @@ def one_call_table(
     before, None at the first.
     """
     grid = levels(steps if denoise_last else steps + 1)
-    builder, previous = TableBuilder(), None
+    builder, previous = TableBuilder(path, prediction, name), None
     for a, b in zip(grid[:-1], grid[1:], strict=True):
         here = transition(path, a, b)
-        p_x, p_o = data_coefficients(prediction, here.alpha_a, here.sigma_a)
+        p_x, p_o = builder.data_prediction(a)
         builder.add("diffusion", a, p_x=p_x, p_o=p_o, **step(here, previous))
         previous = here
-    if denoise_last:
-        level = grid[-1]
-        p_x, p_o = data_coefficients(prediction, float(path.alpha(level)), float(path.sigma(level)))
-        builder.add("diffusion", level, p_x=p_x, p_o=p_o, x_0=1.0)
-    scale = path.init_scale(grid[0])
-    return builder.build(init_scale=scale, path=path.name, prediction=prediction, solver=name)
+    return builder.finish(grid[-1] if denoise_last else None)

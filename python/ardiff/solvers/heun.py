@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..tables.paths import data_coefficients, transition
+from ..tables.paths import transition
 from ..tables.table import StepTable, TableBuilder
 from . import ddim
 
@@ -26,19 +26,14 @@ def table(path, prediction, levels, steps, *, denoise_last=True) -> StepTable:
             f"heun makes two model calls a step: it needs steps >= {2 + int(denoise_last)}, got "
             f"steps={steps}"
         )
-    grid, builder = levels(count + 1), TableBuilder()
+    grid, builder = levels(count + 1), TableBuilder(path, prediction, "heun")
     for a, b in zip(grid[:-1], grid[1:], strict=True):
         t = transition(path, a, b)
         if t.alpha_a == 0:
             raise ValueError("heun cannot start at alpha = 0, an infinite sigma; start below it")
-        p_x, p_o = data_coefficients(prediction, t.alpha_a, t.sigma_a)
+        p_x, p_o = builder.data_prediction(a)
         builder.add("diffusion", a, p_x=p_x, p_o=p_o, m_0=1.0, **ddim.step(t, None))
-        p_x, p_o = data_coefficients(prediction, t.alpha_b, t.sigma_b)
+        p_x, p_o = builder.data_prediction(b)
         gain = t.alpha_b * np.expm1(t.h) / 2
         builder.add("diffusion", b, p_x=p_x, p_o=p_o, x_x=1.0, x_0=gain, x_m=-gain)
-    if denoise_last:
-        level = grid[-1]
-        p_x, p_o = data_coefficients(prediction, float(path.alpha(level)), float(path.sigma(level)))
-        builder.add("diffusion", level, p_x=p_x, p_o=p_o, x_0=1.0)
-    scale = path.init_scale(grid[0])
-    return builder.build(init_scale=scale, path=path.name, prediction=prediction, solver="heun")
+    return builder.finish(grid[-1] if denoise_last else None)

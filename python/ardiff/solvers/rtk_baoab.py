@@ -37,9 +37,10 @@ def table(
     stages=None, inner=None, gamma=2.0, tau=0.4, warm_start="ancestral", denoise_last=True,
 ) -> StepTable:  # fmt: skip
     """Each stage a warm start and `inner` BAOAB steps."""
-    rtk.check_positive("rtk-baoab", gamma=gamma, tau=tau)
-    plan = rtk.plan("rtk-baoab", steps, stages, inner, warm_start, denoise_last)
+    name = "rtk-baoab"
+    rtk.check_positive(name, gamma=gamma, tau=tau)
+    plan = rtk.plan(name, steps, stages, inner, warm_start, denoise_last)
     return rtk.kinetic_table(
-        "rtk-baoab", path, prediction, levels, plan,
+        name, path, prediction, levels, plan,
         lambda t, i: move(gamma / t.width, tau * t.width, first=i == 0),
     )  # fmt: skip

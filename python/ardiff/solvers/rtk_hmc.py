@@ -31,6 +31,7 @@ def table(
     `inner` is 1 by default, 2 with ``refresh="persistent"``, which shows between proposals alone;
     so does `gamma`, 1 by default there.
     """
+    name = "rtk-hmc"
     if refresh not in REFRESHES:
         raise ValueError(f"unknown refresh {refresh!r}; known: {', '.join(REFRESHES)}")
     persistent = refresh == "persistent"
@@ -40,12 +41,12 @@ def table(
         raise ValueError('rtk-hmc with refresh="persistent" needs inner=2 or more')
     gamma = 1.0 if gamma is None else gamma
     inner = 1 + persistent if inner is None else inner
-    rtk.check_positive("rtk-hmc", tau=tau, gamma=gamma)
+    rtk.check_positive(name, tau=tau, gamma=gamma)
     rtk.check_count(leapfrog=leapfrog)
     cost = leapfrog + (metropolis.check_accept(accept) == "simpson")
-    plan = metropolis.plan("rtk-hmc", steps, stages, inner, cost, warm_start, denoise_last)
+    plan = metropolis.plan(name, steps, stages, inner, cost, warm_start, denoise_last)
     persistence = math.exp(-gamma * tau * leapfrog) if persistent else 0.0
     return metropolis.hamiltonian_table(
-        "rtk-hmc", path, prediction, levels(plan.stages + 1), plan,
+        name, path, prediction, levels(plan.stages + 1), plan,
         kick=tau / 2, drift=tau, leapfrog=leapfrog, persistence=persistence, accept=accept,
     )  # fmt: skip

@@ -17,7 +17,8 @@ def table(
     stages=None, inner=2, tau=0.4, accept="trapezoid", warm_start="ancestral", denoise_last=True,
 ) -> StepTable:  # fmt: skip
     """Each stage a warm start and `inner` adjusted Langevin steps."""
-    rtk.check_positive("rtk-mala", tau=tau)
+    name = "rtk-mala"
+    rtk.check_positive(name, tau=tau)
     cost = 1 + (metropolis.check_accept(accept) == "simpson")
-    plan = metropolis.plan("rtk-mala", steps, stages, inner, cost, warm_start, denoise_last)
-    return metropolis.langevin_table("rtk-mala", path, prediction, levels, plan, tau, accept)
+    plan = metropolis.plan(name, steps, stages, inner, cost, warm_start, denoise_last)
+    return metropolis.langevin_table(name, path, prediction, levels, plan, tau, accept)

@@ -42,9 +42,10 @@ def table(
     stages=None, inner=None, gamma=2.0, tau=0.4, warm_start="ancestral", denoise_last=True,
 ) -> StepTable:  # fmt: skip
     """Each stage a warm start and `inner` OBABO steps."""
-    rtk.check_positive("rtk-obabo", gamma=gamma, tau=tau)
-    plan = rtk.plan("rtk-obabo", steps, stages, inner, warm_start, denoise_last)
+    name = "rtk-obabo"
+    rtk.check_positive(name, gamma=gamma, tau=tau)
+    plan = rtk.plan(name, steps, stages, inner, warm_start, denoise_last)
     return rtk.kinetic_table(
-        "rtk-obabo", path, prediction, levels, plan,
+        name, path, prediction, levels, plan,
         lambda t, i: move(gamma / t.width, tau * t.width, first=i == 0),
     )  # fmt: skip

@@ -51,10 +51,11 @@ def table(
     stages=None, inner=None, gamma=2.0, tau=0.4, warm_start="ancestral", denoise_last=True,
 ) -> StepTable:  # fmt: skip
     """Each stage a warm start and `inner` UBU steps."""
-    rtk.check_positive("rtk-ubu", gamma=gamma, tau=tau)
-    plan = rtk.plan("rtk-ubu", steps, stages, inner, warm_start, denoise_last)
+    name = "rtk-ubu"
+    rtk.check_positive(name, gamma=gamma, tau=tau)
+    plan = rtk.plan(name, steps, stages, inner, warm_start, denoise_last)
     return rtk.kinetic_table(
-        "rtk-ubu", path, prediction, levels, plan,
+        name, path, prediction, levels, plan,
         lambda t, i: move(gamma / t.width, tau * t.width, last=i == plan.inner - 1),
         lambda t, start: fold(start, gamma / t.width, tau * t.width),
     )  # fmt: skip

@@ -6,7 +6,7 @@ kinetic solvers' 0.4, since the bias in variance is of first order in tau.
 
 from __future__ import annotations
 
-from ..tables.paths import data_coefficients, transition
+from ..tables.paths import transition
 from ..tables.table import StepTable, TableBuilder
 from ._rtk import stages as rtk
 
@@ -16,9 +16,10 @@ def table(
     stages=None, inner=None, tau=0.3, warm_start="ancestral", denoise_last=True,
 ) -> StepTable:  # fmt: skip
     """Each stage a warm start and `inner` overdamped Langevin steps."""
-    rtk.check_positive("rtk-ula", tau=tau)
-    plan = rtk.plan("rtk-ula", steps, stages, inner, warm_start, denoise_last)
-    grid, builder = levels(plan.stages + 1), TableBuilder()
+    name = "rtk-ula"
+    rtk.check_positive(name, tau=tau)
+    plan = rtk.plan(name, steps, stages, inner, warm_start, denoise_last)
+    grid, builder = levels(plan.stages + 1), TableBuilder(path, prediction, name)
     for a, b in zip(grid[:-1], grid[1:], strict=True):
         t = transition(path, a, b)
         start = rtk.overdamped_start(prediction, t, warm_start)
@@ -26,9 +27,4 @@ def table(
         for _ in range(plan.inner):
             columns = rtk.overdamped_columns(prediction, t, tau * t.width**2)
             builder.add("diffusion", b, **columns)
-    if denoise_last:
-        level = grid[-1]
-        p_x, p_o = data_coefficients(prediction, float(path.alpha(level)), float(path.sigma(level)))
-        builder.add("diffusion", level, p_x=p_x, p_o=p_o, x_0=1.0)
-    scale = path.init_scale(grid[0])
-    return builder.build(init_scale=scale, path=path.name, prediction=prediction, solver="rtk-ula")
+    return builder.finish(grid[-1] if denoise_last else None)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from ardiff_kernels import host
 
-from ..tables.table import StepTable
+from ..tables.table import StepTable, TableBuilder
 from ._rtk import stages as rtk
 
 
@@ -31,13 +31,21 @@ def move(gamma: float, tau: float) -> dict[str, float]:
     }
 
 
+def rows(builder, grid, inner, gamma, tau, warm_start="ancestral") -> None:
+    """Adds the stages of a grid, `inner[stage]` steps each; gamma and tau in envelope units."""
+    rtk.kinetic_rows(
+        builder, grid, inner, warm_start, lambda t, i: move(gamma / t.width, tau * t.width)
+    )
+
+
 def table(
     path, prediction, levels, steps, *,
     stages=None, inner=None, gamma=2.0, tau=0.4, warm_start="ancestral", denoise_last=True,
 ) -> StepTable:  # fmt: skip
     """Each stage a warm start and `inner` underdamped Langevin steps."""
-    rtk.check_positive("rtk-uld", gamma=gamma, tau=tau)
-    plan = rtk.plan("rtk-uld", steps, stages, inner, warm_start, denoise_last)
-    return rtk.kinetic_table(
-        "rtk-uld", path, prediction, levels, plan, lambda t, i: move(gamma / t.width, tau * t.width)
-    )
+    name = "rtk-uld"
+    rtk.check_positive(name, gamma=gamma, tau=tau)
+    plan = rtk.plan(name, steps, stages, inner, warm_start, denoise_last)
+    grid, builder = levels(plan.stages + 1), TableBuilder(path, prediction, name)
+    rows(builder, grid, [plan.inner] * plan.stages, gamma, tau, warm_start)
+    return builder.finish(grid[-1] if denoise_last else None, op="uld")

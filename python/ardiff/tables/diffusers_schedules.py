@@ -122,7 +122,8 @@ def ddpm_table(
     """
     _known("variance", variance, VARIANCES)
     bars = np.asarray(alphas_cumprod)
-    steps, builder, one = check_timesteps(bars, timesteps), TableBuilder(), bars.dtype.type(1)
+    builder = TableBuilder("discrete", prediction, "ddpm")
+    steps, one = check_timesteps(bars, timesteps), bars.dtype.type(1)
     for t, following in zip(steps, [*steps[1:], None], strict=True):
         bar, bar_next = bars[t], one if following is None else bars[following]
         alpha = bar / bar_next
@@ -141,7 +142,7 @@ def ddpm_table(
             lv_min=math.log(small),
             lv_max=math.log(max(beta, NO_VARIANCE)),
         )
-    return builder.build(init_scale=1.0, path="discrete", prediction=prediction, solver="ddpm")
+    return builder.finish(init_scale=1.0)
 
 
 def _alpha_sigma(sigma: float, flow: bool) -> tuple[float, float]:
@@ -249,7 +250,7 @@ def dpmpp_table(
             f"dpmpp_table needs one sigma more than timesteps, got {len(sigma)} and "
             f"{len(timesteps)}"
         )
-    count, builder = len(timesteps), TableBuilder()
+    count, builder = len(timesteps), TableBuilder("discrete", prediction, algorithm)
     log_snr = [_log_snr(s, flow) for s in sigma]
     few = lower_order_final and count < 15
     for i in range(count):
@@ -279,4 +280,4 @@ def dpmpp_table(
             m_0=1.0,
             s_m=float(order == 3),
         )
-    return builder.build(init_scale=1.0, path="discrete", prediction=prediction, solver=algorithm)
+    return builder.finish(init_scale=1.0)

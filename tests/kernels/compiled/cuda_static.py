@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,12 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from tests import ROOT
+from tests._support import build_cache
+from tests._support.build_cache import TORCH
 from tests.kernels.compiled import sass
 
-TORCH = Path(torch.__file__).parent
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*/*.cu"))
 FLAGS = [
     *("-std=c++17", "-O3", "-fmad=false", "-Xptxas=-v", "-Xcompiler=-fPIC"),
@@ -25,7 +25,7 @@ FLAGS = [
 
 
 class Compiled(NamedTuple):
-    """`rows`: one a kernel and target, as `triton_static.py` prints them, with `stack` and
+    """`rows`: one per kernel and target, as `triton_static.py` prints them, with `stack` and
     `spill_bytes` from ptxas."""
 
     object: Path
@@ -66,24 +66,47 @@ def readable(names: list[str]) -> list[str]:
     return [re.sub(r"\b\w+::", "", text).replace("> >", ">>") for text in texts]
 
 
-def compile_source(nvcc: str, source: Path, folder: Path) -> Compiled:
-    target = folder / f"{source.stem}.o"
-    command = [nvcc, *FLAGS, "-isystem", str(TORCH / "include"), "-c", str(source)]
-    done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"nvcc could not compile {source.name}:\n{done.stderr}")
-    spilled = spills(done.stdout + done.stderr)
-    used = sass.usage(target)
+def compile_source(nvcc: str, source: Path) -> Compiled:
+    """Compiled once per content of the source and all that it includes, measured once per object
+    and content of what measures it."""
+
+    def make(folder: Path) -> None:
+        command = [nvcc, *FLAGS, "-isystem", str(TORCH / "include"), "-c", str(source)]
+        command += ["-o", str(folder / f"{source.stem}.o")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"nvcc could not compile {source.name}:\n{done.stderr}")
+        (folder / "ptxas.txt").write_text(done.stdout + done.stderr)
+
+    facts = [build_cache.compiler_version(nvcc), FLAGS]
+    inputs = build_cache.with_included([source])
+    compiled = build_cache.cached(f"cuda-{source.stem}", inputs, facts, make)
+    target = compiled / f"{source.stem}.o"
+
+    def measure(folder: Path) -> None:
+        rows = measured(target, (compiled / "ptxas.txt").read_text())
+        (folder / "rows.json").write_text(json.dumps(rows))
+
+    tool = sass.find_cuobjdump()
+    inputs = [*compiled.iterdir(), Path(sass.__file__), Path(__file__)]
+    facts = tool and build_cache.compiler_version(tool)
+    folder = build_cache.cached(f"sass-{source.stem}", inputs, facts, measure, root=compiled)
+    return Compiled(target, json.loads((folder / "rows.json").read_text()))
+
+
+def measured(target: Path, report: str) -> list[dict[str, int | str]]:
+    """The rows of an object, and of what ptxas said of it."""
+    spilled, used = spills(report), sass.usage(target)
     rows = []
     for (key, usage), name in zip(used.items(), readable([k[1] for k in used]), strict=True):
-        row = {"op": source.stem, "case": name, "target": key[0], **spilled[key], **usage}
+        row = {"op": target.stem, "case": name, "target": key[0], **spilled[key], **usage}
         row["shared_bytes"] = row.pop("static_shared_bytes")
         rows.append(row)
-    return Compiled(target, rows)
+    return rows
 
 
-def compile_all(nvcc: str, folder: Path) -> dict[str, Compiled]:
+def compile_all(nvcc: str) -> dict[str, Compiled]:
     """Every source of csrc/cuda, by its stem."""
     with ThreadPoolExecutor(2) as pool:
-        results = pool.map(lambda source: compile_source(nvcc, source, folder), SOURCES)
+        results = pool.map(lambda source: compile_source(nvcc, source), SOURCES)
         return {source.stem: result for source, result in zip(SOURCES, results, strict=True)}

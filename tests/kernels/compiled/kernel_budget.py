@@ -12,13 +12,14 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 from tests import ROOT
+from tests._support import build_cache
+from tests.kernels.compiled import sass
 
 FILE = Path(__file__).with_suffix(".json")
 COMMAND = "python -m tests.kernels.compiled.kernel_budget --write"
@@ -131,13 +132,24 @@ def table(rows: Iterable[dict]) -> str:
 
 
 def run_triton(script: Path) -> list[dict]:
-    """What a `*_static.py` script measures, in a process without TRITON_INTERPRET."""
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{script.name} failed:\n{done.stderr}")
-    return json.loads(done.stdout)
+    """What a script of `TRITON_SCRIPTS` measures, in a process without TRITON_INTERPRET; once per
+    content of the kernels and of the scripts."""
+
+    def make(folder: Path) -> None:
+        env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
+        done = subprocess.run(
+            [sys.executable, str(script)], env=env, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"{script.name} failed:\n{done.stderr}")
+        (folder / "rows.json").write_text(done.stdout)
+
+    inputs = [*(ROOT / "ardiff_kernels").rglob("*.py"), script]
+    inputs += [TRITON_SCRIPTS[-1], Path(sass.__file__)]
+    facts = [sys.version, version("torch"), version("triton"), sass.find_cuobjdump()]
+    name = f"triton-{script.parent.name}-{script.stem}"
+    return json.loads((build_cache.cached(name, inputs, facts, make) / "rows.json").read_text())
 
 
 def measure(backend: str) -> tuple[str, list[dict]]:
@@ -150,8 +162,7 @@ def measure(backend: str) -> tuple[str, list[dict]]:
     nvcc = cuda_static.find_nvcc()
     if nvcc is None:
         raise SystemExit("nvcc was not found: set CUDA_HOME, or name the backend triton alone")
-    with tempfile.TemporaryDirectory() as folder:
-        compiled = cuda_static.compile_all(nvcc, Path(folder)).values()
+    compiled = cuda_static.compile_all(nvcc).values()
     return cuda_compiler(nvcc), [row for result in compiled for row in result.rows]
 
 

@@ -54,7 +54,7 @@ def test_nothing_passes_between_lanes(compiled):
     ],
 )
 def test_float32_moves_in_128_bits(compiled, op, loads, stores):
-    """Eight elements a lane: two 128-bit accesses for each tensor, and no narrower store."""
+    """Eight elements per lane: two 128-bit accesses for each tensor, and no narrower store."""
     row = next(
         r for r in compiled if (r["op"], r["case"], r["target"]) == (op, "large", "sm_90")
     )  # fmt: skip

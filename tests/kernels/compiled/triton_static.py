@@ -1,7 +1,7 @@
 """Compile the Triton kernels without a GPU and print, as JSON, what the compiled code uses.
 
 Run as a script, in a process without TRITON_INTERPRET (under it `@triton.jit` gives interpreted
-functions): `python -m tests.kernels.compiled.triton_static`. One row a kernel, case and target,
+functions): `python -m tests.kernels.compiled.triton_static`. One row per kernel, case and target,
 with registers, spills or local memory, shared memory, barriers, and the widths of global loads and
 stores.
 """

@@ -56,7 +56,7 @@ class Call:
         return replace(self, x=self.x[index], modulation=modulation)
 
     def way(self, way: int) -> Call:
-        """The call of one condition a patch."""
+        """The call of one condition per patch."""
         ways = self.options["ways"]
         sets, rows, columns = self.modulation.shape
         modulation = self.modulation.view(sets, ways, rows // ways, columns)[:, way].contiguous()

@@ -3,11 +3,8 @@ and threads, in both orders (csrc/cuda/phases.cuh): within twice the error of Py
 to the bit whatever the device and a patch's company. Shared and scratch memory begin as NaN."""
 
 import ctypes
-import os
-import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,15 +12,15 @@ import torch
 import ardiff_kernels
 from ardiff_kernels import ops
 from tests import ROOT
+from tests._support import build_cache
 from tests.kernels.head_loop.calls import INVALID, assert_refused, errors, loop_call
 from tests.kernels.head_step.calls import BF16, F32, FORMS, I8, head_call
 from tests.kernels.kv_attention.calls import same_bits
 
-TORCH = Path(torch.__file__).parent
 NAMESPACE = "ardiff_head_on_host"
 OPS = ("head_step", "head_loop")
 FLAGS = [
-    *("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-w", "-shared", "-DTORCH_STABLE_ONLY"),
+    *("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-w", "-DTORCH_STABLE_ONLY"),
     "-DTORCH_TARGET_VERSION=0x020A000000000000",
     *(f"-DARDIFF_CUDA_NAMESPACE={NAMESPACE}", "-DARDIFF_CUDA_KEY=CPU"),
 ]
@@ -50,20 +47,14 @@ class Host:
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    cxx = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+def compiled():
+    cxx = build_cache.find_compiler()
     if cxx is None:
         pytest.skip("no C++ compiler was found")
-    folder = tmp_path_factory.mktemp("head_on_host")
 
     def compile_one(op):
-        library = folder / f"{op}.so"
-        source = str(ROOT / f"csrc/cuda/{op}/{op}.cu")
-        command = [cxx, *FLAGS, "-isystem", str(TORCH / "include"), "-x", "c++", source]
-        command += ["-x", "none", "-o", str(library), f"-L{TORCH / 'lib'}", "-Wl,--no-as-needed"]
-        done = subprocess.run([*command, "-ltorch", "-ltorch_cpu"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return library
+        source = ROOT / f"csrc/cuda/{op}/{op}.cu"
+        return build_cache.host_library(cxx, f"{op}_on_host", source, FLAGS)
 
     with ThreadPoolExecutor(2) as pool:
         libraries = list(pool.map(compile_one, OPS))
@@ -247,7 +238,7 @@ def test_too_little_memory_and_too_many_layers_are_named(host):
 
 
 def test_work_and_memory_are_divided(tmp_path):
-    cxx = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    cxx = build_cache.find_compiler()
     if cxx is None:
         pytest.skip("no C++ compiler was found")
     program, source = tmp_path / "layout", str(ROOT / "tests/kernels/head_step/head_layout.cpp")

@@ -5,9 +5,7 @@ times: with threads walked forwards, backwards in small launches, and with fault
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 import ardiff_kernels
 from ardiff_kernels.dispatch import load
 from tests import ROOT
+from tests._support import build_cache
 from tests.kernels.kv_append.calls import (
     APPENDS,
     WRONG,
@@ -40,12 +39,11 @@ from tests.kernels.kv_attention.calls import (
     same_bits,
 )
 
-TORCH = Path(torch.__file__).parent
 FLAGS = [
     *("-std=c++17", "-Og", "-ffp-contract=off", "-fPIC", "-w", "-DTORCH_STABLE_ONLY"),
     *("-DTORCH_TARGET_VERSION=0x020A000000000000", "-DARDIFF_CUDA_KEY=CPU"),
 ]
-# Replacements in csrc/cuda/kv_attention/<file>. Blocks that take all splits and a launch a row
+# Replacements in csrc/cuda/kv_attention/<file>. Blocks that take all splits and a launch per row
 # change no bit; faults do, each where its test says.
 SMALL_LAUNCHES = {
     "blocks": ("kv_attention.cu", "kEnoughBlocks = 1 << 15", "kEnoughBlocks = 1"),
@@ -84,22 +82,17 @@ def build(cxx: str, name: str, folder: Path) -> str:
         path = sources / "cuda/kv_attention" / file
         assert path.read_text().count(text) == 1
         path.write_text(path.read_text().replace(text, other))
-    command = [cxx, *FLAGS, f"-DARDIFF_CUDA_NAMESPACE=ardiff_kv_{name}", "-shared"]
-    command += ["-isystem", str(TORCH / "include"), "-x", "c++"]
     both = sources / "both.cpp"  # torch's headers are read once
     both.write_text(
         '#include "cuda/kv_append/kv_append.cu"\n#include "cuda/kv_attention/kv_attention.cu"\n'
     )
-    library = str(folder / f"{name}.so")
-    command += [str(both), "-x", "none", "-o", library, f"-L{TORCH / 'lib'}", "-Wl,--no-as-needed"]
-    done = subprocess.run([*command, "-ltorch", "-ltorch_cpu"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return library
+    flags = [*FLAGS, f"-DARDIFF_CUDA_NAMESPACE=ardiff_kv_{name}"]
+    return str(build_cache.host_library(cxx, f"kv_{name}_on_host", both, flags, root=sources))
 
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory) -> Iterator[dict]:
-    cxx = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    cxx = build_cache.find_compiler()
     if cxx is None:
         pytest.skip("no C++ compiler was found")
     folder = tmp_path_factory.mktemp("kv_on_host")

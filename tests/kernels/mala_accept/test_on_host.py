@@ -3,10 +3,6 @@ both orders (csrc/cuda/phases.cuh): bit for bit the C++ CPU library's results, a
 of the float64 reference."""
 
 import ctypes
-import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,12 +10,12 @@ import torch
 import ardiff_kernels
 from ardiff_kernels.dispatch import load
 from tests import ROOT
+from tests._support import build_cache
 from tests.kernels.mala_accept.calls import ROWS, accept_call, assert_same, check
 
-TORCH = Path(torch.__file__).parent
 NAMESPACE = "ardiff_accept_on_host"
 FLAGS = [
-    *("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-w", "-shared", "-DTORCH_STABLE_ONLY"),
+    *("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-w", "-DTORCH_STABLE_ONLY"),
     "-DTORCH_TARGET_VERSION=0x020A000000000000",
     *(f"-DARDIFF_CUDA_NAMESPACE={NAMESPACE}", "-DARDIFF_CUDA_KEY=CPU"),
 ]
@@ -40,16 +36,12 @@ class Walked:
 
 
 @pytest.fixture(scope="module")
-def on_host(tmp_path_factory):
-    cxx = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+def on_host():
+    cxx = build_cache.find_compiler()
     if cxx is None:
         pytest.skip("no C++ compiler was found")
-    library = tmp_path_factory.mktemp("accept_on_host") / "accept_on_host.so"
     source = ROOT / "csrc/cuda/mala_accept/mala_accept.cu"
-    command = [cxx, *FLAGS, "-isystem", str(TORCH / "include"), "-x", "c++", str(source)]
-    command += ["-x", "none", "-o", str(library), f"-L{TORCH / 'lib'}", "-Wl,--no-as-needed"]
-    done = subprocess.run([*command, "-ltorch", "-ltorch_cpu"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    library = build_cache.host_library(cxx, "mala_accept_on_host", source, FLAGS)
     definitions = torch.library.Library(NAMESPACE, "DEF")
     for name in ("mala_accept", "mala_accept_"):
         schema = str(getattr(torch.ops.ardiff, name).default._schema)

@@ -1,15 +1,18 @@
 """Device functions that the Triton step kernels share: addressed normals, guidance, table terms.
 
 Layout. A program owns a tile of `BR` samples by `BD` elements and a lane owns four neighbouring
-elements. With one normal an element that is one Philox quad a lane; with two (`uld_step`) it is two
-quads, joined so that no value changes lanes: one quad a lane there would cost a trip through shared
-memory. When `BR` is 1 everything that belongs to the sample is a scalar, else it is `[BR, 1]`.
+elements. With one normal per element that is one Philox quad per lane; with two (`uld_step`) it is
+two quads, joined so that no value changes lanes: one quad per lane there would cost a trip through
+shared memory. When `BR` is 1 everything that belongs to the sample is a scalar, else it is
+`[BR, 1]`.
 
 Pointers that may be None are specialised away at compile time.
 """
 
 import triton
 import triton.language as tl
+
+from .names import PURPOSE_SHIFT, ROW_WIDTH
 
 # The interpreter truncates where a GPU rounds to bfloat16, and loses subnormals.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -202,7 +205,7 @@ def quads(col, QUADS: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr):
 
 @triton.jit
 def one_normal(col, c1, key_ptr, stream, BR: tl.constexpr, BD: tl.constexpr):
-    """Addressed normals, one an element: quad i // 4 in the order (cos, sin, cos, sin)."""
+    """Addressed normals, one per element: quad i // 4 in the order (cos, sin, cos, sin)."""
     k0, k1 = low_high(tl.load(key_ptr))
     s0, s1 = low_high(stream)
     w0, w1, w2, w3 = philox4(quads(col, 1, BR, BD), c1, s0, s1, k0, k1)
@@ -213,7 +216,7 @@ def one_normal(col, c1, key_ptr, stream, BR: tl.constexpr, BD: tl.constexpr):
 
 @triton.jit
 def two_normals(col, c1, key_ptr, stream, BR: tl.constexpr, BD: tl.constexpr):
-    """Addressed normals, two an element: quad i // 2 serves elements 2q and 2q + 1."""
+    """Addressed normals, two per element: quad i // 2 serves elements 2q and 2q + 1."""
     k0, k1 = low_high(tl.load(key_ptr))
     s0, s1 = low_high(stream)
     q = quads(col, 2, BR, BD)
@@ -224,6 +227,19 @@ def two_normals(col, c1, key_ptr, stream, BR: tl.constexpr, BD: tl.constexpr):
     c1_, c2_ = box_muller(w4, w5)
     d1, d2 = box_muller(w6, w7)
     return interleave4(a1, b1, c1_, d1, BR, BD), interleave4(a2, b2, c2_, d2, BR, BD)
+
+
+@triton.jit
+def counter_word(draw, purpose: tl.constexpr):
+    """Counter word c1 of a draw (uint32): 4 draw + purpose, a part of PURPOSE."""
+    return (draw.to(tl.uint32) << PURPOSE_SHIFT) + purpose
+
+
+@triton.jit
+def table_row(coef_ptr, row, T):
+    """Where the row of each sample begins, and whether there is one (else it is row 0)."""
+    live = (row >= 0) & (row < T)
+    return coef_ptr + tl.where(live, row, 0).to(tl.int64) * ROW_WIDTH, live
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..kv_checks import QUANTIZED
+from ..kv_cache import QUANTIZED
 from .common import widen
 
 FLOAT, INT8, FLOAT8 = 0, 1, 2

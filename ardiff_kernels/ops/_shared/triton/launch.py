@@ -25,7 +25,7 @@ def launch_shape(
     """Tile for B samples of d elements.
 
     The widest tile, of at least a cache line, that wastes at most an eighth of a sample; else the
-    whole sample. Several samples a program when d is small. A lane gets four elements, or twice
+    whole sample. Several samples per program when d is small. A lane gets four elements, or twice
     four of a wide float32 tile: with 16-bit tensors (`narrow`) Triton would give it eight
     neighbours of those, and with fewer than four it would move the normals, each time between lanes
     through shared memory. `lanes` is the width of a warp. The interpreter pays about 70 ms a

@@ -1,7 +1,7 @@
 """Schedulers whose `step` is one model call of a table that may make several a step or stage.
 
 Every call's rows are executed by :class:`ardiff.loop.rows.Rows`, which holds what they carry:
-memory, velocity and the origin of a proposal. The DDPM and DPM-Solver schedulers have one row a
+memory, velocity and the origin of a proposal. The DDPM and DPM-Solver schedulers have one row per
 call, in any order, and need little of it. Their `step` is a single :func:`ardiff.loop.rows.launch`,
 by which `Rows` runs a row too: a step of theirs takes 20 to 30 us, and what `Rows` keeps track of
 would be a tenth of that.

@@ -15,7 +15,7 @@ import numpy as np
 from ...solvers import rtk_uld
 from ...solvers._rtk import adjusted as metropolis
 from ...solvers._rtk import stages as rtk
-from ...tables.paths import Path, Transition, data_coefficients, transition
+from ...tables.paths import Path, transition
 from ...tables.table import StepTable, TableBuilder
 
 
@@ -72,17 +72,9 @@ def uld_table(
 ) -> Stages:
     """`ardiff.solver("rtk-uld")` on a grid, with `inner[i]` steps in stage i."""
     rtk.check_positive("rtk-uld", gamma=gamma, tau=tau)
-    builder, spread = TableBuilder(), []
-    for a, b, count in zip(grid[:-1], grid[1:], inner, strict=True):
-        t = transition(path, a, b)
-        builder.add("uld", a, **rtk.kinetic_start(prediction, t, "ancestral"))
-        move = rtk_uld.move(gamma / t.width, tau * t.width)
-        for _ in range(count):
-            builder.add("uld", b, **rtk.kinetic_columns(prediction, t, move))
-        spread += [None, *[_spread(t)] * count]
-    p_x, p_o = _data(path, prediction, grid[-1])
-    builder.add("uld", grid[-1], z_z=p_x, z_o=p_o)
-    return _built(builder, path, prediction, grid, "rtk-uld", spread)
+    builder = TableBuilder(path, prediction, "rtk-uld")
+    rtk_uld.rows(builder, grid, inner, gamma, tau)
+    return Stages(builder.finish(grid[-1], op="uld"), _spreads(path, grid, inner))
 
 
 def mala_table(
@@ -90,35 +82,18 @@ def mala_table(
 ) -> Stages:
     """`ardiff.solver("rtk-mala")` on a grid, with `inner[i]` proposals in stage i."""
     rtk.check_positive("rtk-mala", tau=tau)
-    builder, spread, known = TableBuilder(), [], False
-    for a, b, count in zip(grid[:-1], grid[1:], inner, strict=True):
+    builder = TableBuilder(path, prediction, "rtk-mala")
+    metropolis.langevin_rows(builder, grid, inner, tau)
+    table = builder.finish(grid[-1], calls_model=not any(inner[-1:]))
+    return Stages(table, _spreads(path, grid, [2 * count for count in inner]))
+
+
+def _spreads(path: Path, grid: Sequence[float], rows: Sequence[int]) -> tuple[float | None, ...]:
+    """:attr:`Stages.spread` of stages that have `rows[i]` rows after their start."""
+    found: list[float | None] = []
+    for a, b, count in zip(grid[:-1], grid[1:], rows, strict=True):
         t = transition(path, a, b)
-        start = rtk.overdamped_start(prediction, t, "ancestral")
-        builder.add("diffusion", a, calls_model=not known, **start)
-        step = tau * t.width**2
-        columns = rtk.overdamped_columns(prediction, t, step)
-        rule = {**metropolis.accept_columns(prediction, t), "c_g": step / 4}
-        for i in range(count):
-            builder.add("diffusion", b, calls_model=i == 0, saves_origin=True, **columns)
-            builder.add("accept", b, **rule)
-        spread += [None, *[_spread(t)] * (2 * count)]
-        known = count > 0
-    p_x, p_o = _data(path, prediction, grid[-1])
-    builder.add("diffusion", grid[-1], calls_model=not known, p_x=p_x, p_o=p_o, x_0=1.0)
-    return _built(builder, path, prediction, grid, "rtk-mala", spread)
-
-
-def _spread(t: Transition) -> float:
-    # at alpha_a = 0 the kernel does not depend on x_a
-    return float(np.sqrt(t.s2)) / t.r if t.r > 0 else 0.0
-
-
-def _data(path: Path, prediction: str, level: float) -> tuple[float, float]:
-    return data_coefficients(prediction, float(path.alpha(level)), float(path.sigma(level)))
-
-
-def _built(builder, path: Path, prediction: str, grid, solver: str, spread: list) -> Stages:
-    table = builder.build(
-        init_scale=path.init_scale(grid[0]), path=path.name, prediction=prediction, solver=solver
-    )
-    return Stages(table, (*spread, None))
+        # at alpha_a = 0 the kernel does not depend on x_a
+        spread = float(np.sqrt(t.s2)) / t.r if t.r > 0 else 0.0
+        found += [None, *[spread] * count]
+    return (*found, None)

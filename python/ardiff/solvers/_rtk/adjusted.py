@@ -14,12 +14,12 @@ integral depends on the line and the chain is adjusted towards no exact density.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ...tables.paths import Path, Transition, data_coefficients, score_coefficients, transition
+from ...tables.paths import Path, Transition, score_coefficients, transition
 from ...tables.table import StepTable, TableBuilder
 from . import stages as rtk
 
@@ -118,18 +118,6 @@ class Ball:
     margin: float
 
 
-def _finish(builder, path, prediction, grid, op, denoise_last, known, name, accept) -> StepTable:
-    if denoise_last:
-        level = grid[-1]
-        p_x, p_o = data_coefficients(prediction, float(path.alpha(level)), float(path.sigma(level)))
-        last = {"z_z": p_x, "z_o": p_o} if op == "uld" else {"p_x": p_x, "p_o": p_o, "x_0": 1.0}
-        builder.add(op, level, calls_model=not known, **last)
-    return builder.build(
-        init_scale=path.init_scale(grid[0]), path=path.name, prediction=prediction, solver=name,
-        energy=accept == "energy",
-    )  # fmt: skip
-
-
 def _add_accept(builder, b, accept: str, calls_model: bool, **columns: float) -> None:
     if accept == "simpson":
         builder.add("accept", b, midpoint=True)
@@ -146,7 +134,25 @@ def langevin_table(
     accept: str,
     ball: Callable[[Transition], Ball] | None = None,
 ) -> StepTable:
-    """MALA: `diffusion_step` proposals of step `tau` in envelope units, and accept rows.
+    """A table of the stages of :func:`langevin_rows`, `plan.inner` proposals each."""
+    grid, builder = levels(plan.stages + 1), TableBuilder(path, prediction, name)
+    inner = [plan.inner] * plan.stages
+    langevin_rows(builder, grid, inner, tau, plan.warm_start, accept, ball)
+    return builder.finish(
+        grid[-1] if plan.denoise_last else None, calls_model=False, energy=accept == "energy"
+    )
+
+
+def langevin_rows(
+    builder: TableBuilder,
+    grid: Sequence[float],
+    inner: Sequence[int],
+    tau: float,
+    warm_start: str = "ancestral",
+    accept: str = "trapezoid",
+    ball: Callable[[Transition], Ball] | None = None,
+) -> None:
+    """Adds MALA stages: `inner[stage]` proposals of step `tau` in envelope units, and accept rows.
 
     With G_x, G_y the gradients of g at x and at the proposal y, the log of the acceptance ratio
 
@@ -155,27 +161,25 @@ def langevin_table(
     is g(x) - g(y) + (y - x).(G_x + G_y) / 2 + tau / 4 (|G_x|^2 - |G_y|^2); by the trapezoidal rule
     its first two parts cancel.
     """
-    grid, builder = levels(plan.stages + 1), TableBuilder()
-    for stage, (a, b) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
-        t = transition(path, a, b)
+    known = False  # whether the output at the state is that of an accept row
+    for a, b, count in zip(grid[:-1], grid[1:], inner, strict=True):
+        t = transition(builder.path, a, b)
         limit = Ball(0.0, 0.0, 0.0) if ball is None else ball(t)
-        start = rtk.overdamped_start(prediction, t, plan.warm_start)
-        first_call = stage == 0 and plan.warm_start == "ancestral"
-        builder.add("diffusion", a, calls_model=first_call, ball_margin=limit.margin, **start)
+        start = rtk.overdamped_start(builder.prediction, t, warm_start)
+        calls = warm_start == "ancestral" and not known
+        builder.add("diffusion", a, calls_model=calls, ball_margin=limit.margin, **start)
         step = tau * t.width**2
-        columns = rtk.overdamped_columns(prediction, t, step)
+        columns = rtk.overdamped_columns(builder.prediction, t, step)
         rule = {
-            **accept_columns(prediction, t),
+            **accept_columns(builder.prediction, t),
             "c_g": step / 4,
             "r2": limit.step**2,
             "R2": limit.radius**2,
         }
-        for i in range(plan.inner):
+        for i in range(count):
             builder.add("diffusion", b, calls_model=i == 0, saves_origin=True, **columns)
             _add_accept(builder, b, accept, True, **rule)
-    return _finish(
-        builder, path, prediction, grid, "diffusion", plan.denoise_last, True, name, accept
-    )
+        known = count > 0
 
 
 def hamiltonian_table(
@@ -201,7 +205,7 @@ def hamiltonian_table(
     is an ancestral step alone, a `diffusion_step` row, of second order where the stage before was
     one too (see :mod:`ardiff.solvers._rtk.harmonic`).
     """
-    builder, known, previous = TableBuilder(), False, None
+    builder, known, previous = TableBuilder(path, prediction, name), False, None
     for a, b in zip(grid[:-1], grid[1:], strict=True):
         t = transition(path, a, b)
         if not window.holds(t):
@@ -229,4 +233,7 @@ def hamiltonian_table(
             builder.add("uld", b, **last)
             rule = {**accept_columns(prediction, t), "c_d": -0.5, "c_v": 1.0}
             _add_accept(builder, b, accept, False, **rule)
-    return _finish(builder, path, prediction, grid, "uld", plan.denoise_last, known, name, accept)
+    return builder.finish(
+        grid[-1] if plan.denoise_last else None, op="uld", calls_model=not known,
+        energy=accept == "energy",
+    )  # fmt: skip

@@ -103,7 +103,7 @@ def table(
         name, levels, steps + 1 - int(denoise_last),
         lambda grid: count_calls(path, grid, inner.window, denoise_last), steps,
     )  # fmt: skip
-    builder, known, previous = TableBuilder(), False, None
+    builder, known, previous = TableBuilder(path, prediction, name), False, None
     for a, b in zip(grid[:-1], grid[1:], strict=True):
         t = transition(path, a, b)
         inside = inner.window.holds(t)
@@ -115,12 +115,7 @@ def table(
         if inside:
             builder.add("diffusion", b, **_inner_columns(prediction, t, slope, inner))
         known, previous = inside, t
-    if denoise_last:
-        level = grid[-1]
-        p_x, p_o = data_coefficients(prediction, float(path.alpha(level)), float(path.sigma(level)))
-        builder.add("diffusion", level, p_x=p_x, p_o=p_o, x_0=1.0)
-    scale = path.init_scale(grid[0])
-    return builder.build(init_scale=scale, path=path.name, prediction=prediction, solver=name)
+    return builder.finish(grid[-1] if denoise_last else None)
 
 
 def _start_columns(

@@ -10,7 +10,7 @@ transition kernel framework (Huang et al. 2024).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -216,25 +216,32 @@ def kinetic_table(
     move: Callable[[Transition, int], dict[str, float]],
     fold: Callable[[Transition, dict[str, float]], dict[str, float]] | None = None,
 ) -> StepTable:
-    """An RTK table of `uld_step` rows: each stage a start and `plan.inner` rows of `move(t, i)`.
+    """An RTK table of `uld_step` rows (see :func:`kinetic_rows`), `plan.inner` a stage."""
+    grid, builder = levels(plan.stages + 1), TableBuilder(path, prediction, name)
+    kinetic_rows(builder, grid, [plan.inner] * plan.stages, plan.warm_start, move, fold)
+    return builder.finish(grid[-1] if plan.denoise_last else None, op="uld")
+
+
+def kinetic_rows(
+    builder: TableBuilder,
+    grid: Sequence[float],
+    inner: Sequence[int],
+    warm_start: str,
+    move: Callable[[Transition, int], dict[str, float]],
+    fold: Callable[[Transition, dict[str, float]], dict[str, float]] | None = None,
+) -> None:
+    """Adds stages: each a start and `inner[stage]` rows of `move(t, i)`.
 
     `fold(t, columns)` rewrites the columns of a start, for integrators that begin with a flow.
     """
-    grid, builder = levels(plan.stages + 1), TableBuilder()
-    for a, b in zip(grid[:-1], grid[1:], strict=True):
-        t = transition(path, a, b)
-        start = kinetic_start(prediction, t, plan.warm_start)
+    for a, b, count in zip(grid[:-1], grid[1:], inner, strict=True):
+        t = transition(builder.path, a, b)
+        start = kinetic_start(builder.prediction, t, warm_start)
         if fold is not None:
             start = fold(t, start)
-        builder.add("uld", a, calls_model=plan.warm_start == "ancestral", **start)
-        for i in range(plan.inner):
-            builder.add("uld", b, **kinetic_columns(prediction, t, move(t, i)))
-    if plan.denoise_last:
-        level = grid[-1]
-        p_x, p_o = data_coefficients(prediction, float(path.alpha(level)), float(path.sigma(level)))
-        builder.add("uld", level, z_z=p_x, z_o=p_o)
-    scale = path.init_scale(grid[0])
-    return builder.build(init_scale=scale, path=path.name, prediction=prediction, solver=name)
+        builder.add("uld", a, calls_model=warm_start == "ancestral", **start)
+        for i in range(count):
+            builder.add("uld", b, **kinetic_columns(builder.prediction, t, move(t, i)))
 
 
 def overdamped_start(prediction: str, t: Transition, warm_start: str) -> dict[str, float]:

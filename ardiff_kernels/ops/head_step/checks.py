@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import _got, _name, _placement, _shape
+from .._shared.arguments import check_placement, dtype_name, got, shape_text
 
 NORMS, MLPS = ("layer", "rms"), ("plain", "gated")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
@@ -21,15 +21,17 @@ def _weight(
     ok = t.dim() == 2 and t.dtype in dtypes and t.is_contiguous()
     sizes = zip(t.shape, shape, strict=True) if ok else ()
     if not ok or any(m < 1 if isinstance(n, str) else m != n for m, n in sizes):
-        kinds = " or ".join(_name(d) for d in dict.fromkeys(dtypes))
-        raise RuntimeError(f"{op}: {name} must be a contiguous {kinds} {_shape(shape)}, {_got(t)}")
+        kinds = " or ".join(dtype_name(d) for d in dict.fromkeys(dtypes))
+        raise RuntimeError(
+            f"{op}: {name} must be a contiguous {kinds} {shape_text(shape)}, {got(t)}"
+        )
 
 
 def _bias(op: str, name: str, t: Tensor, rows: int) -> None:
     ok = t.dim() == 1 and t.dtype == torch.float32 and t.is_contiguous()
     if not (ok and t.shape[0] in (rows, 0)):
         raise RuntimeError(
-            f"{op}: {name} must be a contiguous float32 [{rows}], or [0] for none, {_got(t)}"
+            f"{op}: {name} must be a contiguous float32 [{rows}], or [0] for none, {got(t)}"
         )
 
 
@@ -42,7 +44,9 @@ def _weights(op: str, d: int, weights: Sequence[Tensor], mlp: str, depth: int) -
         )
     kind = weights[2].dtype
     if kind not in WEIGHT_DTYPES:
-        raise RuntimeError(f"{op}: weights[2] must be float32, bfloat16 or int8, got {_name(kind)}")
+        raise RuntimeError(
+            f"{op}: weights[2] must be float32, bfloat16 or int8, got {dtype_name(kind)}"
+        )
     outer = (torch.float32, kind)
     _weight(op, "weights[0]", weights[0], outer, ("w", d))
     width = weights[0].shape[0]
@@ -55,7 +59,7 @@ def _weights(op: str, d: int, weights: Sequence[Tensor], mlp: str, depth: int) -
             if inner % 2:
                 raise RuntimeError(
                     f"{op}: weights[{i}] must hold gate and up, an even number of rows, got "
-                    f"{_shape(weights[i].shape)}"
+                    f"{shape_text(weights[i].shape)}"
                 )
             inner //= 2
         _weight(op, f"weights[{i + 2}]", weights[i + 2], (kind,), (width, inner))
@@ -79,7 +83,7 @@ def _scales(op: str, weights: Sequence[Tensor], scales: Sequence[Tensor]) -> Non
         ok = scale.dim() == 1 and scale.dtype == torch.float32 and scale.is_contiguous()
         if not (ok and scale.shape[0] == rows):
             raise RuntimeError(
-                f"{op}: scales[{i}] must be a contiguous float32 [{rows}], {_got(scale)}"
+                f"{op}: scales[{i}] must be a contiguous float32 [{rows}], {got(scale)}"
             )
 
 
@@ -101,10 +105,10 @@ def check_head(
     if x.dim() != 2:
         raise RuntimeError(f"{op}: x must be [N, d], got {x.dim()} dimensions")
     if x.dtype != torch.float32:
-        raise RuntimeError(f"{op}: x must be float32, got {_name(x.dtype)}")
+        raise RuntimeError(f"{op}: x must be float32, got {dtype_name(x.dtype)}")
     rows, d = x.shape
     if d < 1:
-        raise RuntimeError(f"{op}: x must have at least 1 element a row, got {_shape(x.shape)}")
+        raise RuntimeError(f"{op}: x must have at least 1 element a row, got {shape_text(x.shape)}")
     if norm not in NORMS:
         raise RuntimeError(f"{op}: norm must be layer or rms, got {norm}")
     if mlp not in MLPS:
@@ -125,11 +129,11 @@ def check_head(
         either = f"{ways}" if rows == 1 else f"{ways} or {ways * rows}"
         raise RuntimeError(
             f"{op}: modulation must be a contiguous float32 or bfloat16 "
-            f"[S, {either}, {columns}] with S >= 1, {_got(modulation)}"
+            f"[S, {either}, {columns}] with S >= 1, {got(modulation)}"
         )
     if not 0 <= set < modulation.shape[0]:
         raise RuntimeError(f"{op}: set must lie in [0, {modulation.shape[0]}), got {set}")
     tensors = {"x": x, "modulation": modulation}
     tensors |= {f"weights[{i}]": t for i, t in enumerate(weights)}
     tensors |= {f"scales[{i}]": t for i, t in enumerate(scales)}
-    _placement(op, tensors, ())
+    check_placement(op, tensors, ())

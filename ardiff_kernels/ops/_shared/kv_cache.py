@@ -1,4 +1,4 @@
-"""Argument checks of `kv_append` and `kv_attention`; ``csrc/torch/kv*.h`` repeat them."""
+"""Checks that `kv_append` and `kv_attention` share: tokens, the cache, its rows, rotary tables."""
 
 from __future__ import annotations
 
@@ -7,40 +7,29 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .checks import _got, _name, _placement, _shape, _vector
+from .arguments import check_contiguous, check_vector, dtype_name, got, shape_text
 
 TOKEN_DTYPES = (torch.float32, torch.bfloat16)
 QUANTIZED = (torch.int8, torch.float8_e4m3fn)
 CACHE_DTYPES = (*TOKEN_DTYPES, *QUANTIZED)
-MAX_TOKENS = 64
 
 
-def _exact(op: str, name: str, t: Tensor | None, dtype: torch.dtype, shape: tuple) -> None:
-    """A contiguous tensor of this dtype and shape, where it is given."""
-    if t is None:
-        return
-    if not (t.dtype == dtype and tuple(t.shape) == tuple(shape) and t.is_contiguous()):
-        raise RuntimeError(
-            f"{op}: {name} must be a contiguous {_name(dtype)} {_shape(shape)}, {_got(t)}"
-        )
-
-
-def _tokens(op: str, name: str, t: Tensor) -> None:
+def check_tokens(op: str, name: str, t: Tensor) -> None:
     if t.dim() != 4:
         raise RuntimeError(f"{op}: {name} must be [B, T, H, D], got {t.dim()} dimensions")
     if t.dtype not in TOKEN_DTYPES:
-        raise RuntimeError(f"{op}: {name} must be float32 or bfloat16, got {_name(t.dtype)}")
+        raise RuntimeError(f"{op}: {name} must be float32 or bfloat16, got {dtype_name(t.dtype)}")
 
 
-def _unit_stride(op: str, name: str, t: Tensor) -> None:
+def check_unit_stride(op: str, name: str, t: Tensor) -> None:
     if t.numel() > 0 and t.stride(3) != 1:
         raise RuntimeError(
             f"{op}: {name} must have unit stride in its last dimension, got strides "
-            f"{_shape(t.stride())}; call .contiguous() first"
+            f"{shape_text(t.stride())}; call .contiguous() first"
         )
 
 
-def _cache(
+def check_cache(
     op: str, k_cache: Tensor, v_cache: Tensor, k_scale: Tensor | None, v_scale: Tensor | None
 ) -> None:
     if k_cache.dim() != 4:
@@ -48,38 +37,38 @@ def _cache(
     if k_cache.dtype not in CACHE_DTYPES:
         raise RuntimeError(
             f"{op}: k_cache must be float32, bfloat16, int8 or float8_e4m3fn, got "
-            f"{_name(k_cache.dtype)}"
+            f"{dtype_name(k_cache.dtype)}"
         )
     blocks, heads, size, d = k_cache.shape
     if heads < 1 or size < 1 or not 32 <= d <= 256 or d % 8:
         raise RuntimeError(
             f"{op}: k_cache must be [N, H, S, D] with H and S at least 1 and D a multiple of 8 "
-            f"from 32 to 256, got {_shape(k_cache.shape)}"
+            f"from 32 to 256, got {shape_text(k_cache.shape)}"
         )
-    _exact(op, "k_cache", k_cache, k_cache.dtype, k_cache.shape)
-    _exact(op, "v_cache", v_cache, k_cache.dtype, k_cache.shape)
+    check_contiguous(op, "k_cache", k_cache, k_cache.dtype, k_cache.shape)
+    check_contiguous(op, "v_cache", v_cache, k_cache.dtype, k_cache.shape)
     quantized = k_cache.dtype in QUANTIZED
     if (k_scale is not None) != quantized or (v_scale is not None) != quantized:
         raise RuntimeError(
             f"{op}: k_scale and v_scale go with an int8 or float8_e4m3fn cache and with no other, "
-            f"and the cache is {_name(k_cache.dtype)}"
+            f"and the cache is {dtype_name(k_cache.dtype)}"
         )
-    _exact(op, "k_scale", k_scale, torch.float32, (blocks, heads, size))
-    _exact(op, "v_scale", v_scale, torch.float32, (blocks, heads, size))
+    check_contiguous(op, "k_scale", k_scale, torch.float32, (blocks, heads, size))
+    check_contiguous(op, "v_scale", v_scale, torch.float32, (blocks, heads, size))
 
 
-def _rows(
+def check_rows(
     op: str, rows: int, tokens: int, k_cache: Tensor, length: Tensor, options: Mapping
 ) -> None:
     d = k_cache.shape[3]
-    _vector(op, "length", length, torch.int32, rows)
-    _vector(op, "count", options["count"], torch.int32, rows)
+    check_vector(op, "length", length, torch.int32, rows)
+    check_vector(op, "count", options["count"], torch.int32, rows)
     table = options["block_table"]
     if table is None:
         if k_cache.shape[0] < rows:
             raise RuntimeError(
                 f"{op}: without block_table the cache needs a block for each of the {rows} rows, "
-                f"got k_cache {_shape(k_cache.shape)}"
+                f"got k_cache {shape_text(k_cache.shape)}"
             )
     elif not (
         table.dim() == 2
@@ -89,7 +78,7 @@ def _rows(
         and table.is_contiguous()
     ):
         raise RuntimeError(
-            f"{op}: block_table must be a contiguous int32 [{rows}, M] with M >= 1, {_got(table)}"
+            f"{op}: block_table must be a contiguous int32 [{rows}, M] with M >= 1, {got(table)}"
         )
     cos, sin, position = options["cos"], options["sin"], options["position"]
     if (cos is None) != (sin is None):
@@ -107,97 +96,16 @@ def _rows(
         ):
             raise RuntimeError(
                 f"{op}: cos must be a contiguous float32 [P, R / 2] with P >= 1 and 2 <= R <= {d}, "
-                f"{_got(cos)}"
+                f"{got(cos)}"
             )
-        _exact(op, "sin", sin, torch.float32, cos.shape)
-    _exact(op, "position", position, torch.int32, (rows, tokens))
+        check_contiguous(op, "sin", sin, torch.float32, cos.shape)
+    check_contiguous(op, "position", position, torch.int32, (rows, tokens))
 
 
-def _norm(op: str, name: str, weight: Tensor | None, eps: float, d: int) -> None:
-    _vector(op, name, weight, torch.float32, d)
+def check_norm(op: str, name: str, weight: Tensor | None, eps: float, d: int) -> None:
+    check_vector(op, name, weight, torch.float32, d)
     if weight is not None and not eps >= 0:
         raise RuntimeError(f"{op}: norm_eps must be at least 0, got {eps}")
-
-
-def check_append(
-    op: str,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    length: Tensor,
-    *,
-    count: Tensor | None = None,
-    block_table: Tensor | None = None,
-    position: Tensor | None = None,
-    cos: Tensor | None = None,
-    sin: Tensor | None = None,
-    k_norm: Tensor | None = None,
-    norm_eps: float = 1e-6,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
-) -> None:
-    _tokens(op, "k", k)
-    _cache(op, k_cache, v_cache, k_scale, v_scale)
-    rows, tokens, heads, d = k.shape
-    if tokens < 1 or (heads, d) != (k_cache.shape[1], k_cache.shape[3]):
-        raise RuntimeError(
-            f"{op}: k must be [B, T, {k_cache.shape[1]}, {k_cache.shape[3]}] with T >= 1 for a "
-            f"cache {_shape(k_cache.shape)}, got {_shape(k.shape)}"
-        )
-    if v.dtype != k.dtype or v.shape != k.shape:
-        raise RuntimeError(f"{op}: v must be {_name(k.dtype)} {_shape(k.shape)} as k, {_got(v)}")
-    _unit_stride(op, "k", k)
-    _unit_stride(op, "v", v)
-    options = {"count": count, "block_table": block_table, "position": position}
-    options |= {"cos": cos, "sin": sin}
-    _rows(op, rows, tokens, k_cache, length, options)
-    _norm(op, "k_norm", k_norm, norm_eps, d)
-    tensors = {"k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache, "length": length, **options}
-    tensors |= {"k_norm": k_norm, "k_scale": k_scale, "v_scale": v_scale}
-    written = ("k_cache", "v_cache", "k_scale", "v_scale")
-    _placement(op, tensors, written if op.endswith("_") else ())
-
-
-def check_attention(
-    op: str,
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    length: Tensor,
-    *,
-    count: Tensor | None = None,
-    block_table: Tensor | None = None,
-    position: Tensor | None = None,
-    cos: Tensor | None = None,
-    sin: Tensor | None = None,
-    q_norm: Tensor | None = None,
-    norm_eps: float = 1e-6,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
-    scale: float | None = None,
-    window: int = 0,
-    causal: bool = True,
-) -> None:
-    _tokens(op, "q", q)
-    _cache(op, k_cache, v_cache, k_scale, v_scale)
-    rows, tokens, heads, d = q.shape
-    kv_heads = k_cache.shape[1]
-    if not 1 <= tokens <= MAX_TOKENS or heads < 1 or heads % kv_heads or d != k_cache.shape[3]:
-        raise RuntimeError(
-            f"{op}: q must be [B, T, H, {k_cache.shape[3]}] with T from 1 to {MAX_TOKENS} and H a "
-            f"multiple of {kv_heads} for a cache {_shape(k_cache.shape)}, got {_shape(q.shape)}"
-        )
-    _unit_stride(op, "q", q)
-    options = {"count": count, "block_table": block_table, "position": position}
-    options |= {"cos": cos, "sin": sin}
-    _rows(op, rows, tokens, k_cache, length, options)
-    _norm(op, "q_norm", q_norm, norm_eps, d)
-    if window < 0:
-        raise RuntimeError(f"{op}: window must be at least 0, got {window}")
-    tensors = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "length": length, **options}
-    tensors |= {"q_norm": q_norm, "k_scale": k_scale, "v_scale": v_scale}
-    _placement(op, tensors, ())
 
 
 def check_data(
