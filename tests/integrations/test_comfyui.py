@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import inspect
 import subprocess
 import sys
 import types
@@ -11,10 +13,18 @@ import types
 import pytest
 import torch
 
+from ardiff.solvers import SOLVERS
 from tests import ROOT
 
 FOLDER = ROOT / "integrations" / "comfyui" / "ardiff_sampler"
-NAMES = ("rtk_uld", "rtk_mala", "ddpm_fused", "dpmpp_2m_sde_fused")
+FIRST = ("rtk_uld", "rtk_mala", "ddpm_fused", "dpmpp_2m_sde_fused")
+EVERY = [name.replace("-", "_") + ("" if name.startswith("rtk-") else "_fused") for name in SOLVERS]
+NAMES = (*FIRST, *(name for name in EVERY if name not in FIRST))
+DETERMINISTIC = (
+    "ddim_fused", "dpmpp_2m_fused", "flow_euler_fused", "heun_fused", "unipc_2_fused",
+)  # fmt: skip
+WINDOW = {"rtk_hybrid": {"window_high": 0.7}}  # its own holds none of the sigmas here
+NOT_FROM_NOISE = ("ddpm_ei_fused", "heun_fused")  # which cannot begin at alpha = 0
 SIGMAS = torch.tensor([10.0, 4.0, 1.5, 0.4, 0.0])
 
 
@@ -117,11 +127,34 @@ def test_the_folder_registers_the_samplers_once(comfy):
 def test_registered_samplers_run_as_comfyui_runs_them(comfy, name, kind):
     """Progress in the steps that the user asked for; the seed makes the picture."""
     load_folder()
-    first = drawn(comfy, name, kind)
-    assert torch.equal(first, drawn(comfy, name, kind))
-    assert not torch.equal(first, drawn(comfy, name, kind, seed=2**64 - 1))
+    if kind is CONST and name in NOT_FROM_NOISE:
+        with pytest.raises(ValueError, match="cannot start at alpha = 0"):
+            drawn(comfy, name, kind)
+        return
+    run = functools.partial(drawn, comfy, name, kind, **WINDOW.get(name, {}))
+    first = run()
+    assert torch.equal(first, run())
+    assert torch.equal(first, run(s_noise=0.5)) == (name in DETERMINISTIC)
+    assert torch.equal(first, run(seed=2**64 - 1)) == (name in DETERMINISTIC)
+    if name == "ddpm_ei_fused":  # which has too large an error in so few steps
+        assert first.isfinite().all()
+        return
     # data of deviation 1/2: read on the other path, as sigmas alone, flow's would not be
     assert 0.2 < float(first.std()) < 0.8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_node_can_set_what_the_sampler_takes(comfy, name):
+    from ardiff.integrations import kdiffusion
+
+    module = load_folder()
+    sample = getattr(kdiffusion, f"sample_{name}", None)
+    sample = sample or getattr(kdiffusion, f"sample_{name.removesuffix('_fused')}")
+    asked = module.NODE_CLASS_MAPPINGS[f"ArdiffSampler_{name}"].INPUT_TYPES()["required"]
+    parameters = inspect.signature(sample).parameters
+    assert set(asked) <= set(parameters)
+    own = {k for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    assert own - {"path", "seed", "sample_ids", "dim"} <= set(asked)
 
 
 def test_rectified_flow_is_recognised(comfy):
@@ -161,7 +194,13 @@ def test_a_node_gives_a_sampler_with_its_options(comfy, name):
     by_node = sampler.extra_options
     assert torch.equal(drawn(comfy, name), drawn(comfy, name, **by_node))
     changed = dict(by_node)
-    changed |= {"s_noise": 0.5} if "eta" in changed else {"tau": 0.1, "inner": 3}
+    if name in DETERMINISTIC and "eta" not in changed:
+        assert set(changed) == {"s_noise"}  # nothing else is to be set
+        return
+    changed |= WINDOW.get(name, {})
+    changed |= {"s_noise": 0.5} if "tau" not in changed else {"tau": 0.1}
+    changed |= {"eta": 0.5} if name in DETERMINISTIC else {}
+    changed |= {"inner": 3} if name in FIRST and "inner" in changed else {}
     assert not torch.equal(drawn(comfy, name), drawn(comfy, name, **changed))
 
 

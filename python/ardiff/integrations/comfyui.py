@@ -1,21 +1,23 @@
 """The samplers of :mod:`ardiff.integrations.kdiffusion` in ComfyUI.
 
 The folder ``integrations/comfyui/ardiff_sampler`` of the repository, copied to ComfyUI's
-``custom_nodes``, imports this module and so adds `rtk_uld`, `rtk_mala`, `ddpm_fused` and
-`dpmpp_2m_sde_fused` to the samplers of every KSampler node, and a node for each that sets its
-options (SAMPLER, for SamplerCustom). Rectified-flow models are recognised: their sigmas are read as
+``custom_nodes``, imports this module and so adds a sampler for every solver of ardiff to those of
+every KSampler node, and a node for each that sets its options (SAMPLER, for SamplerCustom). The
+`rtk_` samplers keep their names; others end in `_fused`, as `heun_fused` does, since ComfyUI has
+samplers of its own with their names. Rectified-flow models are recognised: their sigmas are read as
 x = (1 - sigma) x0 + sigma eps.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from .kdiffusion import SAMPLERS
+from .kdiffusion import SAMPLERS, SOLVER_SAMPLERS
 
 try:
     import comfy.k_diffusion.sampling
@@ -46,7 +48,13 @@ def _in_comfyui(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return inside
 
 
-FUNCTIONS = {name: _in_comfyui(sample) for name, sample in SAMPLERS.items()}
+def _name(solver: str) -> str:
+    return solver if solver.startswith("rtk_") else f"{solver}_fused"
+
+
+_ALL = {_name(solver): sample for solver, sample in SOLVER_SAMPLERS.items()}
+_ALL = SAMPLERS | {name: sample for name, sample in _ALL.items() if name not in SAMPLERS}
+FUNCTIONS = {name: _in_comfyui(sample) for name, sample in _ALL.items()}
 
 
 def register() -> None:
@@ -81,7 +89,35 @@ _STAGES = {
     "s_noise": _number(1.0, 0.0, 100.0),
 }
 _ETA = {"eta": _number(1.0, 0.0, 100.0), "s_noise": _number(1.0, 0.0, 100.0)}
-OPTIONS = {
+_CHOICES = {"accept": ["trapezoid", "simpson"], "solver_type": ["midpoint", "heun"]}
+_OWN_DEFAULT = {"min": 0.0, "max": 10000.0, "step": 0.01, "round": False}
+_OWN_DEFAULT |= {"default": 0.0, "tooltip": "0: the solver's own default"}
+_NOT_ASKED = ("path", "seed", "sample_ids", "dim")
+
+
+def _inputs(sample: Callable[..., Tensor]) -> dict[str, tuple]:
+    """What a node asks for, from the sampler's signature; 0 stands for a default of None."""
+    parameters = inspect.signature(sample).parameters
+    own = [p for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in _NOT_ASKED]
+    eta = parameters["eta"].default
+    found = {} if eta is None else {"eta": _number(eta, 0.0, 100.0)}
+    found["s_noise"] = _number(1.0, 0.0, 100.0)
+    for parameter in own:
+        name, default = parameter.name, parameter.default
+        if name in _CHOICES:
+            found[name] = (_CHOICES[name],)
+        elif default is None:
+            found[name] = ("FLOAT", _OWN_DEFAULT)
+        elif isinstance(default, str):
+            found[name] = ("STRING", {"default": default})
+        elif isinstance(default, int):
+            found[name] = ("INT", {"default": default, "min": 1, "max": 100})
+        else:
+            found[name] = _number(default, 0.0, 10000.0)
+    return found
+
+
+OPTIONS = {name: _inputs(sample) for name, sample in _ALL.items() if name not in SAMPLERS} | {
     "rtk_uld": {**_STAGES, "gamma": _number(2.0, 0.01, 100.0)},
     "rtk_mala": {**_STAGES, "accept": (["trapezoid", "simpson"],)},
     "ddpm_fused": _ETA,
@@ -102,8 +138,9 @@ class SamplerNode:
         return {"required": dict(OPTIONS[cls.sampler])}
 
     def get_sampler(self, **options: Any) -> tuple:
-        if "stages" in options:
-            options["stages"] = options["stages"] or None
+        for name, (_, *more) in OPTIONS[self.sampler].items():
+            if name in options and (name == "stages" or _OWN_DEFAULT in more):
+                options[name] = options[name] or None
         return (comfy.samplers.KSAMPLER(FUNCTIONS[self.sampler], extra_options=options),)
 
 
@@ -111,10 +148,18 @@ TITLES = {
     "rtk_uld": "RTK-ULD", "rtk_mala": "RTK-MALA", "ddpm_fused": "DDPM (fused)",
     "dpmpp_2m_sde_fused": "DPM++ 2M SDE (fused)",
 }  # fmt: skip
+
+
+def _title(name: str) -> str:
+    """``rtk_hmc`` as RTK-HMC, ``heun_fused`` as HEUN (fused)."""
+    solver = name.removesuffix("_fused")
+    return solver.upper().replace("_", "-") + (" (fused)" if solver != name else "")
+
+
 NODE_CLASS_MAPPINGS = {
     f"ArdiffSampler_{name}": type(f"ArdiffSampler_{name}", (SamplerNode,), {"sampler": name})
     for name in FUNCTIONS
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
-    f"ArdiffSampler_{name}": f"ardiff {title}" for name, title in TITLES.items()
+    f"ArdiffSampler_{name}": f"ardiff {TITLES.get(name) or _title(name)}" for name in FUNCTIONS
 }

@@ -154,16 +154,19 @@ class Rows:
 
     def advance(self, outs: Sequence[Tensor]) -> None:
         """Takes outputs and executes all rows up to the next call, or the end."""
-        self.take(outs)
-        self.execute()
-        steps = self._steps
+        steps, k = self._steps, self.index
+        self.state.take(outs, steps[k])
+        self._execute(k, {})
         while self.index < len(steps) and steps[self.index].calls_model is False:
-            self.execute()
+            self._execute(self.index, {})
 
     def execute(self, **noise: Tensor) -> None:
         """The launches of the next iteration, with given normals (`noise`, of `uld` rows `noise2`
         too) in place of the addressed ones."""
-        k, state, energy = self.index, self.state, self._energy
+        self._execute(self.index, noise)
+
+    def _execute(self, k: int, noise: dict[str, Tensor]) -> None:
+        state, energy = self.state, self._energy
         launches, calls, _, saves, margin = step = self._steps[k]
         if saves is not False:
             if energy is not None and (calls is not False or state.energy is None):

@@ -105,21 +105,20 @@ class State:
 
     def take(self, outs: Sequence[Tensor], step: Step) -> None:
         """Keeps the outputs of a call, guided at once where accept rows need them."""
+        if len(outs) == 1 and step.calls_model is True and step.midpoint is False:
+            self._out = self._own(outs[0])
+            return
         if self._accepts:
             out, spare = self._combined(outs), {}
-        elif len(outs) == 1:
-            out, spare = self._unaliased(outs[0]), {}
         else:
-            outs = [self._unaliased(out) for out in outs]
+            outs = [self._own(out) for out in outs]
             out, names = outs[0], ("uncond_out", "uncond_out2")
             spare = dict(zip(names, outs[1:], strict=False))
             spare |= dict(zip(("guidance", "guidance2"), self.weights, strict=False))
         if step.midpoint is not False:
-            self._mid = _choose(step.midpoint, self._lasting(out), self._mid)
+            self._mid = _choose(step.midpoint, out, self._mid)
             if step.midpoint is True:
                 return
-        if self.has_midpoints:  # where a row may call before this output is used
-            out = self._lasting(out)
         fresh = step.calls_model
         if isinstance(step.midpoint, Tensor):
             fresh = ~step.midpoint if fresh is True else fresh & ~step.midpoint
@@ -132,17 +131,23 @@ class State:
     def _combined(self, outs: Sequence[Tensor]) -> Tensor:
         """u + w (c - u), or u2 + w2 (u - u2) + w (c - u): a tensor of the run's own."""
         if len(outs) == 1:
-            return outs[0].clone() if self._in_place else outs[0]
+            return self._own(outs[0])
         c, u, *rest = (out.float() for out in outs)
         w = self.weights[0][:, None]
         if not rest:
             return u + w * (c - u)
         return rest[0] + self.weights[1][:, None] * (u - rest[0]) + w * (c - u)
 
-    def _unaliased(self, out: Tensor) -> Tensor:
-        """`out`, copied if it is the state itself, which the in-place ops are about to write."""
+    def _own(self, out: Tensor) -> Tensor:
+        """`out`, copied where it may be written before the rows have done with it.
+
+        The in-place ops write the state, and accept rows the output; a row may call at a midpoint
+        before it uses the output of an earlier call.
+        """
         if not self._in_place:
-            return out
+            return self._lasting(out) if self.has_midpoints else out
+        if self._accepts:
+            return out.clone()
         same = out.untyped_storage().data_ptr() == self.x.untyped_storage().data_ptr()
         return out.clone() if same else out
 
@@ -173,17 +178,13 @@ class State:
         still = {"noise": torch.zeros_like(self.x, dtype=torch.float32)}
         if op == "uld":
             still["noise2"] = still["noise"]
-        mean = self._moved(op, place, still)[0]
+        moving = (self.x, self.v) if op == "uld" else (self.x,)
+        tensors = *moving, self.out, self.memory, *place
+        mean = launch(op, *tensors, **(self._options | still))[0]
         radius = mean.flatten(1).double().square().sum(1).sqrt().float() + margin
         row = place[1]
         moves = (margin > 0) & (row >= 0) if isinstance(margin, Tensor) else True
         self._ball = _choose(moves, radius, self._ball)
-
-    def _moved(self, op: str, place: tuple, more: dict[str, Any]) -> tuple[Tensor, ...]:
-        options = self._options | more if more else self._options
-        if op == "uld":
-            return launch(op, self.x, self.v, self.out, self.memory, *place, **options)
-        return launch(op, self.x, self.out, self.memory, *place, **options)
 
     def _launches(
         self, place: tuple, tensors: tuple, options: dict[str, Any]
@@ -204,10 +205,12 @@ class State:
     def move(self, op: str, place: tuple, noise: dict[str, Tensor]) -> None:
         """One `diffusion` or `uld` row; `noise` holds given normals by the op's names."""
         if not self._in_place:
+            options = self._options | noise if noise else self._options
+            tensors = self.out, self.memory, *place
             if op == "uld":
-                self.x, self.v, self.memory = self._moved(op, place, noise)
+                self.x, self.v, self.memory = launch(op, self.x, self.v, *tensors, **options)
             else:
-                self.x, self.memory, _ = self._moved(op, place, noise)
+                self.x, self.memory, _ = launch(op, self.x, *tensors, **options)
             return
         tensors = (self.x, self.v, self.out, self.memory)
         launches = self._launches(place, tensors, self._options | noise)
