@@ -154,6 +154,19 @@ def sample(
 
     Raises:
         ValueError, TypeError: before any model call for arguments, at the first for its output.
+
+    Example:
+        The exact score of data distributed as N(0, 1) on the Ornstein-Uhlenbeck path::
+
+            >>> import ardiff
+            >>> x = ardiff.sample(
+            ...     lambda x, level, condition: -x, (512, 2), path="ou", prediction="score",
+            ...     solver="dpmpp-2m-sde", steps=8, seed=0,
+            ... )
+            >>> x.shape
+            torch.Size([512, 2])
+            >>> bool((x.std() - 1).abs() < 0.1)
+            True
     """
     if not callable(model_fn) and not hasattr(model_fn, "hoist"):
         raise TypeError(f"model_fn must be callable or have hoist, got {type(model_fn).__name__}")

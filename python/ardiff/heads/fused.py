@@ -1,4 +1,5 @@
-"""A diffusion head as the loop over steps calls it: all else hoisted, and one op an evaluation."""
+"""Wraps a diffusion head for the sampling loop: everything that depends on condition and level
+alone is computed before the loop, so that each model call is a single `head_step` op."""
 
 from __future__ import annotations
 
@@ -43,6 +44,17 @@ class FusedHead:
 
     Raises:
         TypeError, ValueError: another head, unknown weights, a budget below 1.
+
+    Example:
+        >>> import ardiff, torch
+        >>> from ardiff.heads.fused import FusedHead
+        >>> from ardiff.heads.mar import DiffusionHead
+        >>> head = DiffusionHead(dim=4, context=16, width=32, depth=2).eval()
+        >>> ardiff.sample(
+        ...     FusedHead(head), (3, 4), path="vp-cosine", prediction="epsilon", solver="ddim",
+        ...     steps=4, condition=torch.randn(3, 16),
+        ... ).shape
+        torch.Size([3, 4])
     """
 
     hoists_ragged = True

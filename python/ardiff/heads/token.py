@@ -83,6 +83,17 @@ def denoise_token(
         ValueError, TypeError: shapes that do not go together, guidance without its context, an
             unknown head without `start`, `cuda_graph` with `noise` or with a table that is no
             StepTable or RaggedTable.
+
+    Example:
+        >>> import ardiff, torch
+        >>> from ardiff.heads.mar import DiffusionHead
+        >>> from ardiff.heads.token import denoise_token
+        >>> from ardiff.noise import make_key, make_stream
+        >>> head = DiffusionHead(dim=4, context=16, width=32, depth=2).eval()
+        >>> table = ardiff.solver("ddim", path="vp-cosine", prediction="epsilon", steps=4)
+        >>> key, stream = make_key(0, "cpu"), make_stream(None, 3, patch=7, device="cpu")
+        >>> denoise_token(head, torch.randn(3, 16), table, key, 0, stream).shape
+        torch.Size([3, 4])
     """
     batch, device = len(context), context.device
     if stream.shape != (batch,):
