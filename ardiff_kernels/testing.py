@@ -132,7 +132,7 @@ def _address(rows: int, length: int, seed: int) -> dict[str, Tensor]:
         "row": integers(length).int(),
         "draw": integers(1000).int(),
         "key": torch.tensor([0x29A3_1F5C_D00D_BEE1 + seed]),
-        "stream": integers(2**43) * 2**20 + 3,
+        "stream": integers(2**63 - 1),
     }
     return {name: t.to(torch.get_default_device()) for name, t in address.items()}
 

@@ -16,8 +16,6 @@ from functools import partial
 
 import torch
 
-from ardiff.ar.context import SlicedCache
-from ardiff.ar.patch_model import patch_model
 from ardiff.loop.run import run as run_table
 from ardiff.models.image_model import ARModel, ModelConfig
 from ardiff.noise import initial_state, make_stream
@@ -25,6 +23,7 @@ from ardiff.solvers import solver
 
 from . import _harness
 from ._harness import Row, Settings
+from .reference_encoder import SlicedCache, reference_encoder
 
 SUITE = "context"
 CASES = ("mar-b/K=1024/float32",)
@@ -73,7 +72,7 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
     model.eval().requires_grad_(False)
     contexts = _Contexts(model, patches)
     with torch.inference_mode():
-        expected = model.context.encode(patches[:, : SHORTEST - 1])
+        expected = contexts.plain.encode(patches[:, : SHORTEST - 1])
         for rival, found in contexts.incremental(SHORTEST).items():
             yield _harness.error_row(SUITE, case, rival, found, expected, TOLERANCE)
         contexts.fill()
@@ -93,11 +92,11 @@ class _Contexts:
 
     def __init__(self, model: ARModel, patches: torch.Tensor) -> None:
         self.model, self.patches = model, patches
-        self.ours = patch_model(model)
+        self.ours, self.plain = model.context, reference_encoder(model.context)
         length = patches.shape[1]
-        self.cache = self.ours.encoder.new_cache(BATCH, length)
+        self.cache = self.ours.new_cache(BATCH, length)
         self.cache.reserve(range(BATCH), [length] * BATCH)
-        self.slices = model.context.new_cache(BATCH)
+        self.slices = self.plain.new_cache(BATCH)
         config = model.config
         self.table = solver(
             "ddpm", path=config.path, prediction=config.prediction, steps=STEPS,
@@ -106,19 +105,19 @@ class _Contexts:
 
     def cached(self, k: int) -> torch.Tensor:
         self.cache.lengths = [k - 1] * BATCH
-        return self.ours.encoder.append(self._token(k), self.cache)[:, 0]
+        return self.ours.append(self._token(k), self.cache)[:, 0]
 
     def _token(self, k: int) -> torch.Tensor:
         if k == 1:
-            return self.ours.start.expand(BATCH, 1, -1)
+            return self.model.start.expand(BATCH, 1, -1)
         return self.ours.embed(self.patches[:, k - 2 : k - 1])
 
     def sliced(self, k: int) -> torch.Tensor:
         cache = SlicedCache(self.slices.keys, self.slices.values, k - 1)
-        return self.model.context.step(self.patches[:, k - 2] if k > 1 else None, cache)
+        return self.plain.step(self.patches[:, k - 2] if k > 1 else None, cache)
 
     def anew(self, k: int) -> torch.Tensor:
-        return self.model.context.encode(self.patches[:, : k - 1])[:, -1]
+        return self.plain.encode(self.patches[:, : k - 1])[:, -1]
 
     def incremental(self, length: int) -> dict[str, torch.Tensor]:
         each = {_harness.OURS: self.cached, "sdpa": self.sliced}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ardiff_kernels import testing
 from ardiff_kernels.host import uld_coefficients
 from ardiff_kernels.ops import uld_step, uld_step_
 from ardiff_kernels.ops.uld_step import COLUMNS
@@ -21,7 +22,7 @@ CASES = (
     "uld_step-d16/4194304/float32",
     "uld_step/16777216/float32",
 )
-NOISELESS = "ardiff-noiseless"
+NOISELESS, SCALAR = "ardiff-noiseless", "ardiff-scalar"
 GAMMA, TAU, INVERSE_VARIANCE = 2.0, 0.1, 0.5
 
 
@@ -72,7 +73,7 @@ def correctness(shape: _ops.Shape, tensors: dict[str, Tensor], suite: str = SUIT
 
 def run(case: str, settings: Settings) -> Iterator[Row]:
     """Correctness, then the in-place and the functional form against eager and compile, and against
-    the same row without noise."""
+    the same row without noise and, on a CPU with vectors, without these."""
     shape = _ops.parse(case)
     tensors = inputs(shape, settings)
     yield from correctness(shape, tensors)
@@ -87,6 +88,15 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
         "ardiff-functional": lambda: uld_step(*functional),
         NOISELESS: lambda: uld_step_(*noiseless),
     }
+    costs = [NOISELESS]
+    if settings.device == "cpu" and len(testing.cpu_isas()) > 1:
+
+        def scalar() -> None:
+            with testing.cpu_isa("scalar"):
+                uld_step_(*in_place)
+
+        ours[SCALAR] = scalar
+        costs.append(SCALAR)
     z, v, score, anchor = (tensors[n] for n in ("z", "v", "model_out", "anchor"))
     eager = lambda: eager_step(z, v, score, anchor, values)  # noqa: E731
-    yield from _ops.compare(shape, ours, eager, settings, costs=(NOISELESS,))
+    yield from _ops.compare(shape, ours, eager, settings, costs=tuple(costs))

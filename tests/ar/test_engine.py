@@ -293,6 +293,21 @@ def test_the_callers_model_is_left_as_it_was():
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
 
 
+def test_a_hook_added_between_steps_is_called():
+    model, calls = tiny_model(), []
+    engine = AREngine(model, SOLVER, 3, rows=1, capacity=8)
+    engine.submit(None, 3)
+    engine.step()
+    hook = model.denoiser.input_proj.register_forward_hook(lambda *_: calls.append(1))
+    engine.step()
+    assert len(calls) == 3
+    hook.remove()
+    engine.step()
+    assert len(calls) == 3
+    (found,) = engine.collect()
+    check(found, draw_alone(model, None, 3, cached=False), bits=False)
+
+
 def test_a_callback_must_not_step_and_may_change_its_values():
     engine = AREngine(tiny_model(), SOLVER, 3, rows=1, capacity=12)
     engine.submit(None, 2, on_patch=lambda patch: patch.values.zero_())

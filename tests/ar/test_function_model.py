@@ -54,11 +54,14 @@ def test_the_parts_of_a_model_draw_what_the_model_draws():
 
     class Clipping:
         def new_cache(self, batch):
-            return model.context.new_cache(batch)
+            return model.context.new_cache(batch, SMALL.patches)
 
         def step(self, patch, cache):
-            clipped = None if patch is None else model.clip_patch(patch, cache.length - 1)
-            return model.context.step(clipped, cache)
+            tokens = model.start.expand(cache.plan.rows, 1, -1)
+            if patch is not None:
+                clipped = model.clip_patch(patch, cache.lengths[0] - 1)
+                tokens = model.context.embed(clipped[:, None])
+            return model.context.append(tokens, cache)[:, 0]
 
     def decode(patches):
         pixels = [

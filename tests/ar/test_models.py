@@ -7,12 +7,13 @@ import dataclasses
 import pytest
 import torch
 
-from ardiff.ar.context import ContextEncoder
+from ardiff.ar.patch_context import PatchContext
 from ardiff.heads.base import sinusoidal_embedding
 from ardiff.heads.edm import EDMHead
 from ardiff.heads.mar import DiffusionHead
 from ardiff.models.image_model import ARModel, ModelConfig
 from ardiff.models.patchify import patchify, unpatchify
+from benchmarks.reference_encoder import reference_encoder
 from tests._support.small_models import SMALL, randomise
 
 
@@ -33,17 +34,37 @@ def test_patchify_names_what_does_not_fit():
 
 
 @pytest.fixture
-def encoder() -> ContextEncoder:
-    return randomise(ContextEncoder(patch_dim=12, patches=5, width=24, depth=3, heads=4))
+def encoder() -> PatchContext:
+    return randomise(PatchContext(patch_dim=12, patches=5, width=24, depth=3, heads=4))
 
 
-def test_context_step_equals_encode(encoder):
-    patches = torch.randn(7, 5, 12)
-    whole = encoder.encode(patches)
-    assert whole.shape == (7, 5, 24)
-    cache = encoder.new_cache(7)
+def test_context_is_that_of_the_plain_encoder(encoder):
+    """Whole and step by step, to the bit where the arithmetic is the same; gradients too."""
+    plain, patches = reference_encoder(encoder), torch.randn(7, 5, 12)
+    whole, cache = plain.encode(patches), plain.new_cache(7)
+    assert torch.equal(encoder.encode(patches), whole)
     for k in range(5):
-        context = encoder.step(patches[:, k - 1] if k else None, cache)
+        context = plain.step(patches[:, k - 1] if k else None, cache)
+        torch.testing.assert_close(context, whole[:, k], atol=1e-5, rtol=0)
+    for model in (encoder, plain):
+        model.requires_grad_(True).encode(patches).square().sum().backward()
+    for (name, ours), (other, theirs) in zip(
+        encoder.named_parameters(), plain.named_parameters(), strict=True
+    ):
+        assert name == other and torch.equal(ours.grad, theirs.grad), name
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 12])
+def test_context_from_a_cache_equals_encode(heads):
+    """Heads of 2 to 24 channels, which the cache fills up to what its kernels take."""
+    encoder = randomise(PatchContext(patch_dim=12, patches=5, width=24, depth=3, heads=heads))
+    patches = torch.randn(7, 5, 12)
+    whole, cache = encoder.encode(patches), encoder.new_cache(7, 5, block_size=2)
+    assert whole.shape == (7, 5, 24)
+    for k in range(5):
+        fresh = torch.full((7,), k == 0)
+        tokens = encoder.tokens(patches[:, max(k - 1, 0), None], fresh)
+        context = encoder.append(tokens, cache)[:, 0]
         torch.testing.assert_close(context, whole[:, k], atol=1e-5, rtol=0)
         prefix = encoder.encode(patches[:, :k])
         torch.testing.assert_close(prefix, whole[:, : k + 1], atol=1e-5, rtol=0)
@@ -59,19 +80,15 @@ def test_context_is_causal(encoder):
     assert (after[:, 4] - before[:, 4]).abs().max() > 1e-2
 
 
-def test_cache_refuses_patches_out_of_turn(encoder):
-    cache = encoder.new_cache(1)
-    with pytest.raises(ValueError, match="None before the first patch only, at position 0"):
-        encoder.step(torch.zeros(1, 12), cache)
-    encoder.step(None, cache)
-    with pytest.raises(ValueError, match="None before the first patch only, at position 1"):
-        encoder.step(None, cache)
-    for _ in range(4):
-        encoder.step(torch.zeros(1, 12), cache)
-    with pytest.raises(ValueError, match="already holds all 5 patches"):
-        encoder.step(torch.zeros(1, 12), cache)
+def test_context_refuses_what_it_cannot_hold(encoder):
+    cache = encoder.new_cache(1, 5)
+    encoder.append(torch.zeros(1, 5, 24), cache)
+    with pytest.raises(ValueError, match="5 positions, got a sequence of 6 tokens"):
+        encoder.append(torch.zeros(1, 1, 24), cache)
     with pytest.raises(ValueError, match="multiple of its heads, got 10 and 3"):
-        ContextEncoder(12, 5, width=10, depth=1, heads=3)
+        PatchContext(12, 5, width=10, depth=1, heads=3)
+    with pytest.raises(ValueError, match="head_dim must be at most 256, got 264"):
+        PatchContext(12, 5, width=264, depth=1, heads=1)
 
 
 def test_head_has_the_state_dict_of_mar():

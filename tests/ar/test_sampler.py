@@ -77,12 +77,16 @@ def test_noise_is_bit_equal_alone_and_in_a_batch():
 class RowwiseContext(torch.nn.Module):
     """A context made row by row without matrix products: the mean of the patches so far."""
 
-    def new_cache(self, batch):
-        return [torch.zeros(batch, SMALL.patch_dim)]
+    start, dtype = torch.zeros(1), torch.float32
 
-    def step(self, patch, cache):
-        if patch is not None:
-            cache.append(patch)
+    def tokens(self, last, fresh):
+        return last
+
+    def new_cache(self, rows, capacity, dtype):
+        return []
+
+    def append(self, x, cache, rows, position, causal):
+        cache.append(x)
         return sum(cache) / len(cache)
 
 
@@ -125,8 +129,8 @@ def test_stream_gives_the_patches_of_sample_in_order():
 def test_stream_makes_a_patch_when_asked():
     model = small_model()
     steps = []
-    encode = model.context.step
-    model.context.step = lambda patch, cache: steps.append(1) or encode(patch, cache)
+    encode = model.context.append
+    model.context.append = lambda *args, **rest: steps.append(1) or encode(*args, **rest)
     stream = ARSampler(model, "ddpm", steps=3).stream(2)
     assert not steps
     next(stream)
@@ -152,6 +156,21 @@ def test_calls_are_those_that_the_head_receives(solver):
     assert stats.seconds > 0 and stats.acceptance is None
 
 
+def test_a_hook_added_later_is_called_and_one_removed_is_not():
+    model, calls = small_model(), []
+    sampler = ARSampler(model, "ddpm", steps=3)
+    before = sampler.sample(2).images
+    hook = model.head.input_proj.register_forward_hook(lambda *_: calls.append(1))
+    torch.testing.assert_close(sampler.sample(2).images, before, atol=1e-4, rtol=0)
+    assert len(calls) == 4 * 3
+    stream = sampler.stream(2)
+    next(stream)
+    assert len(calls) == 5 * 3
+    hook.remove()
+    next(stream)
+    assert torch.equal(sampler.sample(2).images, before) and len(calls) == 5 * 3
+
+
 def test_guidance_mixes_with_the_null_context():
     model = small_model(dataclasses.replace(SMALL, null_context=True))
     plain = ARSampler(model, "ddpm", steps=6).sample(4).images
@@ -161,7 +180,7 @@ def test_guidance_mixes_with_the_null_context():
     double = ARSampler(model, "ddpm", steps=6, guidance=2.0).sample(4).images
     assert (double - plain).abs().max() > 1e-2
     nulled = ARSampler(model, "ddpm", steps=6, guidance=0.0).sample(4).images
-    model.context.step = lambda patch, cache: model.null.expand(4, -1)
+    model.context.append = lambda *args, **rest: model.null.expand(4, 1, -1)
     without = ARSampler(model, "ddpm", steps=6).sample(4).images
     torch.testing.assert_close(nulled, without, atol=1e-4, rtol=0)
 

@@ -59,12 +59,13 @@ def kv_append_(
 
     Token t of row b becomes position p = length[b] + t. With `block_table` (paged attention, Kwon
     et al. 2023) that is token p % S of block block_table[b, p // S], else token p of block b. A
-    key is first RMS-normed (x / sqrt(mean(x^2) + eps) * weight, as Qwen3 does a head), then
+    key is first RMS-normed (x / sqrt(mean(x^2) + eps) * weight, as Qwen3 does with each head), then
     rotated (Su et al. 2021, the halves of Llama: dimensions i and i + R / 2 form a pair), in
     float32, then rounded to the nearest even of the cache's dtype. An int8 or float8 cache holds
     x / s with s = max|x| / 127 or max|x| / 448, one scale per token and head; where that scale is
-    zero it holds zeros, and where an element of x is not finite zeros with scale NaN: a query that
-    sees that token gets NaN. These zeros are positive; elsewhere a float8 zero has the sign of x.
+    zero it holds zeros, and where an element of x is not finite zeros with scale NaN: a query
+    that sees that token gets NaN. These zeros are positive; elsewhere a float8 zero has the sign
+    of x.
 
     `length` is not changed: add `count` to it when `kv_attention` has run.
 

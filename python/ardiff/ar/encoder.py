@@ -40,14 +40,19 @@ class CausalEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
+        self._add_inputs()
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.norm = make_norm(config)
-        self.position = None
-        if config.position == "learned":
-            self.position = nn.Parameter(torch.randn(config.positions, config.width) * 0.02)
         cos, sin = _rotary_tables(config) if config.position == "rotary" else (None, None)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+
+    def _add_inputs(self) -> None:
+        """Makes the parameters before the blocks."""
+        self.position = None
+        if self.config.position == "learned":
+            size = (self.config.positions, self.config.width)
+            self.position = nn.Parameter(torch.randn(size) * 0.02)
 
     @property
     def device(self) -> torch.device:
@@ -96,12 +101,14 @@ class CausalEncoder(nn.Module):
         tokens = x.shape[1]
         if position is None:
             self._check_positions(tokens)
+            x = x if self.position is None else x + self.position[:tokens]
             position = torch.arange(tokens, device=x.device).expand(len(x), tokens)
+        else:
+            x = self._placed(x, position)
         if 0 < self.config.window < tokens:
             at = torch.arange(tokens, device=x.device)
             near = at > at[:, None] - self.config.window
             mask = near & ((at <= at[:, None]) if mask is None else mask)
-        x = self._placed(x, position)
         for layer, block in enumerate(self.blocks):
             x, k, v = block.whole(x, position, self.rotary, mask)
             if view is not None:
@@ -132,7 +139,9 @@ class CausalEncoder(nn.Module):
     ) -> CachePlan:
         """The cache of `rows` sequences of at most `capacity` tokens, not yet allocated."""
         c = self.config
-        return CachePlan(c.depth, c.kv_heads, c.head_dim, rows, capacity, block_size, blocks, dtype)
+        return CachePlan(
+            c.depth, c.kv_heads, c.cache_head_dim, rows, capacity, block_size, blocks, dtype
+        )
 
     def new_cache(
         self, rows: int, capacity: int, *, limit: int | None = None, **options

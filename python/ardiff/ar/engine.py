@@ -13,9 +13,8 @@ from torch import Tensor
 import ardiff_kernels
 
 from ..batch_invariant import batch_invariant as batch_invariant_mode
-from ..models.image_model import ARModel
 from .kv_cache import KVCache
-from .patch_model import PatchModel, sampled_model
+from .patch_model import Sampled, sampled_model
 from .requests import Finished, MadePatch, Request, check_room, make_request
 from .step import PatchSolver, contexts, prefill
 
@@ -72,7 +71,7 @@ class AREngine:
 
     def __init__(
         self,
-        model: PatchModel | ARModel,
+        model: Sampled,
         solver: str = "rtk-uld",
         steps: int = 48,
         *,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..tables.paths import Path, check_prediction, get_path
+from .requests import Request
 
 
 class _WholePrefix:
@@ -79,13 +80,26 @@ class OwnModel:
         if decode is not None and not callable(decode):
             raise TypeError(f"decode must be callable, got {type(decode).__name__}")
         self.denoiser, self.null, self.decode = denoise, null, decode
+        self.block, self.patch_dim, self.grid = 1, patch_dim, {}
+        self.path, self.prediction = get_path(path), check_prediction(prediction)
         self.config = SimpleNamespace(
-            patches=patches, patch_dim=patch_dim, path=get_path(path),
-            prediction=check_prediction(prediction), grid_options=dict,
-            context_width=None if null is None else null.shape[-1],
-        )  # fmt: skip
+            patches=patches, context_width=None if null is None else null.shape[-1]
+        )
 
-    def clip_patch(self, patch: Tensor, k: int) -> Tensor:
+    @property
+    def start(self) -> Tensor:
+        """Where states and noise live, as models have it."""
+        return self.mean
+
+    def contexts(self, cache: Any, running: list[Request]) -> list[Any]:
+        """The contexts of the next patches of a whole batch, as :func:`ardiff.ar.step.contexts`."""
+        first = running[0]
+        last = None if first.last is None else torch.cat([request.last for request in running])
+        context = self.context.step(last, cache)
+        fixed = first.sources[1:]
+        return [context, *(other.to(context).expand_as(context).contiguous() for other in fixed)]
+
+    def clip(self, patch: Tensor, place: Tensor) -> Tensor:
         return patch
 
     def finished(self, patch: Tensor, k: int) -> Tensor:

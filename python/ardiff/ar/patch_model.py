@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.image_model import ARModel
-from .encoder import CausalEncoder, EncoderConfig
+from .encoder import CausalEncoder
 
 
 class PatchModel(nn.Module):
@@ -115,43 +115,17 @@ class PatchModel(nn.Module):
         return patch.clamp(self.low[place], self.high[place])
 
 
-def patch_model(model: ARModel) -> PatchModel:
-    """An `ARModel`, such as `ardiff.load` returns, over a `CausalEncoder`: a copy, for sampling.
-
-    Raises:
-        ValueError: a head size that the cache does not hold (see `EncoderConfig`).
-    """
-    c = model.config
-    config = EncoderConfig(
-        c.context_width, c.context_depth, c.context_heads, norm="layer", norm_eps=1e-5,
-        mlp="gelu", position="learned", positions=c.patches, qkv_bias=True, proj_bias=True,
-        mlp_bias=True,
-    )  # fmt: skip
-    with torch.device(model.mean.device):
-        encoder = CausalEncoder(config)
-        made = PatchModel(
-            encoder, copy.deepcopy(model.denoiser), c.patch_dim, path=c.path,
-            prediction=c.prediction, grid=c.grid_options(),
-        )  # fmt: skip
-    own = model.context.state_dict()
-    encoder.load_state_dict({k: v for k, v in own.items() if not k.startswith(("start", "embed"))})
-    made.embed.load_state_dict(model.context.embed.state_dict())
-    made.start.data[0] = model.context.start.data
-    made.null = None if model.null is None else copy.deepcopy(model.null)
-    made.low, made.high = (-1 - model.mean) / model.std, (1 - model.mean) / model.std
-    return made.eval().requires_grad_(False)
+Sampled = PatchModel | ARModel  # what a step of `ardiff.ar.step` samples from
 
 
-def sampled_model(model: PatchModel | ARModel) -> PatchModel:
-    """What `AREngine` samples from: `model`, or its `patch_model`.
+def sampled_model(model: Sampled) -> Sampled:
+    """What `AREngine` samples from: `model`; a copy of an `ARModel`, which may go on training.
 
     Raises:
         TypeError: neither a `PatchModel` nor an `ARModel`.
         ValueError: a dtype that the engine cannot sample in.
     """
-    if isinstance(model, ARModel):
-        model = patch_model(model)
-    if not isinstance(model, PatchModel):
+    if not isinstance(model, (PatchModel, ARModel)):
         raise TypeError(
             f"AREngine: model must be a PatchModel or an ARModel, got {type(model).__name__}"
         )
@@ -161,4 +135,6 @@ def sampled_model(model: PatchModel | ARModel) -> PatchModel:
             "AREngine: the model and its encoder must be float32 or bfloat16, both the same, got "
             f"{str(own)[6:]} and an encoder of {str(dtype)[6:]}"
         )
+    if isinstance(model, ARModel):
+        model = copy.deepcopy(model).eval().requires_grad_(False)
     return model

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..guide import Guidance, number
 from ..noise import MAX_PATCHES, MAX_SAMPLE_ID
 from .kv_cache import CachePlan
-from .patch_model import PatchModel
+from .patch_model import Sampled
 
 
 class MadePatch(NamedTuple):
@@ -46,24 +46,25 @@ class Request:
 
     Attributes:
         prompts: tokens `[n, width]` of each stream, the conditional one first.
-        sources: the stream of the context, and of each context that guidance compares with; None
-            is the model's null context.
+        sources: the stream of the context, and of each context that guidance compares with; or a
+            fixed context in a stream's place.
         weights: of each of the latter, at each patch.
+        steps: bound on the model calls, for each patch.
         rows: of the cache, one a stream; empty while it waits and once it is done.
         last: the block of patches made last, `[block, d]`.
     """
 
     id: int
     prompts: list[Tensor]
-    sources: list[int | None]
+    sources: list[int | Tensor]
     weights: list[list[float]]
     order: list[int]
     seed: int
     sample_id: int
-    steps: int
+    steps: list[int]
     temperature: float
-    stop: Callable[[MadePatch], bool] | None
-    on_patch: Callable[[MadePatch], object] | None
+    stop: Callable[[MadePatch], bool] | None = None
+    on_patch: Callable[[MadePatch], object] | None = None
     rows: list[int] = field(default_factory=list)
     made: list[Tensor] = field(default_factory=list)
     last: Tensor | None = None
@@ -84,24 +85,28 @@ class Request:
         at = [block + place for place in self.order[done - block : done]] if done else range(block)
         return [[len(prompt) + place for place in at] for prompt in self.prompts]
 
+    def keep(self, patches: Tensor) -> None:
+        """Takes in a block of patches `[block or fewer, d]` that no one will change."""
+        self.last = patches
+        self.made += patches.unbind(0)
+        self.done = len(self.made) == len(self.order)
+
     def take(self, patches: Tensor) -> list[MadePatch]:
-        """Keeps a block of patches `[block or fewer, d]`."""
-        first, self.last = len(self.made), patches.clone()
-        self.made += [patch.clone() for patch in patches]
-        found = [
+        """Keeps a copy of a block of patches, and returns another."""
+        first = len(self.made)
+        self.keep(patches.clone())
+        return [
             MadePatch(self.id, first + i, self.order[first + i], patch.clone())
             for i, patch in enumerate(patches)
         ]
-        self.done = len(self.made) == len(self.order)
-        return found
 
     def stop_after(self, index: int) -> None:
         """Patch `index` was the last one."""
         del self.made[index + 1 :]
         self.done = True
 
-    def source(self, way: int) -> int | None:
-        """The stream of context `way` of guidance; past its own ones, the last again."""
+    def source(self, way: int) -> int | Tensor:
+        """The source of context `way` of guidance; past its own ones, the last again."""
         return self.sources[min(way, len(self.sources) - 1)]
 
     def weight(self, way: int, index: int) -> float:
@@ -121,7 +126,7 @@ def integer(name: str, value: int, low: int, high: int) -> int:
 
 
 def make_request(
-    model: PatchModel,
+    model: Sampled,
     id: int,
     prompt: Tensor | None,
     patches: int,
@@ -163,7 +168,7 @@ def make_request(
         )
     prompts, sources = [_prompt("prompt", prompt, model)], [0]
     for condition in guided.conditions:
-        sources.append(None if condition is model.null else len(prompts))
+        sources.append(condition if condition is model.null else len(prompts))
         if condition is not model.null:
             prompts.append(condition)
     return Request(
@@ -174,7 +179,7 @@ def make_request(
         order,
         integer("seed", seed, -(2**63), 2**63),
         integer("sample_id", id if sample_id is None else sample_id, 0, MAX_SAMPLE_ID),
-        steps,
+        [steps] * patches,
         number("temperature", temperature, 0.0),
         stop,
         on_patch,
@@ -182,7 +187,7 @@ def make_request(
 
 
 def _guidance(
-    model: PatchModel,
+    model: Sampled,
     uncond: Tensor | None,
     guidance: float | None,
     uncond2: Tensor | None,
@@ -206,7 +211,7 @@ def _guidance(
     return Guidance.of(conditions[0], guidance, conditions[1], guidance2)
 
 
-def check_room(request: Request, model: PatchModel, plan: CachePlan) -> None:
+def check_room(request: Request, model: Sampled, plan: CachePlan) -> None:
     """Raises ValueError for a request that a cache or the encoder's positions can never hold."""
     tokens, block, config = request.tokens(model.block), model.block, model.encoder.config
     if max(tokens) > plan.capacity:
@@ -228,7 +233,7 @@ def check_room(request: Request, model: PatchModel, plan: CachePlan) -> None:
         )
 
 
-def _prompt(name: str, tokens: Tensor | None, model: PatchModel) -> Tensor:
+def _prompt(name: str, tokens: Tensor | None, model: Sampled) -> Tensor:
     width, like = model.encoder.config.width, model.start
     if tokens is None:
         return like.new_empty(0, width)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,15 +16,14 @@ from torch import Tensor
 import ardiff_kernels
 
 from ..guide import Guidance, number
-from ..heads.fused import fused
-from ..loop.run import run
+from ..loop.run import Decision
 from ..loop.stats import SampleStats, collect, pool
 from ..models.checkpoint import load_model as load
 from ..models.image_model import ARModel
-from ..noise import initial_state, make_key, make_stream, sample_id_of
-from ..solvers import solver as make_table
-from ..solvers import solver_options
+from ..noise import make_key, make_stream, sample_id_of
 from .function_model import OwnModel
+from .requests import Request
+from .step import PatchSolver, contexts
 
 __all__ = ["ARSampler", "SampleOutput", "SampleStats", "StreamedPatch", "load"]
 
@@ -124,8 +124,7 @@ class ARSampler:
         if stages is not None:
             options["stages"] = stages
         config = model.config
-        self.model, self.temperature = model, temperature
-        number("temperature", temperature, 0.0)
+        self.model, self.temperature = model, number("temperature", temperature, 0.0)
         null = None if guidance is None else model.null
         self.guidance = Guidance.of(null, guidance, uncond2, guidance2).per_patch(
             guidance_schedule, config.patches
@@ -136,23 +135,16 @@ class ARSampler:
                 f"{list(uncond2.shape)}"
             )
         self.batch, self.backend, self.weights = batch, backend, weights
-        self._denoiser = fused(model.denoiser, weights)
-        if "dim" in solver_options(solver):
-            options.setdefault("dim", config.patch_dim)
         each = list(steps) if isinstance(steps, (list, tuple)) else [steps] * config.patches
         if len(each) != config.patches:
             raise ValueError(
                 f"ARSampler: steps must be an integer or {config.patches}, one a patch, got "
                 f"{len(each)}"
             )
-        choices = {"path": config.path, "prediction": config.prediction, **config.grid_options()}
-        self.tables = [make_table(solver, steps=n, **choices | options) for n in each]
+        self.steps = each
+        self._solver = PatchSolver(model, solver, options, weights)
+        self.tables = [self._solver.table(n) for n in each]
         self.table = self.tables[0]
-        if self.table.energy:
-            raise ValueError(
-                'ARSampler: accept="energy" needs a density, which a model of this kind lacks; use '
-                '"trapezoid" or "simpson"'
-            )
 
     @property
     def calls(self) -> int:
@@ -179,13 +171,13 @@ class ARSampler:
         Raises:
             ValueError, TypeError: n or an id out of range, ids that are not n integers, a bad seed.
         """
-        ids, key = _checked_ids(n, sample_ids), make_key(seed, self.model.mean.device)
+        ids, seed = _checked_ids(n, sample_ids), int(make_key(seed, self.model.start.device))
         config = self.model.config
         total, done = len(ids) * config.patches, 0
         parts: list[list[Tensor]] = []
         fared: list[SampleStats] = []
         start = time.perf_counter()
-        for part in self._draw(ids, key, fared):
+        for part in self._draw(ids, seed, fared):
             if part.index == 0:
                 parts.append([])
             parts[-1].append(part.pixels)
@@ -206,53 +198,59 @@ class ARSampler:
 
         Arguments and errors as `sample`'s; past `batch` images, one batch follows another.
         """
-        ids, key = _checked_ids(n, sample_ids), make_key(seed, self.model.mean.device)
-        return self._draw(ids, key, [])
+        ids, seed = _checked_ids(n, sample_ids), int(make_key(seed, self.model.start.device))
+        return self._draw(ids, seed, [])
 
-    def _draw(self, ids: Tensor, key: Tensor, fared: list[SampleStats]) -> Iterator[StreamedPatch]:
+    def _draw(self, ids: Tensor, seed: int, fared: list[SampleStats]) -> Iterator[StreamedPatch]:
         for part in ids.split(self.batch):
             if len(part):
-                yield from self._draw_batch(part, key, fared)
+                yield from self._draw_batch(part, seed, fared)
 
-    @torch.no_grad()
     def _draw_batch(
-        self, ids: Tensor, key: Tensor, fared: list[SampleStats]
+        self, ids: Tensor, seed: int, fared: list[SampleStats]
     ) -> Iterator[StreamedPatch]:
-        model, device = self.model, self.model.mean.device
-        cache = model.context.new_cache(len(ids))
-        patch = None
-        for k in range(model.config.patches):
-            context = model.context.step(patch, cache)
-            stream = make_stream(ids, len(ids), k, device)
-            table, decisions = self.tables[k], []
-            with ardiff_kernels.backend(self.backend) if self.backend else nullcontext():
-                x = initial_state(table, key, stream, model.config.patch_dim)
-                x = run(
-                    table,
-                    self._denoiser,
-                    x,
-                    key=key,
-                    stream=stream,
-                    condition=context,
-                    decisions=decisions,
-                    **self._modifiers(context, k),
-                )
+        model, running = self.model, self._requests(ids.tolist(), seed)
+        contexts_of = self._contexts(len(ids))
+        for k, table in enumerate(self.tables):
+            decisions: list[Decision] = []
+            with torch.no_grad(), self._backend():
+                made = self._solver.draw(running, contexts_of(running), decisions)
+            for request, patch in zip(running, made.split(1), strict=True):
+                request.keep(patch)
             if decisions:
                 fared.append(collect(table, 0, 0.0, decisions))
-            patch = model.clip_patch(x, k)
-            yield StreamedPatch(k, ids, model.finished(patch, k))
+            yield StreamedPatch(k, ids, model.finished(made, k))
 
-    def _modifiers(self, context: Tensor, k: int) -> dict[str, Tensor]:
-        """Guidance and temperature of patch k, as `run` takes them."""
-        found = {}
-        if self.temperature != 1:
-            found["noise_scale"] = self.model.mean.new_tensor([self.temperature])
+    def _requests(self, ids: list[int], seed: int) -> list[Request]:
+        """A request for each image, without a prompt."""
         conditions, weights = self.guidance
-        here = Guidance(
-            tuple(condition.to(context).expand_as(context) for condition in conditions),
-            tuple(self.model.mean.new_tensor([each[k]]) for each in weights),
-        )
-        return found | here.arguments()
+        prompt, order = self.model.start.new_empty(0), list(range(self.model.config.patches))
+        return [
+            Request(
+                row,
+                [prompt],
+                [0, *conditions],
+                list(weights),
+                order,
+                seed,
+                sample_id,
+                self.steps,
+                self.temperature,
+                rows=[row],
+            )  # fmt: skip
+            for row, sample_id in enumerate(ids)
+        ]
+
+    def _contexts(self, batch: int) -> Callable[[list[Request]], list[Any]]:
+        """What makes the contexts of a batch's next patches, from an empty cache."""
+        if isinstance(self.model, OwnModel):
+            return partial(self.model.contexts, self.model.context.new_cache(batch))
+        encoder = self.model.encoder
+        cache = encoder.new_cache(batch, self.model.config.patches, dtype=encoder.dtype)
+        return partial(contexts, self.model, cache)
+
+    def _backend(self) -> AbstractContextManager:
+        return ardiff_kernels.backend(self.backend) if self.backend else nullcontext()
 
 
 def _own_model(model: Any, encode: Any, denoise: Any, options: dict[str, Any]) -> OwnModel:

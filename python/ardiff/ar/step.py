@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..guide import Guidance
 from ..heads.fused import fused
-from ..loop.run import make_schedule, run
+from ..loop.run import Decision, make_schedule, run
 from ..noise import Spans, initial_state, make_key, stream_of
 from ..solvers import solver as make_table
 from ..solvers import solver_options
@@ -17,13 +20,13 @@ from ..tables.plan import Schedule
 from ..tables.ragged import RaggedTable
 from ..tables.table import StepTable
 from .kv_cache import KVCache
-from .patch_model import PatchModel
+from .patch_model import Sampled
 from .requests import Request
 
 _SCHEDULES = 64  # ragged ones kept; the least recently used goes first
 
 
-def prefill(model: PatchModel, cache: KVCache, admitted: list[Request]) -> None:
+def prefill(model: Sampled, cache: KVCache, admitted: list[Request]) -> None:
     """Takes in the prompts of all streams, in one call of the encoder."""
     streams = [
         (row, prompt)
@@ -37,7 +40,7 @@ def prefill(model: PatchModel, cache: KVCache, admitted: list[Request]) -> None:
         model.encoder.prefill(tokens, cache, rows, [len(prompt) for prompt in prompts])
 
 
-def contexts(model: PatchModel, cache: KVCache, running: list[Request]) -> list[Tensor]:
+def contexts(model: Sampled, cache: KVCache, running: list[Request]) -> list[Tensor]:
     """Takes in the newest tokens of all streams, in one call of the encoder.
 
     Returns:
@@ -67,11 +70,12 @@ def contexts(model: PatchModel, cache: KVCache, running: list[Request]) -> list[
     found = []
     for way in range(max(len(request.sources) for request in running)):
         sources = [running[i].source(way) for i, _ in slots]
-        at = [(first[i] + (s or 0)) * block + j for (i, j), s in zip(slots, sources, strict=True)]
+        fixed = [n for n, source in enumerate(sources) if isinstance(source, Tensor)]
+        streams = [0 if isinstance(source, Tensor) else source for source in sources]
+        at = [(first[i] + s) * block + j for (i, j), s in zip(slots, streams, strict=True)]
         context = hidden[at]
-        if None in sources:
-            nulled = torch.tensor([s is None for s in sources], device=device)
-            context = torch.where(nulled[:, None], model.null, context)
+        if fixed:
+            context[fixed] = torch.stack([sources[n] for n in fixed]).to(context)
         found.append(context.float())
     return found
 
@@ -80,15 +84,14 @@ class PatchSolver:
     """Draws the next patches of requests, each with its own steps, guidance and temperature.
 
     Args:
-        model: whose denoiser is called.
+        model: whose denoiser is called; forward hooks that its head has at a call are called.
         name, options: a name of `ardiff.solvers` and its options.
         weights: see `ardiff.heads.fused.FusedHead`.
     """
 
-    def __init__(
-        self, model: PatchModel, name: str, options: dict, weights: str = "float32"
-    ) -> None:
-        self.model, self._denoiser = model, fused(model.denoiser, weights)
+    def __init__(self, model: Any, name: str, options: dict, weights: str = "float32") -> None:
+        self.model, self._weights = model, weights
+        fused(model.denoiser, weights)  # refuses unknown weights at once
         own = {"name": name, "path": model.path, "prediction": model.prediction}
         self._choices = {**own, **model.grid, **options}
         if "dim" in solver_options(name):
@@ -108,10 +111,21 @@ class PatchSolver:
             self._tables[steps] = table
         return self._tables[steps]
 
-    def draw(self, running: list[Request], contexts: list[Tensor]) -> Tensor:
-        """The next patches `[B, d]` of requests in order of seed, from their `contexts`."""
+    def draw(
+        self,
+        running: list[Request],
+        contexts: Sequence[Any],
+        decisions: list[Decision] | None = None,
+    ) -> Tensor:
+        """The next patches `[B, d]` of requests in order of seed, from their `contexts`.
+
+        Args:
+            running: requests, one or more.
+            contexts: of their next patches, and those that guidance compares with.
+            decisions: as of :func:`ardiff.loop.run.run`.
+        """
         context, *others = contexts
-        model, device = self.model, context.device
+        model, device = self.model, self.model.start.device
         slots = [
             (request, len(request.made) + j, place)
             for request in running
@@ -119,21 +133,21 @@ class PatchSolver:
         ]
         streams = [stream_of(request.sample_id, place) for request, _, place in slots]
         stream = torch.tensor(streams, dtype=torch.int64, device=device)
-        modifiers = {}
-        for way, other in enumerate(others, 1):
-            weights = [request.weight(way, index) for request, index, _ in slots]
-            suffix = "" if way == 1 else str(way)
-            modifiers[f"uncond{suffix}"] = other
-            modifiers[f"guidance{suffix}"] = torch.tensor(weights, device=device)
+        weights = tuple(
+            torch.tensor([request.weight(way, index) for request, index, _ in slots], device=device)
+            for way in range(1, 1 + len(others))
+        )
+        modifiers = Guidance(tuple(others), weights).arguments()
         if any(request.temperature != 1 for request in running):
             scale = [request.temperature for request, _, _ in slots]
             modifiers["noise_scale"] = torch.tensor(scale, device=device)
-        keys = _spans([request.seed for request, _, _ in slots], device)
-        table, schedule = self._schedule([request.steps for request, _, _ in slots], context)
+        keys = _keys([request.seed for request, _, _ in slots], device)
+        steps = [request.steps[index] for request, index, _ in slots]
+        table, schedule = self._schedule(steps, stream)
         x = initial_state(table, keys, stream, model.patch_dim)
         x = run(
-            schedule, self._denoiser, x, key=keys, stream=stream,
-            condition=context, **modifiers,
+            schedule, fused(model.denoiser, self._weights), x, key=keys, stream=stream,
+            condition=context, decisions=decisions, **modifiers,
         )  # fmt: skip
         return model.clip(x, torch.tensor([place for _, _, place in slots], device=device))
 
@@ -153,11 +167,11 @@ class PatchSolver:
         return kept[tuple(steps)]
 
 
-def _spans(seeds: list[int], device: torch.device) -> Spans:
-    """The runs of equal seeds and their keys."""
+def _keys(seeds: list[int], device: torch.device) -> Tensor | Spans:
+    """The key of all; or the runs of equal seeds and their keys."""
     spans, first = [], 0
     for seed, same in groupby(seeds):
         last = first + len(list(same))
         spans.append((slice(first, last), make_key(seed, device)))
         first = last
-    return spans
+    return spans if len(spans) > 1 else spans[0][1]

@@ -25,7 +25,8 @@ class EncoderConfig:
     Attributes:
         width, depth, heads: of the transformer.
         kv_heads: key and value heads, a divisor of `heads`; 0 for `heads`.
-        head_dim: 32 to 256, a multiple of 8; 0 for width / heads.
+        head_dim: 32 to 256, a multiple of 8; 0 for width / heads. Without rotary positions and
+            qk_norm any up to 256, which the cache fills up with zeros.
         ffn: hidden channels of the MLP; 0 for 4 width.
         norm: ``rms`` or ``layer``; norm_eps: added to its mean square or variance.
         mlp: ``swiglu`` (Shazeer 2020) or ``gelu``.
@@ -88,7 +89,10 @@ class EncoderConfig:
             raise ValueError(
                 f"kv_heads must divide heads, got {self.kv_heads} and {self.heads} heads"
             )
-        if not 32 <= self.head_dim <= 256 or self.head_dim % 8:
+        fills = self.position != "rotary" and not self.qk_norm
+        if fills and self.head_dim > 256:
+            raise ValueError(f"head_dim must be at most 256, got {self.head_dim}")
+        if not fills and (self.head_dim > 256 or self.head_dim != self.cache_head_dim):
             raise ValueError(
                 f"head_dim must be a multiple of 8 from 32 to 256, got {self.head_dim}"
             )
@@ -97,6 +101,11 @@ class EncoderConfig:
                 f"rotary_dims must be even and at most head_dim {self.head_dim}, got "
                 f"{self.rotary_dims}"
             )
+
+    @property
+    def cache_head_dim(self) -> int:
+        """Of a head in the cache: `head_dim`, filled up to what the attention kernels take."""
+        return max(32, -(-self.head_dim // 8) * 8)
 
 
 class Rotary(NamedTuple):
@@ -139,9 +148,11 @@ class Block(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = c = config
-        self.norm1, self.norm2 = make_norm(c), make_norm(c)
+        # In the order in which training checkpoints number them.
+        self.norm1 = make_norm(c)
         self.qkv = nn.Linear(c.width, (c.heads + 2 * c.kv_heads) * c.head_dim, c.qkv_bias)
         self.proj = nn.Linear(c.heads * c.head_dim, c.width, c.proj_bias)
+        self.norm2 = make_norm(c)
         self.q_norm = nn.Parameter(torch.ones(c.head_dim)) if c.qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(c.head_dim)) if c.qk_norm else None
         if c.mlp == "swiglu":
@@ -176,7 +187,7 @@ class Block(nn.Module):
             is_causal=mask is None,
             enable_gqa=self.config.kv_heads != self.config.heads,
         )
-        return self._close(x, attended.transpose(1, 2)), k, v
+        return self._close(x, attended.transpose(1, 2)), self._filled(k), self._filled(v)
 
     def extend(
         self,
@@ -189,7 +200,7 @@ class Block(nn.Module):
         causal: bool,
     ) -> Tensor:
         """New tokens `[B, T, width]` behind those that the cache holds."""
-        q, k, v = self._heads(x)
+        q, k, v = map(self._filled, self._heads(x))
         place = {"count": count, "block_table": view.block_table}
         if rotary.cos is not None:
             place |= {"cos": rotary.cos, "sin": rotary.sin, "position": position}
@@ -204,12 +215,18 @@ class Block(nn.Module):
             q_norm=norms[0],
             k_scale=view.k_scale[layer],
             v_scale=view.v_scale[layer],
+            scale=self.config.head_dim**-0.5,
             window=self.config.window,
             causal=causal,
             **place,
             **eps,
         )
-        return self._close(x, attended)
+        return self._close(x, attended[..., : self.config.head_dim])
+
+    def _filled(self, heads: Tensor) -> Tensor:
+        """Heads `[B, T, H, D]` as the cache holds them."""
+        missing = self.config.cache_head_dim - self.config.head_dim
+        return F.pad(heads, (0, missing)) if missing else heads
 
 
 def _head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -116,7 +116,7 @@ class Rows:
         self.state.weights = list(weights)
         self.key, self.stream = key if spans is None else spans[0][1], stream
         self.index = first
-        self._coef = schedule.buffers.coef
+        self._coef, self._ragged = schedule.buffers.coef, schedule.buffers.row.shape[1] > 1
         self._ladder, self._energy, self._decisions = ladder, energy, decisions
 
     @property
@@ -150,39 +150,42 @@ class Rows:
 
     def take(self, outs: Sequence[Tensor]) -> None:
         """The model's outputs at :meth:`query`, one for each condition."""
-        self.state.take(list(outs), self._steps[self.index])
+        self.state.take(outs, self._steps[self.index])
 
     def advance(self, outs: Sequence[Tensor]) -> None:
         """Takes outputs and executes all rows up to the next call, or the end."""
         self.take(outs)
         self.execute()
-        while not self.ended and not self.calls_model:
+        steps = self._steps
+        while self.index < len(steps) and steps[self.index].calls_model is False:
             self.execute()
 
     def execute(self, **noise: Tensor) -> None:
         """The launches of the next iteration, with given normals (`noise`, of `uld` rows `noise2`
         too) in place of the addressed ones."""
         k, state, energy = self.index, self.state, self._energy
-        step = self._steps[k]
-        if step.saves_origin is not False:
-            if energy is not None and (step.calls_model is not False or state.energy is None):
+        launches, calls, _, saves, margin = step = self._steps[k]
+        if saves is not False:
+            if energy is not None and (calls is not False or state.energy is None):
                 state.energy = energy(k, state.x)
-            state.save_origin(step.saves_origin)
-        if energy is not None and any(kind.op == "accept" for kind, _ in step.launches):
+            state.save_origin(saves)
+        if energy is not None and any(kind.op == "accept" for kind, _ in launches):
             state.energy = energy(k, state.x)
-        for kind, row in step.launches:
+        for kind, row in launches:
             if self._ladder is not None:
                 row = self._ladder.rows(row)
             place = (self._coef, row, self._draws[k], self.key, self.stream)
-            if kind.op != "accept":
-                state.set_ball(kind.op, place, step)
-                state.move(kind.op, place, noise)
+            op = kind.op
+            if op != "accept":
+                if isinstance(margin, Tensor) or margin > 0:
+                    state.set_ball(op, place, step)
+                state.move(op, place, noise)
             elif state.origin:  # else the run began after its proposal: there is no way back
                 self._decide(row, *state.accept(place, kind))
         self.index = k + 1
 
     def _decide(self, row: Tensor, accepted: Tensor, log_alpha: Tensor) -> None:
-        if self._ladder is None and len(row) > 1:
+        if self._ladder is None and self._ragged:
             accepted = accepted & (row >= 0)
             log_alpha = torch.where(row >= 0, log_alpha, torch.nan)
         if self._ladder is not None:

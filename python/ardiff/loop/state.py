@@ -50,6 +50,7 @@ class State:
         weights: guidance weights, one for each unconditional output.
         energy: float32 `[B]` of the carried state, for tables that compare energies.
         theirs: tensors that their owners may write later. What is kept of them is copied.
+        has_midpoints: whether any row calls halfway to a proposal.
         origin: of the last proposal: x, v, energy and out by name; empty before the first.
     """
 
@@ -75,7 +76,7 @@ class State:
         self.theirs: Sequence[Tensor] = ()
         self.origin: dict[str, Tensor | None] = {}
         self._in_place, self._accepts = in_place, schedule.accepts
-        self._midpoints = any(step.midpoint is not False for step in schedule.plan)
+        self.has_midpoints = any(step.midpoint is not False for step in schedule.plan)
         self._spans = spans
         self._options = dict(options)
         self._out: Tensor | None = None
@@ -102,10 +103,12 @@ class State:
         halfway = (self.origin["x"] + self.x) / 2
         return _choose(step.midpoint, halfway, self.x)
 
-    def take(self, outs: list[Tensor], step: Step) -> None:
+    def take(self, outs: Sequence[Tensor], step: Step) -> None:
         """Keeps the outputs of a call, guided at once where accept rows need them."""
         if self._accepts:
             out, spare = self._combined(outs), {}
+        elif len(outs) == 1:
+            out, spare = self._unaliased(outs[0]), {}
         else:
             outs = [self._unaliased(out) for out in outs]
             out, names = outs[0], ("uncond_out", "uncond_out2")
@@ -115,7 +118,7 @@ class State:
             self._mid = _choose(step.midpoint, self._lasting(out), self._mid)
             if step.midpoint is True:
                 return
-        if self._midpoints:  # which a row may call at before this output is used
+        if self.has_midpoints:  # where a row may call before this output is used
             out = self._lasting(out)
         fresh = step.calls_model
         if isinstance(step.midpoint, Tensor):
@@ -126,7 +129,7 @@ class State:
                 value = _choose(fresh, value, self._options.get(name))
             self._options[name] = value
 
-    def _combined(self, outs: list[Tensor]) -> Tensor:
+    def _combined(self, outs: Sequence[Tensor]) -> Tensor:
         """u + w (c - u), or u2 + w2 (u - u2) + w (c - u): a tensor of the run's own."""
         if len(outs) == 1:
             return outs[0].clone() if self._in_place else outs[0]
@@ -144,22 +147,29 @@ class State:
         return out.clone() if same else out
 
     def save_origin(self, which: Flag) -> None:
-        now = {"x": self.x, "v": self.v, "energy": self.energy}
-        for name, value in now.items():
-            if value is not None:
-                kept = value.clone() if self._in_place else self._lasting(value)
-                self.origin[name] = _choose(which, kept, self.origin.get(name))
-        self.origin["out"] = _choose(which, self._lasting(self._out), self.origin.get("out"))
+        kept = {"x": self._kept(self.x), "out": self._lasting(self._out)}
+        if self.v is not None:
+            kept["v"] = self._kept(self.v)
+        if self.energy is not None:
+            kept["energy"] = self._kept(self.energy)
+        if which is not True:
+            kept = {name: _choose(which, now, self.origin.get(name)) for name, now in kept.items()}
+        self.origin = kept
+
+    def _kept(self, value: Tensor) -> Tensor:
+        """`value` as it is now, whatever the rows that follow write."""
+        return value.clone() if self._in_place else self._lasting(value)
 
     def _lasting(self, value: Tensor) -> Tensor:
         """`value`, or a copy where its owner may write it before it is read again."""
-        return value.clone() if any(value is t for t in self.theirs) else value
+        for t in self.theirs:
+            if t is value:
+                return value.clone()
+        return value
 
     def set_ball(self, op: str, place: tuple, step: Step) -> None:
         """Sets each sample's ball radius at a row that has a margin: |mean| + margin."""
         margin = step.ball_margin
-        if not isinstance(margin, Tensor) and margin == 0:
-            return
         still = {"noise": torch.zeros_like(self.x, dtype=torch.float32)}
         if op == "uld":
             still["noise2"] = still["noise"]
@@ -170,7 +180,7 @@ class State:
         self._ball = _choose(moves, radius, self._ball)
 
     def _moved(self, op: str, place: tuple, more: dict[str, Any]) -> tuple[Tensor, ...]:
-        options = self._options | more
+        options = self._options | more if more else self._options
         if op == "uld":
             return launch(op, self.x, self.v, self.out, self.memory, *place, **options)
         return launch(op, self.x, self.out, self.memory, *place, **options)

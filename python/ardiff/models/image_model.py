@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from ..ar.context import ContextEncoder
+from ..ar.patch_context import PatchContext
 from ..heads.edm import EDMHead
 from ..heads.mar import DiffusionHead
 from ..tables.paths import GRIDS, PATHS, PREDICTIONS
@@ -104,17 +104,21 @@ class ARModel(nn.Module):
     variance over all.
 
     Attributes:
-        context: the `ContextEncoder`.
+        context: the `PatchContext`.
         head: the `DiffusionHead`.
         denoiser: what a sampler calls, the head within its preconditioning: `denoiser(x, level, c)`
             and `denoiser.hoist(levels, c)`.
         null: the context that stands for none, `[context_width]`, or None.
+        block, place: one patch a step, in one order, as `ardiff.ar.patch_model.PatchModel` has it.
     """
+
+    block = 1
+    place = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.context = ContextEncoder(
+        self.context = PatchContext(
             config.patch_dim,
             config.patches,
             config.context_width,
@@ -135,6 +139,35 @@ class ARModel(nn.Module):
     def denoiser(self) -> DiffusionHead | EDMHead:
         return EDMHead(self.head) if self.config.preconditioning == "edm" else self.head
 
+    @property
+    def encoder(self) -> PatchContext:
+        return self.context
+
+    @property
+    def start(self) -> Tensor:
+        """The tokens before the first patch, `[1, context_width]`."""
+        return self.context.start[None]
+
+    @property
+    def patch_dim(self) -> int:
+        return self.config.patch_dim
+
+    @property
+    def path(self) -> str:
+        return self.config.path
+
+    @property
+    def prediction(self) -> str:
+        return self.config.prediction
+
+    @property
+    def grid(self) -> dict:
+        return self.config.grid_options()
+
+    def tokens(self, last: Tensor, fresh: Tensor, target: Tensor) -> Tensor:
+        """The next tokens, as `PatchModel.tokens`."""
+        return self.context.tokens(last, fresh)
+
     def to_patches(self, images: Tensor) -> Tensor:
         """Images `[n, C, H, W]` in [-1, 1] -> normalised patches `[n, K, d]`."""
         return (patchify(images, self.config.patch_size) - self.mean) / self.std
@@ -151,7 +184,12 @@ class ARModel(nn.Module):
 
     def clip_patch(self, patch: Tensor, k: int) -> Tensor:
         """Normalised patch k `[n, d]` with its pixels clipped to [-1, 1]."""
-        return patch.clamp((-1 - self.mean[k]) / self.std, (1 - self.mean[k]) / self.std)
+        return self.clip(patch, k)
+
+    def clip(self, patch: Tensor, place: int | Tensor) -> Tensor:
+        """As `clip_patch`; `place` may be int64 `[n]`, which patch each is."""
+        low, high = ((bound - self.mean[place]) / self.std for bound in (-1, 1))
+        return patch.clamp(low, high)
 
     def finished(self, patch: Tensor, k: int) -> Tensor:
         """Normalised patch k `[n, d]` -> its pixels `[n, C, p, p]`, clipped to [-1, 1]."""

@@ -1,4 +1,81 @@
-"""StepTable: a sampler as a table of coefficients, one row a call of a step op."""
+r"""StepTable: a sampler as a table of coefficients, one row a call of a step op.
+
+How to read a row. Each row names its op, and its 16 numbers are that op's columns, drawn below. A
+column is a weight: the letter before the underscore is what is made, the one after it is what is
+multiplied. So x_0 is the weight of x0 in the new x. A column that is 0 drops its term. All of a row
+is read from the old values. `out` is what the model returned, at this row if it calls the model,
+else at the last row that did; n, n1 and n2 are fresh standard normals, one an element.
+
+A ``diffusion`` row moves a state x, with a memory beside it of the same shape::
+
+    p_x p_o | x_x x_x_lo x_0 x_m x_d x_n | m_x m_x_lo m_0 | lv_min lv_max | s_x s_m s_2
+    \_____/   \________________________/   \____________/   \___________/   \_________/
+    x0 =      new x =                      new memory =     n's log-        new memory2 =
+     p_x x     x_x x                        m_x x           variance if      s_x x
+    +p_o out  +x_0 x0                      +m_0 x0          the model       +s_m memory
+              +x_m memory                                   learned it      +s_2 memory2
+              +x_d (x - memory)                             (below)
+              +x_n n
+
+x0 is the data prediction, p_x and p_o what turns `out` into it. Solvers of second order keep the
+last x0 as memory (m_0 = 1); Langevin rows keep the centre of their kernel there, the anchor, by
+m_x, and pull towards it by x_d. Where m_x and m_0 are 0 the memory stays, and where s_x, s_m and
+s_2 are 0 memory2 stays. DDPM, say, is p_x, p_o, x_x, x_0 and x_n.
+
+- *Second memory.* Where any row of a table has s_x, s_m or s_2, its memory is `[B, 2 d]`: memory,
+  then memory2, say the last x0 and the one before (s_m = 1 shifts). x_d then multiplies
+  x - memory2, so that a weight w on memory2 is x_d = -w together with w more on x_x.
+- *Learned range.* Where any row has lv_min or lv_max, a model may return `[B, 2 d]`, whose second
+  half r in [-1, 1] places the log of the noise's variance between the two (Nichol & Dhariwal 2021);
+  with a model that returns `[B, d]` the standard deviation is x_n.
+
+A ``uld`` row moves a position z and a velocity v, with an anchor beside them; D = z - anchor, but 0
+on a row that sets the anchor::
+
+    z_z z_z_lo z_d z_v z_o z_1 z_2 | v_z v_d v_v v_o v_1 | a_z a_z_lo | 2 unused
+    \____________________________/   \_________________/   \________/
+    new z =                          new v =               new anchor =
+     z_z z                            v_z z                 a_z z, or the anchor
+    +z_d D                           +v_d D                 where a_z is 0
+    +z_v v                           +v_v v
+    +z_o out                         +v_o out
+    +z_1 n1 +z_2 n2                  +v_1 n1
+
+n1 is the same normal in both, which makes the noises of z and v correlated. The score is already
+worked into the weights of z and `out`: no x0 is formed.
+
+An ``accept`` row compares a proposal y, the state, with its origin x, and keeps one of the two::
+
+    g_z g_d g_o | s_z s_o | c_g c_d c_v | r2 R2 | 6 unused
+    \_________/   \_____/   \_________/   \___/
+    gradient      score     log of the    balls about x and about 0 (squared radii, 0: none)
+    G(z) =        S(z) =    acceptance    that y must lie in
+     g_z z         s_z z    ratio =
+    +g_d D        +s_o out   c_g (|G(x)|^2 - |G(y)|^2)
+    +g_o out                +c_d (y - x).(G(x) + G(y))
+                            +c_v (|v_x|^2 - |v_y|^2) / 2
+                            + what the trapezoidal rule misses, by S midway or by energies
+
+G is the gradient of g = -log of the target, D the distance from the anchor. Two marks of rows serve
+proposals::
+
+    row  op         marks          does
+    i    diffusion  saves_origin   keeps x, v and out as the origin; then moves to the proposal
+    i+1  accept     midpoint       optional: calls the model halfway, and does nothing else
+    i+2  accept                    calls the model at the proposal if no row has; keeps it, or goes
+                                   back to x and its output and turns v round
+
+A Hamiltonian proposal has several ``uld`` rows before its accept row.
+
+Columns that end in ``_lo`` are the rest of the column before, which is near 1 and would lose its
+digits in float32. In :attr:`StepTable.coefficients` they are 0; :meth:`StepTable.coef` splits.
+``print(table)`` shows the columns that are not 0::
+
+    ddpm on ou, sample: 3 rows, 3 model calls, init_scale 1
+    0 diffusion 3.6892 call: p_o 1, x_x 0.0019251, x_0 0.9622, x_n 0.27216
+    1 diffusion 0.038481 call: p_o 1, x_x 5.1961e-05, x_0 0.99995, x_n 0.0019999
+    2 diffusion 2e-06 call: p_o 1, x_0 1
+"""
 
 from __future__ import annotations
 
@@ -154,6 +231,20 @@ class StepTable:
 
     def __len__(self) -> int:
         return len(self.op)
+
+    def __str__(self) -> str:
+        """A line a row: op, level, whether it calls the model, marks, columns that are not 0."""
+        names, counts = f"{self.solver} on {self.path}, {self.prediction}", f"{len(self)} rows"
+        counts += f", {self.calls} model calls, init_scale {self.init_scale:g}"
+        lines = [f"{names}: {counts}"]
+        for row, op in enumerate(self.op):
+            marks = [name for name in ("saves_origin", "midpoint", "ball_margin")]
+            marks = [name for name in marks if getattr(self, name)[row]]
+            marks = ["call" if self.calls_model[row] else "no call", *marks]
+            weights = zip(COLUMNS[op], self.coefficients[row], strict=False)
+            weights = ", ".join(f"{name} {value:.5g}" for name, value in weights if value)
+            lines.append(f"{row} {op} {self.level[row]:.5g} {', '.join(marks)}: {weights}".rstrip())
+        return "\n".join(lines)
 
     @property
     def calls(self) -> int:

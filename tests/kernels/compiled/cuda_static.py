@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -66,7 +67,8 @@ def readable(names: list[str]) -> list[str]:
 
 
 def compile_source(nvcc: str, source: Path) -> Compiled:
-    """Compiled once per content of the source and all that it includes; measured each time."""
+    """Compiled once per content of the source and all that it includes, measured once per object
+    and content of what measures it."""
 
     def make(folder: Path) -> None:
         command = [nvcc, *FLAGS, "-isystem", str(TORCH / "include"), "-c", str(source)]
@@ -78,16 +80,29 @@ def compile_source(nvcc: str, source: Path) -> Compiled:
 
     facts = [build_cache.compiler_version(nvcc), FLAGS]
     inputs = build_cache.with_included([source])
-    folder = build_cache.cached(f"cuda-{source.stem}", inputs, facts, make)
-    target = folder / f"{source.stem}.o"
-    spilled = spills((folder / "ptxas.txt").read_text())
-    used = sass.usage(target)
+    compiled = build_cache.cached(f"cuda-{source.stem}", inputs, facts, make)
+    target = compiled / f"{source.stem}.o"
+
+    def measure(folder: Path) -> None:
+        rows = measured(target, (compiled / "ptxas.txt").read_text())
+        (folder / "rows.json").write_text(json.dumps(rows))
+
+    tool = sass.find_cuobjdump()
+    inputs = [*compiled.iterdir(), Path(sass.__file__), Path(__file__)]
+    facts = tool and build_cache.compiler_version(tool)
+    folder = build_cache.cached(f"sass-{source.stem}", inputs, facts, measure, root=compiled)
+    return Compiled(target, json.loads((folder / "rows.json").read_text()))
+
+
+def measured(target: Path, report: str) -> list[dict[str, int | str]]:
+    """The rows of an object, and of what ptxas said of it."""
+    spilled, used = spills(report), sass.usage(target)
     rows = []
     for (key, usage), name in zip(used.items(), readable([k[1] for k in used]), strict=True):
-        row = {"op": source.stem, "case": name, "target": key[0], **spilled[key], **usage}
+        row = {"op": target.stem, "case": name, "target": key[0], **spilled[key], **usage}
         row["shared_bytes"] = row.pop("static_shared_bytes")
         rows.append(row)
-    return Compiled(target, rows)
+    return rows
 
 
 def compile_all(nvcc: str) -> dict[str, Compiled]:

@@ -5,9 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests._support import build_cache
 from tests.kernels.compiled import cuda_static, kernel_budget, sass
 from tests.kernels.compiled.cuda_static import SOURCES, TORCH, Compiled
 
@@ -112,12 +114,19 @@ def test_within_the_budget(nvcc, compiled):
     kernel_budget.check("cuda", rows, kernel_budget.cuda_compiler(nvcc))
 
 
-def test_the_library_loads_and_registers_without_a_gpu(nvcc, compiled, tmp_path):
-    library = tmp_path / "_C_cuda_test.so"
-    objects = [str(result.object) for result in compiled.values()]
-    link = [nvcc, "-shared", "-cudart=static", *objects, "-o", str(library)]
-    link += [f"-L{TORCH / 'lib'}", "-Xlinker=--no-as-needed", "-ltorch", "-ltorch_cpu"]
-    subprocess.run(link, check=True, capture_output=True)
+def test_the_library_loads_and_registers_without_a_gpu(nvcc, compiled):
+    objects = [result.object for result in compiled.values()]
+    options = ["-shared", "-cudart=static", f"-L{TORCH / 'lib'}"]
+    options += ["-Xlinker=--no-as-needed", "-ltorch", "-ltorch_cpu"]
+
+    def make(folder: Path) -> None:
+        target = ["-o", str(folder / "_C_cuda_test.so")]
+        command = [nvcc, *options[:2], *map(str, objects), *target, *options[2:]]
+        subprocess.run(command, check=True, capture_output=True)
+
+    facts = [build_cache.compiler_version(nvcc), options]
+    folder = build_cache.cached("cuda-library", objects, facts, make, root=build_cache.FOLDER)
+    library = folder / "_C_cuda_test.so"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = [sys.executable, "-c", REGISTERED, str(library)]
     done = subprocess.run(run, env=env, capture_output=True, text=True)

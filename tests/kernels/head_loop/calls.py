@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ardiff_kernels.dispatch import backends
+from ardiff_kernels.ops.diffusion_step import COLUMNS as DIFFUSION
+from ardiff_kernels.ops.uld_step import COLUMNS as ULD
 from tests.kernels.head_step.calls import F32, Call, head_call
 
 STEPS = 5
@@ -81,12 +83,13 @@ def loop_call(N: int, ways: int = 1, kinetic: bool = False, d: int = 6, **option
         return torch.randn(*shape, generator=generator, device="cpu").to(head.x.device)
 
     coef = 0.4 * normal(STEPS, 16).abs()
-    coef[3, 7] = 0.0
+    coef[3, DIFFUSION.index("x_n")] = 0.0
     if kinetic:
-        coef[:, 12:] = 0.0
-        coef[0, 12] = 1.0
-    coef[:, 13:] = 0.0
-    coef[1, 8:11] = 0.0
+        coef[:, ULD.index("a_z") :] = 0.0
+        coef[0, ULD.index("a_z")] = 1.0
+    coef[:, DIFFUSION.index("s_x") :] = 0.0
+    for column in ("m_x", "m_x_lo", "m_0"):
+        coef[1, DIFFUSION.index(column)] = 0.0
     given = {name: head.options[name] for name in ("norm", "mlp", "depth", "eps")}
     if ways > 1:
         given["guidance"] = 2 * normal(N)

@@ -3,8 +3,8 @@
 Layout. A program owns a tile of `BR` samples by `BD` elements and a lane owns four neighbouring
 elements. With one normal per element that is one Philox quad per lane; with two (`uld_step`) it is
 two quads, joined so that no value changes lanes: one quad per lane there would cost a trip through
-shared memory. When `BR` is 1 everything that belongs to the sample is a scalar, else it is `[BR,
-1]`.
+shared memory. When `BR` is 1 everything that belongs to the sample is a scalar, else it is
+`[BR, 1]`.
 
 Pointers that may be None are specialised away at compile time.
 """

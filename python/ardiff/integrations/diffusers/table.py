@@ -72,9 +72,7 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
     def _check_options(self) -> None:
         name, options = self.config.solver, self._options
         if "stages" in check_options(name, options):
-            raise ValueError(
-                "TableScheduler takes no stages: set_timesteps says how many there are"
-            )
+            raise ValueError("TableScheduler takes no stages: set_timesteps says how many")
         if options.get("accept") == "energy":
             raise ValueError(
                 f"solver {name} with accept='energy' compares energies, which a scheduler is not "

@@ -1,8 +1,7 @@
-"""The context encoder: a causal transformer over patches, with a KV cache for sampling.
+"""The context encoder that a researcher writes: plain eager PyTorch, the rival of ours.
 
-Context k is what the head needs to know to draw patch k: a function of patches 0..k-1 alone. The
-token at position k is the embedding of patch k-1 (a learned start token at k = 0) plus a learned
-position.
+It has the parameters of `ardiff.ar.patch_context.PatchContext`, by the same names. Its cache is one
+preallocated tensor, written in place and read by `scaled_dot_product_attention`.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class ContextEncoder(nn.Module):
-    """Contexts of all patches at once (`encode`, training) or one after another (`step`, sampling).
+class ReferenceEncoder(nn.Module):
+    """Contexts of all patches at once (`encode`) or one after another (`step`).
 
     Args:
         patch_dim: elements of a patch, d.
@@ -66,26 +65,15 @@ class ContextEncoder(nn.Module):
 
     def __init__(self, patch_dim: int, patches: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(
-                f"context width must be a multiple of its heads, got {width} and {heads}"
-            )
         self.patches, self.width, self.heads = patches, width, heads
-        self.start = nn.Parameter(torch.randn(width) * 0.02)
-        self.position = nn.Parameter(torch.randn(patches, width) * 0.3)
+        self.start = nn.Parameter(torch.empty(width))
+        self.position = nn.Parameter(torch.empty(patches, width))
         self.embed = nn.Linear(patch_dim, width)
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
 
     def encode(self, patches: Tensor) -> Tensor:
-        """Contexts of a prefix of n patches and of the patch after it.
-
-        Args:
-            patches: `[B, n, d]`, 0 <= n <= K.
-
-        Returns:
-            `[B, min(n + 1, K), width]`; context k depends on patches before k only.
-        """
+        """Patches `[B, n, d]` -> `[B, min(n + 1, K), width]`, the last for the patch after them."""
         known = patches[:, : self.patches - 1]
         start = self.start.expand(len(patches), 1, -1)
         x = torch.cat([start, self.embed(known)], 1) + self.position[: known.shape[1] + 1]
@@ -98,31 +86,19 @@ class ContextEncoder(nn.Module):
         return SlicedCache(self.start.new_empty(shape), self.start.new_empty(shape))
 
     def step(self, patch: Tensor | None, cache: SlicedCache) -> Tensor:
-        """Takes in the patch just made and returns the context of the next one.
-
-        Args:
-            patch: `[B, d]`, None before the first patch.
-            cache: from `new_cache`; it is extended in place.
-
-        Returns:
-            `[B, width]`, equal to `encode`'s to rounding.
-
-        Raises:
-            ValueError: past the last patch, or a patch missing or given out of turn.
-        """
-        position = cache.length
-        if position >= self.patches:
-            raise ValueError(f"the cache already holds all {self.patches} patches of these images")
-        if (patch is None) != (position == 0):
-            raise ValueError(
-                f"patch must be None before the first patch only, at position {position}"
-            )
-        if patch is None:
-            x = self.start.expand(cache.keys.shape[1], -1)
-        else:
-            x = self.embed(patch)
-        x = (x + self.position[position])[:, None]
+        """The patch just made `[B, d]`, None first -> the context of the next one `[B, width]`."""
+        batch = cache.keys.shape[1]
+        x = self.start.expand(batch, -1) if patch is None else self.embed(patch)
+        x = (x + self.position[cache.length])[:, None]
         for layer, block in enumerate(self.blocks):
             x = block(x, cache, layer)
         cache.length += 1
         return self.norm(x[:, 0])
+
+
+def reference_encoder(context: nn.Module) -> ReferenceEncoder:
+    """With a copy of the weights of a `PatchContext`, on its device."""
+    c = context.config
+    made = ReferenceEncoder(context.patch_dim, c.positions, c.width, c.depth, c.heads)
+    made.load_state_dict(context.state_dict())
+    return made.to(context.device).requires_grad_(False)

@@ -1,0 +1,258 @@
+"""`TableScheduler`: every solver call by call, the bits of `ardiff.loop.run`, and its contract."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import tempfile
+
+import diffusers
+import pytest
+import torch
+
+import ardiff
+from ardiff.integrations import diffusers as ours
+from ardiff.integrations.diffusers import TableScheduler
+from ardiff.loop.run import run
+from ardiff.noise import initial_state, make_key, make_stream
+from ardiff.solvers import SOLVERS, solver_options
+from ardiff.tables.diffusers_schedules import DiscretePath
+from ardiff.tables.paths import FlowPath
+from tests.integrations._support.diffusers_cases import model
+
+SHAPE, DIM = (3, 2, 2, 3), 12
+LEVELS = [900, 700, 520, 360, 210, 90, 10]
+ADJUSTED = [name for name in SOLVERS if "accept" in solver_options(name)]
+VARIANTS = [
+    *((name, {}) for name in SOLVERS),
+    *((name, {"accept": "simpson"}) for name in ADJUSTED),
+]
+IDS = ["-".join([name, *own.values()]) for name, own in VARIANTS]
+every = pytest.mark.parametrize(("name", "own"), VARIANTS, ids=IDS)
+
+
+def make(name: str, own: dict, **config) -> TableScheduler:
+    own = own | ({"dim": DIM} if "dim" in solver_options(name) else {})
+    scheduler = TableScheduler(solver=name, solver_options=own, **config)
+    scheduler.seed, scheduler.sample_ids = 11, [4, 0, 9]
+    return scheduler
+
+
+def table_of(scheduler: TableScheduler, levels: list[float]):
+    """What `ardiff.solver` makes of the levels, with the calls that these take."""
+    config, flow = scheduler.config, scheduler.config.prediction_type == "flow_prediction"
+    path = FlowPath() if flow else DiscretePath(scheduler.alphas_cumprod.numpy())
+    prediction = "flow" if flow else config.prediction_type
+    for steps in range(1, 80):
+        try:
+            return ardiff.solver(
+                config.solver, path=path, prediction=prediction, steps=steps, grid=levels,
+                **config.solver_options,
+            )  # fmt: skip
+        except ValueError as error:
+            refused = error
+    raise refused
+
+
+def start(table) -> torch.Tensor:
+    where = make_key(11, "cpu"), make_stream([4, 0, 9], 3, 0, "cpu")
+    return initial_state(table, *where, DIM).view(SHAPE) * 1.0
+
+
+def loop(scheduler, x, first: int = 0, change=lambda x: x) -> torch.Tensor:
+    for t in scheduler.timesteps[first:]:
+        x = scheduler.step(model(x, t), t, change(x)).prev_sample
+    return x
+
+
+def expected(scheduler, table, x) -> torch.Tensor:
+    scale = 1000 if scheduler.config.prediction_type == "flow_prediction" else 1
+
+    def call(x, level, condition):
+        return model(x.view(SHAPE), level[0] * scale).flatten(1)
+
+    where = {"key": make_key(11, "cpu"), "stream": make_stream([4, 0, 9], 3, 0, "cpu")}
+    return run(table, call, x.flatten(1), **where).view(SHAPE)
+
+
+@every
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "flow_prediction"])
+def test_is_the_run_of_ardiff(name, own, prediction):
+    """To the bit, and a level is named once for each call at it."""
+    scheduler = make(name, own, prediction_type=prediction)
+    scheduler.set_timesteps(timesteps=LEVELS)
+    flow = prediction == "flow_prediction"
+    table = table_of(scheduler, [level / 1000 for level in LEVELS] if flow else LEVELS)
+    levels = table.level[table.calls_model] * (1000 if flow else 1)
+    assert scheduler.timesteps.tolist() == pytest.approx(levels.tolist())
+    assert scheduler.num_inference_steps == table.calls == len(scheduler.timesteps)
+    x = start(table)
+    wanted = expected(scheduler, table, x)
+    assert torch.equal(loop(scheduler, x), wanted)
+    # a pipeline may hand each step a tensor of its own; its calls may be given as they are
+    scheduler.set_timesteps(timesteps=scheduler.timesteps.tolist())
+    assert torch.equal(loop(scheduler, x, change=torch.clone), wanted)
+
+
+@every
+def test_a_number_of_calls(name, own):
+    for calls in (17, 20):
+        scheduler = make(name, own)
+        scheduler.set_timesteps(calls)
+        count = len(scheduler.timesteps)
+        assert calls - 8 < count <= calls and scheduler.num_inference_steps == count
+        steps = scheduler.timesteps.tolist()
+        assert steps[0] == 999 and steps == sorted(steps, reverse=True)
+        table = scheduler._made.table
+        x = start(table)
+        assert torch.equal(loop(scheduler, x), expected(scheduler, table, x))
+
+
+@every
+def test_a_model_may_answer_in_the_same_memory_and_tensors_stay(name, own):
+    scheduler, buffer, kept = make(name, own), torch.empty(SHAPE), []
+    scheduler.set_timesteps(timesteps=LEVELS)
+    x = start(scheduler._made.table)
+    wanted = loop(scheduler, x)
+    scheduler.set_timesteps(timesteps=LEVELS)
+    for t in scheduler.timesteps:
+        kept.append((x, x.clone()))
+        x = scheduler.step(buffer.copy_(model(x, t)), t, x).prev_sample
+    assert torch.equal(x, wanted)
+    assert all(torch.equal(now, then) for now, then in kept)
+
+
+@every
+def test_a_run_may_begin_at_any_call(name, own):
+    """It is the solver's run from the level on; calls before the last at a level change nothing."""
+    whole = make(name, own)
+    whole.set_timesteps(timesteps=LEVELS)
+    steps = whole.timesteps.tolist()
+    for first in range(1, len(steps)):
+        level = steps[first]
+        rest = [t for t in LEVELS if t <= level]
+        scheduler = make(name, own)
+        scheduler.set_timesteps(timesteps=LEVELS)
+        scheduler.set_begin_index(first)
+        x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
+        try:
+            table = table_of(scheduler, rest)
+        except ValueError:
+            table = None
+        if len(rest) == 1:
+            table = ardiff.solver(
+                "ddpm", path=DiscretePath(scheduler.alphas_cumprod.numpy()), prediction="epsilon",
+                steps=1, grid=rest,
+            )  # fmt: skip
+        if table is None:
+            with pytest.raises(ValueError, match="cannot run on 2 given levels: .*two stages"):
+                loop(scheduler, x, first)
+            continue
+        assert torch.equal(loop(scheduler, x, first), expected(scheduler, table, x))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_configuration(name):
+    """Saved, loaded, copied in the middle of a run, and exchanged with compatible classes."""
+    scheduler = make(name, {}, clip_sample=True)
+    with tempfile.TemporaryDirectory() as folder:
+        scheduler.save_pretrained(folder)
+        loaded = TableScheduler.from_pretrained(folder)
+    given = {k: v for k, v in scheduler.config.items() if k != "_use_default_values"}
+    assert {k: v for k, v in loaded.config.items() if k in given} == given
+    back = TableScheduler.from_config(ours.RTKULDScheduler.from_config(loaded.config).config)
+    assert back.config.solver == name and back.config.solver_options == loaded.config.solver_options
+    scheduler.set_timesteps(timesteps=LEVELS)
+    x = start(scheduler._made.table)
+    for t in scheduler.timesteps[:3]:
+        x = scheduler.step(model(x, t), t, x).prev_sample
+    ends = []
+    for each in (scheduler, copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
+        each.sample_ids, each.seed = scheduler.sample_ids, scheduler.seed
+        ends.append(loop(each, x, 3))
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+    assert ends[0].abs().max() <= 1
+
+
+def test_compatibles():
+    scheduler = TableScheduler(solver="heun")
+    kinds = scheduler.compatibles
+    assert {TableScheduler, ours.RTKULDScheduler, ours.FusedDDPMScheduler} <= set(kinds)
+    assert TableScheduler in ours.RTKMALAScheduler().compatibles
+    for other in kinds:
+        back = TableScheduler.from_config(other.from_config(scheduler.config).config)
+        assert {k: back.config[k] for k in scheduler.config} == dict(scheduler.config)
+    theirs = diffusers.DDPMScheduler(beta_schedule="scaled_linear").config
+    assert TableScheduler.from_config(theirs, solver="ddim").config.beta_schedule == "scaled_linear"
+
+
+@pytest.mark.parametrize("name", ["rtk-ula", "dpmpp-2m-sde", "rtk-hmc"])
+def test_a_row_does_not_depend_on_its_batch(name):
+    scheduler, x = make(name, {}), torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
+    scheduler.seed = scheduler.sample_ids = None
+
+    def drawn(x, seeds):
+        scheduler.set_timesteps(timesteps=LEVELS)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        for t in scheduler.timesteps:
+            x = scheduler.step(model(x, t), t, x, generator=generators).prev_sample
+        return x
+
+    whole = drawn(x, (3, 1, 4))
+    assert torch.equal(drawn(x[1:2], (1,)), whole[1:2])
+    assert not torch.equal(drawn(x[1:2], (5,)), whole[1:2])
+
+
+def test_no_value_is_read_in_a_step():
+    for name in SOLVERS:
+        scheduler = make(name, {})
+        scheduler.set_timesteps(17, device="meta")
+        x = torch.empty(SHAPE, device="meta")
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.empty_like(x), t, x).prev_sample
+        assert x.is_meta and x.shape == SHAPE
+
+
+def test_half_precision_and_learned_variances():
+    """The state is float32 between steps; of twice the channels the first half is taken."""
+    for name in SOLVERS:
+        scheduler = make(name, {})
+        scheduler.set_timesteps(timesteps=LEVELS)
+        x = start(scheduler._made.table).half()
+        for t in scheduler.timesteps:
+            out = model(x.float(), t, 2).half()
+            x = scheduler.step(out, t, x).prev_sample
+        assert x.dtype == torch.float16 and x.isfinite().all()
+
+
+REFUSED = {
+    "unknown solver 'plms'": {"solver": "plms"},
+    "solver heun does not take the option 'inner'": {
+        "solver": "heun", "solver_options": {"inner": 2}
+    },
+    "takes no stages": {"solver": "rtk-ula", "solver_options": {"stages": 3}},
+    "compares energies, which a scheduler": {
+        "solver": "rtk-hmc", "solver_options": {"accept": "energy"}
+    },
+    "needs dim, the elements of a sample": {"solver": "rtk-mala-projected"},
+    "tau must be positive and finite": {"solver": "rtk-uld", "solver_options": {"tau": -1.0}},
+    "has no thresholding": {"thresholding": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_is_refused_before_any_step(message):
+    with pytest.raises(ValueError, match=message):
+        TableScheduler(**REFUSED[message]).set_timesteps(20)
+
+
+def test_timesteps_that_are_refused():
+    scheduler = TableScheduler(solver="heun")
+    with pytest.raises(ValueError, match="descending order"):
+        scheduler.set_timesteps(timesteps=[300, 800])
+    with pytest.raises(ValueError, match="the 3 levels of heun, or one for each of its 5 calls"):
+        scheduler.set_timesteps(timesteps=[800, 800, 300, 100])
+    with pytest.raises(ValueError, match="heun makes two model calls a step"):
+        scheduler.set_timesteps(2)
+    with pytest.raises(ValueError, match="call set_timesteps first"):
+        TableScheduler().step(torch.zeros(SHAPE), 3, torch.zeros(SHAPE))
