@@ -106,7 +106,7 @@ def failures(rows: Iterable[dict]) -> list[dict]:
 def interleave(
     competitors: dict[str, Callable[[], object]], settings: Settings
 ) -> dict[str, list[float]]:
-    """Seconds a call of each competitor, one value a round; the order rotates between rounds."""
+    """Seconds a call of each competitor, one value per round; the order rotates between rounds."""
     calls = {name: _calibrate(run, settings) for name, run in competitors.items()}
     names = list(competitors)
     seconds: dict[str, list[float]] = {name: [] for name in names}

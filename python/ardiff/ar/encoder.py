@@ -161,7 +161,7 @@ class CausalEncoder(nn.Module):
         """Takes in many tokens of each row.
 
         Empty rows go through `scaled_dot_product_attention`, which is the better kernel where as
-        many queries as keys are new; rows that hold tokens through `append`, 64 tokens a call.
+        many queries as keys are new; rows that hold tokens through `append`, 64 tokens per call.
 
         Args, returns, raises: as :meth:`append`, with any T.
         """

@@ -186,7 +186,7 @@ class KVCache:
             if count > plan.capacity:
                 raise ValueError(
                     f"KVCache: row {row} needs room for {count} tokens, but the cache holds "
-                    f"{plan.capacity} tokens a sequence; make a larger cache"
+                    f"{plan.capacity} tokens per sequence; make a larger cache"
                 )
             wanted.append(max(0, plan.blocks_of(count) - len(self._blocks[row])))
         if sum(wanted) > len(self._free):

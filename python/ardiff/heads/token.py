@@ -69,7 +69,7 @@ def denoise_token(
         stream: int64 `[B]`, sample_id * 2^20 + patch.
         uncond, guidance, uncond2, guidance2: contexts like `context` and weights, a number or one a
             token, of u + w (c - u) and of u2 + w2 (u - u2) + w (c - u).
-        temperature: factor on the step noise, a number or one a token.
+        temperature: factor on the step noise, a number or one per token.
         x0_clamp, noise: as of :func:`ardiff.loop.run.run`.
         weights, batch_invariant, budget: see :class:`FusedHead`.
         start: the initial state `[B, d]`; default the addressed normals of the table's scale.
@@ -97,7 +97,7 @@ def denoise_token(
     """
     batch, device = len(context), context.device
     if stream.shape != (batch,):
-        raise ValueError(f"stream must have shape [{batch}], one a context, {_shape(stream)}")
+        raise ValueError(f"stream must have shape [{batch}], one per context, {_shape(stream)}")
     guided = Guidance.of(uncond, guidance, uncond2, guidance2)
     for name, other in zip(("uncond", "uncond2"), guided.conditions, strict=False):
         if other.shape != context.shape:
@@ -108,7 +108,9 @@ def denoise_token(
     if start is None:
         start = _start(model, table, key, draw, stream)
     elif start.dim() != 2 or len(start) != batch:
-        raise ValueError(f"start must have shape [{batch}, d], one row a context, {_shape(start)}")
+        raise ValueError(
+            f"start must have shape [{batch}, d], one row per context, {_shape(start)}"
+        )
     if cuda_graph is not False:
         check_graph(cuda_graph, batch, device)
         if not isinstance(table, (StepTable, RaggedTable)):
