@@ -29,7 +29,7 @@ from .fused import FusedHead, fused
 from .hoisting import BUDGET, Modulations, numbers
 from .packing import pack
 
-MOST_ROWS = 64  # tokens times ways; above, the launch reads the weights once for each 8 rows
+MOST_ROWS = 64  # tokens times conditions; above, the launch reads the weights once for each 8 rows
 _KINDS = ("diffusion", "uld")
 
 
@@ -167,13 +167,13 @@ def _start(model: Any, table: Runnable, key: Tensor, draw: int, stream: Tensor) 
     return initial_state(table, key, stream, packed.weights[0].shape[1], draw=draw)
 
 
-def unsuitable(table: Runnable, schedule: Schedule, x: Tensor, ways: int) -> str:
+def unsuitable(table: Runnable, schedule: Schedule, x: Tensor, conditions: int) -> str:
     """Why `head_loop` cannot run the table, or should not; empty if it is the way to run it."""
     if torch.compiler.is_compiling() or not x.is_cuda:
         return "head_loop gains nothing where steps are no launches"
     if ardiff_kernels.chosen_backend("head_loop_", "cuda") != "cuda":
         return "head_loop is one launch with the CUDA kernels alone"
-    if x.dtype != torch.float32 or ways * len(x) > MOST_ROWS:
+    if x.dtype != torch.float32 or conditions * len(x) > MOST_ROWS:
         return f"head_loop is for float32 and at most {MOST_ROWS} rows"
     return unsuitable_table(table, schedule)
 
@@ -208,7 +208,7 @@ def run_token(
     Args:
         schedule: of a table that is not :func:`unsuitable_table`.
         kinds: the op of each row.
-        sets: modulations of the rows, a condition a way.
+        sets: modulations of the rows, for all conditions of guidance.
         x: float32 `[N, d]`, the initial state; not changed.
         key, stream, guidance, guidance2, noise_scale: as of `run`.
 
