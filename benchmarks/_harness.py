@@ -106,7 +106,7 @@ def failures(rows: Iterable[dict]) -> list[dict]:
 def interleave(
     competitors: dict[str, Callable[[], object]], settings: Settings
 ) -> dict[str, list[float]]:
-    """Seconds per call of each competitor, one value per round; the order rotates between rounds."""
+    """Seconds per call of each competitor, one value per round; their order rotates."""
     calls = {name: _calibrate(run, settings) for name, run in competitors.items()}
     names = list(competitors)
     seconds: dict[str, list[float]] = {name: [] for name in names}

@@ -98,7 +98,7 @@ typedef struct ardiff_step_args {
 #endif
 
 /* One row of a kinetic sampler, in place: position z, velocity v and anchor, float32. Two normals
- * an element. */
+ * per element. */
 ARDIFF_API ardiff_status ardiff_uld_step(ardiff_output z, ardiff_output v, ardiff_output anchor,
                                          const ardiff_step_args* args);
 
