@@ -106,7 +106,7 @@ def failures(rows: Iterable[dict]) -> list[dict]:
 def interleave(
     competitors: dict[str, Callable[[], object]], settings: Settings
 ) -> dict[str, list[float]]:
-    """Seconds a call of each competitor, one value a round; the order rotates between rounds."""
+    """Seconds per call of each competitor, one value per round; their order rotates."""
     calls = {name: _calibrate(run, settings) for name, run in competitors.items()}
     names = list(competitors)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -145,7 +145,7 @@ def synchronize(device: str) -> None:
 def comparison(
     suite: str, case: str, seconds: dict[str, list[float]], elements: int, rivals: Sequence[str]
 ) -> list[Row]:
-    """A time row (nanoseconds an element) for each competitor, a `speedup` row for each rival.
+    """A time row (nanoseconds per element) for each competitor, a `speedup` row for each rival.
 
     Raises:
         ValueError: a rival that is none of :data:`RIVALS`.

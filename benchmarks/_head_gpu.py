@@ -60,7 +60,7 @@ class Forms:
         return token.run_token(schedule, self.table.op, sets, self.x, **self.place, **self.guidance)
 
     def rows(self) -> Tensor:
-        """A `head_step` and a step op a row."""
+        """A `head_step` and a step op per row."""
         names = ("condition", "uncond")
         conditions = dict(zip(names, self.conditions, strict=False))
         return run_table(

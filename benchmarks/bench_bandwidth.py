@@ -40,7 +40,7 @@ def usable(op: str, device: str) -> list[str]:
 
 
 def run(case: str, settings: Settings) -> Iterator[Row]:
-    """For each backend: correctness, the share of the copy's bandwidth, host time a call.
+    """For each backend: correctness, the share of the copy's bandwidth, host time per call.
 
     Raises:
         ValueError: no backend but the reference can serve the op on the device.

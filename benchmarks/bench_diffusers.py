@@ -35,7 +35,7 @@ def model(x: Tensor, t: Tensor) -> Tensor:
 
 
 def stepper(scheduler, x: Tensor, generator: torch.Generator) -> Callable[[], Tensor]:
-    """One step a call, the schedule set again at its end."""
+    """One step per call, the schedule set again at its end."""
     place = STEPS
 
     def step() -> Tensor:
@@ -74,7 +74,7 @@ def expected_loop(scheduler, x: Tensor, noises: Tensor) -> Tensor:
 
 
 def run(case: str, settings: Settings) -> Iterator[Row]:
-    """Correctness of the loop, then times a step and the speedup against diffusers."""
+    """Correctness of the loop, then times per step and the speedup against diffusers."""
     name = case.split("/", 1)[0]
     if case not in CASES:
         raise ValueError(f"unknown case {case!r}: expected one of {', '.join(CASES)}")

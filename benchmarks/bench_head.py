@@ -1,4 +1,4 @@
-"""Tokens of diffusion heads: everything hoisted and one op a step, against the plain head's loop.
+"""Tokens of diffusion heads: everything hoisted and one op per step, against the plain head's loop.
 
 A case is `<model>/N=<tokens>/<dtype>`: the sizes and solver of a published model, random weights,
 and the dtype of our blocks' weights. On a GPU `ardiff-persistent` is `head_loop` and

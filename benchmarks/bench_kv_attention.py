@@ -1,4 +1,4 @@
-"""`kv_attention` for one new token a sequence against `scaled_dot_product_attention`, and as a
+"""`kv_attention` for one new token per sequence against `scaled_dot_product_attention`, and as a
 share of the read bandwidth of the same run.
 
 A case is `kv_attention/B=<rows>/heads=<q>:<kv>/D=<dim>/length=<n>/<dtype>`, all rows n tokens long,

@@ -1,4 +1,4 @@
-"""The curve of `bench_context`, time a patch against patches before it: an SVG with both in powers,
+"""The curve of `bench_context`, time per patch against patches before it: an SVG, both in powers,
 and the README's table, which is printed.
 
 python -m benchmarks.plot_context out/bench-context.json docs/context_cost.svg
@@ -19,7 +19,7 @@ CURVES = (
 )
 # A line of the table: rival and metric; times have no spread there.
 LINES = (
-    ("ardiff", "encoder-time", "ms a patch, K patches in the cache"),
+    ("ardiff", "encoder-time", "ms per patch, K patches in the cache"),
     ("ardiff", "encoder-growth", "growth from K = 64"),
     ("sdpa", "speedup", "the same cache read by SDPA takes longer by"),
     ("reference-ddpm", "speedup", "re-encoding the prefix takes longer by"),
@@ -87,7 +87,7 @@ def svg(rows: list[dict]) -> str:
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, "K, patches in the context", "middle"),
-        text(LEFT, TOP - 6, "ms a patch of 8 images", "middle"),
+        text(LEFT, TOP - 6, "ms per patch of 8 images", "middle"),
     ]
     for decade in range(low, high + 1):
         x, y = place(min(ks), 10**decade)

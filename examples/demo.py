@@ -1,9 +1,9 @@
 """`make demo`: 64 images from the shipped Sun/Shadow model by two solvers and a hand-written loop.
 
 Writes out/demo/samples.png and out/demo/stats.json, and prints the same figures as a table. Each
-may make 48 model calls a patch, the protocol of `tests/ar/test_sampler.py`; the table says how many
-it made. They are timed in turns and the medians are shown; speeds against the loop are those of a
-model call.
+may make 48 model calls per patch, the protocol of `tests/ar/test_sampler.py`; the table says how
+many it made. They are timed in turns and the medians are shown; speeds against the loop are those
+of a model call.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REFERENCE = "reference-ddpm"
 
 
 def competitors() -> tuple[dict[str, Callable[[], Tensor]], dict[str, int]]:
-    """What is compared, by name, and the model calls an image of each."""
+    """What is compared, by name, and the model calls per image of each."""
     model = ardiff.load("sun-shadow")
     samplers = {name: ardiff.ARSampler(model, solver=name, steps=STEPS) for name in SOLVERS}
     draw: dict[str, Callable[[], Tensor]] = {

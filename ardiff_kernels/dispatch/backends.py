@@ -195,8 +195,8 @@ def forced_backend() -> str | None:
 def chosen_backend(op: str, device: str) -> str | None:
     """The backend that an op runs on for tensors of `device` ("cpu" or "cuda"); None if it cannot.
 
-    An op without a kernel on a backend counts as served by it where its `parts`, the ops that its
-    reference calls, are.
+    An op without a kernel on a backend, whose `parts` (the ops that its reference calls) all have
+    one, counts as available on that backend.
     """
     name = _forced or default_backend(op, device)
     return None if name is None or unusable(op, name, device) else name

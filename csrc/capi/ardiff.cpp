@@ -99,7 +99,7 @@ void diffusion_step(const ardiff_output& x, const ardiff_output& memory, int64_t
     reject(op, ": memory_columns must be ", a.d, " or twice as many with a second memory, got ",
            memory_columns);
   }
-  if (t.noise2.data) reject(op, ": takes one normal an element: noise2 must be absent");
+  if (t.noise2.data) reject(op, ": takes one normal per element: noise2 must be absent");
   if (!(t.x0_clamp >= 0))
     reject(op, ": x0_clamp must be positive, or 0 for none, got ", t.x0_clamp);
   call.require("x.data", x.data);

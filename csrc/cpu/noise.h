@@ -1,4 +1,4 @@
-// Addressed normals of a tile of samples into scratch, one quad of Philox words a lane.
+// Addressed normals of a tile of samples into scratch, one quad of Philox words per lane.
 #pragma once
 
 #include "../math/noise_address.h"
@@ -19,7 +19,7 @@ struct alignas(64) NoiseTile {
   uint32_t c0[kQuads + kLanes], c1[kQuads + kLanes], c2[kQuads + kLanes], c3[kQuads + kLanes];
   uint32_t words[4][kQuads + kLanes];
   RoundKeys<VKey> keys;
-  int64_t quads_laid_out = 0;  // quads a sample for which c0 holds 0, 1, ... again and again
+  int64_t quads_laid_out = 0;  // quads per sample for which c0 holds 0, 1, ... again and again
 
   explicit NoiseTile(const NoiseAddress& address) { set_round_keys(keys, *address.key); }
 };

@@ -9,7 +9,7 @@
 
 namespace ardiff {
 
-/// elements_a_quad: 4 for one normal an element, 2 for two.
+/// elements_a_quad: 4 for one normal per element, 2 for two.
 inline Tiling tiling_of(int64_t B, int64_t d, int64_t elements_a_quad) {
   if (B == 0 || d == 0) return {1, 1, 0};
   const int64_t slot = (d + elements_a_quad - 1) / elements_a_quad * elements_a_quad;

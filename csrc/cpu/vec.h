@@ -104,7 +104,7 @@ ARDIFF_INLINE VFloat clamp(VFloat x, VFloat lo, VFloat hi) {
   return y > hi.v ? hi.v : y;
 }
 
-/// The Philox state of one quad a lane, even and odd lanes apart, each word in the low half of 64
+/// The Philox state of one quad per lane, even and odd lanes apart, each word in the low half of 64
 /// bits. The high halves hold rubbish, which the multiplication ignores: no shuffle in a round.
 struct VCounter {
   WideVector even, odd;

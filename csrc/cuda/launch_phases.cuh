@@ -23,7 +23,7 @@ void launch_blocks(const Args& a, int64_t blocks, int32_t device) {
 #endif
 }
 
-/// Blocks that can run at once, one a multiprocessor, and the shared memory that each may have.
+/// Blocks that can run at once, one per multiprocessor, and the shared memory that each may have.
 struct Grid {
   int blocks, bytes;
 };

@@ -1,10 +1,10 @@
 // Which elements a CUDA thread works on. Free of CUDA, so that a test walks it on the host.
 //
 // A unit is four neighbouring elements of one sample: one 128-bit access of a float32 tensor, and
-// exactly the normals of one Philox quad (one normal an element) or two (two an element). A thread
-// takes one unit; units are numbered sample after sample, so that short samples share blocks and no
-// lane idles. Several units a thread would read the coefficients less often (they come from the
-// first-level cache, in four loads) but need half as many registers again.
+// exactly the normals of one Philox quad (one normal per element) or two (two per element). A
+// thread takes one unit; units are numbered sample after sample, so that short samples share blocks
+// and no lane idles. Several units per thread would read the coefficients less often (they come
+// from the first-level cache, in four loads) but need half as many registers again.
 #pragma once
 
 #include "../math/lane.h"

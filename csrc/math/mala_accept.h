@@ -1,5 +1,5 @@
-// The Metropolis test of mala_accept: the term of one element (or one element a lane), the order in
-// which a sample's terms are summed, and the decision. All backends written in C++ agree to the
+// The Metropolis test of mala_accept: the term of one element (or one element per lane), the order
+// in which a sample's terms are summed, and the decision. All backends written in C++ agree to the
 // bit.
 //
 // Order of a sum: in a chunk of kChunk elements, element i goes to lane i mod kSumLanes; the lanes

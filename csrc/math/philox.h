@@ -20,7 +20,7 @@ ARDIFF_HD void philox_round(U& c0, U& c1, U& c2, U& c3, K k0, K k1) {
   c3 = low0;
 }
 
-/// Ten rounds, in place. U holds 32-bit words: one, or one a lane.
+/// Ten rounds, in place. U holds 32-bit words: one, or one per lane.
 template <class U>
 ARDIFF_HD void philox(U& c0, U& c1, U& c2, U& c3, uint32_t k0, uint32_t k1) {
 #ifdef __CUDACC__

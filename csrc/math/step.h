@@ -1,7 +1,7 @@
-// One row of a coefficient table applied to one element (or one element a lane): the arithmetic of
-// diffusion_step and uld_step. Every operation and its order are fixed, so all backends written in
-// C++ agree to the bit. A term whose coefficient is zero is dropped whatever its tensor holds, NaN
-// included.
+// One row of a coefficient table applied to one element (or one element per lane): the arithmetic
+// of diffusion_step and uld_step. Every operation and its order are fixed, so all backends written
+// in C++ agree to the bit. A term whose coefficient is zero is dropped whatever its tensor holds,
+// NaN included.
 #pragma once
 
 #include "columns.h"

@@ -1,5 +1,5 @@
 // The transposed rows of step.h: gradients of a step's inputs from those of its results, for one
-// element (or one element a lane). Order and fused multiply-adds are fixed as there. A zero
+// element (or one element per lane). Order and fused multiply-adds are fixed as there. A zero
 // coefficient drops its term whatever the gradient holds, NaN included.
 #pragma once
 

@@ -96,7 +96,7 @@ inline void check_placement(const char* op, std::initializer_list<const Arg*> ar
     for (const Arg* w : written) {
       if (w == a && rows > 1 && a->strides[0] < d) {
         fail(op, ": ", a->name, " is written in place but its rows overlap (row stride ",
-             a->strides[0], ", ", d, " elements a row); clone it first");
+             a->strides[0], ", ", d, " elements per row); clone it first");
       }
     }
   }

@@ -1,5 +1,6 @@
 // What head_step and head_loop have in common as torch calls them, on every backend: a head's
-// tensors and their checks, which repeat ardiff_kernels/ops/head_step/checks.py in order and wording.
+// tensors and their checks, which repeat ardiff_kernels/ops/head_step/checks.py in order and
+// wording.
 #pragma once
 
 #include <vector>
@@ -87,7 +88,7 @@ inline int64_t check_weights(const char* op, const HeadTensors& t, const HeadOpt
   const size_t count = static_cast<size_t>(4 * o.depth + 4);
   if (w.size() != count) {
     fail(op, ": weights must hold ", count, " tensors at depth ", o.depth,
-         " (a matrix and its bias for the input, twice a block, and for the final layer), got ",
+         " (a matrix and its bias for the input, twice per block, and for the final layer), got ",
          w.size());
   }
   const ScalarType kind = w[2].dtype;
@@ -123,7 +124,7 @@ inline void check_scales(const char* op, const HeadTensors& t) {
   }
   if (t.scales.size() != count) {
     fail(op, ": scales must hold ", count,
-         " tensors (with int8 matrices one a matrix, else none), got ", t.scales.size());
+         " tensors (with int8 matrices one per matrix, else none), got ", t.scales.size());
   }
   for (size_t i = 0; i < count; ++i) {
     const Arg &matrix = t.weights[2 * i], &scale = t.scales[i];
@@ -144,7 +145,7 @@ inline void check_head_step(const char* op, const HeadTensors& t, int64_t set,
   const Arg &x = t.x, &m = t.modulation;
   if (x.dim != 2) fail(op, ": x must be [N, d], got ", x.dim, " dimensions");
   if (x.dtype != ScalarType::Float) fail(op, ": x must be float32, got ", name_of(x.dtype));
-  if (x.sizes[1] < 1) fail(op, ": x must have at least 1 element a row, got ", shape_of(x));
+  if (x.sizes[1] < 1) fail(op, ": x must have at least 1 element per row, got ", shape_of(x));
   if (o.norm != "layer" && o.norm != "rms") fail(op, ": norm must be layer or rms, got ", o.norm);
   if (o.mlp != "plain" && o.mlp != "gated") fail(op, ": mlp must be plain or gated, got ", o.mlp);
   if (o.depth < 1) fail(op, ": depth must be at least 1, got ", o.depth);

@@ -1,5 +1,6 @@
-// head_loop as torch calls it: arguments, checks, which repeat ardiff_kernels/ops/head_loop/checks.py
-// in order and wording, and the functional form, for every backend.
+// head_loop as torch calls it: arguments, checks, which repeat
+// ardiff_kernels/ops/head_loop/checks.py in order and wording, and the functional form, for every
+// backend.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -29,7 +30,7 @@ inline void check_head_loop(const char* op, const HeadTensors& t, const HeadLoop
   check_head_step(op, t, 0, o);
   const int64_t rows = t.x.sizes[0], d = t.x.sizes[1], outs = t.outs();
   if (d > 2 * kQuads) {
-    fail(op, ": x must have at most ", 2 * kQuads, " elements a row, got ", d);
+    fail(op, ": x must have at most ", 2 * kQuads, " elements per row, got ", d);
   }
   if (outs != d) {
     fail(op, ": the final layer must have an output for each of the ", d,

@@ -28,7 +28,7 @@ inline void check_accept(const char* op, const AcceptTensors& t, bool in_place) 
     fail(op, ": x must be float32, got ", name_of(t.x.dtype));
   }
   const int64_t rows = t.x.sizes[0], d = t.x.width();
-  if (d < 1) fail(op, ": x must have at least 1 element a row, got ", d);
+  if (d < 1) fail(op, ": x must have at least 1 element per row, got ", d);
   check_rows(op, t.y, ScalarType::Float, t.x);
   const ScalarType out = t.out_x.dtype;
   if (!is_model_dtype(out)) {

@@ -37,7 +37,7 @@ struct StepTensors {
 struct StepRules {
   const char* op;
   bool bfloat16_state;      // allowed beside float32
-  int64_t elements_a_quad;  // 4: one normal an element; 2: two
+  int64_t elements_a_quad;  // 4: one normal per element; 2: two
   bool learned_range;       // model_out may be [B, 2d], or twice as long in dimension 1
   bool two_noises;
   bool in_place;
@@ -83,7 +83,7 @@ inline void check_step(const StepRules& rules, const Arg& lead, const Arg& a, co
   const int64_t rows = lead.sizes[0], d = lead.width();
   const int64_t limit = rules.elements_a_quad * kQuads;
   if (d < 1 || d > limit) {
-    fail(op, ": ", lead.name, " must have between 1 and ", limit, " elements a row, got ", d);
+    fail(op, ": ", lead.name, " must have between 1 and ", limit, " elements per row, got ", d);
   }
   for (const Arg* s : {&a, &b}) {
     if (!s->given()) continue;

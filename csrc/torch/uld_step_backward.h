@@ -20,7 +20,8 @@ inline void check_uld_step_backward(const UldBackwardTensors& t, ScalarType dtyp
   }
   const int64_t rows = lead.sizes[0], d = lead.sizes[1];
   if (d < 1 || d > 2 * kQuads) {
-    fail(op, ": ", lead.name, " must have between 1 and ", 2 * kQuads, " elements a row, got ", d);
+    fail(op, ": ", lead.name, " must have between 1 and ", 2 * kQuads, " elements per row, got ",
+         d);
   }
   for (const Arg* g : {&t.grad_z, &t.grad_v, &t.grad_anchor}) {
     check_matrix(op, *g, ScalarType::Float, rows, d);

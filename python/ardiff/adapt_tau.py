@@ -99,6 +99,15 @@ def adapted_solver(
 
     Raises:
         ValueError: a solver without tau or accept step, a target outside (0, 1), no pass, no pilot.
+
+    Example:
+        >>> import ardiff
+        >>> table = ardiff.adapted_solver(
+        ...     "rtk-mala", lambda x, level, condition: -x, dim=2, path="ou", prediction="score",
+        ...     steps=12, passes=2,
+        ... )
+        >>> table.solver, len(table.accept_rows) > 0
+        ('rtk-mala', True)
     """
     check_target(target_acceptance)
     if passes < 1:

@@ -17,6 +17,13 @@ class Guidance(NamedTuple):
     Attributes:
         conditions: of u, then of u2: none, one or two.
         weights: w, then w2; one for each condition.
+
+    Example:
+        >>> import torch
+        >>> from ardiff.guide import Guidance
+        >>> guidance = Guidance.of(torch.zeros(2, 16), 3.0, None, None)
+        >>> guidance.outputs, guidance.factors()
+        (2, {'guidance': 3.0})
     """
 
     conditions: tuple[Any, ...] = ()
@@ -33,8 +40,8 @@ class Guidance(NamedTuple):
             raise ValueError("guidance2 and uncond2 go together, and only with guidance and uncond")
         if (uncond is None) != (guidance is None):
             raise ValueError("guidance and uncond go together: pass both or neither")
-        ways = 2 if guidance2 is not None else 1 if guidance is not None else 0
-        return Guidance((uncond, uncond2)[:ways], (guidance, guidance2)[:ways])
+        count = 2 if guidance2 is not None else 1 if guidance is not None else 0
+        return Guidance((uncond, uncond2)[:count], (guidance, guidance2)[:count])
 
     @property
     def outputs(self) -> int:

@@ -45,6 +45,14 @@ class Address(NamedTuple):
         draw: int32 `[1]` or `[B]`, the number of each sample's own step.
         key: int64 `[1]`, the seed.
         stream: int64 `[B]`, see :func:`stream_of`.
+
+    Example:
+        >>> import torch
+        >>> from ardiff.noise import Address, make_key, make_stream
+        >>> draw = torch.zeros(1, dtype=torch.int32)
+        >>> where = Address(draw, make_key(0, "cpu"), make_stream([5, 9], 2, 0, "cpu"))
+        >>> [len(part) for part in where]
+        [1, 1, 2]
     """
 
     draw: Tensor
@@ -69,6 +77,11 @@ def make_key(
 
     Raises:
         TypeError, ValueError: a seed that is no integer, or does not fit in int64.
+
+    Example:
+        >>> from ardiff.noise import make_key
+        >>> make_key(42, "cpu")
+        tensor([42])
     """
     if seed is None:
         source = "cpu" if generator is None else generator.device
@@ -90,6 +103,18 @@ def make_stream(
 
     Raises:
         ValueError: ids that are not `batch` integers in [0, 2^43), or a patch outside [0, 2^20).
+
+    Example:
+        The noise of sample 5 does not depend on the batch that it is drawn in::
+
+            >>> import torch
+            >>> from ardiff.noise import Purpose, counter_word, make_key, make_stream
+            >>> from ardiff_kernels import ops
+            >>> key, counter = make_key(0, "cpu"), counter_word(0, Purpose.INITIAL_STATE)
+            >>> alone, batch = (make_stream(ids, len(ids), 0, "cpu") for ids in ([5], [2, 5]))
+            >>> normal = ops.philox_normal(key, counter, alone, 4)
+            >>> torch.equal(normal[0], ops.philox_normal(key, counter, batch, 4)[1])
+            True
     """
     if not 0 <= patch < MAX_PATCHES:
         raise ValueError(f"patch must be in [0, {MAX_PATCHES}), got {patch}")

@@ -70,7 +70,7 @@ def _ragged(name: str, steps: Tensor | Sequence[int], options: dict, batch: int)
     counts = torch.as_tensor(steps)
     if counts.shape != (batch,) or counts.is_floating_point() or counts.dtype == torch.bool:
         raise ValueError(
-            f"steps must be an integer or {batch} integers, one a sample, got shape "
+            f"steps must be an integer or {batch} integers, one per sample, got shape "
             f"{list(counts.shape)} of {str(counts.dtype)[6:]}"
         )
     if batch == 0:
@@ -118,7 +118,7 @@ def sample(
             (:class:`ardiff.loop.run.HoistableModel`). It runs in `torch.inference_mode`.
         shape: (B, ...), the batch first.
         path, prediction, solver, steps, options: see :func:`ardiff.solver`; or pass `table`.
-            `steps` may be `B` integers, one a sample: they run in the same launches, and each
+            `steps` may be `B` integers, one per sample: they run in the same launches, and each
             sample is what it would be alone. `table` may be a
             :class:`~ardiff.tables.ragged.RaggedTable`.
         seed: the key of the noise, any int64; None draws one from `generator` (or torch's own).
@@ -154,6 +154,19 @@ def sample(
 
     Raises:
         ValueError, TypeError: before any model call for arguments, at the first for its output.
+
+    Example:
+        The exact score of data distributed as N(0, 1) on the Ornstein-Uhlenbeck path::
+
+            >>> import ardiff
+            >>> x = ardiff.sample(
+            ...     lambda x, level, condition: -x, (512, 2), path="ou", prediction="score",
+            ...     solver="dpmpp-2m-sde", steps=8, seed=0,
+            ... )
+            >>> x.shape
+            torch.Size([512, 2])
+            >>> bool((x.std() - 1).abs() < 0.1)
+            True
     """
     if not callable(model_fn) and not hasattr(model_fn, "hoist"):
         raise TypeError(f"model_fn must be callable or have hoist, got {type(model_fn).__name__}")

@@ -119,7 +119,7 @@ def ar_sampler(solver: str, place: tuple[str, str], **options: Any) -> tuple[Ten
 
 
 class Sums(CausalEncoder):
-    """Takes in tokens by sums in order: it keeps a token a row in place of keys and values."""
+    """Takes in tokens by sums in order: it keeps a token per row in place of keys and values."""
 
     def __init__(self) -> None:
         super().__init__(EncoderConfig(WIDTH, 1, 1, ffn=8))

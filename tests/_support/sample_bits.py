@@ -131,7 +131,7 @@ def update(record: dict) -> list[str]:
 
 
 def written(record: dict) -> str:
-    """As JSON, an entry a line."""
+    """As JSON, an entry per line."""
 
     def lines(entries: dict, indent: str) -> str:
         rows = (f"{indent}{json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items())

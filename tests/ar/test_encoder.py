@@ -279,7 +279,7 @@ def test_past_the_capacity_or_the_positions():
     cache = model.new_cache(B, 8)
     model.prefill(tokens(B, 7, 64), cache)
     message = (
-        "row 1 needs room for 9 tokens, but the cache holds 8 tokens a sequence; make a larger"
+        "row 1 needs room for 9 tokens, but the cache holds 8 tokens per sequence; make a larger"
     )
     with pytest.raises(ValueError, match=message):
         model.append(tokens(B, 2, 64), cache, count=[1, 2, 1])

@@ -57,7 +57,7 @@ def check(found, expected, bits: bool) -> None:
     ids=["block-3", "block-4-window", "block-2-learned", "no-position"],
 )
 def test_blocks_and_features(options, bits):
-    """Several patches a step, with a last block that is not full; orders; streams with guidance.
+    """Several patches per step, with a last block that is not full; orders; streams with guidance.
 
     The oracle without a cache encodes each prefix anew under a block-causal mask.
     """

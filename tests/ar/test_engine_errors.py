@@ -36,7 +36,7 @@ from tests._support.engine_oracle import SOLVER, WIDTH, D, prompt_of, tiny_model
         (None, 2, {"order": [1.5, 0]}, "order must hold integers, got [1.5, 0]"),
         (None, 2, {"order": [1]}, "order must hold 2 different places in [0, 8), got [1]"),
         (None, 9, {}, "order must hold 9 different places in [0, 8), got [0, 1, 2, 3, 4, 5, 6, 7, 8]"),
-        (prompt_of(9), 4, {}, "the request needs 13 tokens, but the engine's cache holds 12 tokens a sequence; make a larger capacity"),
+        (prompt_of(9), 4, {}, "the request needs 13 tokens, but the engine's cache holds 12 tokens per sequence; make a larger capacity"),
         (prompt_of(4), 4, {"guidance": 2.0}, "the request needs 2 rows and 3 blocks, but the engine's cache has 1 rows and 3 blocks"),
         (prompt_of(6), 3, {"order": [7, 0, 1]}, "the request reaches position 14, but the encoder has 14 positions"),
     ],

@@ -83,7 +83,7 @@ def test_at_most_four_ops_a_step(kind, ways, solver, monkeypatch):
 
 
 def test_a_stage_shares_its_modulations():
-    """RTK-ULD, 5 stages of 20 inner steps: 106 calls share 6 sets, where DDPM has one a call."""
+    """RTK-ULD, 5 stages of 20 inner steps: 106 calls share 6 sets, where DDPM has one per call."""
     table = table_of("mar", "rtk-uld", 106, stages=5, inner=20)
     levels = torch.tensor(table.level[table.calls_model])
     assert table.calls == 106 and len(levels.unique()) == 6

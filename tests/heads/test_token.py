@@ -1,4 +1,4 @@
-"""denoise_token: what the plain head draws, with everything hoisted and one op a step."""
+"""denoise_token: what the plain head draws, with everything hoisted and one op per step."""
 
 from __future__ import annotations
 
@@ -178,8 +178,11 @@ BAD = {
     "uncond": (dict(guidance=2.0, uncond=rows(3, CONTEXT)), r"shape of context \[2, 24\], got"),
     "second": (dict(guidance2=2.0, uncond2=rows(2, CONTEXT)), "only with guidance and uncond"),
     "temperature": (dict(temperature=-1.0), "temperature must be finite and at least 0"),
-    "stream": (dict(stream=streams(3)), r"stream must have shape \[2\], one a context, got \[3\]"),
-    "start": (dict(start=rows(3, 6)), r"start must have shape \[2, d\], one row a context, got"),
+    "stream": (
+        dict(stream=streams(3)),
+        r"stream must have shape \[2\], one per context, got \[3\]",
+    ),
+    "start": (dict(start=rows(3, 6)), r"start must have shape \[2, d\], one row per context, got"),
 }
 
 

@@ -59,7 +59,7 @@ def test_generators(kind):
 
 @every
 def test_a_row_does_not_depend_on_its_batch(kind):
-    """With a generator a row, with ids and a generator, and with ids and a seed."""
+    """With a generator per row, with ids and a generator, and with ids and a seed."""
     config = SDE if kind is ours.FusedDPMSolverMultistepScheduler else {}
     scheduler, (x, _) = make(kind, **config), start(1)
     generators = [torch.Generator().manual_seed(s) for s in (3, 1, 4)]

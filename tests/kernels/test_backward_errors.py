@@ -26,7 +26,7 @@ def invalid_calls() -> dict[str, tuple]:
         ),
         "uld empty rows": (
             lambda: uld_step_backward(None, some[:, :0], None, coef, row),
-            "uld_step_backward: grad_v must have between 1 and 8589934592 elements a row, got 0",
+            "uld_step_backward: grad_v must have between 1 and 8589934592 elements per row, got 0",
         ),
         "uld shape": (
             lambda: uld_step_backward(some, None, some[:, :7], coef, row),

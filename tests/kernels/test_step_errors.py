@@ -78,7 +78,7 @@ def invalid_calls() -> dict[str, tuple]:
         "philox out overlap": (
             lambda: ops.philox_normal_(some[:1].expand(4, 8), key, 0, stream),
             "philox_normal_: out is written in place but its rows overlap (row stride 0, 8 "
-            "elements a row); clone it first",
+            "elements per row); clone it first",
         ),
         "uld dimensions": (
             change(uld, z=torch.zeros(8)),
@@ -94,7 +94,7 @@ def invalid_calls() -> dict[str, tuple]:
         ),
         "uld empty rows": (
             change(uld, z=torch.zeros(4, 0)),
-            "uld_step: z must have between 1 and 8589934592 elements a row, got 0",
+            "uld_step: z must have between 1 and 8589934592 elements per row, got 0",
         ),
         "uld velocity shape": (
             change(uld, v=torch.zeros(4, 7)),
@@ -218,7 +218,7 @@ def invalid_calls() -> dict[str, tuple]:
         "diffusion second memory overlap": (
             change(diffusion, written=True, memory=torch.zeros(4, 32).as_strided((4, 16), (8, 1))),
             "diffusion_step_: memory is written in place but its rows overlap (row stride 8, 16 "
-            "elements a row); clone it first",
+            "elements per row); clone it first",
         ),
         "diffusion same memory": (
             change(diffusion, written=True, x=same, x0=same.view(4, 8)),

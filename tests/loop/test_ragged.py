@@ -226,7 +226,7 @@ class HoistOnly:
 TABLE = ardiff.solver("ddim", path="ou", prediction="sample", steps=3)
 OTHER = ardiff.solver("ddim", path="edm", prediction="sample", steps=3)
 BAD = {
-    "length": (lambda: draw([4, 4], range(3), "ddpm"), ValueError, "steps must be an integer or 3 integers, one a sample, got shape"),
+    "length": (lambda: draw([4, 4], range(3), "ddpm"), ValueError, "steps must be an integer or 3 integers, one per sample, got shape"),
     "float": (lambda: draw([4.0, 4.0], range(2), "ddpm"), ValueError, "of float32"),
     "zero": (lambda: draw([4, 0], range(2), "ddpm"), ValueError, "steps must be an integer of 1 or more, got 0"),
     "no table": (lambda: RaggedTable([], []), ValueError, "needs one StepTable or more"),

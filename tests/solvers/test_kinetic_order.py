@@ -8,7 +8,7 @@ Strong order: the rows are run on a nonlinear force with given normals, those of
 composed exactly from its steps. The root mean square error over 1500 paths falls as tau^p. p is 2
 for UBU (Sanz-Serna & Zygalakis 2021). It is 1 for ULD: freezing the force errs by G' v tau^2 / 2 a
 step, and these add up. It is 1 for BAOAB and OBABO: the position sees the velocity's noise at one
-point of a step only, an independent error of variance proportional to tau^3 a step.
+point of a step only, an independent error of variance proportional to tau^3 per step.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from ardiff_kernels.ops.mala_accept import COLUMNS as ACCEPT
 from ardiff_kernels.ops.uld_step import COLUMNS as ULD
 
 CHAINS = 10**6
-Z_LIMIT = 4.9  # two-sided, 1e-6 a test
+Z_LIMIT = 4.9  # two-sided, 1e-6 per test
 KS_FALSE_ALARM = 1e-6
 ROW = torch.zeros(1, dtype=torch.int32)
 KEY = torch.tensor([0x5EED_0F_1A75])

@@ -4,7 +4,7 @@ Two statistics of 2^14 samples. Distance: sliced W2 over eight directions to exa
 exact draws its mean square is 0.0005 and its fourth moment 1.75 times the square of that (400
 repeats; 3 for one chi-square), so that its tail past w is taken as at most exp(-w^2 / 0.001): 3e-9
 at SPREAD. Width: the mean square distance to the modes' centres in units of the modes' variances,
-1 for exact draws, with a standard deviation of 1 a sample. BIAS holds what the solvers have at 48
+1 for exact draws, with a standard deviation of 1 per sample. BIAS holds what the solvers have at 48
 calls, measured once with 2^16 samples and another seed; a run may be 5.8 standard errors of the
 two off (6.6e-9). That is a false-alarm rate below 1e-6 for the file; noise is addressed, so that a
 run repeats.
@@ -168,7 +168,7 @@ def test_converges(solver, mixture):
     assert abs(width(mixture, x) - 1) < EULER.get(solver, 0.05) + Z_MAX / FEWER**0.5
 
 
-# rtk-harmonic and rtk-hybrid refresh once a stage: too little from so far away.
+# rtk-harmonic and rtk-hybrid refresh once per stage: too little from so far away.
 FACTOR = {name: {} for name in SOLVERS if "warm_start" in solver_options(name)}
 for _name in ("rtk-harmonic", "rtk-hybrid"):
     del FACTOR[_name]

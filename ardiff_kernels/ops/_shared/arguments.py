@@ -124,7 +124,7 @@ def check_placement(
         if name in written and rows > 1 and t.stride(0) < d:
             raise RuntimeError(
                 f"{op}: {name} is written in place but its rows overlap (row stride "
-                f"{t.stride(0)}, {d} elements a row); clone it first"
+                f"{t.stride(0)}, {d} elements per row); clone it first"
             )
     for one, other in itertools.combinations([n for n in written if n in present], 2):
         if _same_memory(present[one], present[other]):

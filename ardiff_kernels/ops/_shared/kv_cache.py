@@ -139,7 +139,7 @@ def check_data(
         if before + new > capacity:
             raise RuntimeError(
                 f"{op}: row {b} needs position {before + new - 1}, but the cache holds {capacity} "
-                "tokens a sequence; make a larger cache"
+                "tokens per sequence; make a larger cache"
             )
         for i in range(-(-(before + new) // size) if tables is not None else 0):
             if not 0 <= tables[b][i] < blocks:

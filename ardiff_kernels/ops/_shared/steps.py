@@ -60,7 +60,9 @@ def check_step(
     rows, d = x.shape[0], width(x)
     limit = elements_a_quad * QUADS
     if not 1 <= d <= limit:
-        raise RuntimeError(f"{op}: {lead} must have between 1 and {limit} elements a row, got {d}")
+        raise RuntimeError(
+            f"{op}: {lead} must have between 1 and {limit} elements per row, got {d}"
+        )
     for name, t in state.items():
         double = _widened(x.shape) if second_memory and name == "memory" else None
         if t.shape != x.shape and tuple(t.shape) != double:

@@ -54,7 +54,7 @@ def check_head_loop(
     check_head(name, x, modulation, 0, weights, scales, **options)
     rows, d = x.shape
     if d > 2 * QUADS:
-        raise RuntimeError(f"{name}: x must have at most {2 * QUADS} elements a row, got {d}")
+        raise RuntimeError(f"{name}: x must have at most {2 * QUADS} elements per row, got {d}")
     out = weights[-2].shape[0]
     if out != d:
         raise RuntimeError(

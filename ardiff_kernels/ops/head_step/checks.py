@@ -40,7 +40,7 @@ def _weights(op: str, d: int, weights: Sequence[Tensor], mlp: str, depth: int) -
     if len(weights) != 4 * depth + 4:
         raise RuntimeError(
             f"{op}: weights must hold {4 * depth + 4} tensors at depth {depth} (a matrix and its "
-            f"bias for the input, twice a block, and for the final layer), got {len(weights)}"
+            f"bias for the input, twice per block, and for the final layer), got {len(weights)}"
         )
     kind = weights[2].dtype
     if kind not in WEIGHT_DTYPES:
@@ -75,8 +75,8 @@ def _scales(op: str, weights: Sequence[Tensor], scales: Sequence[Tensor]) -> Non
     count = len(matrices) if any(m.dtype == torch.int8 for m in matrices) else 0
     if len(scales) != count:
         raise RuntimeError(
-            f"{op}: scales must hold {count} tensors (with int8 matrices one a matrix, else none), "
-            f"got {len(scales)}"
+            f"{op}: scales must hold {count} tensors (with int8 matrices one per matrix, else "
+            f"none), got {len(scales)}"
         )
     for i, scale in enumerate(scales):
         rows = matrices[i].shape[0] if matrices[i].dtype == torch.int8 else 0
@@ -108,7 +108,9 @@ def check_head(
         raise RuntimeError(f"{op}: x must be float32, got {dtype_name(x.dtype)}")
     rows, d = x.shape
     if d < 1:
-        raise RuntimeError(f"{op}: x must have at least 1 element a row, got {shape_text(x.shape)}")
+        raise RuntimeError(
+            f"{op}: x must have at least 1 element per row, got {shape_text(x.shape)}"
+        )
     if norm not in NORMS:
         raise RuntimeError(f"{op}: norm must be layer or rms, got {norm}")
     if mlp not in MLPS:

@@ -1,4 +1,4 @@
-"""Triton kernels of `kv_attention`: one program a split of 256 keys, then one kernel that merges.
+"""Triton kernels of `kv_attention`: one program per split of 256 keys, then one kernel that merges.
 
 The queries of a key head stand in tiles of 16, the least that the matrix units take, so that up to
 16 of them share each load of keys and values. What a tile of queries does with a tile of keys is in

@@ -40,7 +40,7 @@ def check_accept(
         raise RuntimeError(f"{op}: x must be float32, got {dtype_name(x.dtype)}")
     rows, d = x.shape[0], width(x)
     if d < 1:
-        raise RuntimeError(f"{op}: x must have at least 1 element a row, got {d}")
+        raise RuntimeError(f"{op}: x must have at least 1 element per row, got {d}")
     check_matrix(op, "y", y, torch.float32, x.shape)
     if out_x.dtype not in MODEL_DTYPES:
         raise RuntimeError(

@@ -37,7 +37,7 @@ def check_uld_step_backward(
     rows, d = lead.shape
     if not 1 <= d <= 2 * QUADS:
         raise RuntimeError(
-            f"{op}: {name} must have between 1 and {2 * QUADS} elements a row, got {d}"
+            f"{op}: {name} must have between 1 and {2 * QUADS} elements per row, got {d}"
         )
     for name, grad in grads.items():
         check_matrix(op, name, grad, torch.float32, lead.shape)

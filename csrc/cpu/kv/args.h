@@ -27,7 +27,7 @@ struct KvAttentionArgs : KvArgs {
   int64_t G, window;
   bool causal;
   float scale;
-  int64_t units, groups;  // groups of queries a head
+  int64_t units, groups;  // groups of queries per head
   const int32_t* order;   // units in the order of work
   int64_t splits;         // the most of any unit
   float* partial;         // [units, splits, kQueryGroup, D + 2]

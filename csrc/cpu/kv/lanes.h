@@ -13,7 +13,7 @@ template <class T>
 struct Ahead {
   const T* rows;
   const int64_t* offset;
-  int64_t row, end, bytes;  // the next row, the last and one, bytes a row
+  int64_t row, end, bytes;  // the next row, the last and one, bytes per row
   int64_t at = 0;           // the next byte of the row
 
   ARDIFF_INLINE void ask(int lines) {

@@ -24,7 +24,7 @@ inline void check_kv_data(const char* op, const KvTensors& t) {
     }
     if (before + added > size * columns) {
       fail(op, ": row ", b, " needs position ", before + added - 1, ", but the cache holds ",
-           size * columns, " tokens a sequence; make a larger cache");
+           size * columns, " tokens per sequence; make a larger cache");
     }
     for (int64_t i = 0; table && i < (before + added + size - 1) / size; ++i) {
       const int32_t block = table[b * columns + i];

@@ -33,7 +33,7 @@ struct Mode {
   static constexpr int kSums = kProject ? 3 : 1;
 };
 
-/// One element a lane, added to a lane of each sum: log_alpha, |y - x|^2 and |y|^2.
+/// One element per lane, added to a lane of each sum: log_alpha, |y - x|^2 and |y|^2.
 template <class M, class F>
 ARDIFF_INLINE void add_element(const AcceptRow<F>& row, const Chunk& c, int64_t i,
                                F* const (&sums)[M::kSums]) {

@@ -25,7 +25,7 @@ STABLE_TORCH_LIBRARY_IMPL(ardiff, CPU, m) {
   m.impl("philox_normal_", TORCH_BOX(&ardiff::Op::in_place));
 }
 
-/// The words of quads [0, count) at an address, four a quad, by the instruction set in use.
+/// The words of quads [0, count) at an address, four per quad, by the instruction set in use.
 extern "C" __attribute__((visibility("default"))) void ardiff_philox_words(
     int64_t key, uint32_t counter, int64_t stream, int64_t count, uint32_t* out) {
   ardiff::philox_words()({key, stream, counter, out}, 0, count);

@@ -5,7 +5,7 @@
 
 namespace ardiff {
 
-/// Four words a quad into `out`.
+/// Four words per quad into `out`.
 struct WordsArgs {
   int64_t key, stream;
   uint32_t counter;

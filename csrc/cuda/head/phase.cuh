@@ -131,7 +131,7 @@ struct HeadLayerPhase {
     });
   }
 
-  /// Rows [first, first + count) of activations into shared memory, a warp a row.
+  /// Rows [first, first + count) of activations into shared memory, a warp per row.
   ARDIFF_DEVICE void fill_tile(HeadPart part, int64_t first, int count) const {
     const int slice = l().slice, quads = slices_of(l()) * slice / 4;
     team.warps([&](const Warp& warp) {

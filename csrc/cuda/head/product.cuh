@@ -193,7 +193,7 @@ ARDIFF_DEVICE void products(const HeadLayer& l, const char* resident, const Head
   });
 }
 
-/// Copies the block's rows of the matrices that it keeps, a row a warp.
+/// Copies the block's rows of the matrices that it keeps, a row per warp.
 ARDIFF_DEVICE void keep_weights(const HeadArgs& a, char* resident, const HeadTeam& team) {
   team.warps([&](const Warp& warp) {
 #pragma unroll 1

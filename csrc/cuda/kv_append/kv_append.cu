@@ -1,5 +1,5 @@
 // kv_append on CUDA: new keys (RMS-normed, rotated) and values into the cache in one launch. Bound
-// by launch and latency: a token is a few hundred bytes a head.
+// by launch and latency: a token is a few hundred bytes per head.
 #include "../../torch/kv_append.h"
 #include "../launch_phases.cuh"
 #include "kernel.cuh"

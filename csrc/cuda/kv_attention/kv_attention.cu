@@ -6,7 +6,7 @@
 // fit there, each with two tiles of 8 KiB on their way: 80 KiB. A tile of 32 bfloat16 keys of 128
 // dimensions and its values (16 KiB, 790 clocks of that rate) take a warp about 690 instructions,
 // of which each of four schedulers issues one a clock. These are counts of machine code, not
-// measurements. With more than eight queries a key head arithmetic is the limit.
+// measurements. With more than eight queries per key head arithmetic is the limit.
 #include <algorithm>
 
 #include "../../torch/kv_attention.h"

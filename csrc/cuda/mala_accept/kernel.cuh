@@ -3,7 +3,7 @@
 //
 // Eight threads, a group, sum a chunk of kChunk elements, each of them four lanes in 128-bit
 // accesses; a sample has one group a chunk, up to kGroups (a power of two, so a group lies in one
-// warp and a sample in one block). Longer samples take several rounds. Then one thread a sample
+// warp and a sample in one block). Longer samples take several rounds. Then one thread per sample
 // decides, and its groups copy the selected rows.
 #pragma once
 
@@ -121,7 +121,7 @@ struct AcceptBody {
     store<float, true>({shared.lanes[2][p.group], 0}, 0, lane, kUnit, y2);
   }
 
-  /// The chunk's sums from its lanes: one of the three a thread.
+  /// The chunk's sums from its lanes: one of the three per thread.
   ARDIFF_HD static void add(const AcceptWork& a, AcceptShared& shared, int64_t block, int thread,
                             int64_t round) {
     const AcceptPlace p = accept_place(a, block, thread);

@@ -2,8 +2,8 @@
 // or not, in one launch. A thread takes four neighbouring elements of every tensor in 128-bit
 // accesses and makes their eight normals from two Philox quads in registers; nothing passes between
 // threads. Options are tested at run time, uniformly over the grid; only the type of the model
-// output and the width of access are compiled in. Bound by memory (28 bytes an element) with about
-// 130 instructions an element beside it, so every instruction counts.
+// output and the width of access are compiled in. Bound by memory (28 bytes per element) with about
+// 130 instructions per element beside it, so every instruction counts.
 #pragma once
 
 #include "../step.cuh"

@@ -24,6 +24,17 @@ class CausalEncoder(nn.Module):
     lengths; the streams of guidance are rows like others. ``cache.reset(rows)`` frees rows.
 
     `encoder.extend = torch.compile(encoder.extend)` compiles what :meth:`append` computes.
+
+    Example:
+        >>> import torch
+        >>> from ardiff.ar.encoder import CausalEncoder, EncoderConfig
+        >>> from ardiff.ar.kv_cache import KVCache
+        >>> encoder = CausalEncoder(EncoderConfig(width=32, depth=1, heads=1, positions=16)).eval()
+        >>> tokens = torch.randn(2, 5, 32)
+        >>> cache = KVCache(encoder.plan_cache(rows=2, capacity=16))
+        >>> hidden = [encoder.append(token, cache, [0, 1]) for token in tokens.split(1, dim=1)]
+        >>> bool((torch.cat(hidden, 1) - encoder(tokens)).abs().max() < 1e-4)
+        True
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -150,7 +161,7 @@ class CausalEncoder(nn.Module):
         """Takes in many tokens of each row.
 
         Empty rows go through `scaled_dot_product_attention`, which is the better kernel where as
-        many queries as keys are new; rows that hold tokens through `append`, 64 tokens a call.
+        many queries as keys are new; rows that hold tokens through `append`, 64 tokens per call.
 
         Args, returns, raises: as :meth:`append`, with any T.
         """

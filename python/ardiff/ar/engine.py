@@ -31,13 +31,20 @@ class AREngine:
     matrix products; with `batch_invariant` not even for that, to the bit.
 
     Requests are admitted in the order they came, each when cache rows for its streams and blocks
-    for its whole length are free, so that a running request never waits for memory::
+    for its whole length are free, so that a running request never waits for memory.
 
-        engine = AREngine(ardiff.load("sun-shadow"), rows=8, capacity=4)
-        ids = [engine.submit(None, patches=4, seed=i) for i in range(20)]
-        while engine.step():
-            for found in engine.collect():
-                print(found.request, found.patches.shape)
+    Example:
+        >>> import ardiff
+        >>> engine = ardiff.AREngine(
+        ...     ardiff.load("sun-shadow"), "ddim", steps=4, rows=2, capacity=4
+        ... )
+        >>> ids = [engine.submit(None, patches=4, seed=seed) for seed in range(3)]
+        >>> while engine.step():
+        ...     for found in engine.collect():
+        ...         print(found.request, found.patches.shape)
+        0 torch.Size([4, 768])
+        1 torch.Size([4, 768])
+        2 torch.Size([4, 768])
 
     Args:
         model: a `PatchModel`, float32 or bfloat16; or an `ARModel`, such as `ardiff.load` returns.

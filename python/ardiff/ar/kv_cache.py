@@ -1,4 +1,5 @@
-"""The cache of keys and values: planned before it is allocated, shared by rows that come and go."""
+"""The cache of keys and values: its size is known before it is allocated, and sequences that begin
+and end at different times share its blocks."""
 
 from __future__ import annotations
 
@@ -18,15 +19,15 @@ DTYPES = (torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn)
 class CachePlan:
     """What a cache will take, before anything is allocated.
 
-    Contiguous is paged with one block a row: `block_size` equals `capacity`.
+    A contiguous cache is a paged one where each row owns exactly one block of `capacity` tokens.
 
     Attributes:
         layers, kv_heads, head_dim: of the encoder.
-        rows: sequences held at a time.
+        rows: sequences that the cache holds at a time.
         capacity: tokens that one row can hold.
         block_size: tokens of a block; None for `capacity`.
         blocks: in the pool; None for as many as all rows need when full.
-        dtype: float32, bfloat16, or int8 or float8_e4m3fn with a float32 scale a token and head.
+        dtype: float32, bfloat16, or int8 or float8_e4m3fn with a float32 scale per token and head.
 
     Raises:
         ValueError: a size below 1, a dtype that is none of these.
@@ -96,7 +97,7 @@ class CacheView(NamedTuple):
     """What the ops need of some rows, tensors alone.
 
     Attributes:
-        keys, values: a list of `[N, Hkv, S, D]`, one a layer.
+        keys, values: a list of `[N, Hkv, S, D]`, one per layer.
         k_scale, v_scale: a list of float32 `[N, Hkv, S]`, or of None.
         length: int32 `[B]`, tokens held.
         block_table: int32 `[B, M]`.
@@ -127,6 +128,14 @@ class KVCache:
 
     Raises:
         MemoryError: before anything is allocated, if the plan does not fit.
+
+    Example:
+        >>> from ardiff.ar.kv_cache import CachePlan, KVCache
+        >>> plan = CachePlan(layers=2, kv_heads=1, head_dim=16, rows=3, capacity=32, block_size=8)
+        >>> plan.blocks, plan.memory_bytes
+        (12, 24576)
+        >>> KVCache(plan).lengths
+        [0, 0, 0]
     """
 
     def __init__(
@@ -177,7 +186,7 @@ class KVCache:
             if count > plan.capacity:
                 raise ValueError(
                     f"KVCache: row {row} needs room for {count} tokens, but the cache holds "
-                    f"{plan.capacity} tokens a sequence; make a larger cache"
+                    f"{plan.capacity} tokens per sequence; make a larger cache"
                 )
             wanted.append(max(0, plan.blocks_of(count) - len(self._blocks[row])))
         if sum(wanted) > len(self._free):

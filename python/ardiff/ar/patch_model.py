@@ -13,7 +13,7 @@ from .encoder import CausalEncoder
 
 
 class PatchModel(nn.Module):
-    """p(patches | prompt), `block` patches a step, in any order of places.
+    """p(patches | prompt), `block` patches per step, in any order of places.
 
     A sequence is a prompt (any tokens, taken in causally), then `block` start tokens, then the
     tokens of the patches, `block` at a time. The hidden state of token i of a block is the context

@@ -50,7 +50,7 @@ class Request:
             fixed context in a stream's place.
         weights: of each of the latter, at each patch.
         steps: bound on the model calls, for each patch.
-        rows: of the cache, one a stream; empty while it waits and once it is done.
+        rows: of the cache, one per stream; empty while it waits and once it is done.
         last: the block of patches made last, `[block, d]`.
     """
 
@@ -217,7 +217,7 @@ def check_room(request: Request, model: Sampled, plan: CachePlan) -> None:
     if max(tokens) > plan.capacity:
         raise ValueError(
             f"the request needs {max(tokens)} tokens, but the engine's cache holds "
-            f"{plan.capacity} tokens a sequence; make a larger capacity"
+            f"{plan.capacity} tokens per sequence; make a larger capacity"
         )
     blocks = sum(plan.blocks_of(n) for n in tokens)
     if len(tokens) > plan.rows or blocks > plan.blocks:

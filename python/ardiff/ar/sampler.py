@@ -79,6 +79,12 @@ class ARSampler:
         TypeError: a model that is no `ARModel`, or functions that cannot be called.
         ValueError: an unknown solver or option, steps out of range, guidance without a null
             context.
+
+    Example:
+        >>> import ardiff
+        >>> sampler = ardiff.ARSampler(ardiff.load("sun-shadow"), solver="ddim", steps=4)
+        >>> sampler.sample(2, seed=0).images.shape
+        torch.Size([2, 3, 32, 32])
     """
 
     def __init__(

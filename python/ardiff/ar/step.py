@@ -45,10 +45,10 @@ def contexts(model: Sampled, cache: KVCache, running: list[Request]) -> list[Ten
     """Takes in the newest tokens of all streams, in one call of the encoder.
 
     Returns:
-        Contexts, float32 `[B, width]`, of the B patches to be made, request after request, and
-        those that guidance compares with: one, two or three. A request of fewer than others beside
-        it has its last one in the place of the rest: u + w (c - u) and u2 + w2 (u - u2) + w (c - u)
-        are then what they are without, to the bit.
+        One to three tensors, float32 `[B, width]`: the contexts of the B patches to be made,
+        request after request, then those that guidance compares with. All requests of a batch need
+        the same number of contexts, so one with fewer repeats its last context: the terms that this
+        adds to guidance, such as w (u - u), are 0, and the patch is the same to the bit as alone.
     """
     device, block = model.start.device, model.block
     blank = torch.zeros(block, model.patch_dim, device=device)

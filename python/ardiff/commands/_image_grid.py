@@ -19,7 +19,7 @@ def image_grid(
 
     Args:
         images: `[n, 3, H, W]` in [-1, 1]; values outside are clipped.
-        columns: images a row.
+        columns: images per row.
         scale: each pixel becomes scale x scale pixels.
         caption: one line of text; empty for none.
 

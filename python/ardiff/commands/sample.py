@@ -9,7 +9,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="sun-shadow", help="a shipped name, or a model folder")
     parser.add_argument("--solver", default="rtk-uld")
-    parser.add_argument("--steps", type=int, default=48, help="bound on model calls a patch")
+    parser.add_argument("--steps", type=int, default=48, help="bound on model calls per patch")
     parser.add_argument("--stages", type=int, help="stages of an rtk-* solver")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance scale")
     parser.add_argument("--temperature", type=float, default=1.0, help="scales the step noise")

@@ -100,7 +100,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def loop_layers(self) -> list[Layer]:
-        """Input, then two a block (gated: gate above up, then down), then final."""
+        """Input, then two per block (gated: gate above up, then down), then final."""
         raise NotImplementedError
 
     def loop_calls(self) -> Sequence[Callable[[Tensor], Tensor]]:

@@ -46,10 +46,12 @@ class EDMHead:
 
     @staticmethod
     def around(
-        call: Callable[[int, Tensor], Tensor], levels: Tensor, ways: int, invariant: bool
+        call: Callable[[int, Tensor], Tensor], levels: Tensor, conditions: int, invariant: bool
     ) -> Callable[[int, Tensor], Sequence[Tensor]]:
-        """The preconditioning around ``call(row, x) -> [ways, N, d]``, the fused head's outputs for
-        all conditions: two operators in memory of its own, which the next call overwrites."""
+        """The preconditioning around ``call(row, x) -> [conditions, N, d]``, the fused head.
+
+        It takes two operators, and returns the outputs in memory that the next call overwrites.
+        """
         entering, skip, leaving = (f.float() for f in _factors(levels))
         inside = torch.stack([entering, skip], 1).unbind(0)
         outside = leaving.unbind(0)
@@ -59,7 +61,7 @@ class EDMHead:
             nonlocal scaled, outs
             if scaled is None:
                 scaled = x.new_empty(2, *x.shape, dtype=torch.float32)
-                outs = x.new_empty(ways, *x.shape, dtype=torch.float32)
+                outs = x.new_empty(conditions, *x.shape, dtype=torch.float32)
                 scaled, outs = (scaled, *scaled.unbind(0)), (outs, outs.unbind(0))
             both, scaled_x, skipped = scaled
             torch.mul(x, inside[row], out=both)

@@ -1,4 +1,5 @@
-"""A diffusion head as the loop over steps calls it: all else hoisted, and one op an evaluation."""
+"""Wraps a diffusion head for the sampling loop: everything that depends on condition and level
+alone is computed before the loop, so that each model call is a single `head_step` op."""
 
 from __future__ import annotations
 
@@ -43,6 +44,17 @@ class FusedHead:
 
     Raises:
         TypeError, ValueError: another head, unknown weights, a budget below 1.
+
+    Example:
+        >>> import ardiff, torch
+        >>> from ardiff.heads.fused import FusedHead
+        >>> from ardiff.heads.mar import DiffusionHead
+        >>> head = DiffusionHead(dim=4, context=16, width=32, depth=2).eval()
+        >>> ardiff.sample(
+        ...     FusedHead(head), (3, 4), path="vp-cosine", prediction="epsilon", solver="ddim",
+        ...     steps=4, condition=torch.randn(3, 16),
+        ... ).shape
+        torch.Size([3, 4])
     """
 
     hoists_ragged = True
@@ -144,14 +156,14 @@ def fused(head: Any, weights: str = "float32", **options: Any) -> Any:
 
 
 def _loop(sets: Modulations, conditions: Sequence[Tensor]) -> Callable[[int, Tensor], Tensor]:
-    """``f(row, x) -> [ways, N, out]``."""
-    packed, ways = sets.packed, len(conditions)
+    """``f(row, x) -> [conditions, N, out]``."""
+    packed, count = sets.packed, len(conditions)
     head = packed.head
     options = {
-        "norm": head.norm, "mlp": head.mlp, "depth": head.depth, "eps": head.eps, "ways": ways,
+        "norm": head.norm, "mlp": head.mlp, "depth": head.depth, "eps": head.eps, "ways": count,
         "batch_invariant": sets.invariant,
     }  # fmt: skip
-    if plain_is_faster(packed, ways * len(conditions[0])) and not sets.invariant:
+    if plain_is_faster(packed, count * len(conditions[0])) and not sets.invariant:
         layers = [
             partial(F.linear, weight=weight, bias=bias if len(bias) else None)
             for weight, bias in zip(packed.weights[::2], packed.weights[1::2], strict=True)
@@ -159,8 +171,8 @@ def _loop(sets: Modulations, conditions: Sequence[Tensor]) -> Callable[[int, Ten
 
         def plain(row: int, x: Tensor) -> Tensor:
             held, place = sets.at(row)
-            modulation = held[place].view(ways, -1, held.shape[2])
-            x = x.float().expand(ways, *x.shape)
+            modulation = held[place].view(count, -1, held.shape[2])
+            x = x.float().expand(count, *x.shape)
             return evaluate(head, x, modulation.split(head.width, -1), layers)
 
         return plain
@@ -174,6 +186,7 @@ def _loop(sets: Modulations, conditions: Sequence[Tensor]) -> Callable[[int, Ten
 
 
 def plain_is_faster(packed: PackedHead, rows: int) -> bool:
-    """Whether PyTorch's own products beat `head_step` at this many rows (tokens times ways)."""
+    """Whether PyTorch's own products beat `head_step` at this many rows, tokens times
+    conditions."""
     known = packed.weights[0].is_cpu and not packed.scales
     return known and rows >= _PLAIN_FROM.get(packed.weights[2].dtype, math.inf)

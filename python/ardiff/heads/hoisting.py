@@ -162,16 +162,16 @@ class OwnModulations(Sets):
 
 
 class Modulations(Sets):
-    """Modulations from packed weights, a set for each distinct level.
+    """Modulations from packed weights, one set per distinct level.
 
-    A run is `[held, ways B, M]`, M = (3 depth + 2) width, or `[held, ways, M]` if all samples share
-    their modulations.
+    With C conditions a run is `[held, C B, M]`, M = (3 depth + 2) width, or `[held, C, M]` if all
+    samples share their modulations.
 
     Args:
         packed: the head.
         levels: float32 `[T]`, or `[T, B]`.
-        conditions: `ways` contexts `[B, context]` of any dtype. One that is expanded (stride 0 in
-            B) is computed once.
+        conditions: C contexts `[B, context]` of any dtype, that of c first. One that is expanded
+            (stride 0 in B) is computed once.
         budget: bytes of the sets that are held at a time; one set is always held.
         invariant: compute each row as if it were alone, to the bit.
 
@@ -235,8 +235,8 @@ class Modulations(Sets):
             y = self._activated(time[:, None], torch.stack(self._contexts))
             self._product(y.flatten(0, 2), sets.flatten(0, 1))
             return self._buffer
-        for way, context in enumerate(self._contexts):
-            part = sets[:, way * self._batch : (way + 1) * self._batch]
+        for i, context in enumerate(self._contexts):
+            part = sets[:, i * self._batch : (i + 1) * self._batch]
             y = self._activated(time, context)
             if len(context) == self._batch >= _SEPARATE:
                 for own, out in zip(y, part, strict=True):

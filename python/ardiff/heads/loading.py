@@ -44,6 +44,14 @@ def load_head(tensors: Mapping[str, Tensor], prefix: str | None = None, **option
 
     Raises:
         CheckpointError: no head or several, tensors missing, unexpected or of wrong shapes.
+
+    Example:
+        >>> from ardiff.heads.loading import load_head
+        >>> from ardiff.heads.mar import DiffusionHead
+        >>> trained = DiffusionHead(dim=4, context=16, width=32, depth=2)
+        >>> checkpoint = {f"diffloss.net.{name}": t for name, t in trained.state_dict().items()}
+        >>> type(load_head(checkpoint)).__name__
+        'DiffusionHead'
     """
     kind, prefix = _find(tensors, prefix)
     form = forms()[kind]

@@ -67,7 +67,7 @@ _packed: WeakKeyDictionary[Head, dict[str, _Kept]] = WeakKeyDictionary()
 
 
 def _still(head: Head, weights: str, tensors: list[Tensor]) -> bool:
-    """Brings the packed form up to date; whether its tensors are still these."""
+    """Brings the packed form up to date; returns whether `tensors` are still the ones it uses."""
     found = pack(head, weights).tensors()
     return all(new is old for new, old in zip(found, tensors, strict=True))
 
@@ -95,9 +95,10 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 def pack(head: Head, weights: str = "float32") -> PackedHead:
     """The packed form of `head`, the same object until a parameter is replaced or written to.
 
-    Then the new values go into the old tensors, which a captured graph reads, unless those are
-    parameters that have been replaced. Writes are told by the version counter, which ``.data`` and
-    inference tensors lack.
+    If a parameter was changed in place, its new values are copied into the existing packed tensors,
+    so that captured CUDA graphs see them. A parameter that was replaced by another tensor may give
+    new packed tensors, and the graphs are captured anew. Changes through ``.data``, or of inference
+    tensors, are not noticed, since they do not move the version counter.
 
     Raises:
         ValueError: an unknown name of a dtype.
@@ -125,8 +126,11 @@ def _storage(t: Tensor) -> int:
 
 
 def _within(kept: _Kept, fresh: PackedHead) -> PackedHead:
-    """The values of `fresh` in the tensors of `kept`, where none of those would have to change that
-    is a parameter."""
+    """The tensors of `kept` with the values of `fresh`, so that captured graphs see them.
+
+    `fresh` itself if the copy would write into a tensor that is a parameter of the model (packing
+    took it as it is, and the model has replaced it), or if shapes, devices or dtypes differ.
+    """
     pairs = list(zip(kept.packed.tensors(), fresh.tensors(), strict=True))
     for old, new in pairs:
         alike = old.shape == new.shape and old.device == new.device and old.dtype == new.dtype

@@ -29,7 +29,7 @@ from .fused import FusedHead, fused
 from .hoisting import BUDGET, Modulations, numbers
 from .packing import pack
 
-MOST_ROWS = 64  # tokens times ways; above, the launch reads the weights once for each 8 rows
+MOST_ROWS = 64  # tokens times conditions; above, the launch reads the weights once for each 8 rows
 _KINDS = ("diffusion", "uld")
 
 
@@ -69,7 +69,7 @@ def denoise_token(
         stream: int64 `[B]`, sample_id * 2^20 + patch.
         uncond, guidance, uncond2, guidance2: contexts like `context` and weights, a number or one a
             token, of u + w (c - u) and of u2 + w2 (u - u2) + w (c - u).
-        temperature: factor on the step noise, a number or one a token.
+        temperature: factor on the step noise, a number or one per token.
         x0_clamp, noise: as of :func:`ardiff.loop.run.run`.
         weights, batch_invariant, budget: see :class:`FusedHead`.
         start: the initial state `[B, d]`; default the addressed normals of the table's scale.
@@ -83,10 +83,21 @@ def denoise_token(
         ValueError, TypeError: shapes that do not go together, guidance without its context, an
             unknown head without `start`, `cuda_graph` with `noise` or with a table that is no
             StepTable or RaggedTable.
+
+    Example:
+        >>> import ardiff, torch
+        >>> from ardiff.heads.mar import DiffusionHead
+        >>> from ardiff.heads.token import denoise_token
+        >>> from ardiff.noise import make_key, make_stream
+        >>> head = DiffusionHead(dim=4, context=16, width=32, depth=2).eval()
+        >>> table = ardiff.solver("ddim", path="vp-cosine", prediction="epsilon", steps=4)
+        >>> key, stream = make_key(0, "cpu"), make_stream(None, 3, patch=7, device="cpu")
+        >>> denoise_token(head, torch.randn(3, 16), table, key, 0, stream).shape
+        torch.Size([3, 4])
     """
     batch, device = len(context), context.device
     if stream.shape != (batch,):
-        raise ValueError(f"stream must have shape [{batch}], one a context, {_shape(stream)}")
+        raise ValueError(f"stream must have shape [{batch}], one per context, {_shape(stream)}")
     guided = Guidance.of(uncond, guidance, uncond2, guidance2)
     for name, other in zip(("uncond", "uncond2"), guided.conditions, strict=False):
         if other.shape != context.shape:
@@ -97,7 +108,9 @@ def denoise_token(
     if start is None:
         start = _start(model, table, key, draw, stream)
     elif start.dim() != 2 or len(start) != batch:
-        raise ValueError(f"start must have shape [{batch}, d], one row a context, {_shape(start)}")
+        raise ValueError(
+            f"start must have shape [{batch}, d], one row per context, {_shape(start)}"
+        )
     if cuda_graph is not False:
         check_graph(cuda_graph, batch, device)
         if not isinstance(table, (StepTable, RaggedTable)):
@@ -154,13 +167,13 @@ def _start(model: Any, table: Runnable, key: Tensor, draw: int, stream: Tensor) 
     return initial_state(table, key, stream, packed.weights[0].shape[1], draw=draw)
 
 
-def unsuitable(table: Runnable, schedule: Schedule, x: Tensor, ways: int) -> str:
+def unsuitable(table: Runnable, schedule: Schedule, x: Tensor, conditions: int) -> str:
     """Why `head_loop` cannot run the table, or should not; empty if it is the way to run it."""
     if torch.compiler.is_compiling() or not x.is_cuda:
         return "head_loop gains nothing where steps are no launches"
     if ardiff_kernels.chosen_backend("head_loop_", "cuda") != "cuda":
         return "head_loop is one launch with the CUDA kernels alone"
-    if x.dtype != torch.float32 or ways * len(x) > MOST_ROWS:
+    if x.dtype != torch.float32 or conditions * len(x) > MOST_ROWS:
         return f"head_loop is for float32 and at most {MOST_ROWS} rows"
     return unsuitable_table(table, schedule)
 
@@ -195,7 +208,7 @@ def run_token(
     Args:
         schedule: of a table that is not :func:`unsuitable_table`.
         kinds: the op of each row.
-        sets: modulations of the rows, a condition a way.
+        sets: modulations of the rows, for all conditions of guidance.
         x: float32 `[N, d]`, the initial state; not changed.
         key, stream, guidance, guidance2, noise_scale: as of `run`.
 

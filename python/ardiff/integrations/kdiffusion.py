@@ -13,7 +13,7 @@ name (:data:`SOLVER_SAMPLERS`), besides those written out below (:data:`SAMPLERS
 
 The callback gets a dict with x, i, sigma, sigma_hat and denoised once for each interval i of
 `sigmas`, also where the sampler makes more calls in it: x at sigma and the model's answer there.
-With `stages` it is once a stage, and i is the interval in which the stage begins.
+With `stages` it is once per stage, and i is the interval in which the stage begins.
 
 Noise: ``noise_sampler(sigma, sigma_next)`` where given. Else it is addressed, by `seed`, or
 ``extra_args["seed"]`` (ComfyUI passes it there), or a key drawn from torch's own generator: sample

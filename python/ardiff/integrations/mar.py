@@ -85,10 +85,12 @@ def _alphas_cumprod() -> np.ndarray:
 
 
 class _Outputs:
-    """The head as `run` takes it, on a state of N rows; or, with `halves`, as MAR guides: on 2N
-    rows, both of whose halves move by the outputs at the first, each with its own variance.
+    """The head as `run` takes it, on a state of N rows.
 
-    The second half's row is guided as u + w (c - u) = c + (1 - w) (u - c).
+    halves=True copies MAR's guidance: the state has 2N rows, N conditional and N unconditional.
+    Both are moved by the guided mean computed at the first half; each keeps its own predicted
+    variance. The rows of the second half are guided as c + (1 - w) (u - c), which is the same
+    u + w (c - u) with the conditions exchanged.
     """
 
     def __init__(self, fused: FusedHead, dim: int, learned: bool, halves: bool) -> None:

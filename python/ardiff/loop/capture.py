@@ -1,8 +1,9 @@
 """What the capture of a loop in a CUDA graph and the models called in it tell one another.
 
-A capture reads nothing back from the device, so that a run before it finds out what it needs
-(:func:`rehearsal`). Its replays read tensors that a model prepared, such as packed weights, which
-the model brings up to date before a replay (:func:`watch`).
+While a CUDA graph is captured nothing can be copied to the CPU. So the loop is run once beforehand,
+and what is read then, namely which rows share a level, is kept for the capture (:func:`rehearsal`).
+A replay reads tensors that a model prepared, such as packed weights; before each replay the model
+is asked to bring them up to date (:func:`watch`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ _found: ContextVar[list[Sets] | None] = ContextVar("_found", default=None)
 
 @contextmanager
 def rehearsal() -> Iterator[None]:
-    """Within it, rows that share modulations in a run share them in the capture that follows. So at
-    every replay the same levels must be equal."""
+    """Around a run and the capture after it: rows whose levels are equal in the run share one set
+    of modulations in the capture. The same levels must therefore be equal in every replay."""
     token = _found.set([])
     try:
         yield
@@ -30,12 +31,12 @@ def rehearsal() -> Iterator[None]:
 
 
 def rehearsed() -> list[Sets] | None:
-    """What was found so far, in order; None outside a rehearsal."""
+    """The :data:`Sets` found so far in this rehearsal, in order; None outside a rehearsal."""
     return _found.get()
 
 
 def capturing() -> bool:
-    """Whether ops are recorded in a CUDA graph, whose replays may bring other levels."""
+    """Whether a CUDA graph is being captured, whose replays may have other levels."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
@@ -46,7 +47,7 @@ _watched: ContextVar[dict[Hashable, Callable[[], bool]] | None] = ContextVar(
 
 @contextmanager
 def watch() -> Iterator[dict[Hashable, Callable[[], bool]]]:
-    """Collects what models within say by :func:`read_by_capture`: a check of each."""
+    """Collects the checks that models register by :func:`read_by_capture` inside the block."""
     token = _watched.set({})
     try:
         yield _watched.get()
@@ -55,10 +56,11 @@ def watch() -> Iterator[dict[Hashable, Callable[[], bool]]]:
 
 
 def read_by_capture(name: Hashable, still: Callable[[], bool]) -> None:
-    """Says, where a capture is on its way, that its replays read tensors of this name.
+    """Registers, within :func:`watch`, tensors that the replays of the capture will read.
 
-    ``still()`` is called before each replay: it brings the tensors up to date in their place, and
-    says whether that place is still the same. It keeps them alive as long as the capture.
+    ``still()`` is called before each replay. It writes current values into those tensors and
+    returns whether they are still the model's own; if not, the loop is captured anew. ``still``
+    holds the tensors, so that they live as long as the capture.
     """
     watched = _watched.get()
     if watched is not None:

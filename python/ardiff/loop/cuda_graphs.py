@@ -67,7 +67,10 @@ def bucket_of(batch: int, buckets: bool | Sequence[int]) -> int:
 
 
 def record(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """Captures `function`. Returns (replay, what it returned), which a replay overwrites."""
+    """Captures `function` as a CUDA graph. Returns ``replay()`` and the captured output.
+
+    Each replay writes its result into that same output tensor: clone it to keep it.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # builds kernels and fills the caches of libraries
@@ -80,9 +83,10 @@ def record(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
 
 
 class _Captured:
-    """A recorded run, the buffers it reads and checks of what else it reads.
+    """A captured run, the buffers it reads, and the checks of the model's tensors that it reads.
 
-    Levels that repeat do so at every replay if `steady`.
+    With `steady` the caller promises that levels that were equal in the rehearsal are equal in
+    every replay; their modulations are then computed once.
     """
 
     def __init__(
@@ -108,7 +112,8 @@ class _Captured:
             torch.set_autocast_cache_enabled(caching)
 
     def current(self) -> bool:
-        """Whether a replay reads what models prepared as it is now; they bring it up to date."""
+        """Brings the tensors that models prepared up to date; False if the loop must be captured
+        anew because a model has replaced one of them."""
         return all(still() for still in self._checks.values())
 
     def _fill(self, leaves: list) -> None:
@@ -209,7 +214,8 @@ def run_captured(
 
 
 def _equal_levels(table: StepTable | RaggedTable) -> tuple[int, ...] | None:
-    """For each row the first at the same level, and for level 0; None for tables a sample."""
+    """For each row, and for level 0 behind them, the first row at the same level; None for a
+    RaggedTable, whose levels differ between samples."""
     if isinstance(table, RaggedTable):
         return None
     first: dict[float, int] = {}
@@ -218,7 +224,7 @@ def _equal_levels(table: StepTable | RaggedTable) -> tuple[int, ...] | None:
 
 
 def _padded(leaf: Tensor, batch: int, bucket: int) -> Tensor:
-    """`leaf` with its last row repeated up to the bucket, if it has a row a sample."""
+    """`leaf` with its last row repeated up to the bucket, if it has one row per sample."""
     if leaf.dim() == 0 or len(leaf) != batch or batch == bucket:
         return leaf
     return torch.cat([leaf, leaf[-1:].expand(bucket - batch, *leaf.shape[1:])])

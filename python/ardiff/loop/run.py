@@ -137,6 +137,16 @@ def run(
         ValueError, TypeError: a model output that does not fit the state, guidance of the wrong
             arity, a table that needs `energy_fn`.
         RuntimeError: tensors that do not fit the ops.
+
+    Example:
+        >>> import ardiff
+        >>> from ardiff.loop.run import run
+        >>> from ardiff.noise import initial_state, make_key, make_stream
+        >>> table = ardiff.solver("ddpm", path="ou", prediction="score", steps=8)
+        >>> key, stream = make_key(0, "cpu"), make_stream(None, 3, 0, "cpu")
+        >>> x = initial_state(table, key, stream, d=2)
+        >>> run(table, lambda x, level, condition: -x, x, key=key, stream=stream).shape
+        torch.Size([3, 2])
     """
     compiling = torch.compiler.is_compiling()
     schedule = make_schedule(table, x)

@@ -23,7 +23,7 @@ class SampleStats:
     """What a run cost.
 
     Attributes:
-        calls: model calls, counted at the model (guidance makes two or three a row).
+        calls: model calls, counted at the model (guidance makes two or three per row).
         seconds: wall time of the run.
         acceptance: acceptance rate of each stage, float64 `[stages]`; None for solvers without an
             accept step. With a learned or a guided score, which need be no gradient, it is the rate

@@ -99,6 +99,12 @@ def load_model(name_or_folder: str | Path, device: str | torch.device = "cpu") -
     Raises:
         CheckpointError: neither a shipped name nor a folder; a file missing or damaged; weights
             that are not those of the config.
+
+    Example:
+        >>> import ardiff
+        >>> model = ardiff.load("sun-shadow")
+        >>> model.config.patches, model.training
+        (4, False)
     """
     shipped = shipped_models()
     folder = _PRETRAINED / name_or_folder if name_or_folder in shipped else Path(name_or_folder)

@@ -89,17 +89,24 @@ def solver(
         denoise_last: end with a data prediction, a step to level 0.
         options: the solver's own. ``ddim`` and ``dpmpp-2m-sde`` take `eta`, the share of the
             diffusion's noise (default 0 and 1), and the latter `solver_type`, ``midpoint`` or
-            ``heun``. The ``rtk-*`` solvers take `stages`, `inner` (Langevin steps a
-            stage, default 2), `tau` and `gamma` (in units of the stage's Gaussian envelope of width
-            w: step tau w and friction gamma / w for kinetic solvers, step tau w^2 for ``rtk-ula``)
-            and `warm_start`: ``ancestral``, or ``gaussian-factor``, which begins a stage where its
-            data are not known at all and so needs many inner steps (20 stages of 30, say; the
-            default of 2 does not get there). Solvers that accept and reject take `accept`
-            (``trapezoid``, ``simpson`` or ``energy``). None means the default.
+            ``heun``. The ``rtk-*`` solvers take `stages`, `inner` (Langevin steps
+            per stage, default 2), `tau` and `gamma` (in units of w, the width of the stage's
+            Gaussian envelope: step tau w and friction gamma / w for kinetic solvers, step tau w^2
+            for ``rtk-ula``) and `warm_start`: ``ancestral``, or ``gaussian-factor``, which starts
+            each stage from noise alone, ignoring the model's current estimate, and so needs many
+            inner steps, such as 20 stages of 30 (the default of 2 is too few). Solvers that accept
+            and reject take `accept` (``trapezoid``, ``simpson`` or ``energy``). None means the
+            default.
 
     Raises:
         ValueError: an unknown name, an option that the solver does not take (it is named), too few
             steps, or a score or epsilon model at alpha = 0.
+
+    Example:
+        >>> import ardiff
+        >>> table = ardiff.solver("rtk-uld", path="flow", prediction="flow", steps=12, stages=4)
+        >>> table.calls, table.op[0]
+        (9, 'uld')
     """
     given = check_options(name, options)
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:

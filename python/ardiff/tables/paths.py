@@ -201,6 +201,12 @@ def get_path(path: str | Path) -> Path:
     Raises:
         ValueError: for an unknown name, listing the known ones.
         TypeError: for anything else.
+
+    Example:
+        >>> import ardiff
+        >>> path = ardiff.get_path("flow")
+        >>> float(path.alpha(0.25)), float(path.sigma(0.25))
+        (0.75, 0.25)
     """
     if isinstance(path, Path):
         return path
@@ -271,6 +277,11 @@ def time_grid(
 
     Raises:
         ValueError: for an unknown kind, n < 1, or ends that are not 0 < ratio_min < ratio_max.
+
+    Example:
+        >>> from ardiff.paths import time_grid
+        >>> time_grid("edm", 4, ratio_max=8.0, ratio_min=1.0).round(6).tolist()
+        [8.0, 4.0, 2.0, 1.0]
     """
     path = get_path(path)
     if kind not in GRIDS:

@@ -1,4 +1,4 @@
-"""What the run loop does at each of its iterations: one table for all samples, or one for each."""
+"""The loop's plan of a table: what each iteration launches, for one table or one per sample."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Flag = bool | Tensor  # of all live samples, or bool [B, 1]
 
 
 class At(NamedTuple):
-    """Where the buffers hold a value that differs between samples."""
+    """Which row of a buffer holds a tensor that differs between samples (:class:`Buffers`)."""
 
     place: int
 
 
 class Kind(NamedTuple):
-    """What a launch runs: an op, and for ``accept`` whether its samples have a midpoint's output
-    and a ball of their own."""
+    """What a launch runs: the op, and for ``accept`` whether the model was called halfway too (at
+    a midpoint) and whether proposals outside a ball are rejected."""
 
     op: str
     midpoint: bool = False
@@ -36,7 +36,8 @@ class Launch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One iteration. A plan has an :class:`At` wherever the loop has a tensor.
+    """One iteration of the loop. In a plan each tensor is given as an :class:`At`, an index into
+    a buffer; :meth:`Schedule.steps` puts the tensor itself in its place.
 
     Attributes:
         launches: of the kinds that any sample runs; each sample is in one of them at most.
@@ -57,7 +58,7 @@ class Buffers(NamedTuple):
     Attributes:
         coef: float32 `[rows of all tables, 16]`.
         level: float32 `[iterations]`, or `[iterations, B]` where samples have their own tables.
-        draw: int32 `[iterations]`, 0 up: it addresses the noise.
+        draw: int32 `[iterations]`, counted from 0; it addresses the noise.
         row: int32 `[launches, 1]` or `[launches, B]`.
         flag: bool `[flags, B, 1]`.
         margin: float32 `[margins, B]`.
@@ -75,7 +76,7 @@ class Schedule(NamedTuple):
     """The loop's iterations: a plan, which is hashable, and the tensors that fill it.
 
     Attributes:
-        plan: one step an iteration.
+        plan: one step per iteration.
         buffers: what its steps refer to.
         kinetic, accepts, second_memory, learned_range, energy: what the state and the run need.
     """

@@ -29,6 +29,16 @@ class RaggedTable:
     Raises:
         ValueError: no tables, tables of different paths, predictions, memories, variances or
             energies, or an index out of range.
+
+    Example:
+        Sample 0 takes 8 steps, samples 1 and 2 take 3::
+
+            >>> import ardiff
+            >>> choices = {"path": "flow", "prediction": "flow"}
+            >>> tables = [ardiff.solver("flow-euler", steps=n, **choices) for n in (3, 8)]
+            >>> table = ardiff.RaggedTable(tables, index=[1, 0, 0])
+            >>> len(table), table.calls
+            (8, 8)
     """
 
     def __init__(self, tables: Sequence[StepTable], index: Sequence[int] | Tensor) -> None:

@@ -146,6 +146,12 @@ class StepTable:
     Raises:
         ValueError: for NaN or inf, wrong shapes, an unknown op, a non-positive `init_scale`, or
             learned-range variance beside rows of other ops.
+
+    Example:
+        >>> import ardiff
+        >>> table = ardiff.solver("ddim", path="vp-linear", prediction="epsilon", steps=4)
+        >>> len(table), table.calls, table.coefficients.shape
+        (4, 4, (4, 16))
     """
 
     coefficients: np.ndarray

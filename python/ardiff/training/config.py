@@ -17,7 +17,7 @@ class TrainConfig:
 
     Attributes:
         variant, images: the training set, drawn with `seed`.
-        batch: images a step, all their patches.
+        batch: images per step, all their patches.
         lr: peak rate; linear warm-up over 60 steps, cosine decay to 0 over the last 60%.
         ema: decay of the averaged weights, which are the model.
         preconditioning: `cosine` (path vp-cosine, data prediction, loss weight min(1/sigma^2, 25))

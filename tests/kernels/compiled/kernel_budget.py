@@ -167,7 +167,7 @@ def measure(backend: str) -> tuple[str, list[dict]]:
 
 
 def write(stored: dict) -> None:
-    """One row a line, so that a change of the budget reads as one line of a diff."""
+    """One row per line, so that a change of the budget reads as one line of a diff."""
     rows = ",\n".join("  " + json.dumps(row) for row in sorted(stored["rows"], key=key_of))
     compilers = json.dumps(stored["compilers"])
     FILE.write_text(f'{{\n "compilers": {compilers},\n "rows": [\n{rows}\n ]\n}}\n')

@@ -11,7 +11,7 @@ from ardiff_kernels import ops
 from ardiff_kernels.dispatch import backends
 
 F64, F16, BF16, I8 = torch.float64, torch.float16, torch.bfloat16, torch.int8
-LAYERS = "a matrix and its bias for the input, twice a block, and for the final layer"
+LAYERS = "a matrix and its bias for the input, twice per block, and for the final layer"
 # x [3, 5], width 8, one block, 4 outputs, two ways.
 SHAPES = [(8, 5), (8,), (8, 8), (8,), (8, 8), (8,), (4, 8), (4,)]
 
@@ -51,7 +51,7 @@ SCALES = [zeros(0), zeros(8), zeros(8), zeros(0)]
 INVALID = {
     "dimensions": (call(x=zeros(5)), "x must be [N, d], got 1 dimensions"),
     "dtype": (call(x=zeros(3, 5, dtype=F64)), "x must be float32, got float64"),
-    "no element": (call(x=zeros(3, 0)), "x must have at least 1 element a row, got [3, 0]"),
+    "no element": (call(x=zeros(3, 0)), "x must have at least 1 element per row, got [3, 0]"),
     "norm": (call(norm="batch"), "norm must be layer or rms, got batch"),
     "mlp": (call(mlp="swiglu"), "mlp must be plain or gated, got swiglu"),
     "depth": (call(depth=0), "depth must be at least 1, got 0"),
@@ -115,11 +115,11 @@ INVALID = {
     ),
     "no scales": (
         call(CODES),
-        "scales must hold 4 tensors (with int8 matrices one a matrix, else none), got 0",
+        "scales must hold 4 tensors (with int8 matrices one per matrix, else none), got 0",
     ),
     "needless scales": (
         call(scales=SCALES),
-        "scales must hold 0 tensors (with int8 matrices one a matrix, else none), got 4",
+        "scales must hold 0 tensors (with int8 matrices one per matrix, else none), got 4",
     ),
     "scale shape": (
         call(CODES, [*SCALES[:2], zeros(7), SCALES[3]]),

@@ -184,7 +184,7 @@ DATA = {
     "count": (append(count=integers([0, 3, 2])), "count must lie in [0, 2], got 3 in row 1"),
     "full": (
         append(length=integers([0, 1, 7])),
-        "row 2 needs position 8, but the cache holds 8 tokens a sequence; make a larger cache",
+        "row 2 needs position 8, but the cache holds 8 tokens per sequence; make a larger cache",
     ),
     "block": (
         append(block_table=SMALLER),

@@ -46,7 +46,7 @@ INVALID = {
     "state dtype": (call(x=M.half()), "mala_accept: x must be float32, got float16"),
     "no elements": (
         call(x=torch.zeros(4, 0)),
-        "mala_accept: x must have at least 1 element a row, got 0",
+        "mala_accept: x must have at least 1 element per row, got 0",
     ),
     "proposal shape": (
         call(y=torch.zeros(4, 7)),

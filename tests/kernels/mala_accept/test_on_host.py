@@ -19,7 +19,7 @@ FLAGS = [
     "-DTORCH_TARGET_VERSION=0x020A000000000000",
     *(f"-DARDIFF_CUDA_NAMESPACE={NAMESPACE}", "-DARDIFF_CUDA_KEY=CPU"),
 ]
-# One to 32 groups of threads a sample, then several rounds of them.
+# One to 32 groups of threads per sample, then several rounds of them.
 SHAPES = [(1, 1), (70, 5), (33, 64), (9, 257), (5, 1000), (3, 5000), (2, 8192), (2, 40003)]
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 

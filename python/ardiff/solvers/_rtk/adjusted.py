@@ -8,8 +8,9 @@ start nor the last data prediction costs another.
 By default energies are not needed: f_b(x) - f_b(y) is the integral of the score along the line from
 x to y, by the trapezoidal rule (``accept="trapezoid"``, no further call, exact for a Gaussian) or
 Simpson's (``"simpson"``, a further call halfway); ``"energy"`` takes the given energies. The
-quadratic part of g is exact in each. A learned or guided score is no gradient, so that with it the
-integral depends on the line and the chain is adjusted towards no exact density.
+quadratic part of g is exact in each. A learned or guided score need not be the gradient of any log
+density. Then the estimate depends on the path of integration, and the chain has no exact target: it
+still rejects bad proposals, but do not expect exactness.
 """
 
 from __future__ import annotations
