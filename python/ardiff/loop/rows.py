@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..noise import Spans
+from ..noise import Address, Spans
 from ..tables.plan import Schedule, Step
 from .ladder import Ladder
 from .state import State, launch
@@ -174,17 +174,18 @@ class Rows:
             state.save_origin(saves)
         if energy is not None and any(kind.op == "accept" for kind, _ in launches):
             state.energy = energy(k, state.x)
+        address = Address(self._draws[k], self.key, self.stream)
         for kind, row in launches:
             if self._ladder is not None:
                 row = self._ladder.rows(row)
-            place = (self._coef, row, self._draws[k], self.key, self.stream)
+            at = (self._coef, row)
             op = kind.op
             if op != "accept":
                 if isinstance(margin, Tensor) or margin > 0:
-                    state.set_ball(op, place, step)
-                state.move(op, place, noise)
+                    state.set_ball(op, at, address, step)
+                state.move(op, at, address, noise)
             elif state.origin:  # else the run began after its proposal: there is no way back
-                self._decide(row, *state.accept(place, kind))
+                self._decide(row, *state.accept(at, address, kind))
         self.index = k + 1
 
     def _decide(self, row: Tensor, accepted: Tensor, log_alpha: Tensor) -> None:

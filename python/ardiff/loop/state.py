@@ -11,8 +11,10 @@ from torch.autograd import forward_ad
 
 from ardiff_kernels import ops
 
-from ..noise import Spans
+from ..noise import Address, Spans
 from ..tables.plan import Flag, Kind, Schedule, Step
+
+TableRow = tuple[Tensor, Tensor]  # the coefficients [T, 16], and the row in them of each sample
 
 FUNCTIONAL = {
     "diffusion": torch.ops.ardiff.diffusion_step.default,
@@ -172,55 +174,57 @@ class State:
                 return value.clone()
         return value
 
-    def set_ball(self, op: str, place: tuple, step: Step) -> None:
+    def set_ball(self, op: str, at: TableRow, address: Address, step: Step) -> None:
         """Sets each sample's ball radius at a row that has a margin: |mean| + margin."""
         margin = step.ball_margin
         still = {"noise": torch.zeros_like(self.x, dtype=torch.float32)}
         if op == "uld":
             still["noise2"] = still["noise"]
         moving = (self.x, self.v) if op == "uld" else (self.x,)
-        tensors = *moving, self.out, self.memory, *place
+        tensors = *moving, self.out, self.memory, *at, *address
         mean = launch(op, *tensors, **(self._options | still))[0]
         radius = mean.flatten(1).double().square().sum(1).sqrt().float() + margin
-        row = place[1]
+        row = at[1]
         moves = (margin > 0) & (row >= 0) if isinstance(margin, Tensor) else True
         self._ball = _choose(moves, radius, self._ball)
 
     def _launches(
-        self, place: tuple, tensors: tuple, options: dict[str, Any]
+        self, at: TableRow, address: Address, tensors: tuple, options: dict[str, Any]
     ) -> Iterator[tuple[tuple, tuple, dict]]:
-        """Place, tensors and options of each in-place launch: one, or one for each key."""
+        """Rows with their address, tensors and options of each in-place launch: one launch, or one
+        for each key."""
         if self._spans is None:
-            yield place, tensors, options
+            yield (*at, *address), tensors, options
             return
-        batch, (coef, row, draw, _, stream) = self.x.shape[0], place
+        batch, (coef, row) = self.x.shape[0], at
         for rows, key in self._spans:
 
             def cut(t: Any, rows: slice = rows) -> Any:
                 return t[rows] if isinstance(t, Tensor) and t.shape[0] == batch else t
 
-            where = (coef, cut(row), cut(draw), key, cut(stream))
+            own = Address(cut(address.draw), key, cut(address.stream))
+            where = (coef, cut(row), *own)
             yield where, tuple(map(cut, tensors)), {k: cut(t) for k, t in options.items()}
 
-    def move(self, op: str, place: tuple, noise: dict[str, Tensor]) -> None:
+    def move(self, op: str, at: TableRow, address: Address, noise: dict[str, Tensor]) -> None:
         """One `diffusion` or `uld` row; `noise` holds given normals by the op's names."""
         if not self._in_place:
             options = self._options | noise if noise else self._options
-            tensors = self.out, self.memory, *place
+            tensors = self.out, self.memory, *at, *address
             if op == "uld":
                 self.x, self.v, self.memory = launch(op, self.x, self.v, *tensors, **options)
             else:
                 self.x, self.memory, _ = launch(op, self.x, *tensors, **options)
             return
         tensors = (self.x, self.v, self.out, self.memory)
-        launches = self._launches(place, tensors, self._options | noise)
+        launches = self._launches(at, address, tensors, self._options | noise)
         for where, (x, v, out, memory), options in launches:
             if op == "uld":
                 ops.uld_step_(x, v, out, memory, *where, **options)
             else:
                 ops.diffusion_step_(x, out, memory, *where, **options)
 
-    def accept(self, place: tuple, kind: Kind) -> tuple[Tensor, Tensor]:
+    def accept(self, at: TableRow, address: Address, kind: Kind) -> tuple[Tensor, Tensor]:
         """One `accept` row: the proposal stays or the origin returns. (accepted, log_alpha)."""
         origin, options = self.origin, {}
         if kind.midpoint:
@@ -235,7 +239,7 @@ class State:
         if not self._in_place:
             x, y, out_x, out_y, memory = tensors
             out_y = out_y if out_y.dtype == out_x.dtype else out_y.to(out_x.dtype)
-            found = launch("accept", x, y, out_x, out_y, memory, *place, **options)
+            found = launch("accept", x, y, out_x, out_y, memory, *at, *address, **options)
             self.x, self._out, v, energy, accepted, log_alpha = found
             self.v = None if self.v is None else v
             self.energy = None if self.energy is None else energy
@@ -243,7 +247,7 @@ class State:
             accepted = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
             log_alpha = torch.zeros(len(self.x), device=self.x.device)
             options |= {"accepted": accepted, "log_alpha": log_alpha}
-            for where, parts, each in self._launches(place, tensors, options):
+            for where, parts, each in self._launches(at, address, tensors, options):
                 ops.mala_accept_(*parts, *where, **each)
         return accepted, log_alpha
 
