@@ -75,7 +75,7 @@ def test_three_way_guidance():
 
 
 BAD = {
-    "steps": (dict(steps=[4, 4]), "steps must be an integer or 4, one a patch, got 2"),
+    "steps": (dict(steps=[4, 4]), "steps must be an integer or 4, one per patch, got 2"),
     "schedule": (dict(guidance_schedule="cosine"), "unknown guidance_schedule 'cosine'"),
     "second alone": (dict(guidance2=1.0), "guidance2 and uncond2 go together"),
     "no first": (dict(guidance2=1.0, uncond2=torch.zeros(24)), "only with guidance"),

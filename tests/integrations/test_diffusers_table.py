@@ -252,7 +252,7 @@ def test_timesteps_that_are_refused():
         scheduler.set_timesteps(timesteps=[300, 800])
     with pytest.raises(ValueError, match="the 3 levels of heun, or one for each of its 5 calls"):
         scheduler.set_timesteps(timesteps=[800, 800, 300, 100])
-    with pytest.raises(ValueError, match="heun makes two model calls a step"):
+    with pytest.raises(ValueError, match="heun makes two model calls per step"):
         scheduler.set_timesteps(2)
     with pytest.raises(ValueError, match="call set_timesteps first"):
         TableScheduler().step(torch.zeros(SHAPE), 3, torch.zeros(SHAPE))

@@ -218,7 +218,7 @@ BAD = {
     "energy_fn": (dict(energy_fn=energy), 'accept="energy" and energy_fn go together'),
     "energy shape": (
         dict(accept="energy", energy_fn=lambda x, *_: x),
-        r"energy_fn must return shape \[2\], one a sample, got \[2, 12\]",
+        r"energy_fn must return shape \[2\], one per sample, got \[2, 12\]",
     ),
     "rule": (dict(accept="exact"), "unknown accept 'exact'; known: trapezoid, simpson, energy"),
     "refresh": (dict(solver="rtk-hmc", refresh="half"), "unknown refresh 'half'; known: full"),

@@ -138,7 +138,7 @@ class ARSampler:
         each = list(steps) if isinstance(steps, (list, tuple)) else [steps] * config.patches
         if len(each) != config.patches:
             raise ValueError(
-                f"ARSampler: steps must be an integer or {config.patches}, one a patch, got "
+                f"ARSampler: steps must be an integer or {config.patches}, one per patch, got "
                 f"{len(each)}"
             )
         self.steps = each

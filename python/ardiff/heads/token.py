@@ -67,8 +67,8 @@ def denoise_token(
         key: int64 `[1]`, the seed.
         draw: number of the first row's noise draw; 0 but for runs that share a stream.
         stream: int64 `[B]`, sample_id * 2^20 + patch.
-        uncond, guidance, uncond2, guidance2: contexts like `context` and weights, a number or one a
-            token, of u + w (c - u) and of u2 + w2 (u - u2) + w (c - u).
+        uncond, guidance, uncond2, guidance2: contexts like `context` and weights, a number or one
+            per token, of u + w (c - u) and of u2 + w2 (u - u2) + w (c - u).
         temperature: factor on the step noise, a number or one per token.
         x0_clamp, noise: as of :func:`ardiff.loop.run.run`.
         weights, batch_invariant, budget: see :class:`FusedHead`.

@@ -31,9 +31,9 @@ class HoistableModel(Protocol):
     """
 
     def hoist(self, levels: Tensor, condition: Any) -> Callable[[int, Tensor], Tensor]:
-        """`levels` float32 `[T]`, one a row of the table; returns ``f(row, x) -> output``.
+        """`levels` float32 `[T]`, one per row of the table; returns ``f(row, x) -> output``.
 
-        In a ragged run `[T, B]`, one a row and sample.
+        In a ragged run `[T, B]`, one per row and sample.
         """
         ...
 
@@ -78,7 +78,7 @@ def _bind_energy(
 def _energy(found: Any, x: Tensor) -> Tensor:
     if not isinstance(found, Tensor) or found.shape != (len(x),):
         shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"energy_fn must return shape [{len(x)}], one a sample, got {shape}")
+        raise ValueError(f"energy_fn must return shape [{len(x)}], one per sample, got {shape}")
     return found.to(torch.float32, copy=True)
 
 

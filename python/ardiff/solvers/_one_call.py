@@ -1,4 +1,4 @@
-"""Rows that solvers with one model call a step have in common."""
+"""Rows that solvers with one model call per step have in common."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from ..tables.paths import Path
 from ..tables.table import StepTable
 from . import check_options, table_function
 
-_DOUBLINGS = 14  # more calls a level than any table makes
+_DOUBLINGS = 14  # more calls per level than any table makes
 
 
 def over_levels(

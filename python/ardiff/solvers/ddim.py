@@ -28,7 +28,7 @@ def step(t: Transition, previous: Transition | None, eta: float = 0.0) -> dict[s
 
 
 def table(path, prediction, levels, steps, *, eta=0.0, denoise_last=True) -> StepTable:
-    """`steps` calls, one a step."""
+    """`steps` calls, one per step."""
     if isinstance(eta, (str, bool)) or not 0 <= eta < np.inf:
         raise ValueError(f"ddim: eta must be finite and not negative, got {eta!r}")
     rows = functools.partial(step, eta=float(eta))

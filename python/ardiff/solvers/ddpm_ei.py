@@ -33,5 +33,5 @@ def step(t: Transition, previous: Transition | None) -> dict[str, float]:
 
 
 def table(path, prediction, levels, steps, *, denoise_last=True) -> StepTable:
-    """`steps` calls, one a step."""
+    """`steps` calls, one per step."""
     return one_call_table("ddpm-ei", path, prediction, levels, steps, denoise_last, step)

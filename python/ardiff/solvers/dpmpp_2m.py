@@ -24,5 +24,5 @@ def step(t: Transition, previous: Transition | None) -> dict[str, float]:
 
 
 def table(path, prediction, levels, steps, *, denoise_last=True) -> StepTable:
-    """`steps` calls, one a step."""
+    """`steps` calls, one per step."""
     return one_call_table("dpmpp-2m", path, prediction, levels, steps, denoise_last, step)

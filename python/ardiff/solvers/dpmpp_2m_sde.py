@@ -43,7 +43,7 @@ def step(
 def table(
     path, prediction, levels, steps, *, eta=1.0, solver_type="midpoint", denoise_last=True
 ) -> StepTable:
-    """`steps` calls, one a step."""
+    """`steps` calls, one per step."""
     if isinstance(eta, (str, bool)) or not 0 <= eta < np.inf:
         raise ValueError(f"dpmpp-2m-sde: eta must be finite and not negative, got {eta!r}")
     if solver_type not in SOLVER_TYPES:

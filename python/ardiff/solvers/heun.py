@@ -23,7 +23,7 @@ def table(path, prediction, levels, steps, *, denoise_last=True) -> StepTable:
     count = (steps - int(denoise_last)) // 2
     if count < 1:
         raise ValueError(
-            f"heun makes two model calls a step: it needs steps >= {2 + int(denoise_last)}, got "
+            f"heun makes two model calls per step: it needs steps >= {2 + int(denoise_last)}, got "
             f"steps={steps}"
         )
     grid, builder = levels(count + 1), TableBuilder(path, prediction, "heun")

@@ -1,4 +1,4 @@
-"""RTK in posterior coordinates with one overdamped harmonic step a stage, for one call.
+"""RTK in posterior coordinates with one overdamped harmonic step per stage, for one call.
 
 Where .1 <= s_b <= .7 the inner step q <- e q + (1 - e) F + sqrt(1 - e^2) xi, e = e^-tau, integrates
 the known Gaussian exactly with the residual force F frozen; elsewhere the second-order ancestral
@@ -18,7 +18,7 @@ def table(
     path, prediction, levels, steps, *,
     tau=0.4, window_low=0.1, window_high=0.7, warm_start="second-order", denoise_last=True,
 ) -> StepTable:  # fmt: skip
-    """A call a stage, `steps` at most; `warm_start` is that of the stages in the window."""
+    """A call per stage, `steps` at most; `warm_start` is that of the stages in the window."""
     name = "rtk-harmonic"
     rtk.check_positive(name, tau=tau)
     posterior.check_warm_start(warm_start)

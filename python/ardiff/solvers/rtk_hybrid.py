@@ -27,7 +27,7 @@ def table(
     tau=0.4, gain=0.5, window_low=0.1, window_high=0.25, warm_start="second-order",
     denoise_last=True,
 ) -> StepTable:  # fmt: skip
-    """A call a stage, `steps` at most; `warm_start` is that of the stages in the window."""
+    """A call per stage, `steps` at most; `warm_start` is that of the stages in the window."""
     name = "rtk-hybrid"
     rtk.check_positive(name, tau=tau, gain=gain)
     posterior.check_warm_start(warm_start)

@@ -56,7 +56,7 @@ def step(t: Transition, last: Transition | None, before: Transition | None) -> d
 
 
 def table(path, prediction, levels, steps, *, denoise_last=True) -> StepTable:
-    """`steps` calls, one a step."""
+    """`steps` calls, one per step."""
     grid = levels(steps if denoise_last else steps + 1)
     builder = TableBuilder(path, prediction, "unipc-2")
     before, last = None, None

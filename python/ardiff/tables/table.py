@@ -1,10 +1,10 @@
-r"""StepTable: a sampler as a table of coefficients, one row a call of a step op.
+r"""StepTable: a sampler as a table of coefficients, one row per call of a step op.
 
 How to read a row. Each row names its op, and its 16 numbers are that op's columns, drawn below. A
 column is a weight: the letter before the underscore is what is made, the one after it is what is
 multiplied. So x_0 is the weight of x0 in the new x. A column that is 0 drops its term. All of a row
 is read from the old values. `out` is what the model returned, at this row if it calls the model,
-else at the last row that did; n, n1 and n2 are fresh standard normals, one an element.
+else at the last row that did; n, n1 and n2 are fresh standard normals, one per element.
 
 A ``diffusion`` row moves a state x, with a memory beside it of the same shape::
 
@@ -233,7 +233,7 @@ class StepTable:
         return len(self.op)
 
     def __str__(self) -> str:
-        """A line a row: op, level, whether it calls the model, marks, columns that are not 0."""
+        """A line per row: op, level, whether it calls the model, marks, columns that are not 0."""
         names, counts = f"{self.solver} on {self.path}, {self.prediction}", f"{len(self)} rows"
         counts += f", {self.calls} model calls, init_scale {self.init_scale:g}"
         lines = [f"{names}: {counts}"]

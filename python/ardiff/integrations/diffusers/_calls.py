@@ -216,7 +216,7 @@ class CallScheduler(FusedScheduler):
             sample: `[B, ...]`; the chain's state is float32 between steps whatever its dtype. What
                 is written into the last prev_sample counts, but not into half precision of
                 `torch.inference_mode`, which does not tell.
-            generator: one, or one a row.
+            generator: one, or one per row.
             return_dict: an output object, else the tuple (prev_sample,).
             sample_ids: as the attribute, for this call.
 

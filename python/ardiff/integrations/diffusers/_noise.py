@@ -26,7 +26,7 @@ def check_ids(sample_ids: Sequence[int] | Tensor | None) -> tuple[int, ...] | No
 
 
 class Noise:
-    """Key and streams of the rows of a batch, drawn once a run.
+    """Key and streams of the rows of a batch, drawn once per run.
 
     Row i has the stream base + id_i 2^20. The base is 0 with a seed, which is then the key, and
     else one number from the generator; of a list of generators each gives its own row's base. So a

@@ -32,7 +32,7 @@ def split_calls(calls: int, inner: int) -> list[int]:
 
 
 def read_calls(levels: Sequence[float], inner: int) -> tuple[list[float], list[int]]:
-    """Grid and inner steps from a list of levels: one a stage, or one a call as in `timesteps`.
+    """Grid and inner steps from a list of levels: one per stage, or one per call as in `timesteps`.
 
     Raises:
         ValueError: no levels, rising levels, or a repeated first level.

@@ -1,4 +1,4 @@
-"""`FusedDDPMScheduler`: diffusers' `DDPMScheduler` with one op a step."""
+"""`FusedDDPMScheduler`: diffusers' `DDPMScheduler` with one op per step."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
             timestep: an element of `timesteps` or a number. The value of another tensor is read
                 on the CPU; on a device the step after the last one is meant.
             sample: `[B, ...]`, float32 or bfloat16; others are computed in float32.
-            generator: one, or one a row.
+            generator: one, or one per row.
             return_dict: an output object, else the tuple (prev_sample, pred_original_sample).
             variance_noise: normals of the sample's shape in place of the generator's.
             sample_ids: as the attribute, for this call.

@@ -1,4 +1,4 @@
-"""`FusedDPMSolverMultistepScheduler`: diffusers' `DPMSolverMultistepScheduler`, one op a step."""
+"""`FusedDPMSolverMultistepScheduler`: diffusers' `DPMSolverMultistepScheduler`, one op per step."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
                 which are not used.
             timestep: an element of `timesteps` or a number.
             sample: `[B, ...]`, float32 or bfloat16; others are computed in float32.
-            generator: one, or one a row; the deterministic algorithm draws nothing.
+            generator: one, or one per row; the deterministic algorithm draws nothing.
             variance_noise: normals of the sample's shape in place of the generator's.
             return_dict: an output object, else the tuple (prev_sample,).
             sample_ids: as the attribute, for this call.

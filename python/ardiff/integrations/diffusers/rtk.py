@@ -29,7 +29,7 @@ class RTKULDScheduler(RTKScheduler, SchedulerMixin, ConfigMixin):
         clip_sample, clip_sample_range: bound the last data prediction; nothing else is clipped,
             which would change the law.
         thresholding: refused.
-        inner: steps a stage.
+        inner: steps per stage.
         gamma, tau: friction and step size in units of the stage's width.
 
     Raises:

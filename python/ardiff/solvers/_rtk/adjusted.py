@@ -29,7 +29,7 @@ ACCEPTS = ("trapezoid", "simpson", "energy")
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages, proposals a stage, how a stage starts; a proposal costs `cost` model calls."""
+    """Stages, proposals per stage, how a stage starts; a proposal costs `cost` model calls."""
 
     stages: int
     inner: int

@@ -1,4 +1,4 @@
-"""Reverse transition kernels in posterior coordinates, with one model call a stage.
+"""Reverse transition kernels in posterior coordinates, with one model call per stage.
 
 With y = x / alpha, s = sigma / alpha and D(y, s) = E[x0 | y], a stage from a to b has
 k = (s_b / s_a)^2, V = s_b^2 (1 - k), m(D) = k y_a + (1 - k) D and starts at

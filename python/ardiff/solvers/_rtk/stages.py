@@ -71,7 +71,7 @@ def fit_grid(
 
 @dataclass(frozen=True)
 class Plan:
-    """How many stages, inner steps a stage, how a stage starts and whether a data step ends it."""
+    """How many stages, inner steps per stage, how a stage starts, whether a data step ends it."""
 
     stages: int
     inner: int
