@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests import ROOT
 
 TORCH = Path(torch.__file__).parent
 FOLDER = ROOT / "build" / "test-cache"
+DAY = 86400.0
 KEPT = 4  # builds of one name: those that were used last
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
 
@@ -134,6 +136,12 @@ def cached(
 
 
 def _remove_old(folder: Path, name: str) -> None:
+    """Builds that were not used for long, and what processes that were killed left a day ago."""
+    halves = [
+        path for path in folder.glob(f".{name}-*") if time.time() - path.stat().st_mtime > DAY
+    ]
+    for path in halves:
+        shutil.rmtree(path, ignore_errors=True)
     builds = [path for path in folder.glob(f"{name}-*") if len(path.name) == len(name) + 25]
     for path in sorted(builds, key=lambda path: path.stat().st_mtime)[:-KEPT]:
         shutil.rmtree(path, ignore_errors=True)
