@@ -191,7 +191,7 @@ def invalid_calls() -> dict[str, tuple]:
         ),
         "uld overlap": (
             change(uld, written=True, v=some[:1].expand(4, 8)),
-            "uld_step_: v is written in place but its rows overlap (row stride 0, 8 elements a "
+            "uld_step_: v is written in place but its rows overlap (row stride 0, 8 elements per "
             "row); clone it first",
         ),
         "uld same memory": (

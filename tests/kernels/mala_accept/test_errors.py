@@ -114,7 +114,7 @@ INVALID = {
     ),
     "overlap": (
         call(accepted=DONE, y=lambda: torch.zeros(1, 8).expand(4, 8)),
-        "mala_accept_: y is written in place but its rows overlap (row stride 0, 8 elements a "
+        "mala_accept_: y is written in place but its rows overlap (row stride 0, 8 elements per "
         "row); clone it first",
     ),
     "same memory": (
