@@ -101,7 +101,7 @@ def run_plan(
     def answer(z: Tensor, row: int) -> Tensor:
         sigma = x.new_full((len(x),), table.level[row])
         out = model(z.view(shape).to(dtype), sigma, **(extra_args or {}))
-        check_output(out, x, table.learned_range, (*OUTPUT_DTYPES, torch.float64))
+        check_output(out, x, schedule.learned_range, (*OUTPUT_DTYPES, torch.float64))
         out = out.detach().reshape(len(x), -1)
         return out.float() if out.dtype == torch.float64 else out
 

@@ -38,16 +38,19 @@ class Program(NamedTuple):
         schedule: the whole.
         steps: of each iteration.
         draws: int32 `[1]` of each iteration.
+        has_midpoints: whether any row calls halfway to a proposal.
     """
 
     schedule: Schedule
     steps: tuple[Step, ...]
     draws: tuple[Tensor, ...]
+    has_midpoints: bool
 
     @classmethod
     def of(cls, schedule: Schedule) -> Program:
         """The program of a schedule."""
-        return cls(schedule, tuple(schedule.steps()), schedule.buffers.draw.split(1))
+        midpoints = any(step.midpoint is not False for step in schedule.plan)
+        return cls(schedule, tuple(schedule.steps()), schedule.buffers.draw.split(1), midpoints)
 
 
 class Decision(NamedTuple):
@@ -108,10 +111,17 @@ class Rows:
         v: Tensor | None = None,
     ) -> None:
         program = schedule if isinstance(schedule, Program) else Program.of(schedule)
-        schedule, self._steps, self._draws = program
+        schedule, self._steps, self._draws, has_midpoints = program
         spans = None if isinstance(key, Tensor) else key
         self.state = State(
-            x, schedule, in_place=in_place, options=options or {}, spans=spans, memory=memory, v=v
+            x,
+            schedule,
+            has_midpoints,
+            in_place=in_place,
+            options=options or {},
+            spans=spans,
+            memory=memory,
+            v=v,
         )
         self.state.weights = list(weights)
         self.key, self.stream = key if spans is None else spans[0][1], stream

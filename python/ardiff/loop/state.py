@@ -43,16 +43,17 @@ class State:
 
     Args:
         x: `[B, d]`, or `[B, ...]` contiguous inside a sample. In place it is the run's own.
+        has_midpoints: whether any row calls halfway to a proposal.
         in_place: whether rows are run by the in-place ops; else no tensor is ever written.
         options: of every row that is no accept row.
         spans: the samples that share a key, for in-place rows.
         memory, v: of a run that begins within a table, else zeros.
 
     Attributes:
+        has_midpoints: as given.
         weights: guidance weights, one for each unconditional output.
         energy: float32 `[B]` of the carried state, for tables that compare energies.
         theirs: tensors that their owners may write later. What is kept of them is copied.
-        has_midpoints: whether any row calls halfway to a proposal.
         origin: of the last proposal: x, v, energy and out by name; empty before the first.
     """
 
@@ -60,6 +61,7 @@ class State:
         self,
         x: Tensor,
         schedule: Schedule,
+        has_midpoints: bool,
         *,
         in_place: bool,
         options: dict[str, Tensor | float | None],
@@ -78,7 +80,7 @@ class State:
         self.theirs: Sequence[Tensor] = ()
         self.origin: dict[str, Tensor | None] = {}
         self._in_place, self._accepts = in_place, schedule.accepts
-        self.has_midpoints = any(step.midpoint is not False for step in schedule.plan)
+        self.has_midpoints = has_midpoints
         self._spans = spans
         self._options = dict(options)
         self._out: Tensor | None = None

@@ -191,7 +191,8 @@ class CallScheduler(FusedScheduler):
         return self._made.table
 
     def _place(self, table: StepTable, device: torch.device) -> PlacedProgram:
-        return PlacedProgram(table, device)
+        # what is kept holds the table, so that no other table can have its id
+        return self._cached((id(table), device), lambda: PlacedProgram(table, device))
 
     def step(
         self,
