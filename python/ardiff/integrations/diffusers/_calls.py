@@ -251,7 +251,8 @@ class CallScheduler(FusedScheduler):
         if not (kept or self._halfway):
             state.x = z
         run.key, run.stream = key, stream
-        # their owners may write them
+        # The pipeline owns these tensors and may write them before the next step: what is kept of
+        # them is copied.
         state.theirs = [t for t in (sample, model_output) if t is z or t is out]
         run.advance((out,))
         last = index + 1 == calls
