@@ -18,10 +18,10 @@ def with_variance(shape: Sequence[int]) -> tuple[int, ...] | None:
     return (shape[0], 2 * shape[1], *shape[2:]) if len(shape) > 1 else None
 
 
-def has_output_shape(out: Tensor, shape: Sequence[int], learned_range: bool) -> bool:
+def has_output_shape(out: Tensor, shape: tuple[int, ...], learned_range: bool) -> bool:
     """Whether `out` has the shape of a state, or with `learned_range` that with its variance."""
-    found = tuple(out.shape)
-    return found == tuple(shape) or (learned_range and found == with_variance(shape))
+    found = out.shape
+    return found == shape or (learned_range and found == with_variance(shape))
 
 
 def check_output(
