@@ -13,7 +13,7 @@ from ..solvers._over_levels import over_levels
 from ..solvers._rtk import adjusted as metropolis
 from ..solvers._rtk import stages as rtk
 from ..tables.paths import get_path
-from ..tables.table import StepTable
+from ..tables.table import StepTable, TableBuilder
 
 PATHS = ("edm", "flow")
 NORMALS = {"diffusion": (("x_n",),), "uld": (("z_1", "v_1"), ("z_2",))}  # columns that take each
@@ -105,7 +105,7 @@ def stage_plan(
     name: str, path: str, sigmas: tuple[float, ...], stages: int | None, *, inner: int, tau: float,
     gamma: float = 2.0, accept: str = "trapezoid",
 ) -> SigmaPlan:  # fmt: skip
-    """Stages of a reverse transition kernel: one an interval of positive sigmas, or `stages`."""
+    """Stages of a reverse transition kernel: one per interval of positive sigmas, or `stages`."""
     check_sigmas(path, sigmas)
     rtk.check_count(stages=stages, inner=inner)
     if inner is None:
@@ -122,15 +122,15 @@ def stage_plan(
         grid[0], grid[-1] = positive[0], positive[-1]
     first = np.floor(place[:-1]).astype(int).tolist() + [count] * to_data
     plan = rtk.Plan(len(grid) - 1, int(inner), "ancestral", to_data)
-    where = (get_path(path), "sample", lambda n: grid)
     if name == "rtk-uld":
-        table = rtk.kinetic_table(
-            name, *where, plan, lambda t, i: rtk_uld.move(gamma / t.width, tau * t.width)
-        )
+        builder = TableBuilder(get_path(path), "sample", name)
+        rtk_uld.rows(builder, grid, [plan.inner] * plan.stages, gamma, tau)
+        table = builder.finish(grid[-1] if to_data else None, op="uld")
         rows = 1 + plan.inner
     else:
         cost = 1 + (accept == "simpson")
         adjusted = metropolis.Plan(plan.stages, plan.inner, cost, "ancestral", to_data)
+        where = (get_path(path), "sample", lambda n: grid)
         table = metropolis.langevin_table(name, *where, adjusted, tau, accept)
         rows = 1 + plan.inner * (1 + cost)
     stage = tuple(row // rows for row in range(len(table)))

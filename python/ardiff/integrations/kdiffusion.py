@@ -47,7 +47,7 @@ def sample_ddpm_fused(
 ) -> Tensor:  # fmt: skip
     """DDPM's ancestral step: k-diffusion's `sample_euler_ancestral`, for any eta.
 
-    One model call an interval. eta scales the noise: 0 is the ODE (DDIM, Euler). ComfyUI's sampler
+    One model call per interval. eta scales the noise: 0 is the ODE (DDIM, Euler). ComfyUI's sampler
     `ddpm` is the same law at eta = 1.
 
     Args:
@@ -76,7 +76,7 @@ def sample_dpmpp_2m_sde_fused(
     solver_type: str = "midpoint", *, path: str = "edm", seed: int | None = None,
     sample_ids: Sequence[int] | Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """DPM-Solver++(2M) SDE: k-diffusion's `sample_dpmpp_2m_sde`, one model call an interval.
+    """DPM-Solver++(2M) SDE: k-diffusion's `sample_dpmpp_2m_sde`, one model call per interval.
 
     `solver_type` is ``midpoint`` or ``heun``. Other arguments, results and errors as
     :func:`sample_ddpm_fused`'s.

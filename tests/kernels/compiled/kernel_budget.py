@@ -35,7 +35,7 @@ ALWAYS = ("spills", "shared_bytes", "local_bytes")
 
 def budget_row(backend: str, row: dict) -> dict:
     """What the budget holds of a measured row. `spills` counts instructions that access local
-    memory; `loads` and `stores` count global accesses by bits a lane."""
+    memory; `loads` and `stores` count global accesses by bits per lane."""
     accesses = {
         f"{kind}s": {
             name.removeprefix(f"{kind}_"): count

@@ -1,4 +1,4 @@
-"""Schedulers whose `step` is one model call of a table that may make several a step or stage.
+"""Schedulers whose `step` is one model call of a table with several calls per step or stage.
 
 Every call's rows are executed by :class:`ardiff.loop.rows.Rows`, which holds what they carry:
 memory, velocity and the origin of a proposal. The DDPM and DPM-Solver schedulers have one row per

@@ -29,8 +29,8 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
     """The solver named, one of :data:`ardiff.solvers.SOLVERS`, ending with a data prediction.
 
     `timesteps` names the level of each model call in turn, so that a pipeline's loop makes the
-    right calls of solvers that make several a step. `set_timesteps(n)` makes n calls or, where the
-    solver's steps do not divide them, the most below n.
+    right calls of solvers that make several per step. `set_timesteps(n)` makes n calls or, where
+    the solver's steps do not divide them, the most below n.
 
     Args:
         solver: its name, such as ``dpmpp-2m`` or ``heun``.
