@@ -73,7 +73,11 @@ def sample_id_of(stream: Integers) -> Integers:
 def make_key(
     seed: int | None, device: torch.device | str, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The key, int64 `[1]` on `device`: the seed itself, or drawn from `generator` for None.
+    """The key, int64 `[1]` on `device`: the seed itself, or drawn for None.
+
+    Args:
+        seed: any int64, also NumPy's integers; None draws one from `generator`, by default torch's
+            own, so that `torch.manual_seed` makes it reproducible and every call draws another.
 
     Raises:
         TypeError, ValueError: a seed that is no integer, or does not fit in int64.
@@ -89,8 +93,9 @@ def make_key(
             -(2**63), 2**63 - 1, (1,), generator=generator, device=source, dtype=torch.int64
         )
         return drawn.to(device)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int or None, got {type(seed).__name__}")
+    if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed must be an integer or None, got {type(seed).__name__}")
+    seed = int(seed)
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed must fit in int64, got {seed}")
     return torch.tensor([seed], dtype=torch.int64, device=device)

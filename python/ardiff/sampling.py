@@ -86,7 +86,7 @@ def sample(
     prediction: str | None = None,
     solver: str | None = None,
     steps: int | Sequence[int] | Tensor | None = None,
-    seed: int | None = 0,
+    seed: int | None = None,
     condition: Any = None,
     sample_ids: Sequence[int] | Tensor | None = None,
     return_stats: bool = False,
@@ -121,7 +121,9 @@ def sample(
             `steps` may be `B` integers, one per sample: they run in the same launches, and each
             sample is what it would be alone. `table` may be a
             :class:`~ardiff.tables.ragged.RaggedTable`.
-        seed: the key of the noise, any int64; None draws one from `generator` (or torch's own).
+        seed: the key of the noise, any int64: equal seeds give equal samples. None draws a key
+            from `generator`, by default torch's own: each call gives other samples, and
+            `torch.manual_seed` makes them reproducible.
         condition: handed to the model as it is.
         sample_ids: `B` integers in [0, 2^43), default 0 to B - 1, which address the noise:
             samples do not depend on batch size, order or shard. Equal ids give equal noise.

@@ -77,6 +77,7 @@ def test_blocks_and_features(options, bits):
             c["patches"],
             sample_id=9,
             **{k: v for k, v in c.items() if k not in ("prompt", "patches")},
+            seed=0,
         )
         for c in cases
     ]
@@ -158,9 +159,9 @@ def test_patches_stream_and_requests_join_and_leave():
     model, seen = tiny_model(), []
     engine = AREngine(model, SOLVER, 3, rows=2, capacity=16)
     order = [5, 0, 3]
-    first = engine.submit(prompt_of(2), 3, order=order, on_patch=seen.append)
-    second = engine.submit(None, 5)
-    third = engine.submit(None, 1)
+    first = engine.submit(prompt_of(2), 3, order=order, on_patch=seen.append, seed=0)
+    second = engine.submit(None, 5, seed=0)
+    third = engine.submit(None, 1, seed=0)
     assert [engine.step() for _ in range(3)] == [2, 2, 2]
     assert (engine.running, engine.waiting) == (1, 1)
     (done,) = engine.collect()
@@ -174,8 +175,8 @@ def test_patches_stream_and_requests_join_and_leave():
 
 def test_stop_within_a_block():
     engine = AREngine(tiny_model(block=3), SOLVER, 3, rows=1, capacity=16)
-    engine.submit(None, 7, stop=lambda patch: patch.index == 4)
-    engine.submit(None, 3, stop=lambda patch: patch.index == 2)
+    engine.submit(None, 7, stop=lambda patch: patch.index == 4, seed=0)
+    engine.submit(None, 3, stop=lambda patch: patch.index == 2, seed=0)
     found = drain(engine)
     assert (
         found[0].places == [0, 1, 2, 3, 4] and found[0].patches.shape == (5, D) and found[0].stopped
@@ -186,9 +187,9 @@ def test_stop_within_a_block():
 def test_a_callback_may_cancel_its_own_request_or_another():
     engine = AREngine(tiny_model(), SOLVER, 3, rows=3, capacity=16)
     ids = [
-        engine.submit(None, 3, on_patch=lambda patch: engine.cancel(patch.request)),
-        engine.submit(None, 3, on_patch=lambda patch: engine.cancel(ids[2])),
-        engine.submit(None, 3),
+        engine.submit(None, 3, on_patch=lambda patch: engine.cancel(patch.request), seed=0),
+        engine.submit(None, 3, on_patch=lambda patch: engine.cancel(ids[2]), seed=0),
+        engine.submit(None, 3, seed=0),
     ]
     assert list(drain(engine)) == [ids[1]] and engine.free_rows == 3
 
@@ -199,9 +200,9 @@ def test_a_callback_that_raises_ends_its_own_request_alone():
     def fail(patch):
         raise ZeroDivisionError(f"at {patch.index}")
 
-    engine.submit(None, 2)
-    engine.submit(None, 2, on_patch=fail)
-    engine.submit(None, 2)
+    engine.submit(None, 2, seed=0)
+    engine.submit(None, 2, on_patch=fail, seed=0)
+    engine.submit(None, 2, seed=0)
     with pytest.raises(ZeroDivisionError, match="at 0"):
         engine.step()
     assert engine.free_rows == 1 and list(drain(engine)) == [0, 2] and engine.free_rows == 3
@@ -239,7 +240,7 @@ def test_memory_is_planned_and_reported_before_it_is_taken(caplog):
     assert (
         f"takes {engine.plan.memory_bytes} bytes" in caplog.text and "9 blocks of 8" in caplog.text
     )
-    engine.submit(prompt_of(3), 2)
+    engine.submit(prompt_of(3), 2, seed=0)
     assert drain(engine)[0].patches.isfinite().all()
     caplog.clear()
     with (
@@ -261,7 +262,7 @@ def test_contexts_for_training_are_those_of_sampling(options, prompt, monkeypatc
         lambda self, levels, cs: seen.extend(cs) or hoist(self, levels, cs),
     )
     engine, order = AREngine(model, SOLVER, 3, rows=1, capacity=16), [3, 0, 5, 1, 7, 2, 4]
-    engine.submit(prompt, 7, order=order)
+    engine.submit(prompt, 7, order=order, seed=0)
     (found,) = drain(engine).values()
     given = None if prompt is None else prompt[None]
     contexts = model.contexts(found.patches[None], torch.tensor([order]), given)[0]
@@ -274,7 +275,7 @@ def test_orders_matter_and_places_address_the_noise():
     """The control of the tests with orders: another order gives other patches."""
     engine = AREngine(tiny_model(), SOLVER, 3, rows=3, capacity=16)
     for order in (None, [1, 0, 2], list(range(PLACES))[:3]):
-        engine.submit(None, 3, sample_id=1, order=order)
+        engine.submit(None, 3, sample_id=1, order=order, seed=0)
     found = drain(engine)
     assert torch.allclose(found[0].patches, found[2].patches, atol=1e-5)
     assert (found[0].patches[0] - found[1].patches[1]).abs().max() > 1e-2
@@ -287,7 +288,7 @@ def test_the_callers_model_is_left_as_it_was():
     ).train()
     before = {name: p.clone() for name, p in model.state_dict().items()}
     engine = AREngine(model, "ddpm", 5, rows=1, capacity=4)
-    engine.submit(None, 1)
+    engine.submit(None, 1, seed=0)
     engine.step()
     assert all(p.requires_grad for p in model.parameters()) and model.head.training
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
@@ -296,7 +297,7 @@ def test_the_callers_model_is_left_as_it_was():
 def test_a_hook_added_between_steps_is_called():
     model, calls = tiny_model(), []
     engine = AREngine(model, SOLVER, 3, rows=1, capacity=8)
-    engine.submit(None, 3)
+    engine.submit(None, 3, seed=0)
     engine.step()
     hook = model.denoiser.input_proj.register_forward_hook(lambda *_: calls.append(1))
     engine.step()
@@ -310,14 +311,14 @@ def test_a_hook_added_between_steps_is_called():
 
 def test_a_callback_must_not_step_and_may_change_its_values():
     engine = AREngine(tiny_model(), SOLVER, 3, rows=1, capacity=12)
-    engine.submit(None, 2, on_patch=lambda patch: patch.values.zero_())
+    engine.submit(None, 2, on_patch=lambda patch: patch.values.zero_(), seed=0)
     while engine.step():
         pass
     (changed,) = engine.collect()
-    engine.submit(None, 2, sample_id=0)
+    engine.submit(None, 2, sample_id=0, seed=0)
     while engine.step():
         pass
     assert torch.equal(engine.collect()[0].patches, changed.patches)
-    engine.submit(None, 1, on_patch=lambda patch: engine.step())
+    engine.submit(None, 1, on_patch=lambda patch: engine.step(), seed=0)
     with pytest.raises(RuntimeError, match="may submit and cancel, but not step"):
         engine.step()

@@ -44,7 +44,7 @@ from tests._support.engine_oracle import SOLVER, WIDTH, D, prompt_of, tiny_model
 def test_request_errors(prompt, patches, options, message):
     engine = AREngine(tiny_model(positions=14), SOLVER, 3, rows=1, capacity=12, block_size=4)
     with pytest.raises((TypeError, ValueError)) as error:
-        engine.submit(prompt, patches, **options)
+        engine.submit(prompt, patches, **{"seed": 0, **options})
     assert str(error.value) == message
     assert not engine.waiting
 
@@ -65,9 +65,9 @@ def test_other_errors():
         AREngine(model, "rtk-mala", 12, accept="energy")
     engine = AREngine(model, SOLVER, 3, rows=1, capacity=12)
     with pytest.raises(ValueError, match="steps"):
-        engine.submit(None, 1, steps=0)
+        engine.submit(None, 1, steps=0, seed=0)
     with pytest.raises(ValueError, match="makes patches in one order: for another one, train"):
-        engine.submit(None, 2, order=[1, 0])
+        engine.submit(None, 2, order=[1, 0], seed=0)
     with pytest.raises(KeyError, match="no request 0; ids go from 0 to -1"):
         engine.cancel(0)
     with pytest.raises(ValueError, match=r"block must lie in \[1, 64\], got 65"):

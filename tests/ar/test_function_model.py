@@ -44,7 +44,7 @@ def test_the_example_draws_from_the_law_it_names(capsys):
 
     own = {"patches": 12, "patch_dim": 8, "path": "ou", "prediction": "score"}
     sampler = ardiff.ARSampler(encode=forgetful, denoise=example["denoise"], **own, **FAST)
-    drawn = sampler.sample(200).images
+    drawn = sampler.sample(200, seed=0).images
     assert abs(float((drawn[:, :-1] * drawn[:, 1:]).mean())) < 0.1
 
 
@@ -86,7 +86,7 @@ def test_the_parts_of_a_model_draw_what_the_model_draws():
     wanted = ardiff.ARSampler(model, **options)
     assert own.calls == wanted.calls
     assert torch.equal(own.sample(5, seed=2).images, wanted.sample(5, seed=2).images)
-    assert own.sample(0).images.shape == wanted.sample(0).images.shape
+    assert own.sample(0, seed=0).images.shape == wanted.sample(0, seed=0).images.shape
 
 
 def test_encode_gets_the_patches_made_so_far():
@@ -117,7 +117,7 @@ def test_guidance_compares_with_the_null_context():
     fixed = ardiff.ARSampler(
         encode=lambda patches: null.expand(len(patches), 2), denoise=score, **OWN, **FAST
     )
-    assert (guided.sample(4).images - fixed.sample(4).images).abs().max() < 1e-6
+    assert (guided.sample(4, seed=0).images - fixed.sample(4, seed=0).images).abs().max() < 1e-6
 
 
 ERRORS = {

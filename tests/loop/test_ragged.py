@@ -119,9 +119,9 @@ def test_three_way_guidance_is_the_mix_of_three_calls(solver):
     arguments = ((5, D), "vp-cosine", "v_prediction", solver, 13)
     x, stats = ardiff.sample(
         model, *arguments, condition=0.2, uncond=-0.1, uncond2=0.3, guidance=GUIDANCE,
-        guidance2=GUIDANCE2, return_stats=True,
+        guidance2=GUIDANCE2, return_stats=True, seed=0,
     )  # fmt: skip
-    expected, plain = ardiff.sample(mixed, *arguments, return_stats=True)
+    expected, plain = ardiff.sample(mixed, *arguments, return_stats=True, seed=0)
     torch.testing.assert_close(x, expected, rtol=1e-3, atol=1e-4)
     assert stats.calls == 3 * plain.calls
 
@@ -133,7 +133,7 @@ def test_the_model_sees_each_samples_own_level():
         seen.append(level.clone())
         return torch.zeros_like(x)
 
-    ardiff.sample(watching, (3, D), "ou", "sample", "ddpm", [2, 4, 3])
+    ardiff.sample(watching, (3, D), "ou", "sample", "ddpm", [2, 4, 3], seed=0)
     tables = [ardiff.solver("ddpm", path="ou", prediction="sample", steps=n) for n in (2, 4, 3)]
     for i, table in enumerate(tables):
         found = torch.stack(seen)[: len(table), i]
@@ -152,7 +152,9 @@ def test_outputs_for_finished_samples_are_not_used():
         return out
 
     arguments = ((2, D), "vp-cosine", "v_prediction", "rtk-uld", [13, 31])
-    assert torch.equal(ardiff.sample(late_nan, *arguments), ardiff.sample(EXACT, *arguments))
+    assert torch.equal(
+        ardiff.sample(late_nan, *arguments, seed=0), ardiff.sample(EXACT, *arguments, seed=0)
+    )
 
 
 SMALL = {"ball_radius": 1.0, "step_radius": 0.3}
@@ -178,12 +180,12 @@ def test_tables_of_different_solvers(mix, index):
     ids = [5, 4, 3, 2, 1]
     ragged = RaggedTable(tables, index)
     together, found = ardiff.sample(
-        EXACT, (5, D), table=ragged, sample_ids=ids, return_stats=True
+        EXACT, (5, D), table=ragged, sample_ids=ids, return_stats=True, seed=0
     )  # fmt: skip
     taken = 0.0
     for i, (which, name) in enumerate(zip(index, ids, strict=True)):
         alone, stats = ardiff.sample(
-            EXACT, (1, D), table=tables[which], sample_ids=[name], return_stats=True
+            EXACT, (1, D), table=tables[which], sample_ids=[name], return_stats=True, seed=0
         )
         assert torch.equal(alone[0], together[i])
         if stats.acceptance is not None:
@@ -193,7 +195,7 @@ def test_tables_of_different_solvers(mix, index):
 
 def test_acceptance_is_of_each_samples_own_stages():
     x, stats = ardiff.sample(
-        EXACT, (5, D), "vp-cosine", "v_prediction", "rtk-mala", STEPS, return_stats=True
+        EXACT, (5, D), "vp-cosine", "v_prediction", "rtk-mala", STEPS, return_stats=True, seed=0
     )
     stages = [(n - 1) // 3 for n in STEPS]
     expected = [2 * sum(s > i for s in stages) for i in range(max(stages))]
@@ -214,7 +216,7 @@ def test_initial_states_differ_with_the_tables():
         starts.append(x.clone())
         return torch.zeros_like(x)
 
-    ardiff.sample(first, (2, D), table=RaggedTable(tables, [0, 1]), sample_ids=[7, 7])
+    ardiff.sample(first, (2, D), table=RaggedTable(tables, [0, 1]), sample_ids=[7, 7], seed=0)
     torch.testing.assert_close(starts[0][0], 4 * starts[0][1], rtol=1e-6, atol=0)
 
 
@@ -233,8 +235,8 @@ BAD = {
     "paths": (lambda: RaggedTable([TABLE, OTHER], [0, 1]), ValueError, "must agree in path, got"),
     "index": (lambda: RaggedTable([TABLE], [0, 1]), ValueError, r"must be integers in \[0, 1\)"),
     "index type": (lambda: RaggedTable([TABLE], [0.0]), ValueError, r"must be integers in \[0, 1\)"),
-    "batch": (lambda: ardiff.sample(EXACT, (3, D), table=RaggedTable([TABLE], [0])), ValueError, "a table for each of 3 samples, got 1"),
-    "hoist": (lambda: ardiff.sample(HoistOnly(), (2, D), "ou", "sample", "ddim", [2, 3]), TypeError, "HoistOnly has only hoist"),
+    "batch": (lambda: ardiff.sample(EXACT, (3, D), table=RaggedTable([TABLE], [0]), seed=0), ValueError, "a table for each of 3 samples, got 1"),
+    "hoist": (lambda: ardiff.sample(HoistOnly(), (2, D), "ou", "sample", "ddim", [2, 3], seed=0), TypeError, "HoistOnly has only hoist"),
     "guidance2": (lambda: draw(4, range(2), "ddpm", guidance2=1.0), ValueError, "guidance2 and uncond2 go together"),
     "guidance2 alone": (lambda: draw(4, range(2), "ddpm", guidance2=1.0, uncond2=0), ValueError, "only with guidance"),
 }  # fmt: skip

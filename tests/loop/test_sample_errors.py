@@ -105,7 +105,7 @@ INVALID = [
     ("table and solver", lambda: ardiff.sample(zeros, (2, 3), solver="ddpm", table=ardiff.solver("ddpm", **KINETIC)), TypeError, "a table fixes the solver: do not pass solver beside it"),
     ("table type", lambda: ardiff.sample(zeros, (2, 3), table="ddpm"), TypeError, "table must be a StepTable or a RaggedTable, got str"),
     ("seed range", sample(seed=2**63), ValueError, "seed must fit in int64, got 9223372036854775808"),
-    ("seed type", sample(seed=0.5), TypeError, "seed must be an int or None, got float"),
+    ("seed type", sample(seed=0.5), TypeError, "seed must be an integer or None, got float"),
     ("negative id", sample(sample_ids=[0, -1]), ValueError, "sample_ids must be in [0, 2^43), got -1"),
     ("large id", sample(sample_ids=[0, 2**43]), ValueError, "sample_ids must be in [0, 2^43), got 8796093022208"),
     ("huge id", sample(sample_ids=[0, 2**70]), ValueError, "sample_ids must be integers in [0, 2^43)"),

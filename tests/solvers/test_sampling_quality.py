@@ -127,7 +127,9 @@ def width_score(mixture, x, solver, path):
 
 
 def draw(model, solver, path="ou", samples=SAMPLES, **options):
-    return ardiff.sample(model, (samples, 2), path, "sample", solver, STEPS, **options)
+    return ardiff.sample(
+        model, (samples, 2), path, "sample", solver, STEPS, **{"seed": 0, **options}
+    )
 
 
 def measured(solver, seed):

@@ -13,6 +13,7 @@ from torch import Tensor
 import ardiff_kernels
 
 from ..batch_invariant import batch_invariant as batch_invariant_mode
+from ..noise import make_key
 from .kv_cache import KVCache
 from .patch_model import Sampled, sampled_model
 from .requests import Finished, MadePatch, Request, check_room, make_request
@@ -102,6 +103,7 @@ class AREngine:
         self._running: list[Request] = []
         self._finished: list[Finished] = []
         self._next_id = 0
+        self._drawn_seed: int | None = None
         self._stepping = False
 
     @property
@@ -127,7 +129,7 @@ class AREngine:
         prompt: Tensor | None,
         patches: int,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         sample_id: int | None = None,
         steps: int | None = None,
         guidance: float | None = None,
@@ -145,7 +147,9 @@ class AREngine:
         Args:
             prompt: the condition, tokens `[n, width]` with any n; None for none.
             patches: how many to make at most.
-            seed, sample_id: address the noise; `sample_id` is by default the request's id.
+            seed, sample_id: address the noise; `sample_id` is by default the request's id. `seed`
+                None is one key for all such requests of this engine, drawn from torch's generator
+                at the first of them: their ids make their noise differ.
             steps: bound on the model calls for each patch; None for the engine's.
             guidance: scale w of u + w (c - u); None is plain conditional sampling.
             guidance_schedule: ``constant``, or ``linear`` from none to `guidance`.
@@ -167,6 +171,10 @@ class AREngine:
                 admit.
         """
         steps = self.steps if steps is None else steps
+        if seed is None:
+            if self._drawn_seed is None:
+                self._drawn_seed = int(make_key(None, "cpu"))
+            seed = self._drawn_seed
         request = make_request(
             self.model, self._next_id, prompt, patches, seed=seed, sample_id=sample_id, steps=steps,
             guidance=guidance, guidance_schedule=guidance_schedule, uncond=uncond,

@@ -20,7 +20,7 @@ from ..loop.run import Decision
 from ..loop.stats import SampleStats, collect, pool
 from ..models.checkpoint import load_model as load
 from ..models.image_model import ARModel
-from ..noise import make_key, make_stream, sample_id_of
+from ..noise import MAX_SAMPLE_ID, make_key, make_stream, sample_id_of
 from .function_model import OwnModel
 from .requests import Request
 from .step import PatchSolver, contexts
@@ -154,9 +154,11 @@ class ARSampler:
     def sample(
         self,
         n: int,
-        seed: int | None = 0,
+        seed: int | None = None,
         sample_ids: Sequence[int] | Tensor | None = None,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        first: int | None = None,
     ) -> SampleOutput:
         """Draws n images.
 
@@ -164,14 +166,26 @@ class ARSampler:
 
         Args:
             n: how many.
-            seed: the key of the noise, any int64; None draws one from torch's generator.
+            seed: the key of the noise, any int64: equal seeds give equal images. None draws a key
+                from torch's generator: each call gives other images, and `torch.manual_seed` makes
+                them reproducible.
             sample_ids: n ids that address the noise, 0..n-1 when None.
             progress: called with (patches done, patches in all) after each patch of each batch.
+            first: the first id, in place of `sample_ids`: ids first..first + n - 1, so that later
+                calls of one seed go on where an earlier call ended.
 
         Raises:
-            ValueError, TypeError: n or an id out of range, ids that are not n integers, a bad seed.
+            ValueError, TypeError: n or an id out of range, ids that are not n integers, both
+                `sample_ids` and `first`, a bad seed.
+
+        Example:
+            >>> import ardiff, torch
+            >>> sampler = ardiff.ARSampler(ardiff.load("sun-shadow"), solver="ddim", steps=4)
+            >>> parts = [sampler.sample(2, seed=7, first=first).images for first in (0, 2)]
+            >>> torch.allclose(torch.cat(parts), sampler.sample(4, seed=7).images, atol=1e-4)
+            True
         """
-        ids, seed = _checked_ids(n, sample_ids), int(make_key(seed, self.model.start.device))
+        ids, seed = _checked_ids(n, sample_ids, first), int(make_key(seed, "cpu"))
         config = self.model.config
         total, done = len(ids) * config.patches, 0
         parts: list[list[Tensor]] = []
@@ -192,13 +206,18 @@ class ARSampler:
         return SampleOutput(whole, pool(self.calls, seconds, fared))
 
     def stream(
-        self, n: int, seed: int | None = 0, sample_ids: Sequence[int] | Tensor | None = None
+        self,
+        n: int,
+        seed: int | None = None,
+        sample_ids: Sequence[int] | Tensor | None = None,
+        *,
+        first: int | None = None,
     ) -> Iterator[StreamedPatch]:
         """Yields each patch as soon as it is made, the same pixels as `sample` would return.
 
         Arguments and errors as `sample`'s; past `batch` images, one batch follows another.
         """
-        ids, seed = _checked_ids(n, sample_ids), int(make_key(seed, self.model.start.device))
+        ids, seed = _checked_ids(n, sample_ids, first), int(make_key(seed, "cpu"))
         return self._draw(ids, seed, [])
 
     def _draw(self, ids: Tensor, seed: int, fared: list[SampleStats]) -> Iterator[StreamedPatch]:
@@ -258,10 +277,19 @@ def _own_model(model: Any, encode: Any, denoise: Any, options: dict[str, Any]) -
     return OwnModel(encode, denoise, **{n: options.pop(n) for n in names if n in options})
 
 
-def _checked_ids(n: int, sample_ids: Sequence[int] | Tensor | None) -> Tensor:
+def _checked_ids(n: int, sample_ids: Sequence[int] | Tensor | None, first: int | None) -> Tensor:
     n = _integer("n", n)
     if n < 0:
         raise ValueError(f"n must not be negative, got {n}")
+    if first is not None:
+        first = _integer("first", first)
+        if sample_ids is not None:
+            raise ValueError("first counts sample ids up, sample_ids names them: pass one of them")
+        if not 0 <= first <= MAX_SAMPLE_ID - n:
+            raise ValueError(
+                f"first must be in [0, 2^43 - n], for ids below 2^43, got {first} for n = {n}"
+            )
+        sample_ids = range(first, first + n)
     return sample_id_of(make_stream(sample_ids, n, 0, "cpu"))
 
 

@@ -37,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
         command = subparsers.add_parser(name, help=summary, description=summary)
         module.add_arguments(command)
         command.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
-        command.add_argument("--seed", type=int, default=0, help="default 0")
+        seed = getattr(module, "DEFAULT_SEED", 0)
+        known = "drawn, and printed" if seed is None else seed
+        command.add_argument("--seed", type=int, default=seed, help=f"default {known}")
         command.set_defaults(run=module.run)
     return parser
 
@@ -84,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, 1 where a check failed, 2 on bad input (one line on stderr)."""
     args = build_parser().parse_args(argv)
     try:
-        if args.seed < 0:
+        if args.seed is not None and args.seed < 0:
             raise ValueError(f"--seed: expected a non-negative integer, got {args.seed}")
-        if args.seed >= 2**63:
+        if args.seed is not None and args.seed >= 2**63:
             raise ValueError(f"--seed: the seed must fit in int64, got {args.seed}")
         writable(args.json, "--json")
         result, code = args.run(args)

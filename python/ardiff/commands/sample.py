@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+DEFAULT_SEED = None
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="sun-shadow", help="a shipped name, or a model folder")
@@ -40,8 +42,10 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
     from ..ar.sampler import ARSampler, load
     from ..data.sun_shadow import SIZE
     from ..data.sun_shadow_metrics import metrics
+    from ..noise import make_key
     from ._image_grid import image_grid
 
+    seed = int(make_key(args.seed, "cpu"))
     sampler = ARSampler(
         load(args.model, args.device),
         solver=args.solver,
@@ -59,19 +63,19 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
             f"{channels} x {size} x {size}"
         )
     with tqdm(total=args.n * sampler.model.config.patches, unit="patch", disable=None) as bar:
-        drawn = sampler.sample(
-            args.n, seed=args.seed, progress=lambda done, _: bar.update(done - bar.n)
-        )
+        drawn = sampler.sample(args.n, seed=seed, progress=lambda done, _: bar.update(done - bar.n))
     with replacing(args.out) as temporary:
         image_grid(drawn.images).save(temporary, format="PNG")
     stats = drawn.stats
     rate = args.n / stats.seconds
-    print(f"{args.out}: {args.n} images, {stats.calls} model calls each, {rate:.1f} images/s")
+    print(
+        f"{args.out}: {args.n} images, {stats.calls} model calls each, {rate:.1f} images/s, --seed {seed}"
+    )
     found = {}
     if args.measure:
         found = metrics(drawn.images.cpu().numpy()).as_dict()
         names = ("detection", "r2", "r2_far")
         print(", ".join(f"{name} {found[name]:.4f}" for name in names))
-    settings = {n: getattr(args, n) for n in ("model", "solver", "steps", "n", "seed")}
+    settings = {n: getattr(args, n) for n in ("model", "solver", "steps", "n")} | {"seed": seed}
     result = {"calls": stats.calls, "seconds": stats.seconds, "images_per_second": rate}
     return {**settings, **result, **found, "out": str(args.out)}, 0
