@@ -51,8 +51,7 @@ def submit_all(engine: AREngine, cases: list[dict]) -> list[int]:
             case["prompt"],
             case["patches"],
             sample_id=9,
-            **{k: v for k, v in case.items() if k not in ("prompt", "patches")},
-            seed=0,
+            **{"seed": 0} | {k: v for k, v in case.items() if k not in ("prompt", "patches")},
         )
         for case in cases
     ]

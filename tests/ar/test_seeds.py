@@ -11,7 +11,6 @@ import torch
 
 import ardiff
 from ardiff.noise import make_key
-
 from tests._support.small_models import small_model
 
 MODEL = small_model()

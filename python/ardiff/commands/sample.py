@@ -68,9 +68,8 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
         image_grid(drawn.images).save(temporary, format="PNG")
     stats = drawn.stats
     rate = args.n / stats.seconds
-    print(
-        f"{args.out}: {args.n} images, {stats.calls} model calls each, {rate:.1f} images/s, --seed {seed}"
-    )
+    made = f"{args.n} images of seed {seed}, {stats.calls} model calls each"
+    print(f"{args.out}: {made}, {rate:.1f} images/s")
     found = {}
     if args.measure:
         found = metrics(drawn.images.cpu().numpy()).as_dict()

@@ -45,7 +45,15 @@ def _bind_all(
     if hasattr(model, "hoist_guided") and _hoists(model, schedule):
         return model.hoist_guided(schedule.buffers.level, conditions)
     calls = [_bind(model, schedule, condition, batch) for condition in conditions]
-    return lambda iteration, x: [call(iteration, x) for call in calls]
+    if len(calls) == 1:
+        return lambda iteration, x: [calls[0](iteration, x)]
+    # A model may answer in the same memory each time: what is kept over its next call is copied.
+    *others, last = calls
+    return lambda iteration, x: [*(_copy(c(iteration, x)) for c in others), last(iteration, x)]
+
+
+def _copy(out: Any) -> Any:
+    return out.clone() if isinstance(out, Tensor) else out
 
 
 def _hoists(model, schedule: Schedule) -> bool:
@@ -57,7 +65,17 @@ def _bind(model, schedule: Schedule, condition: Any, batch: int) -> Callable[[in
     if hasattr(model, "hoist") and _hoists(model, schedule):
         return model.hoist(schedule.buffers.level, condition)
     each = _levels(schedule, batch)
-    return lambda iteration, x: model(x, each[iteration], condition)
+    return lambda iteration, x: _ask(model, x, each[iteration], condition)
+
+
+def _ask(function: Callable, x: Tensor, level: Tensor, condition: Any) -> Any:
+    """A caller's function on copies, which it may change and keep, and where autograd can be turned
+    on: with `torch.enable_grad` inside it takes gradients of its own."""
+    if torch.compiler.is_compiling():
+        return function(x.clone(), level.clone(), condition)
+    with torch.inference_mode(False), torch.no_grad():
+        out = function(x.clone(), level.clone(), condition)
+    return out.detach() if isinstance(out, Tensor) else out
 
 
 def _levels(schedule: Schedule, batch: int) -> tuple[Tensor, ...]:
@@ -72,7 +90,7 @@ def _bind_energy(
     energy_fn: Callable, schedule: Schedule, condition: Any, batch: int
 ) -> Callable[[int, Tensor], Tensor]:
     each = _levels(schedule, batch)
-    return lambda iteration, x: _energy(energy_fn(x, each[iteration], condition), x)
+    return lambda iteration, x: _energy(_ask(energy_fn, x, each[iteration], condition), x)
 
 
 def _energy(found: Any, x: Tensor) -> Tensor:
@@ -99,19 +117,21 @@ def run(
     noise: Tensor | None = None,
     energy_fn: Callable[[Tensor, Tensor, Any], Tensor] | None = None,
     decisions: list[Decision] | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """Run every row of `table` on `model`, from the initial state `x`.
 
     Eagerly it uses the in-place ops within `torch.inference_mode`; under `torch.compile` the
-    functional ones. Rows that call no model cost no call. Noise draws count rows from 0.
+    functional ones. A function is called outside that mode, with gradients off, on copies of its
+    own of the state and the level. Rows that call no model cost no call. Noise draws count rows from 0.
 
     Args:
         table: from :func:`ardiff.solver`, or its ``table.to(device)``; a
             :class:`~ardiff.tables.ragged.RaggedTable` gives each sample its own, a
             :class:`~ardiff.loop.ladder.Ladder` its own step size.
         model: ``model(x, level, condition) -> output`` with x `[B, d]` and level float32 `[B]`, or
-            an object with ``hoist`` (:class:`HoistableModel`). It must not keep or change x, and
-            returns `[B, d]` float32, float16 or bfloat16; or `[B, 2 d]` for a table of
+            an object with ``hoist`` (:class:`HoistableModel`), which is given the state itself and
+            must not keep or change it. It returns `[B, d]` float32, float16 or bfloat16; or `[B, 2 d]` for a table of
             learned-range variance, see `ardiff_kernels.ops.diffusion_step`.
         x: `[B, d]` float32 (bfloat16 too for tables of ``diffusion`` rows alone); not changed. See
             :func:`initial_state`.
@@ -129,6 +149,8 @@ def run(
         energy_fn: ``energy_fn(x, level, condition) -> [B]``, -log p up to a constant of the level,
             for tables whose accept rows compare energies.
         decisions: a list to which each accept row's :class:`Decision` is appended.
+        sums: float32 `[T, B]`, T the rows; written: the sum of each sample's state after each row,
+            see :mod:`ardiff.loop.divergence`.
 
     Returns:
         The final state, a fresh tensor like `x`.
@@ -166,6 +188,7 @@ def run(
             ladder=table if isinstance(table, Ladder) else None, decisions=decisions,
         )  # fmt: skip
         call = _bind_all(model, schedule, [condition, *guided.conditions], len(x))
+        kept = None if sums is None else sums.unbind(0)
         while not rows.ended:
             if rows.calls_model:
                 first, outs = rows.state.first_call, list(call(rows.index, rows.query()))
@@ -174,6 +197,8 @@ def run(
                         check_output(out, x, schedule.learned_range)
                 rows.take(outs)
             rows.execute(**({} if noise is None else {"noise": noise[rows.index]}))
+            if kept is not None:
+                torch.sum(rows.x, 1, dtype=torch.float32, out=kept[rows.index - 1])
     return rows.x if compiling else rows.x.clone()
 
 

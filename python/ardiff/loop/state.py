@@ -150,7 +150,7 @@ class State:
         """
         if not self._in_place:
             return self._lasting(out) if self.has_midpoints else out
-        if self._accepts:
+        if self._accepts or self.has_midpoints:
             return out.clone()
         same = out.untyped_storage().data_ptr() == self.x.untyped_storage().data_ptr()
         return out.clone() if same else out
