@@ -17,7 +17,7 @@ import ardiff_kernels
 
 from ..guide import Guidance, number
 from ..loop.run import Decision
-from ..loop.stats import SampleStats, collect, pool
+from ..loop.stats import SampleStats, collect, pool, warn_of_acceptance
 from ..models.checkpoint import load_model as load
 from ..models.image_model import ARModel
 from ..noise import make_key, make_stream, sample_id_of
@@ -189,7 +189,9 @@ class ARSampler:
         if whole.is_cuda:
             torch.cuda.synchronize(whole.device)
         seconds = time.perf_counter() - start
-        return SampleOutput(whole, pool(self.calls, seconds, fared))
+        stats = pool(self.calls, seconds, fared)
+        warn_of_acceptance(stats, self.tables[0].solver)
+        return SampleOutput(whole, stats)
 
     def stream(
         self, n: int, seed: int | None = 0, sample_ids: Sequence[int] | Tensor | None = None
