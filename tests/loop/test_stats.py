@@ -37,7 +37,7 @@ def test_a_step_that_is_always_rejected(rows):
 
 def test_a_step_that_is_always_accepted():
     (message,) = said(64, 4, tau=1e-4)
-    assert message.startswith("rtk-mala accepts 1 of its proposals in all stages: tau is smaller")
+    assert message.startswith("rtk-mala accepts 1 of its proposals in all stages: tau could be larger")
 
 
 @pytest.mark.parametrize("solver", ["rtk-mala", "rtk-mala-projected", "rtk-hmc", "rtk-uld", "ddpm"])
@@ -73,10 +73,11 @@ STAGES = {
     "stage 1 of 4: tau is too large": ([0.5, 0.01, 0.6, 0.7], 8),
     "0.01 of its proposals in stage 1 of 4 and in 1 more: tau": ([0.5, 0.01, 0.6, 0.0], 8),
     "0.005 of its proposals in all stages: tau is too large": ([0.005] * 4, 2),
-    "0.995 of its proposals in all stages: tau is smaller": ([0.992, 0.998], 8),
+    "0.995 of its proposals in all stages: tau could be larger": ([0.992, 0.998], 32),
     "": ([0.5, 0.03, 0.99, 1.0], 8),
     " ": ([0.0, 0.0, 0.9, 0.9], 2),  # too few decisions in each stage, and .45 in all
     "  ": ([0.0, 0.0], 3),  # too few in all
+    "   ": ([1.0, 1.0], 8),  # too few to say that the step is too small
 }
 
 

@@ -288,9 +288,9 @@ SIZES += [("rtk-mala-projected", 1024), ("rtk-harmonic-mala", 1024)]
 def test_samples_of_real_sizes_are_accepted(name, d):
     """On the exact score of N(0, 1/4), at the default step: .6 to .96 in all.
 
-    Measured .76 to .85, of 160 decisions or more, so that the standard deviation is below .031
-    and the lower bound 4.9 of it away: a false-alarm rate of 1e-6, at a fixed seed. The control is the step
-    of few elements.
+    Measured .76 to .88, of 160 decisions or more, so that the standard deviation is below .033 and
+    the lower bound 4.9 of it away: a false-alarm rate of 1e-6, at a fixed seed. The control is the
+    step of few elements.
     """
     rows = 64 if d < 2000 else 12
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .run import Decision
 
 LOW, HIGH = 0.02, 0.99  # acceptance rates beyond which a step size is taken for a wrong one
-FEW, MANY = 8, 64  # decisions that a rate needs, and that the share of accepted ones needs
+FEW, MANY = 8, 64  # decisions that say something, and that say enough
 _ADAPT = 'or find it with ardiff.adapted_solver or adapt="sample"'
 LOG_ALPHA_EDGES = (-16.0, -8.0, -4.0, -2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
 
@@ -125,7 +125,8 @@ def warn_of_acceptance(stats: SampleStats, solver: str, stacklevel: int = 3) -> 
     nearly all.
 
     Where no stage has :data:`FEW` decisions all stages are taken together. Of fewer than
-    :data:`MANY` the expected acceptance counts alone, since none may be taken by chance.
+    :data:`MANY` the expected acceptance counts alone, since none may be taken by chance, and too
+    high an acceptance is not told.
     """
     count = stats.decisions
     if count is None or int(count.sum()) < FEW:
@@ -141,8 +142,8 @@ def warn_of_acceptance(stats: SampleStats, solver: str, stacklevel: int = 3) -> 
         message = "most are NaN or inf, as the model's outputs or the energies are"
     elif low:
         message = f"tau is too large for this model, pass a smaller one, {_ADAPT}"
-    elif bool((rate[judged] > HIGH).all()):
-        message = f"tau is smaller than it need be, pass a larger one, {_ADAPT}"
+    elif int(count.sum()) >= MANY and bool((rate[judged] > HIGH).all()):
+        message = f"tau could be larger, so that a step moves more: pass a larger one, {_ADAPT}"
     else:
         return
     if len(low) == len(count) or not low:
