@@ -125,14 +125,20 @@ struct Decision {
   float log_alpha;
 };
 
-/// The decision. `energy` is energy_x - energy_y, or 0. r2 and ball2 bound |y - x|^2 and |y|^2
-/// where they are positive.
+/// energy_x - energy_y; NaN, which rejects, where energy_y is not finite.
+ARDIFF_HD double energy_drop(float energy_x, float energy_y) {
+  const double y = energy_y;
+  return (energy_x - y) + 0.0 * y;
+}
+
+/// The decision. `energy` is energy_drop, or 0: where it is +inf the origin has no density, and the
+/// proposal is accepted. r2 and ball2 bound |y - x|^2 and |y|^2 where they are positive.
 ARDIFF_HD Decision accept_decision(const AcceptSums<double>& sums, double energy, float log_u,
                                    double r2, double ball2) {
   const float log_alpha = static_cast<float>(sums.log_alpha + energy);
-  const bool finite = (bits(log_alpha) & 0x7f800000u) != 0x7f800000u;
+  const bool defined = 0.0 * sums.log_alpha == 0.0 && energy == energy;
   const bool inside = (r2 <= 0 || sums.delta2 <= r2) && (ball2 <= 0 || sums.y2 <= ball2);
-  return {finite && inside && log_u < log_alpha, finite ? log_alpha : from_bits(0xff800000u)};
+  return {defined && inside && log_u < log_alpha, defined ? log_alpha : from_bits(0xff800000u)};
 }
 
 }  // namespace ARDIFF_NS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,21 +13,19 @@ from .guide import Guidance, per_sample
 from .loop.ladder import Ladder, acceptance_probability, check_target, splice
 from .loop.run import Decision, run
 from .noise import initial_state, make_key, make_stream
+from .solvers import default_tau, solver_options
 from .solvers import solver as make_table
-from .solvers import solver_options, table_function
 from .tables.table import StepTable
 
-RUNGS = tuple(2 ** (k / 2) for k in range(-4, 13))  # where the data widen g, tau may be large
+# from 1/256, for models far steeper than the default tau is for, to 64, for data that widen g
+RUNGS = tuple(2 ** (k / 2) for k in range(-16, 13))
 START = RUNGS.index(1.0)
 PILOT_IDS = range(2**43 - 64, 2**43)
 
 
 def _rungs(name: str, options: dict[str, Any]) -> tuple[list[float], list[StepTable]]:
     """Tables of solver `name` with tau times each of RUNGS that the solver allows."""
-    if "tau" not in solver_options(name):
-        raise ValueError(f"solver {name} has no tau to adapt")
-    default = inspect.signature(table_function(name)).parameters["tau"].default
-    tau = options.get("tau")
+    default, tau = default_tau(name, options), options.get("tau")
     tau = default if tau is None else tau
     scales, tables = [], []
     for scale in RUNGS:
@@ -86,8 +83,10 @@ def adapted_solver(
     """The table of a solver that accepts and rejects, with tau adapted for each stage by a pilot.
 
     A pilot of fixed ids is run `passes` times; after the n-th, each stage's position on a ladder of
-    tau moves by 4 (mean acceptance - target) / sqrt(n) rungs of sqrt(2) (Robbins & Monro 1951). The
-    table that comes out is fixed: samples drawn with it depend on no batch.
+    tau moves by 4 (mean acceptance - target) / sqrt(n) rungs of sqrt(2) (Robbins & Monro 1951). One
+    more pass tries the last positions, and each stage gets the rung, of those it has visited, whose
+    mean acceptance was nearest to the target: where the leapfrog becomes unstable, one rung further
+    accepts nothing. The table that comes out is fixed: samples drawn with it depend on no batch.
 
     Args:
         name, options: as in :func:`ardiff.solver`; `tau` is where the ladder starts.
@@ -124,8 +123,10 @@ def adapted_solver(
     stream = make_stream(list(pilot_ids), len(pilot_ids), 0, device)
     stages = int(tables[0].stage[-1]) + 1
     position = np.full(stages, float(START))
-    for n in range(1, passes + 1):
-        table = splice(tables, np.rint(position).astype(int))
+    visits, total = np.zeros((2, stages, len(tables)))
+    for n in range(1, passes + 2):
+        rung = np.rint(position).astype(int)
+        table = splice(tables, rung)
         key, decisions = make_key(seed + n, device), []
         x = initial_state(table, key, stream, dim)
         run(
@@ -135,9 +136,13 @@ def adapted_solver(
         rate = np.array([_mean_acceptance(d) for d in decisions])
         count = np.bincount(table.stage)
         mean = np.bincount(table.stage, rate) / count
+        visits[np.arange(stages), rung] += 1
+        total[np.arange(stages), rung] += mean
         position = position + 4 / math.sqrt(n) * (mean - target_acceptance)
         position = position.clip(0, len(tables) - 1)
-    return splice(tables, np.rint(position).astype(int))
+    off = np.abs(total / np.maximum(visits, 1) - target_acceptance)
+    off += 1e-6 * np.abs(np.arange(len(tables)) - position[:, None])  # of equals, the nearest
+    return splice(tables, np.where(visits > 0, off, np.inf).argmin(1))
 
 
 def _mean_acceptance(decision: Decision) -> float:

@@ -17,7 +17,7 @@ from .loop.checks import check_x0_clamp
 from .loop.cuda_graphs import check_graph, run_captured
 from .loop.model_calls import CountedModel, shaped_energy
 from .loop.run import Decision, run
-from .loop.stats import SampleStats, collect
+from .loop.stats import SampleStats, collect, warn_of_acceptance
 from .noise import initial_state, make_key, make_stream
 from .solvers import solver as make_table
 from .solvers import solver_options
@@ -157,6 +157,10 @@ def sample(
     Raises:
         ValueError, TypeError: before any model call for arguments, at the first for its output.
 
+    Warns:
+        AcceptanceWarning: a solver that accepts and rejects took nearly none of the proposals of a
+            stage, or nearly all of all stages.
+
     Example:
         The exact score of data distributed as N(0, 1) on the Ornstein-Uhlenbeck path::
 
@@ -228,6 +232,7 @@ def sample(
     if return_stats and x.is_cuda:
         torch.cuda.synchronize(x.device)
     x = x.view(sizes)
-    if not return_stats:
-        return x
-    return x, collect(table, calls, time.perf_counter() - start, decisions)
+    stats = collect(table, calls, time.perf_counter() - start, decisions)
+    fixed = stats if adapt is None else collect(table, 0, 0.0, decisions[table.adapting :])
+    warn_of_acceptance(fixed, table.solver)
+    return (x, stats) if return_stats else x

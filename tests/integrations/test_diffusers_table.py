@@ -246,6 +246,20 @@ def test_what_is_refused_before_any_step(message):
         TableScheduler(**REFUSED[message]).set_timesteps(20)
 
 
+@pytest.mark.parametrize("solver", ["rtk-mala", "rtk-hmc"])
+def test_the_first_step_says_how_many_elements_a_sample_has(solver):
+    """The samples are those of the option `dim`, without which they are not."""
+    drawn = {}
+    for options in ({}, {"dim": 3 * 4 * 5}, {"dim": 1}):
+        scheduler = TableScheduler(solver=solver, solver_options=options)
+        scheduler.seed = 3
+        scheduler.set_timesteps(19)
+        x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+        drawn[str(options)] = loop(scheduler, x)
+    own, same, other = drawn.values()
+    assert torch.equal(own, same) and not torch.equal(own, other)
+
+
 def test_timesteps_that_are_refused():
     scheduler = TableScheduler(solver="heun")
     with pytest.raises(ValueError, match="descending order"):

@@ -197,6 +197,19 @@ def test_one_callback_an_interval_with_the_models_answer_there(sampler):
     assert torch.equal(log[-1]["denoised"], last)
 
 
+def test_the_default_step_of_mala_is_that_of_the_size():
+    """0.4 up to 40 elements, 0.4 (40 / d)^(1/2) for d."""
+    sigmas = karras(8)
+    for shape, tau in (((2, 4, 3, 3), 0.4), ((2, 4, 8, 8), 0.4 * (40 / 256) ** 0.5)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * sigmas[0]
+        found, same, other = (
+            sample_rtk_mala(lambda x, sigma: x / (1 + sigma[0] ** 2), x, sigmas, disable=True,
+                            seed=1, **options)
+            for options in ({}, {"tau": tau}, {"tau": 0.9 * tau})
+        )  # fmt: skip
+        assert torch.equal(found, same) and not torch.equal(found, other)
+
+
 CALLS = [
     ("ddpm_fused", {}, 10), ("dpmpp_2m_sde_fused", {}, 10), ("rtk_uld", {}, 9 * 3 + 1),
     ("rtk_uld", {"inner": 1}, 9 * 2 + 1), ("rtk_uld", {"stages": 3}, 3 * 3 + 1),

@@ -113,6 +113,36 @@ def test_a_pilot_gives_a_fixed_table():
     assert float((stats.acceptance - 0.57).abs().max()) > 0.15
 
 
+def acceptance(table, d, rows=256):
+    """Of each stage, on the exact score of N(0, 1/4)."""
+    _, stats = ardiff.sample(quarter_score, (rows, d), table=table, seed=3, return_stats=True)
+    return stats.acceptance
+
+
+def quarter_score(x, level, condition):
+    alpha2 = torch.exp(-2 * level)[:, None]
+    return -x / (1 - 0.75 * alpha2)
+
+
+@pytest.mark.parametrize("seed", [0, 200])
+def test_no_stage_is_left_where_nothing_is_accepted(seed):
+    """HMC's acceptance falls from .96 to 0 in one rung, where the leapfrog becomes unstable: a rung
+    that no pass has tried may accept nothing."""
+    pilot = {"path": "ou", "prediction": "score", "steps": 60, "seed": seed}
+    table = ardiff.adapted_solver("rtk-hmc", quarter_score, 8, **pilot)
+    assert float((acceptance(table, 8) - 0.57).abs().max()) < 0.3
+
+
+def test_the_ladder_reaches_a_thirtieth_of_tau():
+    """tau = 1.6 accepts nothing at d = 2,000, where .06 is right; a sample alone finds it too."""
+    d, options = 2000, {"path": "ou", "prediction": "score", "steps": 37, "tau": 1.6}
+    table = ardiff.adapted_solver("rtk-mala", quarter_score, d, pilot_ids=range(8), **options)
+    assert float((acceptance(table, d, 64) - 0.57).abs().max()) < 0.3
+    options |= {"solver": "rtk-mala", "adapt": "sample", "return_stats": True}
+    _, stats = ardiff.sample(quarter_score, (64, d), seed=3, **options)
+    assert float(stats.step_scale.max()) < 0.2 and float(stats.acceptance[-4:].mean()) > 0.3
+
+
 def test_splice_takes_the_rows_of_each_stage():
     tables = [ardiff.solver("rtk-mala", steps=13, tau=tau, **OPTIONS) for tau in (0.1, 0.2)]
     mixed = splice(tables, [0, 1, 0, 1])

@@ -88,7 +88,9 @@ def mala_accept(
     A learned or guided score is no gradient, so without energies the acceptance is approximate.
 
     The sums of a sample are taken in an order that depends on d alone. A zero coefficient drops
-    its term whatever the tensors hold, NaN included, but a NaN or inf in y or out_y rejects.
+    its term whatever the tensors hold, NaN included, but a NaN or inf in y or out_y rejects. From
+    an origin without density (energy_x = +inf) every proposal of finite energy is accepted, and
+    none whose energy is +inf too: the chain stays until one is finite.
 
     Args:
         x, y, anchor: origin, proposal and kernel's centre, float32 `[B, d]`; unit inner stride. Or
@@ -109,8 +111,8 @@ def mala_accept(
     Returns:
         A named tuple: x float32 of x's shape; out in the outputs' dtype; v float32 (`[0]` when not
         given); energy float32 `[B]` (`[0]` when not given); accepted bool `[B]`; and log_alpha
-        float32 `[B]`, -inf where NaN or inf in y, out_y, energy_y or the sums rejected the sample,
-        else finite.
+        float32 `[B]`, -inf where NaN or inf in y, out_y, energy_y or the sums, or NaN in energy_x,
+        rejected the sample, +inf where energy_x is +inf or log_alpha exceeds float32, else finite.
 
     Raises:
         RuntimeError: a wrong shape, dtype, device, stride or combination of options.

@@ -65,8 +65,11 @@ def mala_accept(
     if given.energy_x is not None:
         terms = terms - term(0.5 * c.s_z, delta * (x + y)) - term(0.5 * c.s_o, delta * (o_x + o_y))
     log_alpha = total(terms)
+    defined = (y.isfinite() & out_y.isfinite()).all(1, keepdim=True) & log_alpha.isfinite()
     if given.energy_x is not None:
-        log_alpha = log_alpha + (given.energy_x.double() - given.energy_y.double()).unsqueeze(1)
+        energy_x, energy_y = given.energy_x.double()[:, None], given.energy_y.double()[:, None]
+        defined &= energy_y.isfinite() & ~energy_x.isnan()
+        log_alpha = log_alpha + (energy_x - energy_y)
     log_alpha = log_alpha.to(dtype)
 
     ball2 = c.R2
@@ -74,13 +77,12 @@ def mala_accept(
         ball2 = given.ball_radius.double().square().reshape(-1, 1)
     inside = (c.r2 <= 0) | (total(delta.square()) <= c.r2)
     inside &= (ball2 <= 0) | (total(y.square()) <= ball2)
-    finite = (y.isfinite() & out_y.isfinite()).all(1, keepdim=True) & log_alpha.isfinite()
     log_u = log_uniform(key, draw, stream).to(dtype)
-    accepted = live & finite & inside & (log_u < log_alpha)
+    accepted = live & defined & inside & (log_u < log_alpha)
 
     take_y = accepted | ~live
     none = x.new_empty(0)
-    log_alpha = torch.where(finite, log_alpha, -torch.inf)
+    log_alpha = torch.where(defined, log_alpha, -torch.inf)
     return MalaAccept(
         torch.where(take_y, y, x),
         torch.where(take_y, out_y, out_x),

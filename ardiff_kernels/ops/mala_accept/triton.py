@@ -156,12 +156,13 @@ def mala_accept_kernel(
         y2 += (y * y).to(tl.float64)
 
     log_alpha = total(sums, BR)
+    defined = tl.abs(log_alpha) < float("inf")
     if energy_x_ptr is not None:
         energy_x = tl.load(energy_x_ptr + sample)
         energy_y = tl.load(energy_y_ptr + sample)
+        defined &= (tl.abs(energy_y) < float("inf")) & (energy_x == energy_x)
         log_alpha += energy_x.to(tl.float64) - energy_y.to(tl.float64)
     log_alpha = log_alpha.to(tl.float32)
-    finite = tl.abs(log_alpha) < float("inf")
     r2 = tl.load(c + COLUMN.r2).to(tl.float64)
     ball2 = tl.load(c + COLUMN.R2).to(tl.float64)
     if radius_ptr is not None:
@@ -172,8 +173,8 @@ def mala_accept_kernel(
 
     draw = each(draw_ptr, sample, DRAW_SHARED)
     log_u = log_uniform(key_ptr, tl.load(stream_ptr + sample), draw)
-    accepted = live & finite & inside & (log_u < log_alpha)
-    log_alpha = tl.where(live, tl.where(finite, log_alpha, float("-inf")), 0.0)
+    accepted = live & defined & inside & (log_u < log_alpha)
+    log_alpha = tl.where(live, tl.where(defined, log_alpha, float("-inf")), 0.0)
     tl.store(accepted_ptr + sample, accepted.to(accepted_ptr.dtype.element_ty), mask=present)
     tl.store(log_alpha_ptr + sample, log_alpha, mask=present)
     keep = accepted | (live == 0)

@@ -238,8 +238,7 @@ Decision decide(const AcceptArgs& a, const Loops& loops, int64_t b, float log_u,
   const double radius = a.ball_radius.data ? at(a.ball_radius, b) : 0.0;
   const double r2 = coef[Column::r2];
   const double ball2 = a.ball_radius.data ? radius * radius : coef[Column::R2];
-  const double energy =
-      a.energy_x ? static_cast<double>(a.energy_x[b]) - static_cast<double>(a.energy_y[b]) : 0.0;
+  const double energy = a.energy_x ? energy_drop(a.energy_x[b], a.energy_y[b]) : 0.0;
   const TotalOf loop = r2 == 0.0 && ball2 == 0.0 ? loops.plain : loops.projected;
   AcceptSums<double> sums = loop(a, b, coef, scratch);
   if (!__builtin_isfinite(sums.log_alpha)) sums = loops.defined(a, b, coef, scratch);

@@ -149,9 +149,7 @@ struct AcceptBody {
       for (int g = 0; g < a.groups; ++g) add_sums(sums, shared.totals[p.group + g]);
       const double radius = a.ball_radius.data ? at(a.ball_radius, b) : 0.0;
       const double ball2 = a.ball_radius.data ? radius * radius : c[MalaAcceptColumn::R2];
-      const double energy =
-          a.energy_x ? static_cast<double>(a.energy_x[b]) - static_cast<double>(a.energy_y[b])
-                     : 0.0;
+      const double energy = a.energy_x ? energy_drop(a.energy_x[b], a.energy_y[b]) : 0.0;
       const float log_u =
           log_accept_uniform(*a.address.key, a.address.stream[b], at(a.address.draw, b));
       decision = accept_decision(sums, energy, log_u, c[MalaAcceptColumn::r2], ball2);

@@ -17,7 +17,7 @@ import ardiff_kernels
 
 from ..guide import Guidance, number
 from ..loop.run import Decision
-from ..loop.stats import SampleStats, collect, pool
+from ..loop.stats import SampleStats, collect, pool, warn_of_acceptance
 from ..models.checkpoint import load_model as load
 from ..models.image_model import ARModel
 from ..noise import MAX_SAMPLE_ID, make_key, make_stream, sample_id_of
@@ -203,7 +203,9 @@ class ARSampler:
         if whole.is_cuda:
             torch.cuda.synchronize(whole.device)
         seconds = time.perf_counter() - start
-        return SampleOutput(whole, pool(self.calls, seconds, fared))
+        stats = pool(self.calls, seconds, fared)
+        warn_of_acceptance(stats, self.tables[0].solver)
+        return SampleOutput(whole, stats)
 
     def stream(
         self,

@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 
 from ..guide import per_sample
 from ..loop.checks import OUTPUT_DTYPES, check_output
-from ..loop.rows import Rows
+from ..loop.rows import Decision, Rows
 from ..loop.run import make_schedule
+from ..loop.stats import collect, warn_of_acceptance
 from ..noise import MAX_PATCHES, make_key, make_stream
 from ._sigma_plan import SigmaPlan
 
@@ -96,7 +97,10 @@ def run_plan(
         {} if s_noise == 1 else {"noise_scale": per_sample("s_noise", s_noise, 1, x.device, low=0)}
     )
     flat = x.reshape(len(x), -1).float()
-    rows = Rows(schedule, flat, key=noise.key, stream=noise.stream, options=options)
+    decisions: list[Decision] = []
+    rows = Rows(
+        schedule, flat, key=noise.key, stream=noise.stream, options=options, decisions=decisions
+    )
 
     def answer(z: Tensor, row: int) -> Tensor:
         sigma = x.new_full((len(x),), table.level[row])
@@ -122,4 +126,5 @@ def run_plan(
                     callback({"i": plan.begins[k], **seen, **at})
                 bar.update(plan.begins[k] + 1 - bar.n)
             rows.execute(**noise.given(plan, k, levels))
+    warn_of_acceptance(collect(table, 0, 0.0, decisions), table.solver)
     return shown(rows.x)

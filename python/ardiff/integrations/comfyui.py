@@ -119,7 +119,7 @@ def _inputs(sample: Callable[..., Tensor]) -> dict[str, tuple]:
 
 OPTIONS = {name: _inputs(sample) for name, sample in _ALL.items() if name not in SAMPLERS} | {
     "rtk_uld": {**_STAGES, "gamma": _number(2.0, 0.01, 100.0)},
-    "rtk_mala": {**_STAGES, "accept": (["trapezoid", "simpson"],)},
+    "rtk_mala": {**_STAGES, "tau": ("FLOAT", _OWN_DEFAULT), "accept": (["trapezoid", "simpson"],)},
     "ddpm_fused": _ETA,
     "dpmpp_2m_sde_fused": {**_ETA, "solver_type": (["midpoint", "heun"],)},
 }

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from ..solvers import SOLVERS, check_options, solver_options, table_function
 from ..solvers._rtk import stages as rtk
+from ..solvers._rtk.adjusted import langevin_tau
 from ._sigma_loop import Noise, run_plan
 from ._sigma_plan import solver_plan, stage_plan
 
@@ -123,8 +124,8 @@ def sample_rtk_mala(
     model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict | None = None,
     callback: Callable | None = None, disable: bool | None = None, eta: float = 1.0,
     s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None, *, inner: int = 2,
-    tau: float = 0.4, accept: str = "trapezoid", stages: int | None = None, path: str = "edm",
-    seed: int | None = None, sample_ids: Sequence[int] | Tensor | None = None,
+    tau: float | None = None, accept: str = "trapezoid", stages: int | None = None,
+    path: str = "edm", seed: int | None = None, sample_ids: Sequence[int] | Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Reverse transition kernels by Metropolis-adjusted Langevin (MALA), the score alone.
 
@@ -135,9 +136,14 @@ def sample_rtk_mala(
     makes none. A stage asks `noise_sampler` for 1 + inner draws; the uniforms of the decisions are
     always addressed.
 
+    Args:
+        tau: step in units of the squared width of the stage's envelope; None: 0.4 for samples of up
+            to 40 elements, and 0.4 (40 / d)^(1/2) for d.
+
     Guided and learned models are no gradients of a density: the decisions are then approximate.
     """
     _check_eta("sample_rtk_mala", eta)
+    tau = langevin_tau(math.prod(x.shape[1:])) if tau is None else tau
     rtk.check_positive("sample_rtk_mala", tau=tau)
     if accept not in ("trapezoid", "simpson"):
         raise ValueError(f"unknown accept {accept!r}; known: trapezoid, simpson")

@@ -20,6 +20,7 @@ from ..heads.fused import FusedHead
 from ..loop.run import make_schedule, run
 from ..noise import initial_state, make_key, make_stream
 from ..solvers import solver as make_table
+from ..solvers import solver_options
 from ..tables.diffusers_schedules import beta_schedule, ddpm_table
 from ..tables.plan import Schedule
 from ..tables.table import StepTable
@@ -134,6 +135,8 @@ class MARSampler(HeadSampler):
             self.table = respaced_table(steps)
         else:
             number = int(steps) if str(steps).isdecimal() else steps
+            if "dim" in solver_options(name):
+                own = {"dim": owner.net.input_proj.in_features, **own}
             self.table = make_table(
                 name, path="vp-cosine", prediction="epsilon", steps=number, **own
             )

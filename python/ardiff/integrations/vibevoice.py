@@ -150,6 +150,8 @@ class VibeVoiceAccelerator(Accelerator):
         if name is not None:
             path = DiscretePath(np.asarray(scheduler.alphas_cumprod, np.float64))
             options = dict(self.options["options"])
+            if "dim" in solver_options(name):
+                options.setdefault("dim", self.stock_head().noisy_images_proj.in_features)
             return make_table(name, path=path, prediction=prediction, steps=steps, **options)
         scheduler.set_timesteps(num_inference_steps=steps)
         return dpmpp_table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,14 @@ from .ladder import Ladder
 if TYPE_CHECKING:
     from .run import Decision
 
+LOW, HIGH = 0.02, 0.99  # acceptance rates beyond which a step size is taken for a wrong one
+FEW, MANY = 8, 64  # decisions that say something, and that say enough
+_ADAPT = 'or find it with ardiff.adapted_solver or adapt="sample"'
 LOG_ALPHA_EDGES = (-16.0, -8.0, -4.0, -2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
+
+
+class AcceptanceWarning(UserWarning):
+    """The proposals of a run were nearly all rejected, or nearly all accepted."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +37,13 @@ class SampleStats:
             accept step. With a learned or a guided score, which need be no gradient, it is the rate
             of the rule, not of an exact chain.
         rejected_nonfinite: proposals rejected for NaN or inf.
-        log_alpha_histogram: int64 `[12]`, finite log acceptance ratios between the neighbouring
+        log_alpha_histogram: int64 `[12]`, log acceptance ratios above -inf between the neighbouring
             :data:`LOG_ALPHA_EDGES` and beyond them; or None.
         decisions: int64 `[stages]`, proposals decided in each stage; or None.
         step_scale: float32 `[B]`, the factor on tau that each sample adapted to; or None.
+        expected_acceptance: float64 `[stages]`, the mean of min(1, e^log_alpha): `acceptance`
+            without the chance of the decisions, and without the balls of ``rtk-mala-projected``; or
+            None.
     """
 
     calls: int
@@ -42,6 +53,7 @@ class SampleStats:
     log_alpha_histogram: Tensor | None = None
     decisions: Tensor | None = None
     step_scale: Tensor | None = None
+    expected_acceptance: Tensor | None = None
 
 
 def stages_of(table: StepTable | RaggedTable | Ladder, batch: int) -> Tensor:
@@ -73,7 +85,9 @@ def collect(
     decided = (~log_alpha.isnan()) & (stage >= 0)
     count = torch.bincount(stage[decided])
     taken = torch.bincount(stage[decided], accepted[decided].double(), minlength=len(count))
-    finite = decided & log_alpha.isfinite()
+    expected = log_alpha[decided].double().clamp(max=0).exp()
+    expected = torch.bincount(stage[decided], expected, minlength=len(count))
+    finite = decided & (log_alpha > -torch.inf)  # +inf: accepted, from a state without density
     bins = torch.bucketize(log_alpha[finite], torch.tensor(LOG_ALPHA_EDGES), right=True)
     return SampleStats(
         calls,
@@ -83,6 +97,7 @@ def collect(
         torch.bincount(bins, minlength=len(LOG_ALPHA_EDGES) + 1),
         count,
         table.scales() if isinstance(table, Ladder) else None,
+        expected / count,
     )
 
 
@@ -92,10 +107,49 @@ def pool(calls: int, seconds: float, runs: list[SampleStats]) -> SampleStats:
         return SampleStats(calls, seconds)
     stages = max(len(run.decisions) for run in runs)
     count = torch.zeros(stages, dtype=torch.int64)
-    taken = torch.zeros(stages, dtype=torch.float64)
+    taken, expected = torch.zeros(2, stages, dtype=torch.float64)
     for run in runs:
         count[: len(run.decisions)] += run.decisions
         taken[: len(run.decisions)] += run.acceptance * run.decisions
+        expected[: len(run.decisions)] += run.expected_acceptance * run.decisions
     histogram = torch.stack([run.log_alpha_histogram for run in runs]).sum(0)
     rejected = sum(run.rejected_nonfinite for run in runs)
-    return SampleStats(calls, seconds, taken / count, rejected, histogram, count)
+    return SampleStats(
+        calls, seconds, taken / count, rejected, histogram, count,
+        expected_acceptance=expected / count,
+    )  # fmt: skip
+
+
+def warn_of_acceptance(stats: SampleStats, solver: str, stacklevel: int = 3) -> None:
+    """Warns, once for a run, of stages that reject nearly all proposals or of a run that accepts
+    nearly all.
+
+    Where no stage has :data:`FEW` decisions all stages are taken together. Of fewer than
+    :data:`MANY` the expected acceptance counts alone, since none may be taken by chance, and too
+    high an acceptance is not told.
+    """
+    count = stats.decisions
+    if count is None or int(count.sum()) < FEW:
+        return
+    rates, stages = torch.stack([stats.acceptance, stats.expected_acceptance]), len(count)
+    if int(count.max()) < FEW:
+        rates = (rates.nan_to_num() * count).sum(1, keepdim=True) / count.sum()
+        count = count.sum(0, keepdim=True)
+    rate = torch.where(count < MANY, rates[1], rates.amin(0))
+    judged = count >= FEW
+    low = (judged & (rate < LOW)).nonzero().flatten().tolist()
+    if low and 2 * stats.rejected_nonfinite > int(count.sum()):
+        message = "most are NaN or inf, as the model's outputs or the energies are"
+    elif low:
+        message = f"tau is too large for this model, pass a smaller one, {_ADAPT}"
+    elif int(count.sum()) >= MANY and bool((rate[judged] > HIGH).all()):
+        message = f"tau could be larger, so that a step moves more: pass a larger one, {_ADAPT}"
+    else:
+        return
+    if len(low) == len(count) or not low:
+        share, place = float(rate[judged].mean()), "all stages"
+    else:
+        share, place = float(rate[low[0]]), f"stage {low[0]} of {stages}"
+        place += f" and in {len(low) - 1} more" if len(low) > 1 else ""
+    message = f"{solver} accepts {share:.3g} of its proposals in {place}: {message}"
+    warnings.warn(message, AcceptanceWarning, stacklevel=stacklevel)

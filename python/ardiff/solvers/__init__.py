@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -42,6 +43,23 @@ def solver_options(name: str) -> tuple[str, ...]:
     parameters = inspect.signature(table_function(name)).parameters.values()
     own = (p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
     return tuple(option for option in own if option != "denoise_last")
+
+
+def default_tau(name: str, options: dict) -> float:
+    """The `tau` of solver `name` where `options` leave it at its default.
+
+    Raises:
+        ValueError: for an unknown name, or a solver without tau.
+    """
+    table = table_function(name)
+    if "tau" not in solver_options(name):
+        raise ValueError(f"solver {name} has no tau to adapt")
+    found = inspect.signature(table).parameters["tau"].default
+    if found is not None:
+        return found
+    rule = sys.modules[table.__module__].default_tau
+    given = {key: options.get(key) for key in inspect.signature(rule).parameters}
+    return rule(**{key: value for key, value in given.items() if value is not None})
 
 
 def check_options(name: str, options: dict) -> dict:
@@ -95,8 +113,10 @@ def solver(
             for ``rtk-ula``) and `warm_start`: ``ancestral``, or ``gaussian-factor``, which starts
             each stage from noise alone, ignoring the model's current estimate, and so needs many
             inner steps, such as 20 stages of 30 (the default of 2 is too few). Solvers that accept
-            and reject take `accept` (``trapezoid``, ``simpson`` or ``energy``). None means the
-            default.
+            and reject take `accept` (``trapezoid``, ``simpson`` or ``energy``). ``rtk-mala``,
+            ``rtk-mala-projected`` and ``rtk-hmc`` take `dim`, the elements of a sample, with which
+            their default `tau` shrinks so that proposals are still accepted; :func:`ardiff.sample`
+            fills it in, and without it tau is that of few elements. None means the default.
 
     Raises:
         ValueError: an unknown name, an option that the solver does not take (it is named), too few

@@ -7,7 +7,8 @@ A proposal is `leapfrog` steps of length tau on g(z) + |v|^2 / 2,
 accepted with probability min(1, e^-dH); a rejection turns v round. Between the proposals of a stage
 v is drawn afresh (``refresh="full"``) or in part (``"persistent"``, Horowitz 1991):
 v <- c v + sqrt(1 - c^2) xi, c = e^-(gamma tau leapfrog). tau and gamma are in units of the stage's
-envelope of width w: tau w and gamma / w.
+envelope of width w: tau w and gamma / w. The default of tau depends on `leapfrog` and on `dim`, the
+number of elements of a sample, which `ardiff.sample` fills in.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from ._rtk import adjusted as metropolis
 from ._rtk import stages as rtk
 
 REFRESHES = ("full", "persistent")
+default_tau = metropolis.leapfrog_tau
 
 
 def table(
     path, prediction, levels, steps, *,
-    stages=None, inner=None, leapfrog=2, tau=0.7, refresh="full", gamma=None, accept="trapezoid",
-    warm_start="ancestral", denoise_last=True,
+    stages=None, inner=None, leapfrog=2, tau=None, refresh="full", gamma=None, accept="trapezoid",
+    dim=None, warm_start="ancestral", denoise_last=True,
 ) -> StepTable:  # fmt: skip
     """Each stage a warm start and `inner` proposals of `leapfrog` steps.
 
@@ -41,8 +43,9 @@ def table(
         raise ValueError('rtk-hmc with refresh="persistent" needs inner=2 or more')
     gamma = 1.0 if gamma is None else gamma
     inner = 1 + persistent if inner is None else inner
+    rtk.check_count(leapfrog=leapfrog, dim=dim)
+    tau = default_tau(dim, leapfrog) if tau is None else tau
     rtk.check_positive(name, tau=tau, gamma=gamma)
-    rtk.check_count(leapfrog=leapfrog)
     cost = leapfrog + (metropolis.check_accept(accept) == "simpson")
     plan = metropolis.plan(name, steps, stages, inner, cost, warm_start, denoise_last)
     persistence = math.exp(-gamma * tau * leapfrog) if persistent else 0.0

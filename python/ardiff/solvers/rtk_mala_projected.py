@@ -8,7 +8,8 @@ tested on the proposal. Radii are in data units and the same at every stage when
     R = `ball_radius`, default |m| + 6 s sqrt(d) for each sample, m the mean of the stage's start
         and s its standard deviation.
 
-The defaults need `dim`, the number d of elements of a sample, which `ardiff.sample` fills in.
+The defaults need `dim`, the number d of elements of a sample, which `ardiff.sample` fills in; that
+of tau depends on it.
 """
 
 from __future__ import annotations
@@ -20,21 +21,24 @@ from ..tables.table import StepTable
 from ._rtk import adjusted as metropolis
 from ._rtk import stages as rtk
 
+default_tau = metropolis.langevin_tau
+
 
 def table(
     path, prediction, levels, steps, *,
-    stages=None, inner=2, tau=0.4, accept="trapezoid", ball_radius=None, step_radius=None, dim=None,
-    warm_start="ancestral", denoise_last=True,
+    stages=None, inner=2, tau=None, accept="trapezoid", ball_radius=None, step_radius=None,
+    dim=None, warm_start="ancestral", denoise_last=True,
 ) -> StepTable:  # fmt: skip
     """Each stage a warm start and `inner` projected adjusted Langevin steps."""
     name = "rtk-mala-projected"
-    rtk.check_positive(name, tau=tau)
     for option, radius in (("ball_radius", ball_radius), ("step_radius", step_radius)):
         if radius is not None:
             rtk.check_positive(name, **{option: radius})
         elif dim is None:
             raise ValueError(f"{name} without {option} needs dim, the elements of a sample")
     rtk.check_count(dim=dim)
+    tau = default_tau(dim) if tau is None else tau
+    rtk.check_positive(name, tau=tau)
     cost = 1 + (metropolis.check_accept(accept) == "simpson")
     plan = metropolis.plan(name, steps, stages, inner, cost, warm_start, denoise_last)
 

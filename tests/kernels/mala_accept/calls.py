@@ -110,6 +110,40 @@ def assert_same(a: Tensor, b: Tensor) -> None:
     assert same_bits(a, b)
 
 
+INF, NAN, LARGE = float("inf"), float("nan"), 3e38
+# energy_x, energy_y, whether y is finite, and log_alpha; a positive log_alpha accepts
+ENERGIES = [
+    (INF, 0.0, True, INF), (INF, -LARGE, True, INF), (LARGE, -LARGE, True, INF),
+    (50.0, 0.0, True, 50.0), (INF, INF, True, -INF), (INF, NAN, True, -INF),
+    (INF, -INF, True, -INF), (INF, 0.0, False, -INF), (NAN, 0.0, True, -INF),
+    (-INF, 0.0, True, -INF), (-LARGE, LARGE, True, -INF), (0.0, INF, True, -INF),
+]  # fmt: skip
+
+
+def energies_call(d: int) -> AcceptCall:
+    """A call whose log_alpha is energy_x - energy_y, with the rows of :data:`ENERGIES`."""
+    call = accept_call(len(ENERGIES), d, correction="energies", velocity=True)
+    call.args["coef"] = testing.table(COLUMNS, [{}])
+    call.args["row"] = torch.zeros(1, dtype=torch.int32)
+    energy_x, energy_y, finite, _ = zip(*ENERGIES, strict=True)
+    call.options |= {"energy_x": torch.tensor(energy_x), "energy_y": torch.tensor(energy_y)}
+    call.args["y"][~torch.tensor(finite), d // 2] = INF
+    return call
+
+
+def check_energies(call: AcceptCall, results: tuple[Tensor, ...]) -> None:
+    """Any finite proposal is taken from an origin without density; NaN and infinite ones never."""
+    x, out, v, energy, accepted, log_alpha = results
+    expected = torch.tensor([row[3] for row in ENERGIES])
+    assert torch.equal(log_alpha, expected) and torch.equal(accepted, expected > 0)
+    pick = accepted[:, None]
+    assert_same(x, torch.where(pick, call.args["y"], call.args["x"]))
+    assert_same(out, torch.where(pick, call.args["out_y"], call.args["out_x"]))
+    assert_same(v, torch.where(pick, call.options["v_y"], -call.options["v_x"]))
+    energies = call.options["energy_y"], call.options["energy_x"]
+    assert_same(energy, torch.where(accepted, *energies))
+
+
 def accept_call(
     rows: int,
     d: int,

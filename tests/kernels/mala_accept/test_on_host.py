@@ -11,7 +11,14 @@ import ardiff_kernels
 from ardiff_kernels.dispatch import load
 from tests import ROOT
 from tests._support import build_cache
-from tests.kernels.mala_accept.calls import ROWS, accept_call, assert_same, check
+from tests.kernels.mala_accept.calls import (
+    ROWS,
+    accept_call,
+    assert_same,
+    check,
+    check_energies,
+    energies_call,
+)
 
 NAMESPACE = "ardiff_accept_on_host"
 FLAGS = [
@@ -87,6 +94,12 @@ def test_nonfinite_and_dropped_values(on_host):
     call.args["y"][2, 0] = torch.nan
     got = call.functional(on_host)
     assert got[5].isfinite().tolist() == [True, False, False, True]
+
+
+def test_an_origin_without_density_is_left(on_host):
+    call = energies_call(600)
+    check_energies(call, call.functional(on_host))
+    check_energies(call, call.in_place(on_host))
 
 
 def test_empty_batch_and_messages(on_host):

@@ -9,7 +9,14 @@ import torch
 
 from ardiff_kernels import ops, testing
 from ardiff_kernels.ops.mala_accept import COLUMNS
-from tests.kernels.mala_accept.calls import ROWS, accept_call, assert_same, check
+from tests.kernels.mala_accept.calls import (
+    ROWS,
+    accept_call,
+    assert_same,
+    check,
+    check_energies,
+    energies_call,
+)
 from tests.kernels.test_contract import sparse_storage
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -100,6 +107,13 @@ def test_nonfinite_proposals_are_rejected(implementation, value):
     assert not results[4][:5].any()
     assert_same(results[0][:5], call.args["x"][:5])
     assert_same(results[2][:5], -call.options["v_x"][:5])
+
+
+@pytest.mark.parametrize("d", [1, 5, 700])
+def test_an_origin_without_density_is_left(implementation, d):
+    call = energies_call(d)
+    check_energies(call, call.functional())
+    check_energies(call, call.in_place())
 
 
 def test_zero_coefficients_drop_nan(implementation):

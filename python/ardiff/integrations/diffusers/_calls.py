@@ -9,6 +9,7 @@ would be a tenth of that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from ...loop.rows import Decision, Program, Rows
+from ...loop.stats import collect, warn_of_acceptance
 from ...tables.diffusers_schedules import DiscretePath
 from ...tables.paths import FlowPath
 from ...tables.plan import uniform
@@ -73,6 +75,7 @@ class CallScheduler(FusedScheduler):
 
     _compatibles = [*KARRAS, *NAMES]
     _decisions: Sequence[Decision] = ()
+    _dim: int | None = None  # elements of a sample, of the last one
 
     def _check_options(self) -> None:
         """Raises for options out of range."""
@@ -86,6 +89,11 @@ class CallScheduler(FusedScheduler):
 
     def _begin(self, index: int, z: Tensor, key: Tensor, stream: Tensor) -> Rows:
         raise NotImplementedError
+
+    @property
+    def _depends_on_dim(self) -> bool:
+        """Whether the table depends on the number of elements of a sample, by its step size."""
+        return False
 
     def _first_used(self, index: int) -> int:
         """The first call from `index` on whose output a run that begins there can use."""
@@ -161,22 +169,42 @@ class CallScheduler(FusedScheduler):
         """
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("pass num_inference_steps or timesteps, one of them")
+        if self._decisions and self._step_index == len(self._calls) and self._z.is_cuda:
+            self._warn_of_acceptance()
         scale = self.config.num_train_timesteps if self._flow else 1
         if timesteps is None:
             if num_inference_steps < 1:
                 raise ValueError(
                     f"num_inference_steps must be 1 or more, got {num_inference_steps}"
                 )
-            made = self._made_of(int(num_inference_steps))
+            self._asked = int(num_inference_steps), None, scale
         else:
-            made = self._made_on([float(t) for t in timesteps], scale)
-        self._made, table = made, made.table
+            self._asked = 0, [float(t) for t in timesteps], scale
+        self._made = self._make_asked()
+        table = self._made.table
         self._calls = tuple(np.flatnonzero(table.calls_model).tolist())
         levels = table.level[list(self._calls)] * scale
         whole = not self._flow and bool(np.all(levels == np.round(levels)))
         self.timesteps = torch.from_numpy(levels.astype(np.int64 if whole else np.float32))
         self.num_inference_steps = len(levels)
         self._restart(device=device)
+
+    def _make_asked(self) -> Any:
+        calls, levels, scale = self._asked
+        return self._made_of(calls) if levels is None else self._made_on(levels, scale)
+
+    def _know(self, sample: Tensor) -> None:
+        """Makes the table anew for samples of another size than those it is for."""
+        dim = math.prod(sample.shape[1:])
+        if dim != self._dim and self._depends_on_dim:
+            self.__dict__.pop("_made_tables", None)
+            self._dim = dim
+            self._made, self._rows = self._make_asked(), None
+
+    def _warn_of_acceptance(self) -> None:
+        """Of a finished run: at its last step, or where that would wait for a device, later."""
+        stats = collect(self._decided_by or self._made.table, 0, 0.0, self._decisions)
+        warn_of_acceptance(stats, self._made.table.solver, stacklevel=4)
 
     def _restart(self, begin_index: int | None = None, device=None) -> None:
         super()._restart(begin_index, device)
@@ -186,6 +214,7 @@ class CallScheduler(FusedScheduler):
         self._given: Tensor | None = None
         self._given_version: int | None = None
         self._decisions = []
+        self._decided_by: StepTable | None = None  # where it is not the whole table
 
     def _make_table(self) -> StepTable:
         return self._made.table
@@ -227,8 +256,10 @@ class CallScheduler(FusedScheduler):
         """
         if self.num_inference_steps is None:
             raise ValueError("there is no schedule yet: call set_timesteps first")
-        self._rows_on(sample.device)
         first, calls = self._step_index is None, len(self._calls)
+        if first:
+            self._know(sample)
+        self._rows_on(sample.device)
         index = self._first_index(timestep) if first else self._step_index
         if index >= calls:
             raise ValueError(f"all {calls} steps are done: call set_timesteps first")
@@ -262,6 +293,8 @@ class CallScheduler(FusedScheduler):
             z = z.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         new = z if z.dtype == sample.dtype else z.to(sample.dtype)
         self._z, self._given, self._given_version = z, new, _version(new)
+        if last and z.device.type == "cpu":
+            self._warn_of_acceptance()
         return output(SchedulerOutput, prev_sample=new) if return_dict else (new,)
 
     @property

@@ -6,6 +6,7 @@ import numpy as np
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
+from ...solvers._rtk.adjusted import langevin_tau
 from ...tables.paths import Path
 from ._common import MODULE
 from ._rtk import RTKScheduler
@@ -73,7 +74,8 @@ class RTKMALAScheduler(RTKScheduler, SchedulerMixin, ConfigMixin):
 
     Args:
         inner: proposals a stage.
-        tau: step size in units of the squared width of the stage.
+        tau: step size in units of the squared width of the stage. None: 0.4 for samples of up to 40
+            elements and 0.4 (40 / d)^(1/2) for d, which the first step says.
         others: as of :class:`RTKULDScheduler`.
 
     Raises:
@@ -99,9 +101,14 @@ class RTKMALAScheduler(RTKScheduler, SchedulerMixin, ConfigMixin):
         clip_sample_range: float = 1.0,
         thresholding: bool = False,
         inner: int = 2,
-        tau: float = 0.4,
+        tau: float | None = None,
     ) -> None:
         self._set_up()
 
+    @property
+    def _depends_on_dim(self) -> bool:
+        return self.config.tau is None
+
     def _stages(self, path: Path, prediction: str, grid: list, inner: list) -> Stages:
-        return mala_table(path, prediction, grid, inner, self.config.tau)
+        tau = langevin_tau(self._dim) if self._depends_on_dim else self.config.tau
+        return mala_table(path, prediction, grid, inner, tau)

@@ -11,7 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...loop.rows import Rows
-from ...solvers import check_options, table_function
+from ...solvers import check_options, solver_options, table_function
 from ...solvers._over_levels import over_levels
 from ...tables.table import StepTable
 from ._calls import CallScheduler, PlacedProgram
@@ -67,7 +67,12 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
 
     @property
     def _options(self) -> dict[str, Any]:
-        return dict(self.config.solver_options or {})
+        options = dict(self.config.solver_options or {})
+        return {"dim": self._dim, **options} if self._depends_on_dim else options
+
+    @property
+    def _depends_on_dim(self) -> bool:
+        return "dim" in solver_options(self.config.solver)
 
     def _check_options(self) -> None:
         name, options = self.config.solver, self._options
@@ -135,5 +140,5 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
                     f"{self.config.solver} cannot begin at call {index} of {len(self._calls)}: "
                     f"from level {level:g} on it makes {rest.calls} calls"
                 )
-            program = PlacedProgram(rest, z.device).program
+            program, self._decided_by = PlacedProgram(rest, z.device).program, rest
         return Rows(program, z, key=key, stream=stream, decisions=self._decisions)
