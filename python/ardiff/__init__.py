@@ -9,6 +9,7 @@ from . import _moved
 _EXPORTS = {
     "sample": ("ardiff.sampling", "sample"),
     "AcceptanceWarning": ("ardiff.loop.stats", "AcceptanceWarning"),
+    "NonfiniteWarning": ("ardiff.loop.divergence", "NonfiniteWarning"),
     "adapted_solver": ("ardiff.adapt_tau", "adapted_solver"),
     "solver": ("ardiff.solvers", "solver"),
     "clear_graphs": ("ardiff.loop.cuda_graphs", "clear_graphs"),
@@ -21,8 +22,8 @@ _EXPORTS = {
     "paths": ("ardiff.tables.paths", None),
 }
 __all__ = [
-    "AREngine", "ARSampler", "AcceptanceWarning", "RaggedTable", "StepTable", "adapted_solver",
-    "clear_graphs", "get_path", "load", "paths", "sample", "solver",
+    "AREngine", "ARSampler", "AcceptanceWarning", "NonfiniteWarning", "RaggedTable", "StepTable",
+    "adapted_solver", "clear_graphs", "get_path", "load", "paths", "sample", "solver",
 ]  # fmt: skip
 
 _moved.install()

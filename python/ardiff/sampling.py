@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
 import time
@@ -15,10 +16,11 @@ from .adapt_tau import make_ladder
 from .guide import Guidance, per_sample
 from .loop.checks import check_x0_clamp
 from .loop.cuda_graphs import check_graph, run_captured
+from .loop.divergence import check_mode, find, first_rows, make_sums, report
 from .loop.model_calls import CountedModel, shaped_energy
-from .loop.run import Decision, run
+from .loop.run import Decision, make_schedule, run
 from .loop.stats import SampleStats, collect, warn_of_acceptance
-from .noise import initial_state, make_key, make_stream
+from .noise import initial_state, make_key, make_stream, sample_id_of
 from .solvers import solver as make_table
 from .solvers import solver_options
 from .tables.paths import Path
@@ -103,6 +105,7 @@ def sample(
     dtype: torch.dtype = torch.float32,
     generator: torch.Generator | None = None,
     energy_fn: Callable[[Tensor, Tensor, Any], Tensor] | None = None,
+    nonfinite: str = "warn",
     adapt: str | None = None,
     target_acceptance: float = 0.57,
     cuda_graph: bool | Sequence[int] = False,
@@ -115,7 +118,9 @@ def sample(
             the path's own time (t for ``ou`` and ``flow``, sigma for ``edm``, the fractional
             training timestep for ``vp-*``), the output of x's shape, or (B, 2 C, ...)
             for a table of learned-range variance. Or an object with ``hoist``
-            (:class:`ardiff.loop.run.HoistableModel`). It runs in `torch.inference_mode`.
+            (:class:`ardiff.loop.run.HoistableModel`). A function gets copies of its own, and is
+            called with gradients off: a score that autograd makes turns them on by
+            `torch.enable_grad`. `hoist` and what it returns run in `torch.inference_mode`.
         shape: (B, ...), the batch first.
         path, prediction, solver, steps, options: see :func:`ardiff.solver`; or pass `table`.
             `steps` may be `B` integers, one per sample: they run in the same launches, and each
@@ -139,6 +144,9 @@ def sample(
         dtype: of the state; float32, or bfloat16 for solvers without kinetic rows.
         energy_fn: ``energy_fn(x, level, condition) -> [B]``, -log of the density at the level up to
             a constant, for solvers with ``accept="energy"``.
+        nonfinite: what happens when samples are NaN or infinite at the end: ``"warn"``, ``"raise"``
+            or ``"ignore"``. The message names samples, steps and levels; so does
+            `stats.nonfinite`. But for ``"ignore"`` the call waits for the device.
         adapt: ``"sample"``: solvers that accept and reject scale tau for each sample by its own
             decisions in the first half of their stages, towards `target_acceptance`. To adapt once
             for all, see :func:`ardiff.adapted_solver`.
@@ -156,8 +164,10 @@ def sample(
 
     Raises:
         ValueError, TypeError: before any model call for arguments, at the first for its output.
+        FloatingPointError: samples that are not finite, with ``nonfinite="raise"``.
 
     Warns:
+        NonfiniteWarning: samples that are not finite.
         AcceptanceWarning: a solver that accepts and rejects took nearly none of the proposals of a
             stage, or nearly all of all stages.
 
@@ -203,6 +213,7 @@ def sample(
     if energies != (energy_fn is not None):
         raise ValueError('accept="energy" and energy_fn go together: pass both or neither')
     check_x0_clamp(x0_clamp, table)
+    check_mode(nonfinite)
     batch = sizes[0]
     if cuda_graph is not False:
         check_graph(cuda_graph, batch, device)
@@ -214,6 +225,7 @@ def sample(
     key = make_key(seed, device, generator)
 
     decisions: list[Decision] = []
+    telling = return_stats or nonfinite != "ignore"
     start = time.perf_counter()
     x = initial_state(table, key, stream, math.prod(sizes[1:]), dtype)
     inputs = {
@@ -221,18 +233,25 @@ def sample(
         "x0_clamp": x0_clamp, "key": key, "stream": stream,
     }  # fmt: skip
     if cuda_graph and batch:
-        x, decisions, calls = run_captured(
-            table, model_fn, x, sizes, buckets=cuda_graph, energy_fn=energy_fn, **inputs
-        )
+        x, decisions, calls, sums = run_captured(
+            table, model_fn, x, sizes, buckets=cuda_graph, energy_fn=energy_fn, summed=telling,
+            **inputs,
+        )  # fmt: skip
     else:
         counted = CountedModel(model_fn, sizes, table.learned_range)
         energy = energy_fn and shaped_energy(energy_fn, sizes)
-        x = run(table, counted, x, energy_fn=energy, decisions=decisions, **inputs)
+        sums = make_sums(make_schedule(table, x), x) if telling else None
+        x = run(table, counted, x, energy_fn=energy, decisions=decisions, sums=sums, **inputs)
         calls = counted.calls
     if return_stats and x.is_cuda:
         torch.cuda.synchronize(x.device)
     x = x.view(sizes)
     stats = collect(table, calls, time.perf_counter() - start, decisions)
+    if telling and batch:
+        levels = make_schedule(table, x).buffers.level
+        found = find(first_rows(sums), levels, sample_id_of(stream), patch)
+        stats = dataclasses.replace(stats, nonfinite=found)
+        report(found, batch, nonfinite)
     fixed = stats if adapt is None else collect(table, 0, 0.0, decisions[table.adapting :])
     warn_of_acceptance(fixed, table.solver)
     return (x, stats) if return_stats else x

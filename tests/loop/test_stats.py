@@ -23,6 +23,7 @@ def said(*shape, solver="rtk-mala", model=score, steps=31, **options) -> list[st
     """The warnings of a run."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", ardiff.NonfiniteWarning)
         ardiff.sample(model, shape, solver=solver, steps=steps, **PLACE, **options)
     assert all(issubclass(w.category, ardiff.AcceptanceWarning) for w in found)
     assert all(w.filename == __file__ for w in found)
@@ -37,7 +38,9 @@ def test_a_step_that_is_always_rejected(rows):
 
 def test_a_step_that_is_always_accepted():
     (message,) = said(64, 4, tau=1e-4)
-    assert message.startswith("rtk-mala accepts 1 of its proposals in all stages: tau could be larger")
+    assert message.startswith(
+        "rtk-mala accepts 1 of its proposals in all stages: tau could be larger"
+    )
 
 
 @pytest.mark.parametrize("solver", ["rtk-mala", "rtk-mala-projected", "rtk-hmc", "rtk-uld", "ddpm"])

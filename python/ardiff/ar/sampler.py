@@ -6,7 +6,7 @@ import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 import ardiff_kernels
 
 from ..guide import Guidance, number
+from ..loop.divergence import Nonfinite, check_mode, find, report
 from ..loop.run import Decision
 from ..loop.stats import SampleStats, collect, pool, warn_of_acceptance
 from ..models.checkpoint import load_model as load
@@ -45,6 +46,9 @@ class StreamedPatch:
     index: int
     sample_ids: Tensor
     pixels: Tensor
+
+
+_Watched = tuple[Tensor, Tensor, Tensor, int]  # what `find` takes
 
 
 class ARSampler:
@@ -159,6 +163,7 @@ class ARSampler:
         progress: Callable[[int, int], None] | None = None,
         *,
         first: int | None = None,
+        nonfinite: str = "warn",
     ) -> SampleOutput:
         """Draws n images.
 
@@ -173,10 +178,15 @@ class ARSampler:
             progress: called with (patches done, patches in all) after each patch of each batch.
             first: the first id, in place of `sample_ids`: ids first..first + n - 1, so that later
                 calls of one seed go on where an earlier call ended.
+            nonfinite: what happens when images are NaN or infinite at the end: ``"warn"``,
+                ``"raise"`` or ``"ignore"``. The message names samples, patches, steps and levels;
+                so does `stats.nonfinite`. What is clipped to the range of pixels counts as it was
+                before.
 
         Raises:
             ValueError, TypeError: n or an id out of range, ids that are not n integers, both
                 `sample_ids` and `first`, a bad seed.
+            FloatingPointError: images that are not finite, with ``nonfinite="raise"``.
 
         Example:
             >>> import ardiff, torch
@@ -186,12 +196,14 @@ class ARSampler:
             True
         """
         ids, seed = _checked_ids(n, sample_ids, first), int(make_key(seed, "cpu"))
+        check_mode(nonfinite)
         config = self.model.config
         total, done = len(ids) * config.patches, 0
         parts: list[list[Tensor]] = []
         fared: list[SampleStats] = []
+        watched: list[_Watched] = []
         start = time.perf_counter()
-        for part in self._draw(ids, seed, fared):
+        for part in self._draw(ids, seed, fared, watched):
             if part.index == 0:
                 parts.append([])
             parts[-1].append(part.pixels)
@@ -203,7 +215,9 @@ class ARSampler:
         if whole.is_cuda:
             torch.cuda.synchronize(whole.device)
         seconds = time.perf_counter() - start
-        stats = pool(self.calls, seconds, fared)
+        found = Nonfinite.of([find(*each) for each in watched])
+        stats = replace(pool(self.calls, seconds, fared), nonfinite=found)
+        report(found, n, nonfinite, patches=True)
         warn_of_acceptance(stats, self.tables[0].solver)
         return SampleOutput(whole, stats)
 
@@ -220,22 +234,27 @@ class ARSampler:
         Arguments and errors as `sample`'s; past `batch` images, one batch follows another.
         """
         ids, seed = _checked_ids(n, sample_ids, first), int(make_key(seed, "cpu"))
-        return self._draw(ids, seed, [])
+        return self._draw(ids, seed, [], None)
 
-    def _draw(self, ids: Tensor, seed: int, fared: list[SampleStats]) -> Iterator[StreamedPatch]:
+    def _draw(
+        self, ids: Tensor, seed: int, fared: list[SampleStats], watched: list[_Watched] | None
+    ) -> Iterator[StreamedPatch]:
         for part in ids.split(self.batch):
             if len(part):
-                yield from self._draw_batch(part, seed, fared)
+                yield from self._draw_batch(part, seed, fared, watched)
 
     def _draw_batch(
-        self, ids: Tensor, seed: int, fared: list[SampleStats]
+        self, ids: Tensor, seed: int, fared: list[SampleStats], watched: list[_Watched] | None
     ) -> Iterator[StreamedPatch]:
         model, running = self.model, self._requests(ids.tolist(), seed)
         contexts_of = self._contexts(len(ids))
         for k, table in enumerate(self.tables):
             decisions: list[Decision] = []
+            found = None if watched is None else []
             with torch.no_grad(), self._backend():
-                made = self._solver.draw(running, contexts_of(running), decisions)
+                made = self._solver.draw(running, contexts_of(running), decisions, found)
+            if watched is not None:
+                watched += [(rows, levels, ids, k) for rows, levels in found]
             for request, patch in zip(running, made.split(1), strict=True):
                 request.keep(patch)
             if decisions:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..guide import Guidance
 from ..heads.fused import fused
+from ..loop.divergence import first_rows, make_sums
 from ..loop.run import Decision, make_schedule, run
 from ..noise import Spans, initial_state, make_key, stream_of
 from ..solvers import solver as make_table
@@ -119,6 +120,7 @@ class PatchSolver:
         running: list[Request],
         contexts: Sequence[Any],
         decisions: list[Decision] | None = None,
+        watched: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
         """The next patches `[B, d]` of requests in order of seed, from their `contexts`.
 
@@ -126,6 +128,8 @@ class PatchSolver:
             running: requests, one or more.
             contexts: of their next patches, and those that guidance compares with.
             decisions: as of :func:`ardiff.loop.run.run`.
+            watched: a list to which is appended, int64 `[B]`, the first row after which each patch
+                was not finite (-1 for none), and the levels of the rows.
         """
         context, *others = contexts
         model, device = self.model, self.model.start.device
@@ -148,10 +152,13 @@ class PatchSolver:
         steps = [request.steps[index] for request, index, _ in slots]
         table, schedule = self._schedule(steps, stream)
         x = initial_state(table, keys, stream, model.patch_dim)
+        sums = None if watched is None else make_sums(schedule, x)
         x = run(
             schedule, fused(model.denoiser, self._weights), x, key=keys, stream=stream,
-            condition=context, decisions=decisions, **modifiers,
+            condition=context, decisions=decisions, sums=sums, **modifiers,
         )  # fmt: skip
+        if watched is not None:
+            watched.append((first_rows(sums), schedule.buffers.level))
         return model.clip(x, torch.tensor([place for _, _, place in slots], device=device))
 
     def _schedule(self, steps: list[int], like: Tensor) -> tuple[StepTable | RaggedTable, Schedule]:

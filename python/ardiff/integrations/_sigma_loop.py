@@ -104,7 +104,8 @@ def run_plan(
 
     def answer(z: Tensor, row: int) -> Tensor:
         sigma = x.new_full((len(x),), table.level[row])
-        out = model(z.view(shape).to(dtype), sigma, **(extra_args or {}))
+        own = z.view(shape).to(dtype, copy=True)  # which the model may change
+        out = model(own, sigma, **(extra_args or {}))
         check_output(out, x, schedule.learned_range, (*OUTPUT_DTYPES, torch.float64))
         out = out.detach().reshape(len(x), -1)
         return out.float() if out.dtype == torch.float64 else out

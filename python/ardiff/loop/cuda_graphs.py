@@ -24,6 +24,7 @@ from ..batch_invariant import is_batch_invariant
 from ..tables.ragged import RaggedTable
 from ..tables.table import StepTable
 from .capture import rehearsal, watch
+from .divergence import make_sums
 from .model_calls import CountedModel, shaped_energy
 from .run import Decision, make_schedule, run
 
@@ -31,11 +32,13 @@ CAPACITY = 16  # captures kept; the least recently used goes first
 
 
 class GraphResult(NamedTuple):
-    """The final state `[B, d]`, what accept rows decided, and the model calls of the loop."""
+    """The final state `[B, d]`, what accept rows decided, the model calls of the loop, and the sums
+    of the states `[T, B]` where they were asked for."""
 
     x: Tensor
     decisions: list[Decision]
     calls: int
+    sums: Tensor | None = None
 
 
 def check_graph(buckets: Any, batch: int, device: torch.device | str) -> None:
@@ -145,6 +148,7 @@ def run_captured(
     key: Tensor,
     draw: int = 0,
     energy_fn: Callable | None = None,
+    summed: bool = False,
     **inputs: Any,
 ) -> GraphResult:
     """:func:`ardiff.loop.run.run` by a replay; the first call of its kind captures.
@@ -161,6 +165,7 @@ def run_captured(
         model_fn: as :func:`ardiff.sample` takes it.
         sizes: the shape in which the model sees x.
         draw: number of the first row's noise draw.
+        summed: whether the sums of the states are kept, as `run` writes them.
         buckets: see :func:`bucket_of`.
 
     Raises:
@@ -185,18 +190,20 @@ def run_captured(
     plan = schedule._replace(buffers=None)
     place = (ardiff_kernels.forced_backend(), _autocast(x.device), is_batch_invariant())
     equal = _equal_levels(table) if hasattr(model_fn, "hoist_guided") else None
-    kind = (model_fn, energy_fn, shape, plan, equal, str(spec), tuple(map(_kind, leaves)), place)
+    functions = (model_fn, energy_fn, summed)
+    kind = (*functions, shape, plan, equal, str(spec), tuple(map(_kind, leaves)), place)
     _require_hashable(kind)
 
     def function(tree: dict[str, Any]) -> GraphResult:
         decisions: list[Decision] = []
         counted = CountedModel(model_fn, shape, schedule.learned_range)
         energy = energy_fn and shaped_energy(energy_fn, shape)
+        sums = make_sums(schedule, tree["inputs"]["x"]) if summed else None
         found = run(
             schedule._replace(buffers=tree["buffers"]), counted, key=tree["key"],
-            energy_fn=energy, decisions=decisions, **tree["inputs"],
+            energy_fn=energy, decisions=decisions, sums=sums, **tree["inputs"],
         )  # fmt: skip
-        return GraphResult(found, decisions, counted.calls)
+        return GraphResult(found, decisions, counted.calls, sums)
 
     with torch.inference_mode(), _current(x.device):
         if kind not in _captured or not _captured[kind].current():
@@ -210,7 +217,8 @@ def run_captured(
         Decision(k, accepted[:batch].clone(), log_alpha[:batch].clone())
         for k, accepted, log_alpha in result.decisions
     ]
-    return GraphResult(result.x[:batch].clone(), decisions, result.calls)
+    sums = result.sums[:, :batch].clone() if summed else None
+    return GraphResult(result.x[:batch].clone(), decisions, result.calls, sums)
 
 
 def _equal_levels(table: StepTable | RaggedTable) -> tuple[int, ...] | None:

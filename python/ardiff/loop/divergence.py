@@ -1,8 +1,7 @@
 """Which samples of a run are not finite, and since which step; found without waiting for a device.
 
-After each row the sum of every sample's state is written to one tensor, which is read at the end. A
-state that holds NaN or infinity has a sum that is not finite; nothing that a solver does later makes
-it finite again.
+After each row the sum of every sample's state is written to one tensor, which is read at the end.
+The sum of a state that holds NaN or infinity is not finite, and no later row makes it so.
 """
 
 from __future__ import annotations
@@ -13,7 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["MODES", "Nonfinite", "NonfiniteWarning", "check_mode", "find", "first_rows", "report"]
+from ..tables.plan import Schedule
+
+__all__ = [
+    "MODES", "Nonfinite", "NonfiniteWarning", "check_mode", "find", "first_rows", "make_sums",
+    "report",
+]  # fmt: skip
 
 MODES = ("warn", "raise", "ignore")
 _NAMED = 5  # samples named in a message
@@ -30,7 +34,7 @@ class Nonfinite(NamedTuple):
 
     Attributes:
         sample_ids: int64 `[n]`.
-        patch: int64 `[n]`, the first patch that was not finite; 0 outside autoregressive sampling.
+        patch: int64 `[n]`, the first patch that was not finite.
         step: int64 `[n]`, the row of the table, from 0, after which the state was first not finite.
         level: float32 `[n]`, the level at which that row called the model.
     """
@@ -56,6 +60,11 @@ class Nonfinite(NamedTuple):
             torch.tensor(columns[1], dtype=torch.int64),
             torch.tensor(columns[2], dtype=torch.float32),
         )
+
+
+def make_sums(schedule: Schedule, x: Tensor) -> Tensor:
+    """What :func:`ardiff.loop.run.run` writes the sums to, for a run of `schedule` from `x`."""
+    return torch.zeros(len(schedule.plan), len(x), dtype=torch.float32, device=x.device)
 
 
 def first_rows(sums: Tensor) -> Tensor:

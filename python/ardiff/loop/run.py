@@ -123,7 +123,8 @@ def run(
 
     Eagerly it uses the in-place ops within `torch.inference_mode`; under `torch.compile` the
     functional ones. A function is called outside that mode, with gradients off, on copies of its
-    own of the state and the level. Rows that call no model cost no call. Noise draws count rows from 0.
+    own of the state and the level. Rows that call no model cost no call. Noise draws count rows
+    from 0.
 
     Args:
         table: from :func:`ardiff.solver`, or its ``table.to(device)``; a
@@ -131,8 +132,9 @@ def run(
             :class:`~ardiff.loop.ladder.Ladder` its own step size.
         model: ``model(x, level, condition) -> output`` with x `[B, d]` and level float32 `[B]`, or
             an object with ``hoist`` (:class:`HoistableModel`), which is given the state itself and
-            must not keep or change it. It returns `[B, d]` float32, float16 or bfloat16; or `[B, 2 d]` for a table of
-            learned-range variance, see `ardiff_kernels.ops.diffusion_step`.
+            must not keep or change it. The output is `[B, d]` float32, float16 or bfloat16, or
+            `[B, 2 d]` for a table of learned-range variance, see
+            `ardiff_kernels.ops.diffusion_step`.
         x: `[B, d]` float32 (bfloat16 too for tables of ``diffusion`` rows alone); not changed. See
             :func:`initial_state`.
         key: int64 `[1]`, the seed; or, eagerly, (slice of the samples, key) for each run of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..tables.ragged import RaggedTable
 from ..tables.table import StepTable
+from .divergence import Nonfinite
 from .ladder import Ladder
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class SampleStats:
         expected_acceptance: float64 `[stages]`, the mean of min(1, e^log_alpha): `acceptance`
             without the chance of the decisions, and without the balls of ``rtk-mala-projected``; or
             None.
+        nonfinite: the samples that are NaN or infinite, and the first step at which they were.
     """
 
     calls: int
@@ -54,6 +56,7 @@ class SampleStats:
     decisions: Tensor | None = None
     step_scale: Tensor | None = None
     expected_acceptance: Tensor | None = None
+    nonfinite: Nonfinite = field(default_factory=lambda: Nonfinite.of([]))
 
 
 def stages_of(table: StepTable | RaggedTable | Ladder, batch: int) -> Tensor:
