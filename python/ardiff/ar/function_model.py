@@ -68,7 +68,7 @@ class OwnModel:
                 raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
         if not callable(denoise) and not hasattr(denoise, "hoist"):
             raise TypeError(f"denoise must be callable or have hoist, got {type(denoise).__name__}")
-        self.mean = torch.zeros(1, patch_dim, device=device)
+        self.mean = torch.zeros(1, patch_dim, dtype=torch.float32, device=device)
         if hasattr(encode, "step") and hasattr(encode, "new_cache"):
             self.context = encode
         elif callable(encode):

@@ -52,7 +52,7 @@ def contexts(model: Sampled, cache: KVCache, running: list[Request]) -> list[Ten
         adds to guidance, such as w (u - u), are 0, and the patch is the same to the bit as alone.
     """
     device, block = model.start.device, model.block
-    blank = torch.zeros(block, model.patch_dim, device=device)
+    blank = torch.zeros(block, model.patch_dim, dtype=torch.float32, device=device)
     targets = [request.target(block) for request in running]
     tokens = model.tokens(
         torch.stack([blank if request.last is None else request.last for request in running]),
@@ -141,13 +141,17 @@ class PatchSolver:
         streams = [stream_of(request.sample_id, place) for request, _, place in slots]
         stream = torch.tensor(streams, dtype=torch.int64, device=device)
         weights = tuple(
-            torch.tensor([request.weight(way, index) for request, index, _ in slots], device=device)
+            torch.tensor(
+                [request.weight(way, index) for request, index, _ in slots],
+                dtype=torch.float32,
+                device=device,
+            )
             for way in range(1, 1 + len(others))
         )
         modifiers = Guidance(tuple(others), weights).arguments()
         if any(request.temperature != 1 for request in running):
             scale = [request.temperature for request, _, _ in slots]
-            modifiers["noise_scale"] = torch.tensor(scale, device=device)
+            modifiers["noise_scale"] = torch.tensor(scale, dtype=torch.float32, device=device)
         keys = _keys([request.seed for request, _, _ in slots], device)
         steps = [request.steps[index] for request, index, _ in slots]
         table, schedule = self._schedule(steps, stream)

@@ -43,7 +43,9 @@ class GaussianMixture:
                 f"variances must be [{modes}, {d}], [{modes}, 1] or a number, got shape "
                 f"{list(variances.shape)}"
             ) from None
-        weights = torch.ones(modes) if weights is None else torch.as_tensor(weights)
+        weights = (
+            torch.ones(modes, dtype=torch.float32) if weights is None else torch.as_tensor(weights)
+        )
         if weights.shape != (modes,):
             raise ValueError(f"weights must be [{modes}], got shape {list(weights.shape)}")
         if not bool((weights > 0).all()) or not bool((self.variances > 0).all()):

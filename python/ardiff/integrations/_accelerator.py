@@ -106,7 +106,7 @@ class Accelerator(Replacement):
         head = share(self.system, stock, self.head_options())
         like = next(head.parameters())
         x, c = probe(head.loop_layers()[0].weight.shape[1], head.cond_proj.in_features, like)
-        time = torch.tensor([0.125, 0.75], device=like.device)
+        time = torch.tensor([0.125, 0.75], dtype=torch.float32, device=like.device)
         expected, found = self.evaluate_stock(x, time, c), self.evaluate_ours(head, x, time, c)
         agree(
             f"{self.system}: the {type(stock).__name__} of this model",

@@ -45,7 +45,7 @@ class HeadSampler(Replacement):
             plain, theirs = copy.deepcopy(head).float(), copy.deepcopy(stock).float()
         like = plain.input_proj.weight
         x, c = probe(head.input_proj.in_features, head.cond_embed.in_features, like)
-        time = torch.tensor([0.25, 40.0], device=like.device)
+        time = torch.tensor([0.25, 40.0], dtype=torch.float32, device=like.device)
         with torch.autocast(like.device.type, enabled=False):
             expected, found = theirs(x, time, c), plain(x, time, c)
         agree(name, "MAR's", expected, found, share_of_largest=_AGREE, error=ValueError)

@@ -177,7 +177,10 @@ def probe(inputs: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """States `[2, inputs]` and conditions `[2, width]`, always the same numbers, with dtype and
     device of `like`, on which two heads are compared."""
     generator = torch.Generator().manual_seed(0)
-    x, c = (torch.randn(2, size, generator=generator).to(like) for size in (inputs, width))
+    x, c = (
+        torch.randn(2, size, generator=generator, dtype=torch.float32).to(like)
+        for size in (inputs, width)
+    )
     return x, c
 
 

@@ -23,7 +23,8 @@ _THRESHOLDS = torch.tensor([math.log((k + 0.5) / 16) for k in range(16)], dtype=
 def acceptance_probability(log_alpha: Tensor) -> Tensor:
     """min(1, e^log_alpha) in 16ths, float32 `[B]`; 0 for -inf, NaN for NaN."""
     above = log_alpha[:, None] >= _THRESHOLDS.to(log_alpha.device)
-    return torch.where(log_alpha.isnan(), torch.nan, above.sum(1) / 16)
+    share = above.sum(1, dtype=torch.float32) / 16
+    return torch.where(log_alpha.isnan(), torch.nan, share)
 
 
 class Ladder:
@@ -76,7 +77,7 @@ class Ladder:
         self.path, self.prediction, self.solver = first.path, first.prediction, first.solver
         self.op, self.calls, self.init_scale = first.op, first.calls, first.init_scale
         self.energy, self.learned_range = first.energy, first.learned_range
-        self._scales = torch.tensor(scales or [math.nan] * len(self.tables))
+        self._scales = torch.tensor(scales or [math.nan] * len(self.tables), dtype=torch.float32)
         self.restart("cpu")
 
     def scales(self) -> Tensor:
@@ -85,7 +86,9 @@ class Ladder:
 
     def restart(self, device: torch.device | str) -> None:
         """Every sample back to rung `start`."""
-        self._position = torch.full((self.batch,), float(self.start), device=device)
+        self._position = torch.full(
+            (self.batch,), float(self.start), dtype=torch.float32, device=device
+        )
         self.index = self._position.round().long()
         self._seen = 0
 

@@ -247,7 +247,7 @@ class State:
             self.energy = None if self.energy is None else energy
         else:
             accepted = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
-            log_alpha = torch.zeros(len(self.x), device=self.x.device)
+            log_alpha = torch.zeros(len(self.x), dtype=torch.float32, device=self.x.device)
             options |= {"accepted": accepted, "log_alpha": log_alpha}
             for where, parts, each in self._launches(at, address, tensors, options):
                 ops.mala_accept_(*parts, *where, **each)

@@ -91,7 +91,9 @@ def collect(
     expected = log_alpha[decided].double().clamp(max=0).exp()
     expected = torch.bincount(stage[decided], expected, minlength=len(count))
     finite = decided & (log_alpha > -torch.inf)  # +inf: accepted, from a state without density
-    bins = torch.bucketize(log_alpha[finite], torch.tensor(LOG_ALPHA_EDGES), right=True)
+    bins = torch.bucketize(
+        log_alpha[finite], torch.tensor(LOG_ALPHA_EDGES, dtype=torch.float32), right=True
+    )
     return SampleStats(
         calls,
         seconds,

@@ -86,10 +86,10 @@ class Trainer:
         self.model.std.copy_((patches - self.model.mean).square().mean().sqrt())
 
     def _rand(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator)
+        return torch.rand(shape, generator=self.generator, dtype=torch.float32)
 
     def _randn(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator)
+        return torch.randn(shape, generator=self.generator, dtype=torch.float32)
 
     def _levels(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """n training levels and their loss weights, float64."""
