@@ -33,7 +33,7 @@ from ._common import (
     in_float32,
     output,
 )
-from ._flow import flow_shift, flow_sigmas, log_snr_sigmas, without_end
+from ._flow import flow_noise, flow_shift, flow_sigmas, log_snr_sigmas, without_end
 from ._noise import Generators
 
 CALLED = ("RTKULDScheduler", "RTKMALAScheduler", "TableScheduler")
@@ -349,9 +349,7 @@ class CallScheduler(FusedScheduler):
     def _add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         if not self._flow:
             return DDPMScheduler.add_noise(self, x0, noise, timesteps)
-        sigma = timesteps.to(x0.device, x0.dtype) / self.config.num_train_timesteps
-        sigma = sigma.reshape(-1, *[1] * (x0.dim() - 1))
-        return (1 - sigma) * x0 + sigma * noise
+        return flow_noise(x0, noise, timesteps, self.config.num_train_timesteps)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What a v_prediction model should return at the timesteps `[B]`; a flow model's is noise

@@ -120,7 +120,8 @@ class FusedScheduler:
         self, begin_index: int | None = None, device: torch.device | str | None = None
     ) -> None:
         """Begin with the `timesteps` on the host, which go to `device` where one is named."""
-        self._follow_config()
+        if self._config is not self.config:
+            self._follow_config()
         self._step_index, self._begin_index = None, begin_index
         self._rows: Placed | None = None
         self._index_of: dict[float, int] | None = None

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 
 RATIO_MAX, RATIO_MIN = 40.0, 0.002  # of sigma / alpha, as ardiff.tables.paths.time_grid has them
 
@@ -81,12 +82,19 @@ def without_end(sigmas: Sequence[float]) -> list[float]:
     return given[:-1] if given[-1:] == [0.0] else given
 
 
+def flow_noise(x0: Tensor, noise: Tensor, timesteps: Tensor, training: int) -> Tensor:
+    """(1 - sigma) x0 + sigma noise at the timesteps `[B]`, `training` sigma."""
+    sigma = timesteps.to(x0.device, x0.dtype) / training
+    sigma = sigma.reshape(-1, *[1] * (x0.dim() - 1))
+    return (1 - sigma) * x0 + sigma * noise
+
+
 def log_snr_sigmas(count: int, shift: float, terminal: float | None) -> list[float]:
-    """`count` sigmas from 1, the others evenly in log(sigma / alpha) over a range moved by `shift`.
+    """`count` sigmas, 1 and the others evenly in log(sigma / alpha), in a range moved by `shift`.
 
     The range ends at `terminal` where that is given. The first is pure noise, as the sample is: a
     model that is told of less noise takes the noise's mean for the image's.
     """
     least = shift * RATIO_MIN if terminal is None else terminal / (1 - terminal)
-    ratio = np.geomspace(shift * RATIO_MAX, least, count - 1)
+    ratio = np.geomspace(shift * RATIO_MAX, least, count - 1) if count > 2 else np.array([least])
     return [1.0, *(ratio / (1 + ratio)).tolist()]

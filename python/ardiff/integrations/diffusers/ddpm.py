@@ -94,6 +94,7 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
         """See `DDPMScheduler.set_timesteps`; the table of the steps is made here."""
         if num_inference_steps is None and timesteps is None:
             raise ValueError("pass num_inference_steps or timesteps")
+        self._follow_config()
         super().set_timesteps(num_inference_steps, timesteps=timesteps)
         if timesteps is None:
             spaced = check_spacing(self.timesteps.numpy(), num_inference_steps, self.config)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from ._common import (
     output,
     threshold,
 )
-from ._flow import flow_sigmas, without_end
+from ._flow import flow_noise, flow_sigmas, without_end
 from ._noise import Generators
 
 OTHER_SIGMAS = (
@@ -40,15 +40,15 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
 
     Its list `model_outputs` stays empty: the last predictions are kept in the op's memory.
     Thresholding takes further PyTorch ops. Where diffusers' counts of steps fail, these do not: a
-    61st of 61 ``trailing`` steps at timestep -1 is left out, and of equal timesteps (Karras sigmas
-    of a cosine schedule) a run that is given the value begins at the first.
+    62nd of 61 ``trailing`` steps at timestep -1 is left out, of equal timesteps (Karras sigmas of a
+    cosine schedule) a run that is given the value begins at the first, and `add_noise` is right
+    before `set_timesteps` too.
 
     Raises:
         ValueError: another algorithm, or order 3 of the stochastic one.
     """
 
     __module__ = MODULE
-    _add_noise = DPMSolverMultistepScheduler.add_noise
 
     @functools.wraps(DPMSolverMultistepScheduler.__init__)
     def __init__(self, *args, **options) -> None:
@@ -66,6 +66,14 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
             raise ValueError(
                 f"{type(self).__name__} has solver_order 1 and 2 of {algorithm}, got {order}"
             )
+
+    def _add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        if self.num_inference_steps is not None:
+            return DPMSolverMultistepScheduler.add_noise(self, x0, noise, timesteps)
+        # before set_timesteps, as in training, diffusers' sigmas ascend and its timesteps descend
+        if self.config.use_flow_sigmas:
+            return flow_noise(x0, noise, timesteps, self.config.num_train_timesteps)
+        return DDPMScheduler.add_noise(self, x0, noise, timesteps.long())
 
     def _config_changed(self) -> None:
         """Before the first step the levels stay as they are, and the steps change, as in diffusers;
@@ -114,10 +122,10 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
         if given is not None:
             self._set_sigmas(given, mu)
         elif timesteps is None and not any(c[name] for name in OTHER_SIGMAS):
-            spaced = check_spacing(self.timesteps.numpy(), num_inference_steps, c)
-            self.timesteps = torch.from_numpy(spaced)
-            self.sigmas = torch.cat([self.sigmas[: len(spaced)], self.sigmas[-1:]])
-            self.num_inference_steps = len(spaced)
+            count = len(check_spacing(self.timesteps.numpy(), num_inference_steps, c))
+            if count < self.num_inference_steps:
+                self.timesteps, self.num_inference_steps = self.timesteps[:count], count
+                self.sigmas = torch.cat([self.sigmas[:count], self.sigmas[-1:]])
         self._restart(device=device)
 
     def _set_sigmas(self, given: list[float], mu: float | None) -> None:
@@ -128,7 +136,7 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
         else:
             bars = self.alphas_cumprod.numpy()
             known = np.log(((1 - bars) / bars) ** 0.5)
-            levels = np.array([self._sigma_to_t(sigma, known) for sigma in given], np.float32)
+            levels = self._sigma_to_t(np.array(given), known).astype(np.float32)
         self.sigmas = torch.tensor([*given, last], dtype=torch.float32)
         self.timesteps = torch.from_numpy(levels)
 
