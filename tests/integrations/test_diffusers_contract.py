@@ -228,40 +228,61 @@ def test_begin_index_and_places(kind):
     assert scheduler.step_index == 10 and x.isfinite().all()
 
 
+def spaced(spacing: str, count: int, multistep: bool) -> np.ndarray:
+    """diffusers' timesteps: of DPM-Solver's `count` + 1 without the last, whose step it is."""
+    points = count + multistep
+    if spacing == "linspace":
+        steps = np.linspace(0, 999, points).round()[::-1]
+    elif spacing == "leading":
+        steps = np.arange(points)[::-1] * (1000 // points)
+    else:
+        steps = np.round(np.arange(1000, 0, -1000 / count)) - 1
+    return steps[:count]
+
+
 @pytest.mark.parametrize("kind", STEPPED[:2], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
 def test_every_number_of_steps(kind, spacing, monkeypatch):
-    """As many distinct timesteps as asked, those of diffusers where it makes so many, or refused.
+    """As many timesteps as asked, where diffusers makes one more at -1 for 62 `trailing` numbers.
 
-    For 62 numbers of `trailing` steps diffusers makes one more, at timestep -1.
+    Refused: steps of no length. Of 1000 steps over 999 intervals one has none, which leaves the
+    sample as it is.
     """
     monkeypatch.setattr(kind, "_rows_on", lambda self, device: None)
-    theirs = getattr(diffusers, kind.__name__.removeprefix("Fused"))
-    mine, stock = kind(timestep_spacing=spacing), theirs(timestep_spacing=spacing)
-    multistep, more, refused = kind is STEPPED[1], [], []
+    scheduler, multistep, refused = kind(timestep_spacing=spacing), kind is STEPPED[1], []
     for count in range(1, 1001):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # diffusers' are many, and pytest keeps each
-            stock.set_timesteps(count)
             try:
-                mine.set_timesteps(count)
+                scheduler.set_timesteps(count)
             except ValueError as error:
                 assert "leaves steps of length 0" in str(error)
                 refused.append(count)
                 continue
-        steps = mine.timesteps.tolist()
-        assert len(steps) == count == mine.num_inference_steps
-        assert steps == stock.timesteps.tolist()[:count]
+        steps = scheduler.timesteps.numpy()
+        assert np.array_equal(steps, spaced(spacing, count, multistep))
+        assert len(steps) == count == scheduler.num_inference_steps
         assert 0 <= steps[-1] and steps[0] < 1000
-        # of 1000 steps over 999 intervals one has no length, and leaves the sample as it is
-        assert len(set(steps)) == count - (multistep and spacing == "linspace" and count == 1000)
+        equal = multistep and spacing == "linspace" and count == 1000
+        assert np.count_nonzero(np.diff(steps) >= 0) == equal
         if multistep:
-            assert mine.sigmas.tolist() == stock.sigmas.tolist()[:count] + [0.0]
-        if len(stock.timesteps) > count:
-            more.append(count)
-            assert stock.timesteps[-1] == -1
-    assert len(more) == (62 if spacing == "trailing" else 0)
+            assert len(scheduler.sigmas) == count + 1 and scheduler.sigmas[-1] == 0
+            assert (scheduler.sigmas.diff() < 0).sum() == count - equal
     assert refused == ([1000] if multistep and spacing == "leading" else [])
+
+
+def test_diffusers_trailing_steps():
+    """What is left out: the control of the test above."""
+    more = []
+    for count in range(1, 1001):
+        steps = np.round(np.arange(1000, 0, -1000 / count)) - 1
+        if len(steps) > count:
+            more.append(count)
+            assert steps[-1] == -1
+    assert len(more) == 62 and more[:2] == [61, 103]
+    theirs = diffusers.DDPMScheduler(timestep_spacing="trailing")
+    theirs.set_timesteps(61)
+    assert len(theirs.timesteps) == 62 and theirs.timesteps[-1] == -1
 
 
 @pytest.mark.parametrize("spacing", ["log_snr", "linspace", "leading", "trailing"])
