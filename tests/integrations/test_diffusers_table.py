@@ -270,15 +270,16 @@ def test_the_default_from_a_pipelines_configuration():
 
 
 def test_the_default_by_number_of_calls():
-    scheduler = TableScheduler()
-    for calls in (1, 2, 3, 15, 16, 50):
-        scheduler.set_timesteps(calls)
-        assert len(scheduler.timesteps) == calls
-        name = "unipc-2" if calls < 16 else "rtk-harmonic"
-        assert scheduler._made.solver == name
-        levels = scheduler.timesteps.tolist()
-        scheduler.set_timesteps(timesteps=levels)
-        assert scheduler.timesteps.tolist() == levels and scheduler._made.solver == name
+    for prediction, many in (("epsilon", "rtk-harmonic"), ("flow_prediction", "rtk-hybrid")):
+        scheduler = TableScheduler(prediction_type=prediction)
+        for calls in (1, 2, 3, 15, 16, 50):
+            scheduler.set_timesteps(calls)
+            assert len(scheduler.timesteps) == calls
+            name = "unipc-2" if calls < 16 else many
+            assert scheduler._made.solver == name
+            levels = scheduler.timesteps.tolist()
+            scheduler.set_timesteps(timesteps=levels)
+            assert scheduler.timesteps.tolist() == levels and scheduler._made.solver == name
     with pytest.raises(ValueError, match="solver_options need their solver"):
         TableScheduler(solver_options={"tau": 0.3})
 

@@ -26,9 +26,15 @@ class Steps(NamedTuple):
     solver: str
 
 
-def default_solver(calls: int) -> str:
-    """The solver of `TableScheduler()` at a number of calls, by the page's measurements."""
-    return "rtk-harmonic" if calls >= 16 else "unipc-2"
+def default_solver(calls: int, flow: bool) -> str:
+    """The solver of `TableScheduler()` at a number of calls (measured by benchmarks.diffusers_law).
+
+    Discrete schedules end before the noise is pure. Deterministic solvers keep that error of the
+    start, stochastic ones forget it; a flow has none.
+    """
+    if calls < 16:
+        return "unipc-2"
+    return "rtk-hybrid" if flow else "rtk-harmonic"
 
 
 class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
@@ -39,8 +45,8 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
     the solver's steps do not divide them, the most below n.
 
     Args:
-        solver: its name, such as ``rtk-hybrid`` or ``heun``; None for :func:`default_solver` of the
-            number of calls.
+        solver: its name, such as ``rtk-hybrid`` or ``heun``; None for that of
+            :func:`default_solver`.
         solver_options: its own options by name, as :func:`ardiff.solver` takes them, but for
             `stages`.
         others: as of :class:`RTKULDScheduler`.
@@ -100,7 +106,7 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
             asked.append(self._grid(count))
             return np.array(asked[-1], np.float64)
 
-        name = self.config.solver or default_solver(calls)
+        name = self.config.solver or default_solver(calls, self._flow)
 
         def make() -> Steps:
             options = check_options(name, self._options)
@@ -115,7 +121,7 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
         grid = [level for level, _ in groupby(levels)]
         if not grid or any(b >= a for a, b in zip(grid, grid[1:], strict=False)):
             raise ValueError(f"timesteps must be in descending order, got {levels}")
-        name = self.config.solver or default_solver(len(levels))
+        name = self.config.solver or default_solver(len(levels), self._flow)
         made = self._made_at(tuple(level / scale for level in grid), name)
         if len(levels) > len(grid) and made.table.calls != len(levels):
             raise ValueError(
