@@ -240,9 +240,18 @@ def spaced(spacing: str, count: int, multistep: bool) -> np.ndarray:
     return steps[:count]
 
 
+@pytest.fixture
+def one_thread():
+    """Small ops wait for a second thread where other processes use the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("kind", STEPPED[:2], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
-def test_every_number_of_steps(kind, spacing, monkeypatch):
+def test_every_number_of_steps(kind, spacing, monkeypatch, one_thread):
     """As many timesteps as asked, where diffusers makes one more at -1 for 62 `trailing` numbers.
 
     Refused: steps of no length. Of 1000 steps over 999 intervals one has none, which leaves the
