@@ -1,4 +1,4 @@
-"""A diffusers pipeline with an RTK scheduler, on random weights: swap, run, save, load back.
+"""A diffusers pipeline with each of the schedulers, on random weights: swap, run, save, load back.
 
     python examples/diffusers_pipeline.py
 
@@ -12,7 +12,13 @@ import tempfile
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from ardiff.integrations.diffusers import FusedDDPMScheduler, RTKMALAScheduler, RTKULDScheduler
+from ardiff.integrations.diffusers import (
+    FusedDDPMScheduler,
+    FusedDPMSolverMultistepScheduler,
+    RTKMALAScheduler,
+    RTKULDScheduler,
+    TableScheduler,
+)
 
 
 def make_pipeline() -> DDPMPipeline:
@@ -31,7 +37,10 @@ def main() -> None:
     """Run each scheduler, then save and load the pipeline with the last."""
     torch.manual_seed(0)
     pipeline = make_pipeline()
-    for kind in (FusedDDPMScheduler, RTKULDScheduler, RTKMALAScheduler):
+    for kind in (
+        FusedDDPMScheduler, FusedDPMSolverMultistepScheduler, TableScheduler, RTKULDScheduler,
+        RTKMALAScheduler,
+    ):  # fmt: skip
         pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
         options = {"num_inference_steps": 7, "output_type": "pt"}

@@ -29,7 +29,7 @@ def check_ddpm(monkeypatch, steps=12, timesteps=None, width=None, **config):
     for scheduler in (theirs, mine):
         scheduler.set_timesteps(None if timesteps else steps, timesteps=timesteps)
     assert torch.equal(theirs.timesteps, mine.timesteps)
-    width = width or 1 + config.get("variance_type", "").startswith("learned")
+    width = width or 1 + str(config.get("variance_type")).startswith("learned")
     x, noises = start(len(theirs.timesteps))
     if config.get("variance_type") == "learned":  # a variance, not a number in [-1, 1]
         monkeypatch.setattr(torch, "cos", lambda x: 0.1 + 0.1 * torch.sigmoid(x))
@@ -67,6 +67,7 @@ def test_ddpm_variances(variance, prediction, monkeypatch):
         | {"prediction_type": "v_prediction"},
         {"trained_betas": [0.01 + 0.001 * i for i in range(50)], "num_train_timesteps": 50},
         {"steps_offset": 1},
+        {"variance_type": None},  # as from a saved DPMSolverMultistepScheduler
         {"timesteps": [900, 500, 499, 3]},
         {"steps": 1},
         {"steps": 1000},

@@ -57,6 +57,36 @@ def test_generators(kind):
     assert not torch.equal(loop(scheduler, x), one)
 
 
+DRAWN = [
+    (ours.FusedDDPMScheduler, {}, True),
+    (ours.FusedDDPMScheduler, {"variance_type": "learned"}, True),
+    (ours.FusedDPMSolverMultistepScheduler, SDE, True),
+    (ours.FusedDPMSolverMultistepScheduler, {}, False),
+    *((ours.TableScheduler, {"solver": name}, False) for name in ("dpmpp-2m", "heun", "ddim")),
+]
+
+
+@pytest.mark.parametrize(("kind", "config", "given"), DRAWN)
+def test_nothing_is_drawn_that_is_not_used(kind, config, given):
+    """With variance_noise, and by deterministic solvers, torch's generators stay as they are.
+
+    Control: a step that draws moves them.
+    """
+    scheduler, (x, noises) = make(kind, 9, **config), start(9)
+    own = torch.Generator().manual_seed(1)
+    states = torch.get_rng_state(), own.get_state()
+    width = 1 + (config.get("variance_type") == "learned")
+    options = {"noises": noises} if given else {}
+    for generator in (None, own):
+        scheduler.set_timesteps(9)
+        loop(scheduler, x, width=width, generator=generator, **options)
+    assert torch.equal(torch.get_rng_state(), states[0]) and torch.equal(own.get_state(), states[1])
+    if given:
+        scheduler.set_timesteps(9)
+        loop(scheduler, x, width=width)
+        assert not torch.equal(torch.get_rng_state(), states[0])
+
+
 @every
 def test_a_row_does_not_depend_on_its_batch(kind):
     """With a generator per row, with ids and a generator, and with ids and a seed."""

@@ -7,12 +7,11 @@ condition alone is computed once per token, and a step is one `head_step` and on
 
 from __future__ import annotations
 
+import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -35,7 +34,6 @@ _GRID = ("grid", "ratio_max", "ratio_min", "rho", "denoise_last")
 _KEPT = 32  # tables; the least recently used goes first
 
 _tables: OrderedDict[tuple, StepTable] = OrderedDict()
-_configs: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 class VibeVoiceAccelerator(Accelerator):
@@ -115,7 +113,7 @@ class VibeVoiceAccelerator(Accelerator):
         else:
             stream = make_stream(None, count, 0, weight.device)
             start = noise
-            key = make_key(None, weight.device) if _draws(table) else stream.new_zeros(1)
+            key = make_key(None, weight.device) if table.draws else stream.new_zeros(1)
         guided = guidance_scale != 1
         latent = denoise_token(
             head, positive_condition.to(weight), table, key, 0, stream, start=start,
@@ -168,19 +166,14 @@ class VibeVoiceAccelerator(Accelerator):
         )
 
 
-@lru_cache(maxsize=_KEPT)
-def _draws(table: StepTable) -> bool:
-    """Whether a row adds noise or decides by chance."""
-    noisy = any(table.column(name).any() for name in ("x_n", "z_1", "z_2", "v_1"))
-    return noisy or "accept" in table.op
-
-
-def _config(scheduler: Any) -> str:
-    """Class and config as text; empty for what is no scheduler of diffusers' form."""
-    if scheduler not in _configs:
-        described = hasattr(scheduler, "to_json_string") and hasattr(scheduler, "config")
-        _configs[scheduler] = scheduler.to_json_string() if described else ""
-    return _configs[scheduler]
+def _config(scheduler: Any) -> tuple:
+    """Class, configuration and schedule by value, as all of them may be changed between tokens;
+    empty for what is no scheduler of diffusers' form."""
+    if not (hasattr(scheduler, "to_json_string") and hasattr(scheduler, "config")):
+        return ()
+    schedule = getattr(scheduler, "alphas_cumprod", None)
+    values = schedule.cpu().numpy().tobytes() if isinstance(schedule, Tensor) else b""
+    return type(scheduler).__name__, pickle.dumps(vars(scheduler.config)), values
 
 
 def _check_scheduler(scheduler: Any, solver: str | None) -> None:

@@ -79,6 +79,7 @@ digits in float32. In :attr:`StepTable.coefficients` they are 0; :meth:`StepTabl
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -94,6 +95,7 @@ from .paths import Path, check_prediction, data_coefficients, get_path
 WIDTH = 16
 COLUMNS = {"diffusion": DIFFUSION_COLUMNS, "uld": ULD_COLUMNS, "accept": ACCEPT_COLUMNS}
 SECOND_MEMORY = ("s_x", "s_m", "s_2")
+NOISE = ("x_n", "z_1", "z_2", "v_1")
 LEARNED_RANGE = ("lv_min", "lv_max")
 
 
@@ -261,6 +263,11 @@ class StepTable:
         """Whether a model may learn the variance and return `[B, 2 d]`, see `diffusion_step`; one
         that returns `[B, d]` has the variance x_n^2."""
         return any(self.column(name).any() for name in LEARNED_RANGE)
+
+    @functools.cached_property
+    def draws(self) -> bool:
+        """Whether a row adds noise or decides by chance."""
+        return any(self.column(name).any() for name in NOISE) or "accept" in self.op
 
     @property
     def accept_rows(self) -> np.ndarray:

@@ -9,6 +9,7 @@ would be a tenth of that.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -26,25 +27,27 @@ from ...tables.paths import FlowPath
 from ...tables.plan import uniform
 from ...tables.table import StepTable
 from ._common import (
-    KARRAS,
-    NAMES,
     FusedScheduler,
     as_output,
     as_state,
     check_shapes,
+    check_spacing,
+    in_float32,
     output,
 )
+from ._flow import flow_noise, flow_shift, flow_sigmas, log_snr_sigmas, without_end
 from ._noise import Generators
 
+CALLED = ("RTKULDScheduler", "RTKMALAScheduler", "TableScheduler")
 LOG_SNR = "log_snr"
+SPACINGS = (LOG_SNR, "linspace", "leading", "trailing")
+PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 SMALLEST_BAR = 2.0**-24  # at most, in place of alpha^2 = 0, as in DPMSolverMultistepScheduler
 
 
 def log_snr_timesteps(path: DiscretePath, count: int) -> list[int]:
     """`count` timesteps, evenly in log(sigma / alpha) as far as they are integers, descending."""
     last = len(path)
-    if count > last:
-        raise ValueError(f"{count} stages need as many training timesteps, there are {last}")
     ratios = np.geomspace(path.ratio_min, path.ratio_max, count)
     inside = np.clip(ratios, path.ratio_min, path.ratio_max)
     place = np.arange(count)
@@ -73,7 +76,6 @@ class CallScheduler(FusedScheduler):
     from levels (`_made_on`), and begin it at a call (`_begin`).
     """
 
-    _compatibles = [*KARRAS, *NAMES]
     _decisions: Sequence[Decision] = ()
     _dim: int | None = None  # elements of a sample, of the last one
 
@@ -100,14 +102,35 @@ class CallScheduler(FusedScheduler):
         return index
 
     def _set_up(self) -> None:
+        # a configuration of theirs names its class, and so tells its spacing from diffusers'
+        self.register_to_config(_class_name=type(self).__name__)
+        self._follow_config()
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict, **options) -> tuple:
+        """As `ConfigMixin`'s; `timestep_spacing` of another kind of scheduler is left out.
+
+        Pipelines name the spacing that suits the scheduler they were saved with, and on it these
+        solvers do no better than that scheduler (measured in docs/integrations/diffusers.md).
+        """
+        if config_dict.get("_class_name") not in CALLED:
+            config_dict = {k: v for k, v in config_dict.items() if k != "timestep_spacing"}
+        return super().extract_init_dict(config_dict, **options)
+
+    def _check_config(self) -> None:
+        """Makes all that follows from the configuration alone."""
         c = self.config
         if c.thresholding:
             raise ValueError(f"{type(self).__name__} has no thresholding; pass thresholding=False")
-        known = ("epsilon", "sample", "v_prediction", "flow_prediction")
-        if c.prediction_type not in known:
-            raise ValueError(
-                f"unknown prediction_type {c.prediction_type!r}; known: {', '.join(known)}"
-            )
+        for name, given, known in (
+            ("prediction_type", c.prediction_type, PREDICTIONS),
+            ("timestep_spacing", c.timestep_spacing, SPACINGS),
+            ("time_shift_type", c.time_shift_type, ("exponential", "linear")),
+        ):
+            if given not in known:
+                raise ValueError(f"unknown {name} {given!r}; known: {', '.join(known)}")
+        if not (c.shift_terminal is None or 0 < c.shift_terminal < 1):
+            raise ValueError(f"shift_terminal must lie in (0, 1), got {c.shift_terminal}")
         self._schedule = DDPMScheduler(
             num_train_timesteps=c.num_train_timesteps,
             beta_start=c.beta_start,
@@ -124,6 +147,8 @@ class CallScheduler(FusedScheduler):
             self.alphas_cumprod[-1] = min(SMALLEST_BAR, float(self.alphas_cumprod[-2]) / 4)
         self._flow = c.prediction_type == "flow_prediction"
         self._path = FlowPath() if self._flow else DiscretePath(self.alphas_cumprod.numpy())
+        self._mu: float | None = None
+        self._shift = c.flow_shift
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         steps = np.arange(c.num_train_timesteps)[::-1].copy()
@@ -137,23 +162,44 @@ class CallScheduler(FusedScheduler):
 
     def _grid(self, count: int) -> list[float]:
         """Levels of `count` stage ends, noisiest first."""
-        last = self.config.num_train_timesteps
+        c, last = self.config, self.config.num_train_timesteps
+        if self._flow and count == 1:
+            return [1.0]
+        if self._flow and c.timestep_spacing == LOG_SNR:
+            return log_snr_sigmas(count, self._shift, c.shift_terminal)
         if self._flow:
-            sigma = np.linspace(1, 1 / last, count)
-            shift = self.config.flow_shift
-            return (shift * sigma / (1 + (shift - 1) * sigma)).tolist()
+            return flow_sigmas(c, count, None, self._mu)
+        if count > last:
+            raise ValueError(f"{count} stages need as many training timesteps, there are {last}")
         if count == 1:
             return [last - 1]
-        if self.config.timestep_spacing == LOG_SNR:
+        if c.timestep_spacing == LOG_SNR:
             return log_snr_timesteps(self._path, count)
         self._schedule.set_timesteps(count)
-        return self._schedule.timesteps.tolist()
+        return check_spacing(self._schedule.timesteps.numpy(), count, c).tolist()
+
+    def _levels_of(self, sigmas: Sequence[float]) -> list[float]:
+        """The path's levels at given sigmas, which are sigma / alpha but for a flow model."""
+        if self._flow:
+            return flow_sigmas(self.config, None, sigmas, self._mu)
+        ratio = np.array(without_end(sigmas))
+        ends = self._path.ratio_min, self._path.ratio_max
+        # published lists are rounded, and lie beyond the ends by as much
+        if not np.all((ratio > 0.99 * ends[0]) & (ratio < 1.01 * ends[1])):
+            raise ValueError(
+                f"sigmas must be sigma / alpha between {ends[0]:g} and {ends[1]:g}, those of the "
+                f"training timesteps, got {ratio.tolist()}"
+            )
+        return self._path.level(ratio.clip(*ends)).tolist()
 
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
         timesteps: Sequence[float] | None = None,
+        *,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
     ) -> None:
         """Choose the levels; `timesteps` then holds one element for each model call.
 
@@ -163,27 +209,47 @@ class CallScheduler(FusedScheduler):
             device: of `timesteps` and the table; the samples' device by default.
             timesteps: in place of a number: the levels at the ends of the stages or steps, or one
                 element for each call, as `timesteps` has them.
+            sigmas: in place of both: the ends of the stages or steps as diffusers' schedulers take
+                them, with or without a last 0. With flow_prediction they are shifted as
+                `FlowMatchEulerDiscreteScheduler` shifts them; else they are sigma / alpha.
+            mu: with flow_prediction and `use_dynamic_shifting`, the shift of this run's sigmas.
 
         Raises:
-            ValueError: both or none, timesteps that are not descending, or what the solver refuses.
+            ValueError: more than one of these or none, levels that are not descending, `mu` without
+                a flow model or missing, or what the solver refuses.
         """
-        if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError("pass num_inference_steps or timesteps, one of them")
         if self._decisions and self._step_index == len(self._calls) and self._z.is_cuda:
             self._warn_of_acceptance()
+        self._follow_config()
+        count = None if num_inference_steps is None else int(num_inference_steps)
+        if sigmas is not None and count == len(without_end(sigmas)):
+            count = None  # some pipelines pass both
+        if sum(given is not None for given in (count, timesteps, sigmas)) != 1:
+            raise ValueError("pass one of num_inference_steps, timesteps and sigmas")
+        if count is not None and count < 1:
+            raise ValueError(f"num_inference_steps must be 1 or more, got {num_inference_steps}")
+        if self._flow:
+            self._shift = flow_shift(self.config, mu) if timesteps is None else 1.0
+        elif mu is not None:
+            raise ValueError(
+                "mu shifts the sigmas of a flow model, but prediction_type is "
+                f"{self.config.prediction_type!r}"
+            )
+        self._mu = mu
         scale = self.config.num_train_timesteps if self._flow else 1
-        if timesteps is None:
-            if num_inference_steps < 1:
-                raise ValueError(
-                    f"num_inference_steps must be 1 or more, got {num_inference_steps}"
-                )
-            self._asked = int(num_inference_steps), None, scale
-        else:
+        if count is not None:
+            self._asked = count, None, scale
+        elif timesteps is not None:
             self._asked = 0, [float(t) for t in timesteps], scale
+        else:
+            self._asked = 0, self._levels_of(sigmas), 1
         self._made = self._make_asked()
         table = self._made.table
         self._calls = tuple(np.flatnonzero(table.calls_model).tolist())
-        levels = table.level[list(self._calls)] * scale
+        levels = table.level[list(self._calls)]
+        if self._flow:
+            self.sigmas = torch.from_numpy(np.append(levels, 0.0).astype(np.float32))
+        levels = levels * scale
         whole = not self._flow and bool(np.all(levels == np.round(levels)))
         self.timesteps = torch.from_numpy(levels.astype(np.int64 if whole else np.float32))
         self.num_inference_steps = len(levels)
@@ -215,6 +281,11 @@ class CallScheduler(FusedScheduler):
         self._given_version: int | None = None
         self._decisions = []
         self._decided_by: StepTable | None = None  # where it is not the whole table
+
+    @property
+    def _draws(self) -> bool:
+        """Whether a step of the run may use noise."""
+        return self._made.table.draws
 
     def _make_table(self) -> StepTable:
         return self._made.table
@@ -269,7 +340,7 @@ class CallScheduler(FusedScheduler):
         out = as_output(model_output)
         kept = sample is self._given and _version(sample) == self._given_version
         z = self._z if kept else as_state(sample, (torch.float32,))
-        key, stream = self._address(index, generator, sample_ids, sample)
+        key, stream = self._address(index, generator, sample_ids, sample, self._draws)
         if first:
             self._first_use = self._first_used(index)
         self._step_index = index + 1
@@ -308,24 +379,18 @@ class CallScheduler(FusedScheduler):
         """The sample itself."""
         return sample
 
-    def _noise_levels(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        sigma = timesteps.to(like.device, like.dtype) / self.config.num_train_timesteps
-        sigma = sigma.reshape(-1, *[1] * (like.dim() - 1))
-        return 1 - sigma, sigma
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x0 + sigma noise at the timesteps `[B]`."""
+    def _add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         if not self._flow:
-            return DDPMScheduler.add_noise(self, original_samples, noise, timesteps)
-        alpha, sigma = self._noise_levels(timesteps, original_samples)
-        return alpha * original_samples + sigma * noise
+            return DDPMScheduler.add_noise(self, x0, noise, timesteps)
+        return flow_noise(x0, noise, timesteps, self.config.num_train_timesteps)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What a v_prediction model should return at the timesteps `[B]`; a flow model's is noise
         minus sample."""
-        if not self._flow:
-            return DDPMScheduler.get_velocity(self, sample, noise, timesteps)
-        return noise - sample
+        if self._flow:
+            return noise - sample
+        velocity = functools.partial(DDPMScheduler.get_velocity, self)
+        return in_float32(velocity, sample, noise, timesteps)
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps

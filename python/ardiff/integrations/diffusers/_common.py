@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from diffusers.utils import DummyObject
 from torch import Tensor
 
 from ...loop.checks import has_output_shape, with_variance
 from ...tables.table import DeviceTable, StepTable
-from ._noise import Generators, Noise, check_ids
+from ._flow import read_flow_config
+from ._noise import Generators, Noise, check_ids, unused_address
 
 MODULE = "ardiff.integrations.diffusers"
 NAMES = (
     "FusedDDPMScheduler", "FusedDPMSolverMultistepScheduler", "RTKULDScheduler", "RTKMALAScheduler",
     "TableScheduler",
 )  # fmt: skip
-KARRAS = [e.name for e in diffusers.schedulers.KarrasDiffusionSchedulers]
+COMPATIBLES = [*(e.name for e in diffusers.schedulers.KarrasDiffusionSchedulers), *NAMES]
 CACHED_TABLES = 16  # models that sample token by token set the same schedule again and again
 STATE_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -38,12 +41,16 @@ class Placed:
 class FusedScheduler:
     """Mixed into the schedulers.
 
+    A configuration changed by `register_to_config` or in place counts from the next `set_timesteps`
+    on. Between `set_timesteps` and the last step of a run, a change is refused by `step`.
+
     Attributes:
         seed: where set, the key of the steps' noise; generators are then not used for it.
         sample_ids: where set, the ids of a batch's rows, which with the key or generator address
             their noise: a sample is the same alone and in any batch.
     """
 
+    _compatibles = COMPATIBLES
     order = 1
     seed: int | None = None
     _sample_ids: tuple[int, ...] | None = None
@@ -52,6 +59,8 @@ class FusedScheduler:
     _own_timesteps: Tensor | None = None
     _address_of_timesteps: tuple[int, int, int] | None = None
     _device = torch.device("cpu")  # of the last samples
+    _config: object = None  # the configuration of the run
+    _config_key = b""
 
     @property
     def sample_ids(self) -> tuple[int, ...] | None:
@@ -81,10 +90,38 @@ class FusedScheduler:
         theirs = [c for c in super()._get_compatibles() if not isinstance(c, DummyObject)]
         return [*theirs, *(getattr(ours, name) for name in NAMES)]
 
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict, **options) -> tuple:
+        """As `ConfigMixin`'s, for configurations of flow matching schedulers too."""
+        return super().extract_init_dict(read_flow_config(config_dict), **options)
+
+    def _add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _check_config(self) -> None:
+        """Raises ValueError for options out of range."""
+        raise NotImplementedError
+
+    def _follow_config(self) -> None:
+        """Check the configuration where it changed. All that is made of it is cached under it."""
+        key = pickle.dumps(vars(self.config))  # by value: lists and dictionaries may be written
+        if key != self._config_key:
+            self._check_config()
+            self._config_key = key
+        self._config = self.config
+
+    def _config_changed(self) -> None:
+        raise ValueError(
+            f"the configuration of {type(self).__name__} was changed after set_timesteps: call "
+            "set_timesteps again, which begins a new run"
+        )
+
     def _restart(
         self, begin_index: int | None = None, device: torch.device | str | None = None
     ) -> None:
         """Begin with the `timesteps` on the host, which go to `device` where one is named."""
+        if self._config is not self.config:
+            self._follow_config()
         self._step_index, self._begin_index = None, begin_index
         self._rows: Placed | None = None
         self._index_of: dict[float, int] | None = None
@@ -108,6 +145,8 @@ class FusedScheduler:
         """The table on the device of the samples; it is made where there is none."""
         if self._own_timesteps is None:
             self._restart(self._begin_index)
+        if self._config is not self.config:
+            self._config_changed()
         if self._rows is None or self._rows.device != device:
             table = self._make_table() if self._rows is None else self._rows.table
             self._rows, self._device = self._place(table, device), device
@@ -117,7 +156,8 @@ class FusedScheduler:
         return Placed(table, device)
 
     def _cached(self, place: tuple, make: Callable[[], Any]) -> Any:
-        """What `make` makes, kept for this scheduler under `place`."""
+        """What `make` makes, kept for this scheduler under its configuration and `place`."""
+        place = (self._config_key, *place)
         if "_made_tables" not in self.__dict__:
             self._made_tables: dict = {}
         if place not in self._made_tables:
@@ -169,10 +209,51 @@ class FusedScheduler:
         return self.index_for_timestep(timestep)
 
     def _address(
-        self, index: int, generator: Generators, sample_ids, sample: Tensor
+        self, index: int, generator: Generators, sample_ids, sample: Tensor, draws: bool = True
     ) -> tuple[Tensor, Tensor]:
+        """Key and streams of the noise of a step; where none is drawn no generator moves."""
+        if not draws:
+            return unused_address(len(sample), sample.device)
         ids = self._sample_ids if sample_ids is None else check_ids(sample_ids)
         return self._noise.address(index, generator, self.seed, ids, sample.shape[0], sample.device)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha x0 + sigma noise at the timesteps `[B]`, computed in float32 at least.
+
+        In half precision alpha rounds to 1 at small timesteps, and sigma then to 0.
+        """
+        return in_float32(self._add_noise, original_samples, noise, timesteps)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """:meth:`add_noise` by the name and order of arguments of flow matching schedulers."""
+        return self.add_noise(sample, noise, timestep)
+
+
+def in_float32(make: Callable[..., Tensor], a: Tensor, b: Tensor, timesteps: Tensor) -> Tensor:
+    """`make` on float32 copies of half-precision tensors, in the dtype of `a`."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return make(a.to(wide), b.to(wide), timesteps).to(a.dtype)
+
+
+def check_spacing(timesteps: np.ndarray, count: int, config: Any) -> np.ndarray:
+    """The first `count` of timesteps that diffusers has spaced.
+
+    Its ``trailing`` makes one more, at -1, for 62 of the counts up to 1000, where count steps of
+    N / count add up to less than N in floating point.
+
+    Raises:
+        ValueError: a timestep beyond the training's, or ``leading`` steps of length 0.
+    """
+    kept, last = timesteps[:count], config.num_train_timesteps - 1
+    standing = config.timestep_spacing == "leading" and count > 1 and kept[0] == kept[-1]
+    if standing or kept[0] > last:
+        what = "leaves steps of length 0" if standing else f"begins at timestep {kept[0]:g}"
+        raise ValueError(
+            f"num_inference_steps={count} with timestep_spacing={config.timestep_spacing!r} and "
+            f"steps_offset={config.steps_offset} {what}, the training timesteps are 0 to {last}: "
+            "ask for fewer steps, or for timestep_spacing='trailing'"
+        )
+    return kept
 
 
 def _first_places(timesteps: list[float]) -> dict[float, int]:

@@ -115,6 +115,11 @@ def _key(seed: int, device: torch.device) -> Tensor:
 _key(0, CPU)  # made ahead too
 
 
+def unused_address(batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A key and streams for ops that draw nothing, which leave every generator as it is."""
+    return _key(0, device), _ids(batch, device)
+
+
 def _on(base: Tensor | None, device: torch.device) -> bool:
     return base is not None and base.device == device
 

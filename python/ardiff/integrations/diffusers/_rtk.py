@@ -25,7 +25,8 @@ class RTKScheduler(CallScheduler):
         raise NotImplementedError
 
     def _check_options(self) -> None:
-        self._stages(self._path, self._prediction, self._grid(2), [self.config.inner])
+        ends = [1.0, 0.5] if self._flow else [len(self._path) - 1, 0]
+        self._stages(self._path, self._prediction, ends, [self.config.inner])
 
     def _made_of(self, calls: int) -> Stages:
         inner = split_calls(calls, self.config.inner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -14,22 +15,23 @@ from ardiff_kernels import ops
 
 from ...loop.rows import launch
 from ...noise import counter_word
-from ...tables.diffusers_schedules import ddpm_table
+from ...tables.diffusers_schedules import VARIANCES, ddpm_table
 from ...tables.table import StepTable
 from ._common import (
-    KARRAS,
     MODULE,
-    NAMES,
     FusedScheduler,
     Placed,
     as_output,
     as_state,
     check_shapes,
+    check_spacing,
+    in_float32,
     output,
     threshold,
 )
 from ._noise import Generators
 
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
 NO_ALPHA = 1e-30  # in place of alpha^2 = 0, where epsilon says nothing but the clip bounds x0
 
 
@@ -39,14 +41,49 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
     On the same noise its samples are `DDPMScheduler`'s within 1e-5. Two things differ: the noise of
     a generator is not `torch.randn`'s (see :class:`~ardiff.integrations.diffusers._noise.Noise`),
     and `variance_type="fixed_large_log"` gives the variance of ``fixed_large`` where diffusers
-    gives NaN. Thresholding and ``learned`` variances take further PyTorch ops.
+    gives NaN. Thresholding and ``learned`` variances take further PyTorch ops. A count of
+    ``trailing`` steps for which diffusers makes one more, at timestep -1, makes that many here.
 
     A step's `timestep` may be in any order. But a tensor on a device that is not an element of
     `timesteps` is not read: it means the step after the last one, at first `begin_index` or 0.
+
+    Raises:
+        ValueError: an unknown `prediction_type` or `variance_type`.
     """
 
     __module__ = MODULE
-    _compatibles = [*KARRAS, *NAMES]
+    _add_noise = DDPMScheduler.add_noise
+
+    @functools.wraps(DDPMScheduler.__init__)
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
+        self._follow_config()
+
+    @property
+    def variance_type(self) -> str:
+        """That of the configuration; None there means fixed_small, as in `DDPMScheduler`."""
+        return self.config.variance_type or "fixed_small"
+
+    @variance_type.setter
+    def variance_type(self, value: str | None) -> None:
+        self.register_to_config(variance_type=value)
+
+    def _check_config(self) -> None:
+        given = self.config.prediction_type
+        if given not in PREDICTIONS:
+            raise ValueError(
+                f"{type(self).__name__} has prediction_type {', '.join(PREDICTIONS)}, got "
+                f"{given!r}; for rectified flow use TableScheduler(solver='ddpm')"
+            )
+        if self.variance_type not in VARIANCES:
+            raise ValueError(
+                f"unknown variance_type {self.variance_type!r}; known: {', '.join(VARIANCES)}"
+            )
+
+    def _config_changed(self) -> None:
+        """No step depends on the ones before it: the new configuration counts from here on."""
+        self._follow_config()
+        self._rows = self._plain_rows = None
 
     def set_timesteps(
         self,
@@ -57,7 +94,11 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
         """See `DDPMScheduler.set_timesteps`; the table of the steps is made here."""
         if num_inference_steps is None and timesteps is None:
             raise ValueError("pass num_inference_steps or timesteps")
+        self._follow_config()
         super().set_timesteps(num_inference_steps, timesteps=timesteps)
+        if timesteps is None:
+            spaced = check_spacing(self.timesteps.numpy(), num_inference_steps, self.config)
+            self.timesteps = torch.from_numpy(spaced)
         self._restart(device=device)
 
     def _restart(self, begin_index: int | None = None, device=None) -> None:
@@ -112,7 +153,8 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
             raise ValueError(f"all {len(rows.row)} steps are done: call set_timesteps first")
         self._step_index = index + 1
         check_shapes(model_output, sample, self.variance_type in ("learned", "learned_range"))
-        key, stream = self._address(index, generator, sample_ids, sample)
+        draws = variance_noise is None
+        key, stream = self._address(index, generator, sample_ids, sample, draws)
         clamp = self.config.clip_sample_range if self.config.clip_sample else None
         x, out = as_state(sample), as_output(model_output)
         noise = None if variance_noise is None else as_state(variance_noise, (torch.float32,))
@@ -137,6 +179,10 @@ class FusedDDPMScheduler(FusedScheduler, DDPMScheduler):
         if not return_dict:
             return new, x0
         return output(DDPMSchedulerOutput, prev_sample=new, pred_original_sample=x0)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What a v_prediction model should return, computed in float32 at least."""
+        return in_float32(super().get_velocity, sample, noise, timesteps)
 
     def _plain(self, x, out, noise, index: int, key, stream, clamp) -> tuple:
         """What the op cannot do, in PyTorch: rows, output, noise and clamp that leave it the rest.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
+import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
@@ -13,18 +15,23 @@ from ...loop.rows import launch
 from ...tables.diffusers_schedules import ALGORITHMS, dpmpp_table
 from ...tables.table import StepTable
 from ._common import (
-    KARRAS,
     MODULE,
-    NAMES,
     FusedScheduler,
     Placed,
     as_output,
     as_state,
     check_shapes,
+    check_spacing,
     output,
     threshold,
 )
+from ._flow import flow_noise, flow_sigmas, without_end
 from ._noise import Generators
+
+OTHER_SIGMAS = (
+    "use_karras_sigmas", "use_lu_lambdas", "use_exponential_sigmas", "use_beta_sigmas",
+    "use_flow_sigmas",
+)  # fmt: skip
 
 
 class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepScheduler):
@@ -32,18 +39,23 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
     1e-5, for `algorithm_type` ``dpmsolver++`` (order 1 to 3) and ``sde-dpmsolver++`` (1 and 2).
 
     Its list `model_outputs` stays empty: the last predictions are kept in the op's memory.
-    Thresholding takes further PyTorch ops.
+    Thresholding takes further PyTorch ops. Where diffusers' counts of steps fail, these do not: a
+    62nd of 61 ``trailing`` steps at timestep -1 is left out, of equal timesteps (Karras sigmas of a
+    cosine schedule) a run that is given the value begins at the first, and `add_noise` is right
+    before `set_timesteps` too.
 
     Raises:
         ValueError: another algorithm, or order 3 of the stochastic one.
     """
 
     __module__ = MODULE
-    _compatibles = [*KARRAS, *NAMES]
 
     @functools.wraps(DPMSolverMultistepScheduler.__init__)
     def __init__(self, *args, **options) -> None:
         super().__init__(*args, **options)
+        self._follow_config()
+
+    def _check_config(self) -> None:
         algorithm, order = self.config.algorithm_type, self.config.solver_order
         if algorithm not in ALGORITHMS:
             raise ValueError(
@@ -55,18 +67,78 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
                 f"{type(self).__name__} has solver_order 1 and 2 of {algorithm}, got {order}"
             )
 
+    def _add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        if self.num_inference_steps is not None:
+            return DPMSolverMultistepScheduler.add_noise(self, x0, noise, timesteps)
+        # before set_timesteps, as in training, diffusers' sigmas ascend and its timesteps descend
+        if self.config.use_flow_sigmas:
+            return flow_noise(x0, noise, timesteps, self.config.num_train_timesteps)
+        return DDPMScheduler.add_noise(self, x0, noise, timesteps.long())
+
+    def _config_changed(self) -> None:
+        """Before the first step the levels stay as they are, and the steps change, as in diffusers;
+        after it the predictions that are kept may be too few."""
+        if self._step_index is not None:
+            super()._config_changed()
+        self._follow_config()
+        self._rows = self._plain_rows = None
+
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
         mu: float | None = None,
         timesteps: list[int] | None = None,
+        *,
+        sigmas: Sequence[float] | None = None,
     ) -> None:
-        """See `DPMSolverMultistepScheduler.set_timesteps`; the steps' table is made here."""
-        super().set_timesteps(num_inference_steps, mu=mu, timesteps=timesteps)
+        """See `DPMSolverMultistepScheduler.set_timesteps`; the steps' table is made here.
+
+        Args:
+            mu: with `use_dynamic_shifting` the shift of flow sigmas; else it has no say, as in
+                `FlowMatchEulerDiscreteScheduler`.
+            sigmas: in place of a number of steps: with `use_flow_sigmas` sigmas that are shifted as
+                `FlowMatchEulerDiscreteScheduler` shifts them; else sigma / alpha. Timesteps are
+                then not rounded to integers.
+
+        Raises:
+            ValueError: more than one of number, timesteps and sigmas, or none; or timesteps beyond
+                the training's.
+        """
+        self._follow_config()
+        c, given = self.config, None if sigmas is None else without_end(sigmas)
+        if given is not None:
+            if timesteps is not None or num_inference_steps not in (None, len(given)):
+                raise ValueError("pass one of num_inference_steps, timesteps and sigmas")
+            if c.prediction_type == "flow_prediction" and not c.use_flow_sigmas:
+                raise ValueError("sigmas of a flow model need use_flow_sigmas=True")
+            num_inference_steps = len(given)
+        if mu is not None and c.use_dynamic_shifting and c.time_shift_type == "linear":
+            c.flow_shift = float(mu)  # where diffusers keeps exp(mu)
+        exponential = c.use_dynamic_shifting and c.time_shift_type == "exponential"
+        super().set_timesteps(
+            num_inference_steps, mu=mu if exponential else None, timesteps=timesteps
+        )
+        if given is not None:
+            self._set_sigmas(given, mu)
+        elif timesteps is None and not any(c[name] for name in OTHER_SIGMAS):
+            count = len(check_spacing(self.timesteps.numpy(), num_inference_steps, c))
+            if count < self.num_inference_steps:
+                self.timesteps, self.num_inference_steps = self.timesteps[:count], count
+                self.sigmas = torch.cat([self.sigmas[:count], self.sigmas[-1:]])
         self._restart(device=device)
 
-    index_for_timestep = DPMSolverMultistepScheduler.index_for_timestep
+    def _set_sigmas(self, given: list[float], mu: float | None) -> None:
+        c, last = self.config, float(self.sigmas[-1])
+        if c.use_flow_sigmas:
+            given, last = flow_sigmas(c, None, given, mu), 0.0
+            levels = np.float32(given) * np.float32(c.num_train_timesteps)
+        else:
+            bars = self.alphas_cumprod.numpy()
+            known = np.log(((1 - bars) / bars) ** 0.5)
+            levels = self._sigma_to_t(np.array(given), known).astype(np.float32)
+        self.sigmas = torch.tensor([*given, last], dtype=torch.float32)
+        self.timesteps = torch.from_numpy(levels)
 
     def _restart(self, begin_index: int | None = None, device=None) -> None:
         super()._restart(begin_index, device)
@@ -140,10 +212,8 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
         check_shapes(model_output, sample, learned)
         if model_output.shape != sample.shape:
             model_output = model_output[:, : sample.shape[1]]
-        if self.config.algorithm_type == "dpmsolver++":
-            key, stream = self._noise.address(index, None, 0, None, len(sample), sample.device)
-        else:
-            key, stream = self._address(index, generator, sample_ids, sample)
+        draws = rows.table.draws and variance_noise is None
+        key, stream = self._address(index, generator, sample_ids, sample, draws)
         x, out = as_state(sample), as_output(model_output)
         noise = None if variance_noise is None else as_state(variance_noise, (torch.float32,))
         memory = self._memory

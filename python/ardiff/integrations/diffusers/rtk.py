@@ -23,10 +23,12 @@ class RTKULDScheduler(RTKScheduler, SchedulerMixin, ConfigMixin):
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas,
             rescale_betas_zero_snr: the schedule the model was trained on, as `DDPMScheduler`'s.
         prediction_type: epsilon, sample, v_prediction, or flow_prediction: then the schedule is
-            rectified flow's, with `flow_shift`, and the betas have no say.
-        timestep_spacing, steps_offset: where the stages end among the training timesteps: linspace,
-            leading or trailing as in `DDPMScheduler`, or log_snr, evenly in log(sigma / alpha),
-            which needs far fewer stages.
+            rectified flow's, and the betas have no say.
+        timestep_spacing, steps_offset: where the stages end: log_snr, evenly in log(sigma / alpha),
+            which needs far fewer stages; or linspace, leading or trailing, as in `DDPMScheduler`,
+            where flow_prediction has the sigmas of `FlowMatchEulerDiscreteScheduler`.
+        flow_shift, use_dynamic_shifting, time_shift_type, shift_terminal: of flow_prediction, as in
+            `FlowMatchEulerDiscreteScheduler` (there `shift`).
         clip_sample, clip_sample_range: bound the last data prediction; nothing else is clipped,
             which would change the law.
         thresholding: refused.
@@ -52,6 +54,9 @@ class RTKULDScheduler(RTKScheduler, SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
         flow_shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+        shift_terminal: float | None = None,
         clip_sample: bool = False,
         clip_sample_range: float = 1.0,
         thresholding: bool = False,
@@ -97,6 +102,9 @@ class RTKMALAScheduler(RTKScheduler, SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
         flow_shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+        shift_terminal: float | None = None,
         clip_sample: bool = False,
         clip_sample_range: float = 1.0,
         thresholding: bool = False,

@@ -19,10 +19,22 @@ from ._common import MODULE
 
 
 class Steps(NamedTuple):
-    """A table, and the levels at which its steps or stages begin."""
+    """A table, the levels at which its steps or stages begin, and the solver that made it."""
 
     table: StepTable
     grid: tuple[float, ...]
+    solver: str
+
+
+def default_solver(calls: int, flow: bool) -> str:
+    """The solver of `TableScheduler()` at a number of calls (measured by benchmarks.diffusers_law).
+
+    Discrete schedules end before the noise is pure. Deterministic solvers keep that error of the
+    start, stochastic ones forget it; a flow has none.
+    """
+    if calls < 16:
+        return "unipc-2"
+    return "rtk-hybrid" if flow else "rtk-harmonic"
 
 
 class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
@@ -33,7 +45,8 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
     the solver's steps do not divide them, the most below n.
 
     Args:
-        solver: its name, such as ``dpmpp-2m`` or ``heun``.
+        solver: its name, such as ``rtk-hybrid`` or ``heun``; None for that of
+            :func:`default_solver`.
         solver_options: its own options by name, as :func:`ardiff.solver` takes them, but for
             `stages`.
         others: as of :class:`RTKULDScheduler`.
@@ -57,10 +70,13 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
         flow_shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+        shift_terminal: float | None = None,
         clip_sample: bool = False,
         clip_sample_range: float = 1.0,
         thresholding: bool = False,
-        solver: str = "dpmpp-2m",
+        solver: str | None = None,
         solver_options: dict[str, Any] | None = None,
     ) -> None:
         self._set_up()
@@ -72,10 +88,14 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
 
     @property
     def _depends_on_dim(self) -> bool:
-        return "dim" in solver_options(self.config.solver)
+        return self.config.solver is not None and "dim" in solver_options(self.config.solver)
 
     def _check_options(self) -> None:
         name, options = self.config.solver, self._options
+        if name is None:
+            if options:
+                raise ValueError("solver_options need their solver: pass solver too")
+            return
         if "stages" in check_options(name, options):
             raise ValueError("TableScheduler takes no stages: set_timesteps says how many")
         if options.get("accept") == "energy":
@@ -91,36 +111,39 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
             asked.append(self._grid(count))
             return np.array(asked[-1], np.float64)
 
+        name = self.config.solver or default_solver(calls, self._flow)
+
         def make() -> Steps:
-            options = check_options(self.config.solver, self._options)
-            table = table_function(self.config.solver)(
+            options = check_options(name, self._options)
+            table = table_function(name)(
                 self._path, self._prediction, levels, calls, denoise_last=True, **options
             )
-            return Steps(table, tuple(map(float, asked[-1])))
+            return Steps(table, tuple(map(float, asked[-1])), name)
 
-        return self._cached(("calls", calls), make)
+        return self._cached(("calls", calls, self._mu), make)
 
     def _made_on(self, levels: list[float], scale: float) -> Steps:
         grid = [level for level, _ in groupby(levels)]
         if not grid or any(b >= a for a, b in zip(grid, grid[1:], strict=False)):
             raise ValueError(f"timesteps must be in descending order, got {levels}")
-        made = self._made_at(tuple(level / scale for level in grid))
+        name = self.config.solver or default_solver(len(levels), self._flow)
+        made = self._made_at(tuple(level / scale for level in grid), name)
         if len(levels) > len(grid) and made.table.calls != len(levels):
             raise ValueError(
-                f"timesteps must be the {len(grid)} levels of {self.config.solver}, or one for "
+                f"timesteps must be the {len(grid)} levels of {name}, or one for "
                 f"each of its {made.table.calls} calls at them, got {len(levels)}"
             )
         return made
 
-    def _made_at(self, grid: tuple[float, ...]) -> Steps:
+    def _made_at(self, grid: tuple[float, ...], name: str) -> Steps:
         def make() -> Steps:
             table = over_levels(
-                self.config.solver, path=self._path, prediction=self._prediction, levels=grid,
+                name, path=self._path, prediction=self._prediction, levels=grid,
                 denoise_last=True, **self._options,
             )  # fmt: skip
-            return Steps(table, grid)
+            return Steps(table, grid, name)
 
-        return self._cached(grid, make)
+        return self._cached((name, *grid), make)
 
     def _first_used(self, index: int) -> int:
         """The next call that is the last at its level, from which a step begins; 0 is one too."""
@@ -133,11 +156,12 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
     def _begin(self, index: int, z: Tensor, key: Tensor, stream: Tensor) -> Rows:
         program = self._rows.program
         if index:
-            level = self._made.table.level[self._calls[index]]
-            rest = self._made_at(tuple(b for b in self._made.grid if b <= level)).table
+            made = self._made
+            level = made.table.level[self._calls[index]]
+            rest = self._made_at(tuple(b for b in made.grid if b <= level), made.solver).table
             if rest.calls != len(self._calls) - index:
                 raise ValueError(
-                    f"{self.config.solver} cannot begin at call {index} of {len(self._calls)}: "
+                    f"{made.solver} cannot begin at call {index} of {len(self._calls)}: "
                     f"from level {level:g} on it makes {rest.calls} calls"
                 )
             program, self._decided_by = PlacedProgram(rest, z.device).program, rest
