@@ -1,9 +1,8 @@
-"""The build: what the library needs and exports, sixteen lanes on AVX2, clear failures."""
+"""The build: what the library needs and exports, clear failures."""
 
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -11,13 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from ardiff_kernels import testing
 from ardiff_kernels.dispatch import load
 from tests import ROOT
 
-ON_X86 = platform.machine() == "x86_64"
 needs_library = pytest.mark.skipif(not load.CPU.loaded, reason="the C++ CPU kernels are not built")
 
 
