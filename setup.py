@@ -18,9 +18,16 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # for the license in pyproject.toml
+    sys.exit(
+        f"ardiff-kernels needs setuptools 77 or newer to be built, found {setuptools.__version__}: "
+        "pip install -U setuptools"
+    )
+from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_CUDA_ARCHS = "80;90"
@@ -120,6 +127,7 @@ class CMakeBuild(build_ext):
         # A library of an earlier build would be loaded in the place of one that fails now.
         for path in target.glob("*.so"):
             path.unlink()
+        shutil.rmtree(target / "libardiff", ignore_errors=True)
         failures = []
         try:
             self.build_all(target, failures)
@@ -152,6 +160,8 @@ class CMakeBuild(build_ext):
             "ARDIFF_OUTPUT_DIR": target,
             "ARDIFF_TORCH_DIR": torch,
             "ARDIFF_TORCH_VERSION": torch_version,
+            "ARDIFF_BUILD_CAPI": "ON",
+            "CMAKE_INSTALL_LIBDIR": "lib",
             "ARDIFF_NVCC": nvcc or "",
             "ARDIFF_CUDA_VERSION": nvcc_version(nvcc) if nvcc else "",
             "ARDIFF_CUDA_ARCHS": os.environ.get("ARDIFF_CUDA_ARCHS") or DEFAULT_CUDA_ARCHS,
@@ -164,7 +174,9 @@ class CMakeBuild(build_ext):
         run(configure, "CMake's configuration")
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         build = [cmake, "--build", str(folder), "-j", jobs, "--target"]
-        run([*build, "_C", "_host"], "compiling the C++ kernels")
+        run([*build, "_C", "_host", "ardiff"], "compiling the C++ kernels")
+        prefix = str(target / "libardiff")
+        run([cmake, "--install", str(folder), "--prefix", prefix], "installing the C interface")
         if nvcc:
             try:
                 run([*build, "_C_cuda"], "compiling the CUDA kernels")

@@ -25,7 +25,7 @@ from tests import ROOT
 from tests._support import build_cache
 
 SOURCES = {"ardiff": "python/ardiff", "ardiff_kernels": "ardiff_kernels"}
-LIBRARIES = {"_C.so", "_host.so"}
+LIBRARIES = {"_C.so", "_host.so", "libardiff/lib/libardiff.so.1"}
 NAME = f"ardiff_kernels-{ardiff_kernels.__version__}"
 # The AVX-512 kernels are compiled for AVX2, their vectors split in two, so that every x86 runs
 # them; without optimisation, which takes a third of the time.
@@ -125,8 +125,9 @@ def test_every_file_of_a_package_is_installed(checkout, installed, package):
     """So a new package, or a new kind of file in one, cannot be left out."""
     expected = files(checkout / SOURCES[package])
     assert {"__init__.py", "py.typed"} <= expected and len(expected) > 20
-    libraries = LIBRARIES if package == "ardiff_kernels" else set()
-    assert files(installed / package) == expected | libraries
+    found = {name for name in files(installed / package) if not name.startswith("libardiff/")}
+    libraries = {"_C.so", "_host.so"} if package == "ardiff_kernels" else set()
+    assert found == expected | libraries
 
 
 def test_the_shipped_model_is_installed(installed):
@@ -164,7 +165,7 @@ def test_the_tag_is_true(wheel, installed):
     assert (facts["Tag"], facts["Root-Is-Purelib"]) == (tag, "false")
     for name in LIBRARIES:
         symbols = run(["nm", "-D", installed / "ardiff_kernels" / name], installed).split()
-        assert "ardiff_host_philox" in symbols or "ardiff_cpu_isa" in symbols
+        assert {"ardiff_host_philox", "ardiff_cpu_isa"} & set(symbols)
         assert not [symbol for symbol in symbols if symbol.startswith(("Py", "_Py"))]
 
 
@@ -202,6 +203,23 @@ def test_the_wheel_works_alone(installed, tmp_path):
     assert "`make build` in a checkout" in done.stderr and "Traceback" not in done.stderr
     node = tmp_path / "comfy/custom_nodes/ardiff_sampler/__init__.py"
     assert "NODE_CLASS_MAPPINGS" in node.read_text()
+
+
+def test_a_program_in_cxx_is_built_with_the_wheel(checkout, installed, tmp_path):
+    """By the header and the CMake package in it, at the folder that a command prints."""
+    where = [sys.executable, "-m", "ardiff_kernels.capi"]
+    printed = run(where, tmp_path, PYTHONPATH=str(installed))
+    prefix = Path(printed.strip())
+    assert prefix == installed / "ardiff_kernels/libardiff"
+    header = (prefix / "include/ardiff.h").read_text()
+    assert header == (checkout / "csrc/capi/ardiff.h").read_text()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    configure = ["cmake", "-S", checkout / "examples/cpp_embed", "-B", "build"]
+    run([*configure, f"-DCMAKE_PREFIX_PATH={prefix}"], tmp_path, PATH=path)
+    run(["cmake", "--build", "build"], tmp_path, PATH=path)
+    said = run(["build/cpp_embed", "samples.bin"], tmp_path)
+    assert said.startswith(f"ardiff {ardiff_kernels.__version__}, ")
+    assert abs(float(said.split("mean ")[1].split(",")[0]) - 1) < 0.03
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="vector kernels are for x86")
