@@ -65,4 +65,5 @@ $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 clean:
 	rm -rf build out *.egg-info .pytest_cache .ruff_cache
 	find ardiff_kernels -name '*.so' -delete
+	rm -rf ardiff_kernels/libardiff
 	rm -f $(VENV)/.built

@@ -2,23 +2,32 @@
 
 The Python packages work without the libraries, so a library that cannot be built is one sentence
 on stderr and in ardiff_kernels/_build_failure.txt, which ardiff_kernels quotes when it misses the
-library, not a failed installation, unless ARDIFF_REQUIRE_BUILD=1. See ENVS.md for the variables
-read here.
+library, not a failed installation, unless ARDIFF_REQUIRE_BUILD=1. What an installation holds stands
+in pyproject.toml, what a source distribution holds beside that in MANIFEST.in. See ENVS.md for the
+variables read here.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # for the license in pyproject.toml
+    sys.exit(
+        f"ardiff-kernels needs setuptools 77 or newer to be built, found {setuptools.__version__}: "
+        "pip install -U setuptools"
+    )
+from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_CUDA_ARCHS = "80;90"
@@ -69,14 +78,6 @@ def torch_versions(folder: Path) -> tuple[str, str | None]:
     return version[1], cuda[1] if cuda else None
 
 
-def pybind11_include(torch: Path) -> str:
-    """pip's pybind11, else the copy that torch carries, else empty."""
-    spec = find_spec("pybind11")
-    candidates = [Path(spec.origin).parent / "include"] if spec and spec.origin else []
-    candidates.append(torch / "include")
-    return next((str(c) for c in candidates if (c / "pybind11" / "pybind11.h").exists()), "")
-
-
 def find_nvcc() -> str | None:
     """nvcc of CUDA_HOME (or CUDA_PATH) where that is set, else of PATH or the usual place."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
@@ -124,8 +125,9 @@ class CMakeBuild(build_ext):
         target = self.destination()
         target.mkdir(parents=True, exist_ok=True)
         # A library of an earlier build would be loaded in the place of one that fails now.
-        for name in ("_C.so", "_C_cuda.so", f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"):
-            (target / name).unlink(missing_ok=True)
+        for path in target.glob("*.so"):
+            path.unlink()
+        shutil.rmtree(target / "libardiff", ignore_errors=True)
         failures = []
         try:
             self.build_all(target, failures)
@@ -150,38 +152,31 @@ class CMakeBuild(build_ext):
             nvcc = nvcc_to_use(torch_cuda)
         except BuildError as error:
             failures.append(f"the CUDA kernels were not built: {error}")
-        pybind11 = pybind11_include(torch)
-        if not pybind11:
-            failures.append("the host module was not built: pybind11 was not found")
-
-        tag = re.sub(r"[^\w.]+", "-", f"{sysconfig.get_config_var('SOABI')}-torch-{torch_version}")
         parent = ROOT / "build" if self.in_place() else Path(self.build_temp).resolve()
-        folder = parent / tag
+        folder = parent / re.sub(r"[^\w.]+", "-", f"cmake-torch-{torch_version}")
         options = {
             "CMAKE_CXX_COMPILER": compiler,
             "CMAKE_BUILD_TYPE": "Release",
-            "Python_EXECUTABLE": sys.executable,
             "ARDIFF_OUTPUT_DIR": target,
             "ARDIFF_TORCH_DIR": torch,
             "ARDIFF_TORCH_VERSION": torch_version,
-            "ARDIFF_PYBIND11_DIR": pybind11,
+            "ARDIFF_BUILD_CAPI": "ON",
+            "CMAKE_INSTALL_LIBDIR": "lib",
             "ARDIFF_NVCC": nvcc or "",
             "ARDIFF_CUDA_VERSION": nvcc_version(nvcc) if nvcc else "",
             "ARDIFF_CUDA_ARCHS": os.environ.get("ARDIFF_CUDA_ARCHS") or DEFAULT_CUDA_ARCHS,
         }
         configure = [cmake, "-S", str(ROOT), "-B", str(folder)]
         configure += [f"-D{name}={value}" for name, value in options.items()]
+        configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         if not (folder / "CMakeCache.txt").exists():
             configure += self.generator()
         run(configure, "CMake's configuration")
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         build = [cmake, "--build", str(folder), "-j", jobs, "--target"]
-        run([*build, "_C"], "compiling the C++ kernels")
-        if pybind11:
-            try:
-                run([*build, "_host"], "compiling the host module")
-            except BuildError as error:
-                failures.append(f"the host module was not built: {error}")
+        run([*build, "_C", "_host", "ardiff"], "compiling the C++ kernels")
+        prefix = str(target / "libardiff")
+        run([cmake, "--install", str(folder), "--prefix", prefix], "installing the C interface")
         if nvcc:
             try:
                 run([*build, "_C_cuda"], "compiling the CUDA kernels")
@@ -202,7 +197,14 @@ class CMakeBuild(build_ext):
         return {}
 
 
+class Wheel(bdist_wheel):
+    """For every Python 3, since no library uses Python's ABI, and for this platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     ext_modules=[Extension("ardiff_kernels._C", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
 )

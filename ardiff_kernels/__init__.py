@@ -1,11 +1,11 @@
 """Fused kernels for diffusion and autoregressive-diffusion samplers, as torch custom ops."""
 
-from . import ops
-from .dispatch.backends import backend, chosen_backend, forced_backend, initialise
+from . import _environment, ops
+from .dispatch.backends import backend, chosen_backend, forced_backend
 from .ops._shared.address import Purpose, counter_word
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # the only place: packaging, CMake and ardiff.__version__ read it here
 
-initialise()
+_environment.start()
 
 __all__ = ["Purpose", "backend", "chosen_backend", "counter_word", "forced_backend", "ops"]

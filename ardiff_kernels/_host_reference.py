@@ -6,10 +6,35 @@ Used where the compiled module is not built, and by the tests as the other opini
 from __future__ import annotations
 
 import math
+import operator
 import platform
 from collections.abc import Sequence
 
 _WORD = 0xFFFFFFFF
+
+
+def check_uld_coefficients(gamma: float, tau: float) -> tuple[float, float]:
+    """Both as floats; ValueError unless they are positive and finite."""
+    gamma, tau = float(gamma), float(tau)
+    if not (0 < gamma < math.inf and 0 < tau < math.inf):
+        raise ValueError(
+            "uld_coefficients: gamma and tau must be positive and finite, "
+            f"got gamma {gamma!r} and tau {tau!r}"
+        )
+    return gamma, tau
+
+
+def check_philox(counter4: Sequence[int], key2: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Both as lists of ints; ValueError unless they are 4 and 2 words of 32 bits."""
+    if len(counter4) != 4 or len(key2) != 2:
+        raise ValueError(
+            f"philox: expected 4 counter words and 2 key words, got {len(counter4)} and {len(key2)}"
+        )
+    counter, key = ([operator.index(w) for w in words] for words in (counter4, key2))
+    for w in counter + key:
+        if not 0 <= w <= _WORD:
+            raise ValueError(f"philox: words must lie in [0, 4294967295], got {w!r}")
+    return counter, key
 
 
 def _drift_integral(x: float) -> float:
@@ -34,12 +59,7 @@ def _tanh_defect(x: float) -> float:
 
 
 def uld_coefficients(gamma: float, tau: float) -> dict[str, float]:
-    gamma, tau = float(gamma), float(tau)
-    if not (0 < gamma < math.inf and 0 < tau < math.inf):
-        raise ValueError(
-            "uld_coefficients: gamma and tau must be positive and finite, "
-            f"got gamma {gamma!r} and tau {tau!r}"
-        )
+    gamma, tau = check_uld_coefficients(gamma, tau)
     x = gamma * tau
     a, b, w = -math.expm1(-x), _drift_integral(x), _tanh_defect(x)
     var_v, t = -math.expm1(-2 * x), math.tanh(x / 2)
@@ -59,15 +79,7 @@ def uld_coefficients(gamma: float, tau: float) -> dict[str, float]:
 
 
 def philox(counter4: Sequence[int], key2: Sequence[int]) -> list[int]:
-    if len(counter4) != 4 or len(key2) != 2:
-        raise ValueError(
-            f"philox: expected 4 counter words and 2 key words, got {len(counter4)} and {len(key2)}"
-        )
-    for w in (*counter4, *key2):
-        if not 0 <= w <= _WORD:
-            raise ValueError(f"philox: words must lie in [0, 4294967295], got {w!r}")
-    c0, c1, c2, c3 = (int(w) for w in counter4)
-    k0, k1 = (int(w) for w in key2)
+    (c0, c1, c2, c3), (k0, k1) = check_philox(counter4, key2)
     for _ in range(10):
         p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
         c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & _WORD, (p0 >> 32) ^ c3 ^ k1, p0 & _WORD
@@ -86,7 +98,3 @@ def cpu_features() -> dict[str, bool]:
         return {}
     names = ("avx2", "fma", "avx512f", "avx512dq", "avx512bw", "avx512vl")
     return {name: name in flags for name in names}
-
-
-def build_info() -> dict[str, str]:
-    return {}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, host, testing
+from . import __version__, _environment, host, testing
 from .dispatch import backends, load
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +46,7 @@ def collect() -> dict:
         },
         "environment": {n: v for n, v in sorted(os.environ.items()) if n.startswith("ARDIFF_")},
         "backends": backends.status(),
+        "only_reference": _environment.only_reference(),
     }
 
 
@@ -64,9 +65,10 @@ def describe(found: dict) -> str:
         *(f"library      {name}: {state}" for name, state in found["libraries"].items()),
         *(f"environment  {name}={value}" for name, value in found["environment"].items()),
     ]
-    return "\n".join(
-        [*lines, "backends, by device (* serves the op)", *_describe_backends(found["backends"])]
-    )
+    lines += ["backends, by device (* serves the op)", *_describe_backends(found["backends"])]
+    if found["only_reference"]:
+        lines.append(f"FAULT: {_environment.ONLY_REFERENCE}. {_environment.REMEDY}.")
+    return "\n".join(lines)
 
 
 def _describe_backends(rows: list[dict[str, str]]) -> list[str]:

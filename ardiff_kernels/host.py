@@ -1,20 +1,34 @@
 """Host numerics, free of torch: float64 coefficients, Philox words, CPU features, build info.
 
-Compiled from `csrc/host.cpp`; where that is not built, the same functions in pure Python.
+Compiled from `csrc/host.cpp` to a library without Python's ABI; where that is not built, the same
+functions in pure Python.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from pathlib import Path
 
-try:
-    from . import _host as _implementation
+from . import _host_reference
 
-    compiled = True
-except ImportError:
-    from . import _host_reference as _implementation
+_COEFFICIENTS = (
+    *("z_from_v", "z_from_grad", "v_from_v", "v_from_grad"),
+    *("var_z", "cov_zv", "var_v", "z_1", "z_2", "v_1"),
+)
 
-    compiled = False
+
+def _load() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(str(Path(__file__).with_name("_host.so")))
+    except OSError:
+        return None
+    library.ardiff_host_build_info.restype = ctypes.c_char_p
+    return library
+
+
+_library = _load()
+compiled = _library is not None
 
 
 def uld_coefficients(gamma: float, tau: float) -> dict[str, float]:
@@ -35,7 +49,12 @@ def uld_coefficients(gamma: float, tau: float) -> dict[str, float]:
     Raises:
         ValueError: gamma or tau not positive and finite.
     """
-    return _implementation.uld_coefficients(gamma, tau)
+    if _library is None:
+        return _host_reference.uld_coefficients(gamma, tau)
+    gamma, tau = _host_reference.check_uld_coefficients(gamma, tau)
+    values = (ctypes.c_double * len(_COEFFICIENTS))()
+    _library.ardiff_host_uld_coefficients(ctypes.c_double(gamma), ctypes.c_double(tau), values)
+    return dict(zip(_COEFFICIENTS, values, strict=True))
 
 
 def philox(counter4: Sequence[int], key2: Sequence[int]) -> list[int]:
@@ -44,15 +63,23 @@ def philox(counter4: Sequence[int], key2: Sequence[int]) -> list[int]:
     Raises:
         ValueError: another number of words, or one outside [0, 2^32).
     """
-    return list(_implementation.philox(counter4, key2))
+    if _library is None:
+        return _host_reference.philox(counter4, key2)
+    counter, key = _host_reference.check_philox(counter4, key2)
+    words = (ctypes.c_uint32 * 4)(*counter)
+    _library.ardiff_host_philox(words, (ctypes.c_uint32 * 2)(*key))
+    return list(words)
 
 
 def cpu_features() -> dict[str, bool]:
     """Whether this CPU has what the kernels can use (avx2, fma, avx512f, ...); empty off x86."""
-    return dict(_implementation.cpu_features())
+    return _host_reference.cpu_features()
 
 
 def build_info() -> dict[str, str]:
     """What the compiled libraries were built with: compiler, torch, cuda (nvcc's version, empty
     without CUDA). Empty when they are not built."""
-    return dict(_implementation.build_info())
+    if _library is None:
+        return {}
+    lines = _library.ardiff_host_build_info().decode().split("\n")
+    return dict(zip(("compiler", "torch", "cuda"), lines, strict=True))

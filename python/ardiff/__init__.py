@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
 from . import _moved
+
+if TYPE_CHECKING:
+    from ardiff_kernels import __version__ as __version__
+
+    from .adapt_tau import adapted_solver
+    from .ar.engine import AREngine
+    from .ar.sampler import ARSampler, load
+    from .loop.cuda_graphs import clear_graphs
+    from .sampling import sample
+    from .solvers import solver
+    from .tables import paths
+    from .tables.paths import get_path
+    from .tables.ragged import RaggedTable
+    from .tables.table import StepTable
 
 _EXPORTS = {
     "sample": ("ardiff.sampling", "sample"),
@@ -20,6 +35,7 @@ _EXPORTS = {
     "StepTable": ("ardiff.tables.table", "StepTable"),
     "RaggedTable": ("ardiff.tables.ragged", "RaggedTable"),
     "paths": ("ardiff.tables.paths", None),
+    "__version__": ("ardiff_kernels", "__version__"),
 }
 __all__ = [
     "AREngine", "ARSampler", "AcceptanceWarning", "NonfiniteWarning", "RaggedTable", "StepTable",

@@ -23,7 +23,7 @@ def test_module_entry_names_every_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ardiff", "--help"], capture_output=True, text=True, check=True
     )
-    for command in ("bench", "doctor", "sample", "train"):
+    for command in ("bench", "comfyui", "doctor", "sample", "train"):
         assert command in done.stdout
 
 
@@ -137,6 +137,7 @@ BAD = {
         [*SAMPLE, "--measure", "--model", "{small}"],
         "--measure: Sun/Shadow images are 3 x 32 x 32, this model makes 3 x 8 x 8",
     ),
+    "no ComfyUI": (["comfyui", "{tmp}"], "expected the folder of ComfyUI, with custom_nodes in it"),
     "unknown suite": (["bench", "opps"], "unknown suite 'opps': expected one of"),
     "unknown case": (["bench", "ops", "--case", "gelu/64/float32"], "unknown case"),
     "case without size": (["bench", "ops", "--case", "uld_step/float32"], "expected <op>/"),

@@ -16,7 +16,7 @@ import torch
 from ardiff.solvers import SOLVERS
 from tests import ROOT
 
-FOLDER = ROOT / "integrations" / "comfyui" / "ardiff_sampler"
+FOLDER = ROOT / "python/ardiff/integrations/_comfyui_node"
 FIRST = ("rtk_uld", "rtk_mala", "ddpm_fused", "dpmpp_2m_sde_fused")
 EVERY = [name.replace("-", "_") + ("" if name.startswith("rtk-") else "_fused") for name in SOLVERS]
 NAMES = (*FIRST, *(name for name in EVERY if name not in FIRST))
@@ -217,4 +217,4 @@ def test_outside_comfyui_the_error_says_what_to_do():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: ardiff.integrations.comfyui works inside ComfyUI")
-    assert "pip install 'ardiff-kernels[comfyui]'" in last and "custom_nodes" in last
+    assert "install ardiff-kernels into ComfyUI's Python" in last and "ardiff comfyui" in last

@@ -510,5 +510,5 @@ def test_copies(kind):
 def test_without_diffusers(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.delitem(sys.modules, "ardiff.integrations.diffusers")
-    with pytest.raises(ImportError, match=r"pip install 'ardiff-kernels\[diffusers\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'diffusers>=0\.36'"):
         importlib.import_module("ardiff.integrations.diffusers")

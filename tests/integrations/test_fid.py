@@ -81,5 +81,5 @@ def test_what_is_missing_is_named(tmp_path, fidelity, monkeypatch):  # noqa: F81
     with pytest.raises(ValueError, match="wide.npz: expected moments of the 18 features of incept"):
         frechet_distance(tmp_path / "ours", tmp_path / "wide.npz", save_cpu_ram=True)
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(ImportError, match=r"pip install 'ardiff-kernels\[fid\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'torch-fidelity>=0\.4'"):
         frechet_distance(tmp_path / "ours", tmp_path / "ours")

@@ -8,8 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from ardiff_kernels import _host_reference as _host_reference
-from ardiff_kernels import host
+from ardiff_kernels import _host_reference, host, testing
 from tests import ROOT
 
 GOLDEN = ROOT / "tests/golden"
@@ -109,10 +108,18 @@ def test_bad_philox_words(implementation, counter, key, message):
 
 def test_compiled_and_python_agree():
     if not host.compiled:
-        pytest.skip("the host module is not built")
+        pytest.skip("the host library is not built")
     for gamma in (0.3, 1.0, 2.0, 7.5):
         for tau in (1e-9, 1e-3, 0.4, 3.0):
             ours = host.uld_coefficients(gamma, tau)
             assert ours == pytest.approx(_host_reference.uld_coefficients(gamma, tau), rel=1e-14)
-    assert host.cpu_features() == _host_reference.cpu_features()
-    assert host.build_info().keys() == {"compiler", "torch", "cuda"}
+    info = host.build_info()
+    assert info.keys() == {"compiler", "torch", "cuda"}
+    assert info["compiler"].startswith(("gcc ", "clang ")) and info["torch"]
+
+
+def test_features_are_those_of_the_processor():
+    """The C++ kernels ask the processor itself; the features are read from the system."""
+    features = host.cpu_features()
+    vectors = bool(features) and features["avx2"] and features["fma"]
+    assert not testing.cpu_isas() or ("avx2" in testing.cpu_isas()) == vectors

@@ -53,3 +53,24 @@ def test_every_environment_variable_is_documented() -> None:
 def test_the_search_for_variables_finds_them() -> None:
     found = read_variables('os.environ.get("ARDIFF_NEW") std::getenv("ARDIFF_OTHER") flag("CI")')
     assert found == {"ARDIFF_NEW", "ARDIFF_OTHER", "CI"}
+
+
+def unreleased_installs(text: str) -> list[str]:
+    """Commands that ask for this project by its name, under which no release can be found."""
+    return re.findall(r"pip install[^\n`]*ardiff-kernels\S*", text)
+
+
+def test_no_page_or_error_installs_a_release_that_there_is_not() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "setup.py"]
+    sources = [*(ROOT / "python").rglob("*.py"), *(ROOT / "ardiff_kernels").rglob("*.py")]
+    texts = {str(path.relative_to(ROOT)): path.read_text() for path in [*pages, *sources]}
+    assert sum("pip install" in text for text in texts.values()) > 5
+    found = {name: unreleased_installs(text) for name, text in texts.items()}
+    assert {name: commands for name, commands in found.items() if commands} == {}
+
+
+def test_an_install_of_a_release_is_found() -> None:
+    wrong = "`pip install 'ardiff-kernels[fid]'` or\n    pip install -U ardiff-kernels\n"
+    assert len(unreleased_installs(wrong)) == 2
+    right = "pip install '.[fid]'\npip install dist/ardiff_kernels-0.1.0.whl\n"
+    assert unreleased_installs(right) == []

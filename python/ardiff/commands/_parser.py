@@ -84,6 +84,11 @@ def check_backend(backend: str | None, device: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, 1 where a check failed, 2 on bad input (one line on stderr)."""
+    try:
+        importlib.import_module("ardiff_kernels")
+    except (RuntimeError, ValueError) as error:  # of ARDIFF_BACKEND or ARDIFF_CPU_ISA
+        print(f"ardiff: {error}", file=sys.stderr)
+        return 2
     args = build_parser().parse_args(argv)
     try:
         if args.seed is not None and args.seed < 0:

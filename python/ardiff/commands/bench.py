@@ -1,4 +1,4 @@
-"""Measure a suite of `benchmarks/` against its rivals: ops, sampler, bandwidth, quality."""
+"""Measure a suite of `benchmarks/`, in a checkout, against its rivals: ops, sampler, quality..."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def _suite(name: str) -> list[ModuleType]:
     folder = _ROOT / "benchmarks"
     if not (folder / "_harness.py").exists():
         raise FileNotFoundError(
-            f"benchmarks are not part of the installed package, and {folder} does not hold them; "
-            "run this from a checkout of the repository installed with `make build`"
+            f"benchmarks are not part of an installation, and {folder} does not hold them: install "
+            "ardiff by `make build` in a checkout of the repository, or in an unpacked source "
+            "distribution, and use that"
         )
     sys.path.insert(0, str(_ROOT))
     found = [

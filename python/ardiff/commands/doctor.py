@@ -1,4 +1,7 @@
-"""Say what this installation can do: versions, CPU, backends and why one is not usable."""
+"""Say what this installation can do: versions, CPU, backends and why one is not usable.
+
+The exit status is 1 where no compiled kernels can serve, so that scripts can check an installation.
+"""
 
 from __future__ import annotations
 
@@ -15,4 +18,4 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
     del args
     found = collect_env.collect()
     print(collect_env.describe(found))
-    return found, 0
+    return found, int(found["only_reference"])

@@ -18,7 +18,7 @@ try:
     import transformers
 except ImportError:
     raise ImportError(
-        "this integration needs transformers: pip install 'ardiff-kernels[transformers]'"
+        "this integration needs transformers: pip install 'transformers>=5.21'"
     ) from None
 
 # Largest error of our plain head against the model's, over its largest output, both in one dtype:
@@ -55,7 +55,7 @@ class Accelerator(Replacement):
         except (ImportError, AttributeError) as error:
             raise ImportError(
                 f"transformers {version} has no {cls.model_class} ({error}); "
-                f"expected {cls.since} or later: pip install -U 'ardiff-kernels[transformers]'"
+                f"expected {cls.since} or later: pip install 'transformers>={cls.since}'"
             ) from None
         if not isinstance(owner, expected):
             raise TypeError(

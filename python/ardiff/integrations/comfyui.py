@@ -1,8 +1,8 @@
 """The samplers of :mod:`ardiff.integrations.kdiffusion` in ComfyUI.
 
-The folder ``integrations/comfyui/ardiff_sampler`` of the repository, copied to ComfyUI's
-``custom_nodes``, imports this module and so adds a sampler for every solver of ardiff to those of
-every KSampler node, and a node for each that sets its options (SAMPLER, for SamplerCustom). The
+The custom node that ``ardiff comfyui FOLDER`` copies to ComfyUI imports this module and so adds a
+sampler for every solver of ardiff to those of every KSampler node, and a node for each that sets
+its options (SAMPLER, for SamplerCustom). The
 `rtk_` samplers keep their names; others end in `_fused`, as `heun_fused` does, since ComfyUI has
 samplers of its own with their names. Rectified-flow models are recognised: their sigmas are read as
 x = (1 - sigma) x0 + sigma eps.
@@ -26,9 +26,9 @@ try:
 except ImportError as error:
     raise ImportError(
         "ardiff.integrations.comfyui works inside ComfyUI, whose package comfy was not found: "
-        "pip install 'ardiff-kernels[comfyui]' into ComfyUI's Python and copy "
-        "integrations/comfyui/ardiff_sampler to ComfyUI/custom_nodes "
-        "(docs/integrations/comfyui.md); elsewhere use ardiff.integrations.kdiffusion"
+        "install ardiff-kernels into ComfyUI's Python and put the node into its custom_nodes by "
+        "`ardiff comfyui FOLDER` (docs/integrations/comfyui.md); elsewhere use "
+        "ardiff.integrations.kdiffusion"
     ) from error
 
 

@@ -58,7 +58,7 @@ def frechet_distance(samples: str | Path, reference: str | Path, **options: Any)
         import torch_fidelity
     except ImportError as error:
         raise ImportError(
-            f"a FID needs torch-fidelity ({error}): pip install 'ardiff-kernels[fid]'"
+            f"a FID needs torch-fidelity ({error}): pip install 'torch-fidelity>=0.4'"
         ) from None
     options = {
         "cuda": torch.cuda.is_available(), "verbose": False, "samples_find_deep": True, **options,

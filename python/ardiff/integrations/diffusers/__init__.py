@@ -9,7 +9,7 @@ try:
     from diffusers import SchedulerMixin  # diffusers looks it up here when it loads a pipeline
 except ImportError as error:
     raise ImportError(
-        "ardiff.integrations.diffusers needs diffusers: pip install 'ardiff-kernels[diffusers]'"
+        "ardiff.integrations.diffusers needs diffusers: pip install 'diffusers>=0.36'"
     ) from error
 
 from .ddpm import FusedDDPMScheduler
