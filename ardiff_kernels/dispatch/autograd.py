@@ -132,6 +132,11 @@ def differentiable(op: str, formula: Formula) -> None:
         _refuse_tangents(op, signature, args, options)
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args, **options)):
             return _below(overload, keyset, args, options)
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                f"{op}: no gradient inside the transforms of torch.func; call torch.autograd.grad, "
+                "or hvp, hessian and the others of torch.autograd.functional"
+            )
         arguments = signature.named(args, options)
         for name in _requiring_grad(arguments):
             if name not in formula.inputs:

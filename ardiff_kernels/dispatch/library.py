@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
@@ -51,14 +52,29 @@ def define(
     if rowwise:
         ROWWISE.add(name)
 
+    written = [a.name for a in arguments if a.alias_info is not None]
+
     def checked_fake(*args, **kwargs):
         check(*args, **kwargs)
+        given = dict(zip((a.name for a in arguments), args, strict=False)) | kwargs
+        _refuse_views(name, {n: given[n] for n in written if given.get(n) is not None})
         return None if fake is None else fake(*args, **kwargs)
 
     torch.library.register_fake(f"{NAMESPACE}::{name}", checked_fake, lib=_LIBRARY)
     for key in ("Negative", "Conjugate"):
         _LIBRARY.impl(name, _resolved(name, overload), key)
     return _caller(overload)
+
+
+def _refuse_views(name: str, written: Mapping[str, Tensor]) -> None:
+    """Refuse to compile an op that writes two views of one tensor: where they come from different
+    views of it, or sizes are dynamic, torch's functionalisation loses what is written to one."""
+    for (one, a), (other, b) in itertools.combinations(written.items(), 2):
+        if a.untyped_storage()._cdata == b.untyped_storage()._cdata:
+            raise RuntimeError(
+                f"{name}: {one} and {other} are views of one tensor, both written in place, which "
+                f"torch.compile may compile wrongly; call {name.removesuffix('_')}, or clone one"
+            )
 
 
 def _with_tensors(name: str, arguments: Sequence[Any], check: Callable) -> Callable[..., None]:
