@@ -1,4 +1,4 @@
-"""Which backend serves a call: the choice of the caller's own thread or coroutine, at every call."""
+"""Which backend serves a call: the choice of the caller's own thread or coroutine, every time."""
 
 from __future__ import annotations
 

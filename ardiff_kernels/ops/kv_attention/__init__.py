@@ -1,6 +1,7 @@
 """`kv_attention`: attention of new queries over a ragged, possibly paged KV cache."""
 
 from __future__ import annotations
+
 from torch import Tensor
 
 from ...dispatch import autograd as _autograd
