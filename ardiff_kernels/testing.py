@@ -140,13 +140,15 @@ def random_rows(seed: int, rows: int, d: int, dtype: torch.dtype = torch.float32
     """Normals `[rows, d]` in a NaN-padded buffer, so that a read outside the row shows."""
     generator = torch.Generator("cpu").manual_seed(seed)
     buffer = torch.full((rows, d + 3), math.nan, dtype=dtype)
-    buffer[:, :d] = torch.randn(rows, d, generator=generator, device="cpu").to(dtype)
+    buffer[:, :d] = torch.randn(rows, d, generator=generator, device="cpu", dtype=torch.float32).to(
+        dtype
+    )
     return buffer[:, :d]
 
 
 def table(columns: tuple[str, ...], rows: list[dict[str, float]]) -> Tensor:
     """float32 `[T, 16]` from rows of named coefficients; a `*_lo` column takes its pair's rest."""
-    packed = torch.zeros(len(rows), 16)
+    packed = torch.zeros(len(rows), 16, dtype=torch.float32)
     for i, row in enumerate(rows):
         for name, value in row.items():
             packed[i, columns.index(name)] = value
@@ -225,11 +227,11 @@ def guidance_options(call: Call, three_way: bool, seed: int = 50) -> dict[str, T
     rows, width = out.shape
     options = {
         "uncond_out": random_rows(seed, rows, width, out.dtype),
-        "guidance": torch.linspace(0.0, 3.0, rows),
+        "guidance": torch.linspace(0.0, 3.0, rows, dtype=torch.float32),
     }
     if three_way:
         options["uncond_out2"] = random_rows(seed + 1, rows, width, out.dtype)
-        options["guidance2"] = torch.linspace(1.5, 0.5, rows)
+        options["guidance2"] = torch.linspace(1.5, 0.5, rows, dtype=torch.float32)
     return options
 
 

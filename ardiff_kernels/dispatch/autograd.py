@@ -7,15 +7,15 @@ the same mechanism for them. Inference mode excludes the Autograd key: there not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
-from . import library
+from . import backends, library
 from .flat import flat
 
 
@@ -41,27 +41,30 @@ FORMULAS: dict[str, Formula] = {}
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, step, step_backward, formula, saved, names, *values):
+    def forward(ctx, step, step_backward, again, formula, saved, names, *values):
         arguments = dict(zip(names, values, strict=True))
-        ctx.step_backward, ctx.saved = step_backward, saved
-        ctx.places = [5 + names.index(name) for name in formula.inputs]
+        ctx.step_backward, ctx.again, ctx.saved = step_backward, again, saved
+        ctx.backend = backends.forced_backend()
+        ctx.places = [6 + names.index(name) for name in formula.inputs]
         ctx.constants = formula.constants(arguments)
         ctx.shapes = [getattr(arguments[name], "shape", None) for name in formula.inputs]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*(flat(arguments[name]) for name in saved))
+        ctx.save_for_backward(*(arguments[name] for name in saved))
         return step(arguments)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         results: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         if all(g is None for g in grads):
             return tuple(results)
         given = [None if g is None else flat(g.contiguous()) for g in grads]
-        saved = dict(zip(ctx.saved, ctx.saved_tensors, strict=True))
+        saved = dict(zip(ctx.saved, map(flat, ctx.saved_tensors), strict=True))
         needed = [ctx.needs_input_grad[place] for place in ctx.places]
         wanted = sum(1 << i for i, need in enumerate(needed) if need)
-        found = ctx.step_backward(*given, **saved, **ctx.constants, wanted=wanted)
+        # Where the gradients are to be differentiated again, the definition in PyTorch makes them.
+        function = ctx.again if torch.is_grad_enabled() else ctx.step_backward
+        with backends.force(ctx.backend) if ctx.backend else nullcontext():
+            found = function(*given, **saved, **ctx.constants, wanted=wanted)
         for place, need, gradient, shape in zip(ctx.places, needed, found, ctx.shapes, strict=True):
             results[place] = gradient.view(shape) if need else None
         return tuple(results)
@@ -129,6 +132,11 @@ def differentiable(op: str, formula: Formula) -> None:
         _refuse_tangents(op, signature, args, options)
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args, **options)):
             return _below(overload, keyset, args, options)
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                f"{op}: no gradient inside the transforms of torch.func; call torch.autograd.grad, "
+                "or hvp, hessian and the others of torch.autograd.functional"
+            )
         arguments = signature.named(args, options)
         for name in _requiring_grad(arguments):
             if name not in formula.inputs:
@@ -141,8 +149,9 @@ def differentiable(op: str, formula: Formula) -> None:
             keyword = {name: arguments[name] for name in signature.keyword}
             return _below(overload, keyset, positional, keyword)
 
+        again = backends.reference_function(f"{op}_backward")
         values = (arguments[name] for name in signature.names)
-        return _Step.apply(step, backward, formula, saved, signature.names, *values)
+        return _Step.apply(step, backward, again, formula, saved, signature.names, *values)
 
     library.implement_autograd(op, kernel)
 
@@ -178,8 +187,6 @@ def differentiable_reference(op: str) -> Callable[..., tuple[Tensor, ...]]:
     Takes the op's arguments without checking them; float64 state and model outputs too, so that
     `torch.autograd.gradcheck` can judge the formulas.
     """
-    from . import backends
-
     forward = backends.reference_function(op)
     backward = backends.reference_function(f"{op}_backward")
     signature, saved = _Signature(_overload(op)), saved_names(op)
@@ -188,6 +195,6 @@ def differentiable_reference(op: str) -> Callable[..., tuple[Tensor, ...]]:
         arguments = signature.named(args, options)
         values = (arguments[name] for name in signature.names)
         step = lambda named: forward(**named)  # noqa: E731
-        return _Step.apply(step, backward, FORMULAS[op], saved, signature.names, *values)
+        return _Step.apply(step, backward, backward, FORMULAS[op], saved, signature.names, *values)
 
     return run

@@ -1,17 +1,21 @@
 """Which implementation serves an op on a device, chosen at import and forcible by name.
 
-The dispatcher is the only source of truth: forcing a backend overrides its registrations, so
-eager calls, `torch.compile` and `opcheck` all meet the same implementation.
+Forcing is a matter of context (`contextvars`): of the thread or coroutine that forces. The choice
+falls inside an op, at every call, so eager calls, compiled graphs and `opcheck` all meet the same
+implementation; the registration with the dispatcher never changes. Python kernels choose by
+`_choose`. A compiled kernel serves without asking until a context of the process forces another
+backend; then it asks `_serves`, and leaves the call to the op's twin in the namespace
+`ardiff_choice` (`csrc/torch/choice.h`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import importlib
 import importlib.util
 import os
-import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -75,10 +79,14 @@ def _triton_unusable(op: str, device: str) -> str:
     return _parts_unusable(op, "triton", device, f"{op} has no Triton kernel")
 
 
-def _python(op: str, name: str, device: str) -> Callable | None:
-    """What Python registers where backend `name` serves `op`; None where a library has."""
-    if name in ("cpu", "cuda"):
-        return None if _has_kernel(op, device) else _implementation(op, "reference")
+@functools.cache
+def _function(op: str, name: str, device: str) -> Callable:
+    """What serves `op` on backend `name`."""
+    reason = unusable(op, name, device)
+    if reason:
+        return _refusal(op, name, device, reason)
+    if name == device and _has_kernel(op, device):
+        return getattr(getattr(torch.ops, library.NAMESPACE), op).default
     return _implementation(op, name) or _implementation(op, "reference")
 
 
@@ -101,6 +109,7 @@ def _implementation(op: str, name: str) -> Callable | None:
     return checked
 
 
+@functools.cache
 def reference_function(op: str) -> Callable:
     """The reference of an op without its argument check: it takes float64 state too."""
     return getattr(importlib.import_module(f"{_OPS}.{op}.reference"), op)
@@ -115,46 +124,88 @@ def _refusal(op: str, name: str, device: str, reason: str) -> Callable:
     return refuse
 
 
-def _register_defaults() -> torch.library.Library:
+def _serving(op: str, device: str) -> str | None:
+    return forced_backend() or default_backend(op, device)
+
+
+def _serves(op: str, device: str) -> bool:
+    """Whether the compiled kernel of `op` for `device` is to serve in this context."""
+    return _serving(op, device) == device
+
+
+def _choose(op: str, device: str) -> Callable:
+    def chosen(*args, **kwargs):
+        return _function(op, _serving(op, device), device)(*args, **kwargs)
+
+    return chosen
+
+
+def _kept(function: Callable) -> Callable:
+    """`function`, whose error is kept, since it cannot pass through the C++ that calls it."""
+
+    def call(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            library.keep_failure(error)
+            raise
+
+    return call
+
+
+def _register() -> torch.library.Library:
+    library.CHOICE.define("serves(str op, str device) -> bool")
+    library.CHOICE.define("failure() -> str")
+    library.CHOICE.impl("serves", _serves, "CompositeExplicitAutograd")
+    library.CHOICE.impl("failure", library.failure_message, "CompositeExplicitAutograd")
     registered = torch.library.Library(library.NAMESPACE, "IMPL")
     for op in library.CHECKS:
-        for device in _KEYS:
-            name = default_backend(op, device)
-            function = _python(op, name, device) if name else None
-            if function:
-                registered.impl(op, function, _KEYS[device])
+        for device, key in _KEYS.items():
+            if _has_kernel(op, device):
+                library.CHOICE.impl(op, _kept(_choose(op, device)), key)
+            elif default_backend(op, device):
+                registered.impl(op, _choose(op, device), key)
     return registered
 
 
+@functools.cache
 def default_backend(op: str, device: str) -> str | None:
     """The backend that serves `op` on `device` when none is forced; None if none can."""
     return next((n for n in _PREFERENCE[device] if not unusable(op, n, device)), None)
 
 
-_overrides: torch.library.Library | None = None
-_forced: str | None = None
+class _Forced:
+    """A backend from the begin to the end of one `with backend(name)`."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.open = name, True
 
 
-def _force(name: str | None) -> None:
-    global _overrides, _forced
-    if _overrides is not None:
-        _overrides._destroy()
-    _overrides, _forced = None, name
-    if name is None:
-        return
-    registered = torch.library.Library(library.NAMESPACE, "IMPL")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Warning only once for all operators")
-        for op in library.CHECKS:
-            for device, key in _KEYS.items():
-                reason = unusable(op, name, device)
-                if reason:
-                    function = _refusal(op, name, device, reason)
-                else:
-                    function = _python(op, name, device)
-                if function:
-                    registered.impl(op, function, key, allow_override=True)
-    _overrides = registered
+# The backends that this context forces, the innermost last. Tasks and threads to which the context
+# is copied see it too, and there also it ends with its `with`.
+_forced: contextvars.ContextVar[tuple[_Forced, ...]] = contextvars.ContextVar("forced", default=())
+_of_process: str | None = None
+
+
+def _tell_libraries(name: str, contexts: int) -> None:
+    """Count `contexts` more (or fewer) that force `name` in the libraries of other backends."""
+    for backend_of, compiled in (("cpu", load.CPU), ("cuda", load.CUDA)):
+        if compiled.loaded and backend_of != name:
+            compiled.count_forcing(contexts)
+
+
+@contextlib.contextmanager
+def force(name: str) -> Iterator[None]:
+    """:func:`backend` for a name that has been found usable."""
+    own = _Forced(name)
+    _tell_libraries(name, 1)
+    _forced.set((*_forced.get(), own))
+    try:
+        yield
+    finally:
+        own.open = False
+        _forced.set(tuple(f for f in _forced.get() if f.open))
+        _tell_libraries(name, -1)
 
 
 def _require_usable(name: str) -> None:
@@ -170,6 +221,12 @@ def _require_usable(name: str) -> None:
 def backend(name: str) -> Iterator[None]:
     """Force every op onto one backend: `with ardiff_kernels.backend("reference"): ...`.
 
+    It holds in the context that enters it (`contextvars`): for this thread or coroutine, and for
+    tasks begun inside, until it is left. Other threads keep their own choice, those started inside
+    too; ``contextvars.copy_context().run`` takes it to one. The backward pass of a forward pass
+    inside runs on the same backend wherever it is called, except of a compiled function, which
+    takes that of the context of its backward pass.
+
     Args:
         name: reference, cpu, triton or cuda.
 
@@ -179,17 +236,13 @@ def backend(name: str) -> Iterator[None]:
             device that the forced backend cannot serve raises as well.
     """
     _require_usable(name)
-    before = _forced
-    _force(name)
-    try:
+    with force(name):
         yield
-    finally:
-        _force(before)
 
 
 def forced_backend() -> str | None:
-    """The backend that every op is forced onto; None where each takes the best."""
-    return _forced
+    """The backend that this context forces every op onto; None where each takes the best."""
+    return next((f.name for f in reversed(_forced.get()) if f.open), _of_process)
 
 
 def chosen_backend(op: str, device: str) -> str | None:
@@ -198,7 +251,7 @@ def chosen_backend(op: str, device: str) -> str | None:
     An op without a kernel on a backend, whose `parts` (the ops that its reference calls) all have
     one, counts as available on that backend.
     """
-    name = _forced or default_backend(op, device)
+    name = _serving(op, device)
     return None if name is None or unusable(op, name, device) else name
 
 
@@ -207,7 +260,7 @@ def status() -> list[dict[str, str]]:
     rows = []
     for op in library.CHECKS:
         for device, names in _PREFERENCE.items():
-            chosen = _forced or default_backend(op, device)
+            chosen = _serving(op, device)
             for name in dict.fromkeys((*names, *BACKENDS)):
                 reason = unusable(op, name, device)
                 mark = "yes" if name == chosen and not reason else ""
@@ -217,10 +270,11 @@ def status() -> list[dict[str, str]]:
 
 
 def initialise() -> None:
-    """Register the defaults, and the backend that ARDIFF_BACKEND names, if any."""
-    global _defaults
-    _defaults = _register_defaults()
+    """Register the ops, and force the backend that ARDIFF_BACKEND names, if any, in the process."""
+    global _registered, _of_process
+    _registered = _register()
     name = os.environ.get("ARDIFF_BACKEND")
     if name:
         _require_usable(name)
-        _force(name)
+        _of_process = name
+        _tell_libraries(name, 1)

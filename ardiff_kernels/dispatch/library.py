@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,10 @@ from torch import Tensor
 
 NAMESPACE = "ardiff"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+# What compiled kernels call where a context forces another backend (`backends`); the schemas are
+# those of the ops.
+CHOICE = torch.library.Library("ardiff_choice", "DEF")
+_failure = threading.local()
 
 CHECKS: dict[str, Callable[..., None]] = {}
 OPTIONS: dict[str, dict[str, Any]] = {}  # of each op: its optional arguments and their defaults
@@ -26,8 +32,9 @@ def define(
     fake: Callable | None = None,
     parts: tuple[str, ...] = (),
     rowwise: bool = False,
-) -> None:
-    """Define an op, its argument check and its fake (None for an in-place op: no results).
+) -> Callable:
+    """Define an op, its argument check and its fake (None for an in-place op: no results); returns
+    a function that calls it.
 
     The check also guards the fake, so that a mistake is reported while tracing. An op whose
     reference calls other ops, its `parts`, is served by every backend that serves them. A `rowwise`
@@ -35,19 +42,117 @@ def define(
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    CHECKS[name] = check
-    arguments = getattr(getattr(torch.ops, NAMESPACE), name).default._schema.arguments
+    CHOICE.define(schema)
+    overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+    arguments = overload._schema.arguments
+    check = CHECKS[name] = _with_tensors(name, arguments, check)
     OPTIONS[name] = {a.name: a.default_value for a in arguments if a.has_default_value()}
     if parts:
         PARTS[name] = parts
     if rowwise:
         ROWWISE.add(name)
 
+    written = [a.name for a in arguments if a.alias_info is not None]
+
     def checked_fake(*args, **kwargs):
         check(*args, **kwargs)
+        given = dict(zip((a.name for a in arguments), args, strict=False)) | kwargs
+        _refuse_views(name, {n: given[n] for n in written if given.get(n) is not None})
         return None if fake is None else fake(*args, **kwargs)
 
     torch.library.register_fake(f"{NAMESPACE}::{name}", checked_fake, lib=_LIBRARY)
+    for key in ("Negative", "Conjugate"):
+        _LIBRARY.impl(name, _resolved(name, overload), key)
+    return _caller(overload)
+
+
+def _refuse_views(name: str, written: Mapping[str, Tensor]) -> None:
+    """Refuse to compile an op that writes two views of one tensor: where they come from different
+    views of it, or sizes are dynamic, torch's functionalisation loses what is written to one."""
+    for (one, a), (other, b) in itertools.combinations(written.items(), 2):
+        if a.untyped_storage()._cdata == b.untyped_storage()._cdata:
+            raise RuntimeError(
+                f"{name}: {one} and {other} are views of one tensor, both written in place, which "
+                f"torch.compile may compile wrongly; call {name.removesuffix('_')}, or clone one"
+            )
+
+
+def _with_tensors(name: str, arguments: Sequence[Any], check: Callable) -> Callable[..., None]:
+    """`check` after a check that no tensor is None, which a schema lets pass."""
+    tensors = [(i, a.name) for i, a in enumerate(arguments) if str(a.type) == "Tensor"]
+
+    def whole(*args, **kwargs):
+        for i, tensor in tensors:
+            if (args[i] if i < len(args) else kwargs[tensor]) is None:
+                raise RuntimeError(f"{name}: {tensor} must be a tensor, got None")
+        check(*args, **kwargs)
+
+    return whole
+
+
+def _resolved(name: str, overload: Any) -> Callable:
+    """The kernel for views that negate or conjugate when they are read, such as `.imag` of a
+    conjugate: the op on copies, since the backends read memory as it is."""
+    arguments = overload._schema.arguments
+    written = {a.name for a in arguments if a.alias_info is not None}
+
+    def resolve(argument: Any, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [resolve(argument, each) for each in value]
+        if not isinstance(value, Tensor) or not (value.is_neg() or value.is_conj()):
+            return value
+        if argument.name in written:
+            raise RuntimeError(
+                f"{name}: {argument.name} is written in place but is a view that negates or "
+                "conjugates its memory (as .imag of a conjugate); call .resolve_neg() or "
+                ".resolve_conj() first"
+            )
+        return value.resolve_neg().resolve_conj()
+
+    def kernel(*args, **kwargs):
+        by_name = {a.name: a for a in arguments}
+        args = [resolve(a, value) for a, value in zip(arguments, args, strict=False)]
+        return overload(*args, **{n: resolve(by_name[n], value) for n, value in kwargs.items()})
+
+    return kernel
+
+
+def _caller(overload: Any) -> Callable:
+    """A function that calls an op and raises what made it fail: C++ passes a message alone."""
+
+    def call(*args, **options):
+        if torch.compiler.is_compiling():
+            return overload(*args, **options)
+        try:
+            return overload(*args, **options)
+        except RuntimeError as error:
+            cause = _cause(error)
+            if cause is error:
+                raise
+            raise cause from None
+
+    return call
+
+
+def keep_failure(error: BaseException) -> None:
+    """Keep the error of a Python backend that C++ called, for `_caller` and for C++'s message."""
+    _failure.error = error
+
+
+def failure_message() -> str:
+    """What C++ says of the error that was kept."""
+    error = _failure.error
+    return str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"
+
+
+def _cause(error: RuntimeError) -> BaseException:
+    kept = getattr(_failure, "error", None)
+    if kept is not None and str(error).startswith(failure_message()):
+        del _failure.error
+        return kept
+    if ": out of memory on cuda" in str(error):
+        return torch.OutOfMemoryError(str(error))
+    return error
 
 
 def operator(
@@ -73,18 +178,12 @@ def operator(
             signature = _with_options(signature, inspect.signature(options_of, eval_str=True))
         function.__signature__ = signature
         fields = getattr(signature.return_annotation, "_fields", None)
-        define(name + _schema(signature, written), check, fake, rowwise=rowwise)
-        overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+        call = define(name + _schema(signature, written), check, fake, rowwise=rowwise)
 
-        @functools.wraps(function)
-        def call(*args, **options):
-            return overload(*args, **options)
-
-        @functools.wraps(function)
         def call_named(*args, **options):
-            return signature.return_annotation(*overload(*args, **options))
+            return signature.return_annotation(*call(*args, **options))
 
-        return call_named if fields else call
+        return functools.wraps(function)(call_named if fields else call)
 
     return make
 

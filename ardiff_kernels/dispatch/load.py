@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,10 @@ class Library:
     @property
     def path(self) -> Path:
         return _FOLDER / f"{self.name}.so"
+
+    def count_forcing(self, contexts: int) -> None:
+        """Tell the library of a loaded backend that `contexts` more force another than it."""
+        ctypes.CDLL(str(self.path)).ardiff_count_forcing(ctypes.c_int64(contexts))
 
 
 def _build_failure(what: str) -> str:

@@ -5,11 +5,14 @@
 // which is how the tests run it where there is no GPU.
 #pragma once
 
+#define ARDIFF_BACKEND "cuda"
+
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include "../math/step_args.h"
 #include "../torch/checks.h"
+#include "../torch/choice.h"
 #include "../torch/operands.h"
 #include "layout.cuh"
 #include "unit.cuh"

@@ -16,6 +16,11 @@ namespace ardiff {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+/// A mistake in an argument, found where the name of the op is not known: its caller adds it.
+struct ArgumentError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 /// A tensor argument with its metadata read once.
 struct Arg {
   const char* name = "";
@@ -29,6 +34,7 @@ struct Arg {
 
   Arg() = default;
   Arg(const char* name, const Tensor& t) : name(name), tensor(&t) {
+    if (!t.defined()) throw ArgumentError(std::string(name) + " must be a tensor, got None");
     dim = t.dim();
     sizes = t.sizes().data();
     strides = t.strides().data();
@@ -67,35 +73,6 @@ struct Arg {
     return true;
   }
 };
-
-constexpr int64_t kMaxDim = 64;  // as in PyTorch
-
-/// A fresh contiguous tensor of `dim` sizes beside `like`: float32, float16, bfloat16 or bool.
-inline Tensor fresh_tensor(const Arg& like, ScalarType dtype, int64_t dim, const int64_t* sizes) {
-  if (dim > kMaxDim) throw std::runtime_error("ardiff: a tensor of more than 64 dimensions");
-  int64_t strides[kMaxDim];
-  for (int64_t i = dim - 1, n = 1; i >= 0; --i) {
-    strides[i] = n;
-    n *= std::max<int64_t>(sizes[i], 1);
-  }
-  const int32_t code = dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
-                       : dtype == ScalarType::Half   ? aoti_torch_dtype_float16()
-                       : dtype == ScalarType::Bool   ? aoti_torch_dtype_bool()
-                                                     : aoti_torch_dtype_float32();
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dim, sizes, strides, code, like.device_type, like.device_index, &handle));
-  return Tensor(handle);
-}
-
-/// An empty [0] tensor: a result that is not wanted.
-inline Tensor no_result(const Arg& like, ScalarType dtype) {
-  const int64_t size = 0;
-  return fresh_tensor(like, dtype, 1, &size);
-}
-
-/// A result as an argument of a kernel; absent where it is no_result.
-inline Arg result(const char* name, const Tensor& t) { return t.dim() == 2 ? Arg(name, t) : Arg(); }
 
 template <class... Parts>
 [[noreturn]] inline void fail(const Parts&... parts) {
@@ -178,5 +155,42 @@ inline std::string device_of(const Arg& a) {
   }
   return "another device";
 }
+
+constexpr int64_t kMaxDim = 64;  // as in PyTorch
+
+[[noreturn]] inline void no_memory(const Arg& like, ScalarType dtype, int64_t dim,
+                                   const int64_t* sizes) {
+  throw ArgumentError("out of memory on " + device_of(like) + " for a result, " + name_of(dtype) +
+                      " " + list_of(sizes, dim));
+}
+
+/// A fresh contiguous tensor of `dim` sizes beside `like`: float32, float16, bfloat16 or bool.
+inline Tensor fresh_tensor(const Arg& like, ScalarType dtype, int64_t dim, const int64_t* sizes) {
+  if (dim > kMaxDim) throw std::runtime_error("ardiff: a tensor of more than 64 dimensions");
+  int64_t strides[kMaxDim];
+  for (int64_t i = dim - 1, n = 1; i >= 0; --i) {
+    strides[i] = n;
+    n *= std::max<int64_t>(sizes[i], 1);
+  }
+  const int32_t code = dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
+                       : dtype == ScalarType::Half   ? aoti_torch_dtype_float16()
+                       : dtype == ScalarType::Bool   ? aoti_torch_dtype_bool()
+                                                     : aoti_torch_dtype_float32();
+  AtenTensorHandle handle = nullptr;
+  if (aoti_torch_empty_strided(dim, sizes, strides, code, like.device_type, like.device_index,
+                               &handle) != AOTI_TORCH_SUCCESS) {
+    no_memory(like, dtype, dim, sizes);
+  }
+  return Tensor(handle);
+}
+
+/// An empty [0] tensor: a result that is not wanted.
+inline Tensor no_result(const Arg& like, ScalarType dtype) {
+  const int64_t size = 0;
+  return fresh_tensor(like, dtype, 1, &size);
+}
+
+/// A result as an argument of a kernel; absent where it is no_result.
+inline Arg result(const char* name, const Tensor& t) { return t.dim() == 2 ? Arg(name, t) : Arg(); }
 
 }  // namespace ardiff

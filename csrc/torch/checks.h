@@ -4,8 +4,10 @@
 // std::runtime_error, which Python sees as RuntimeError.
 #pragma once
 
+#include <algorithm>
 #include <initializer_list>
 #include <string>
+#include <vector>
 
 #include "../math/columns.h"
 #include "arg.h"
@@ -72,10 +74,88 @@ inline void check_table(const char* op, const Arg& coef) {
   }
 }
 
+using ArgList = std::initializer_list<const Arg*>;
+
+/// Where the elements of a tensor lie: `rows` intervals of bytes.
+struct Span {
+  int64_t begin, rows, stride, width;
+
+  /// Of row-contiguous tensors [B, ...] exactly; of others one interval that holds them all.
+  explicit Span(const Arg& a)
+      : begin(reinterpret_cast<int64_t>(a.address())), rows(1), stride(1), width(0) {
+    if (!begin) return;
+    const int64_t size = static_cast<int64_t>(a.tensor->element_size());
+    if (a.dim >= 2 && a.contiguous_rows()) {
+      width = a.width() * size;
+      if (a.row_stride() > 0) rows = a.sizes[0], stride = a.row_stride() * size;
+      if (stride == width) width *= rows, rows = 1;
+    } else {
+      int64_t last = 0;
+      for (int64_t i = 0; i < a.dim; ++i) last += (a.sizes[i] - 1) * a.strides[i];
+      width = (last + 1) * size;
+    }
+  }
+  int64_t end() const { return begin + (rows - 1) * stride + width; }
+};
+
+inline bool meet(const Span& a, const Span& b) {
+  if (!a.begin || !b.begin || a.end() <= b.begin || b.end() <= a.begin) return false;
+  if (a.rows > b.rows) return meet(b, a);
+  for (int64_t i = 0; i < a.rows; ++i) {
+    const int64_t at = a.begin + i * a.stride - b.begin;
+    // The first row of b that ends behind the begin of this row of a.
+    const int64_t k = at < b.width ? 0 : (at - b.width) / b.stride + 1;
+    if (k < b.rows && k * b.stride < at + a.width) return true;
+  }
+  return false;
+}
+
+inline std::vector<Span> spans_of(ArgList args) {
+  std::vector<Span> spans;
+  spans.reserve(args.size());
+  for (const Arg* a : args) spans.emplace_back(*a);
+  return spans;
+}
+
+/// Whether the elements of two tensors lie in the same places, one on one.
+inline bool coincide(const Arg& a, const Arg& b) {
+  return a.address() == b.address() && a.dtype == b.dtype && has_shape_of(a, b) &&
+         a.row_stride() == b.row_stride();
+}
+
+/// That `read` lies apart from what is written, or (of a `rowwise` op) coincides with it: each
+/// element is read before it is written.
+inline void check_apart(const char* op, ArgList written, const std::vector<Span>& spans,
+                        const Arg& read, bool rowwise) {
+  const Span place(read);
+  for (size_t i = 0; i < spans.size(); ++i) {
+    const Arg& w = *written.begin()[i];
+    if (!meet(spans[i], place) || (rowwise && coincide(w, read))) continue;
+    fail(op, ": ", w.name, " is written in place but shares its memory with ", read.name,
+         "; clone one");
+  }
+}
+
+/// That what is written overlaps with nothing else.
+inline void check_overlaps(const char* op, ArgList args, ArgList written, bool rowwise) {
+  const std::vector<Span> spans = spans_of(written);
+  for (size_t i = 0; i < spans.size(); ++i) {
+    for (size_t j = i + 1; j < spans.size(); ++j) {
+      if (!meet(spans[i], spans[j])) continue;
+      fail(op, ": ", written.begin()[i]->name, " and ", written.begin()[j]->name,
+           " are written in place but share their memory; clone one");
+    }
+  }
+  for (const Arg* a : args) {
+    if (std::find(written.begin(), written.end(), a) == written.end()) {
+      check_apart(op, written, spans, *a, rowwise);
+    }
+  }
+}
+
 /// One device, unit stride inside a row, and no overlapping rows where the op writes; of tensors
 /// [B, ...] too where the op is `rowwise`.
-inline void check_placement(const char* op, std::initializer_list<const Arg*> args,
-                            std::initializer_list<const Arg*> written, bool rowwise = false) {
+inline void check_placement(const char* op, ArgList args, ArgList written, bool rowwise = false) {
   const Arg& first = **args.begin();
   for (const Arg* a : args) {
     if (!a->given()) continue;
@@ -100,14 +180,7 @@ inline void check_placement(const char* op, std::initializer_list<const Arg*> ar
       }
     }
   }
-  for (const Arg* const* w = written.begin(); w != written.end(); ++w) {
-    for (const Arg* const* o = w + 1; o != written.end(); ++o) {
-      if ((*w)->address() && (*w)->address() == (*o)->address()) {
-        fail(op, ": ", (*w)->name, " and ", (*o)->name,
-             " are written in place but share their memory; clone one");
-      }
-    }
-  }
+  if (written.size() > 0) check_overlaps(op, args, written, rowwise);
 }
 
 inline bool is_model_dtype(ScalarType dtype) {

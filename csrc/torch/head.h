@@ -21,6 +21,8 @@ struct HeadOptions {
   bool gated() const { return mlp == "gated"; }
 };
 
+constexpr int64_t kMostDepth = int64_t{1} << 24;  // numbers of columns then do not overflow
+
 /// `names` holds what the Args point to.
 struct HeadTensors {
   Arg x, modulation;
@@ -149,6 +151,9 @@ inline void check_head_step(const char* op, const HeadTensors& t, int64_t set,
   if (o.norm != "layer" && o.norm != "rms") fail(op, ": norm must be layer or rms, got ", o.norm);
   if (o.mlp != "plain" && o.mlp != "gated") fail(op, ": mlp must be plain or gated, got ", o.mlp);
   if (o.depth < 1) fail(op, ": depth must be at least 1, got ", o.depth);
+  if (o.depth > kMostDepth) {
+    fail(op, ": depth must be at most ", kMostDepth, ", got ", o.depth);
+  }
   if (o.ways < 1 || o.ways > 3) fail(op, ": ways must be 1, 2 or 3, got ", o.ways);
   if (!(o.eps >= 0)) fail(op, ": eps must be at least 0, got ", python_float(o.eps));
   const int64_t columns = (3 * o.depth + 2) * check_weights(op, t, o);

@@ -53,7 +53,12 @@ inline void check_head_loop(const char* op, const HeadTensors& t, const HeadLoop
       &t.x,    &l.memory, &l.v,      &l.set,      &l.op,        &l.coef,
       &l.draw, &l.key,    &l.stream, &l.guidance, &l.guidance2, &l.noise_scale};
   if (in_place) {
-    check_placement(op, all, {&t.x, &l.memory, &l.v});
+    const std::initializer_list<const Arg*> written = {&t.x, &l.memory, &l.v};
+    check_placement(op, all, written);
+    const std::vector<Span> spans = spans_of(written);
+    check_apart(op, written, spans, t.modulation, false);
+    for (const Arg& a : t.weights) check_apart(op, written, spans, a, false);
+    for (const Arg& a : t.scales) check_apart(op, written, spans, a, false);
   } else {
     check_placement(op, all, {});
   }

@@ -28,6 +28,14 @@ inline void check_kv_append(const char* op, const KvTensors& t, double eps, bool
   check_kv_placement(op, t, in_place);
 }
 
+inline Tensor clone(const Arg& a) {
+  try {
+    return torch::stable::clone(*a.tensor);
+  } catch (const std::runtime_error&) {
+    no_memory(a, a.dtype, a.dim, a.sizes);
+  }
+}
+
 /// kRun writes the tokens of checked arguments into their cache.
 template <void (*kRun)(const KvTensors&, double norm_eps)>
 struct KvAppend {
@@ -72,11 +80,11 @@ struct KvAppend {
                 {"k_scale", k_scale},
                 {"v_scale", v_scale}};
     check_kv_append("kv_append", t, norm_eps, false);
-    const Tensor keys = torch::stable::clone(k_cache), values = torch::stable::clone(v_cache);
+    const Tensor keys = clone(t.k_cache), values = clone(t.v_cache);
     t.k_cache = {"k_cache", keys};
     t.v_cache = {"v_cache", values};
     const auto copy_of = [&](const Arg& a) {
-      return a.given() ? torch::stable::clone(*a.tensor) : no_result(t.tokens, ScalarType::Float);
+      return a.given() ? clone(a) : no_result(t.tokens, ScalarType::Float);
     };
     const Tensor k_scales = copy_of(t.k_scale), v_scales = copy_of(t.v_scale);
     if (t.k_scale.given()) {

@@ -62,7 +62,8 @@ inline void check_accept(const char* op, const AcceptTensors& t, bool in_place) 
       &t.row,     &t.draw,     &t.key,      &t.stream,      &t.v_x,      &t.v_y,
       &t.out_mid, &t.energy_x, &t.energy_y, &t.ball_radius, &t.accepted, &t.log_alpha};
   if (in_place) {
-    check_placement(op, all, {&t.y, &t.out_y, &t.v_y}, true);
+    check_placement(op, all, {&t.y, &t.out_y, &t.v_y, &t.energy_y, &t.accepted, &t.log_alpha},
+                    true);
   } else {
     check_placement(op, all, {}, true);
   }

@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 
 from ardiff_kernels import ops, testing
 from ardiff_kernels.dispatch import autograd as _autograd
+from ardiff_kernels.dispatch import backends
 from ardiff_kernels.ops.diffusion_step import COLUMNS as DIFFUSION_COLUMNS
 from ardiff_kernels.ops.uld_step import COLUMNS as ULD_COLUMNS
 from tests._support.gradient_calls import (
@@ -231,13 +232,64 @@ def test_forward_mode_is_refused(make):
         call.functional()
 
 
-def test_no_second_derivative():
-    call = testing.diffusion_call(2, 3)
-    x = call.args["x"].clone().requires_grad_()
-    y = apply(ops.diffusion_step, call, {"x": x})[0]
-    (g,) = torch.autograd.grad((y**2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        g.sum().backward()
+@pytest.mark.parametrize("name", ["uld-three-way-given-noise", "diffusion-everything"])
+def test_second_derivatives(implementation, name):
+    """Hessian times vector of a curved function of the results, against float64 autograd."""
+    call = SMALL[name]()
+    known = inputs(call)
+    given = {**call.args, **call.options}
+    directions = tuple(
+        testing.random_rows(80 + i, *given[n].shape).to(given[n]) for i, n in enumerate(known)
+    )
+
+    def product(function, kind):
+        def curved(*values):
+            results = apply(function, call, dict(zip(known, values, strict=True)))
+            return sum((t.sin() * (i + 1)).sum() for i, t in enumerate(results))
+
+        values = tuple(given[n].detach().to(kind) for n in known)
+        vectors = tuple(t.to(kind) for t in directions)
+        return torch.autograd.functional.hvp(curved, values, vectors)[1]
+
+    reference = backends.reference_function(call.op)
+    expected = product(reference, torch.float64)
+    assert any(t.any() for t in expected)
+    for got, want in zip(product(getattr(ops, call.op), torch.float32), expected, strict=True):
+        testing.assert_within(got, want, 3e-5 * want.abs().max().clamp(min=1))
+
+
+@STEPS
+def test_jvp_and_hessian_of_torch(make):
+    """The double-backward trick of `torch.autograd.functional` gives what a plain affine map has:
+    the columns of its Jacobian, from differences, which are exact up to rounding."""
+    call = make(3, 4)
+    x = call.args[call.state[0]].contiguous()
+    tangent = testing.random_rows(90, 3, 4).contiguous()
+
+    def step(value):
+        return apply(getattr(ops, call.op), call, {call.state[0]: value})[0]
+
+    _, got = torch.autograd.functional.jvp(step, (x,), (tangent,))
+    torch.testing.assert_close(got, step(x + tangent) - step(x), rtol=1e-5, atol=1e-5)
+    assert got.abs().sum() > 0.1
+
+    slope = torch.autograd.functional.jvp(step, (x,), (torch.ones_like(x),))[1]
+    hessian = torch.autograd.functional.hessian(lambda v: (step(v) ** 2).sum() / 2, x)
+    expected = torch.diag(slope.flatten() ** 2).view(3, 4, 3, 4)
+    torch.testing.assert_close(hessian, expected, rtol=1e-5, atol=1e-5)
+
+
+@STEPS
+def test_the_transforms_of_torch_func_are_refused(make):
+    call = make(2, 3)
+
+    def loss(out):
+        return apply(getattr(ops, call.op), call, {"model_out": out})[0].sum()
+
+    out = call.args["model_out"].contiguous()
+    for transform in (torch.func.grad, torch.func.hessian, torch.func.jacrev):
+        with pytest.raises(RuntimeError, match=f"^{call.op}: no gradient inside the transforms"):
+            transform(loss)(out)
 
 
 def test_autograd_sees_in_place_steps():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ardiff_kernels import ops, testing
+from ardiff_kernels.dispatch import library, load
 
 F32, F64, I32, I64 = torch.float32, torch.float64, torch.int32, torch.int64
 
@@ -41,7 +42,12 @@ uld, diffusion = testing.uld_call, testing.diffusion_call
 def invalid_calls() -> dict[str, tuple]:
     """Calls and their messages; tensors on the default device."""
     some, same = torch.zeros(4, 8), torch.zeros(4, 8)
-    key, stream = torch.tensor([1]), torch.arange(4)
+    key, stream, long, wide = (
+        torch.tensor([1]),
+        torch.arange(4),
+        torch.zeros(40),
+        torch.zeros(4, 16),
+    )
     return {
         "philox key dtype": (
             lambda: ops.philox_normal(key.float(), 0, stream, 4),
@@ -198,6 +204,35 @@ def invalid_calls() -> dict[str, tuple]:
             change(uld, written=True, v=same, z=same),
             "uld_step_: z and v are written in place but share their memory; clone one",
         ),
+        "uld partly the same memory": (
+            change(uld, written=True, v=long[8:40].view(4, 8), z=long[:32].view(4, 8)),
+            "uld_step_: z and v are written in place but share their memory; clone one",
+        ),
+        "uld reads what it writes": (
+            change(uld, written=True, z=long[:32].view(4, 8), model_out=long[1:33].view(4, 8)),
+            "uld_step_: z is written in place but shares its memory with model_out; clone one",
+        ),
+        "uld reads rows between those it writes": (
+            change(uld, written=True, z=wide[:, :8], noise=wide[:, 7:15], noise2=some),
+            "uld_step_: z is written in place but shares its memory with noise; clone one",
+        ),
+        "uld None": (
+            lambda: ops.uld_step(some, some, None, some, *list(uld(4, 8).args.values())[4:]),
+            "uld_step: model_out must be a tensor, got None",
+        ),
+        "uld written None": (
+            lambda: ops.uld_step_(some, None, some, some, *list(uld(4, 8).args.values())[4:]),
+            "uld_step_: v must be a tensor, got None",
+        ),
+        "uld negated": (
+            change(uld, written=True, z=(some + 1j * some).conj().imag),
+            "uld_step_: z is written in place but is a view that negates or conjugates its memory "
+            "(as .imag of a conjugate); call .resolve_neg() or .resolve_conj() first",
+        ),
+        "philox reads what it writes": (
+            lambda: ops.philox_normal_(long[:32].view(4, 8), key, 0, long.view(I64)[12:16]),
+            "philox_normal_: out is written in place but shares its memory with stream; clone one",
+        ),
         "uld z_model dtype": (
             change(uld, written=True, z_model=torch.zeros(4, 8)),
             "uld_step_: z_model must be bfloat16 [4, 8], got float32 [4, 8]",
@@ -251,6 +286,34 @@ def test_message(implementation, name):
     invalid, message = invalid_calls()[name]
     with pytest.raises(RuntimeError, match="^" + re.escape(message)):
         invalid()
+
+
+def test_negated_views_are_read_as_they_are():
+    """`.imag` of a conjugate negates what lies in memory; the ops get what it stands for."""
+    call = uld(4, 8)
+    out = call.args["model_out"].contiguous()
+    call.args["model_out"] = torch.complex(out, -out).conj().imag
+    assert call.args["model_out"].is_neg() and torch.equal(call.args["model_out"], out)
+    for function in (call.functional, call.in_place):
+        for got, want in zip(function(), call.changed(model_out=out).functional(), strict=False):
+            assert torch.equal(got, want)
+
+
+@pytest.mark.skipif(not load.CPU.loaded, reason="the message of the C++ kernels")
+def test_no_room_for_a_result():
+    """A result of 64 TiB. On a CPU torch's own error is a RuntimeError too."""
+    stream = torch.zeros(2**10, dtype=I64)
+    message = r"^philox_normal: out of memory on cpu for a result, float32 \[1024, 17179869184\]$"
+    with pytest.raises(RuntimeError, match=message):
+        ops.philox_normal(torch.tensor([1]), 0, stream, 2**34)
+
+
+def test_no_room_on_a_gpu_is_the_error_of_torch():
+    def full(*args, **options):
+        raise RuntimeError("uld_step: out of memory on cuda:0 for a result, float32 [4, 8]")
+
+    with pytest.raises(torch.OutOfMemoryError, match="^uld_step: out of memory on cuda:0"):
+        library._caller(full)()
 
 
 def test_mixed_devices():

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .tables import TABLE_WIDTH
 
@@ -126,10 +127,25 @@ def check_placement(
                 f"{op}: {name} is written in place but its rows overlap (row stride "
                 f"{t.stride(0)}, {d} elements per row); clone it first"
             )
-    for one, other in itertools.combinations([n for n in written if n in present], 2):
-        if _same_memory(present[one], present[other]):
+    changed = {name: present[name] for name in written if name in present}
+    for one, other in itertools.combinations(changed, 2):
+        if _share_memory(changed[one], changed[other]):
             raise RuntimeError(
                 f"{op}: {one} and {other} are written in place but share their memory; clone one"
+            )
+    read = {name: t for name, t in present.items() if name not in changed}
+    check_apart(op, changed, read, rowwise)
+
+
+def check_apart(
+    op: str, written: Mapping[str, Tensor], read: Mapping[str, Tensor], rowwise: bool
+) -> None:
+    """That what is read lies apart from what is written, or (of a `rowwise` op) coincides with it:
+    each element is read before it is written."""
+    for (other, r), (one, w) in itertools.product(read.items(), written.items()):
+        if _share_memory(w, r) and not (rowwise and _coincide(w, r)):
+            raise RuntimeError(
+                f"{op}: {one} is written in place but shares its memory with {other}; clone one"
             )
 
 
@@ -144,9 +160,46 @@ def _contiguous_rows(t: Tensor) -> bool:
     return True
 
 
-def _same_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors begin at one address; subclasses such as fake tensors have none."""
+def _has_memory(t: Tensor) -> bool:
+    """Whether a tensor has an address; subclasses such as fake tensors have none."""
+    return type(t) in (Tensor, Parameter) and t.numel() > 0
+
+
+def _spans(t: Tensor) -> tuple[int, int, int, int]:
+    """Where the elements of a tensor lie: first address, number of intervals of bytes, their
+    stride and width. Of row-contiguous tensors exactly; of others one interval that holds all."""
+    begin, size = t.data_ptr(), t.element_size()
+    if t.dim() < 2 or not _contiguous_rows(t):
+        last = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+        return begin, 1, 1, (last + 1) * size
+    row = width(t) * size
+    stride = t.stride(0) * size if t.shape[0] > 1 else 0
+    if stride == row:
+        return begin, 1, 1, row * t.shape[0]
+    return (begin, t.shape[0], stride, row) if stride else (begin, 1, 1, row)
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether an element of one tensor lies on an element of another."""
+    if not (_has_memory(a) and _has_memory(b)):
+        return a is b and a.numel() > 0
+    few, many = sorted((_spans(a), _spans(b)), key=lambda spans: spans[1])
+    (begin, rows, stride, wide), (other, others, other_stride, other_wide) = few, many
+    if begin + (rows - 1) * stride + wide <= other:
+        return False
+    if other + (others - 1) * other_stride + other_wide <= begin:
+        return False
+    for i in range(rows):
+        at = begin + i * stride - other
+        # The first of the other's intervals that ends behind the begin of this one.
+        k = 0 if at < other_wide else (at - other_wide) // other_stride + 1
+        if k < others and k * other_stride < at + wide:
+            return True
+    return False
+
+
+def _coincide(a: Tensor, b: Tensor) -> bool:
     if a is b:
-        return a.numel() > 0
-    real = type(a) is type(b) is Tensor
-    return real and a.numel() > 0 and b.numel() > 0 and a.data_ptr() == b.data_ptr()
+        return True
+    same = a.dtype == b.dtype and a.shape == b.shape and a.data_ptr() == b.data_ptr()
+    return same and (a.shape[0] <= 1 or a.stride(0) == b.stride(0))

@@ -128,7 +128,7 @@ def _check_options(
     for name in OUTPUTS:
         check_matrix(op, name, options.get(name), model_out.dtype, model_out.shape)
     for name in VALUES:
-        check_vector(op, name, options.get(name), torch.float32, len(x), shared=True)
+        check_vector(op, name, options.get(name), torch.float32, x.shape[0], shared=True)
     for name in NORMALS:
         check_matrix(op, name, options.get(name), torch.float32, x.shape)
     check_matrix(op, "x0", options.get("x0"), x.dtype, x.shape)

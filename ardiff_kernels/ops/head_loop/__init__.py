@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, ops
+from torch import Tensor
 
 from ...dispatch import autograd as _autograd
 from ...dispatch.library import define
@@ -26,14 +26,14 @@ def _fake(x: Tensor, memory: Tensor, *args, v: Tensor | None = None, **options):
     return torch.empty_like(x), torch.empty_like(x), x.new_empty(0 if v is None else x.shape)
 
 
-define(
+_call = define(
     f"head_loop(Tensor x, Tensor memory, {_INPUTS}, Tensor? v=None, {_OPTIONS})"
     " -> (Tensor, Tensor, Tensor)",
     check=lambda *args, **options: check_head_loop("head_loop", (), *args, **options),
     fake=_fake,
     parts=_PARTS,
 )
-define(
+_call_in_place = define(
     f"head_loop_(Tensor(a!) x, Tensor(b!) memory, {_INPUTS}, Tensor(c!)? v=None, {_OPTIONS}) -> ()",
     check=lambda *args, **options: check_head_loop(
         "head_loop_", ("x", "memory", "v"), *args, **options
@@ -100,7 +100,7 @@ def head_loop(
         RuntimeError: shapes, dtypes, devices or strides that do not fit; an unknown norm
             or mlp; on CUDA a depth above 31.
     """
-    return ops.ardiff.head_loop.default(
+    return _call(
         x, memory, modulation, set, list(weights), list(scales), coef, draw, key, stream,
         norm=norm, mlp=mlp, depth=depth, eps=eps, v=v, op=op, guidance=guidance,
         guidance2=guidance2, noise_scale=noise_scale, batch_invariant=batch_invariant,
@@ -131,7 +131,7 @@ def head_loop_(
     batch_invariant: bool = False,
 ) -> None:
     """:func:`head_loop` in place: x, memory and v (where given) are overwritten."""
-    ops.ardiff.head_loop_.default(
+    _call_in_place(
         x, memory, modulation, set, list(weights), list(scales), coef, draw, key, stream,
         norm=norm, mlp=mlp, depth=depth, eps=eps, v=v, op=op, guidance=guidance,
         guidance2=guidance2, noise_scale=noise_scale, batch_invariant=batch_invariant,

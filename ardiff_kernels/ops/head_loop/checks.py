@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._shared.arguments import (
     QUADS,
+    check_apart,
     check_matrix,
     check_placement,
     check_table,
@@ -78,3 +79,8 @@ def check_head_loop(
     tensors = {"x": x, "memory": memory, "v": v, "set": set, "op": op, "coef": coef}
     tensors |= {"draw": draw, "key": key, "stream": stream, **factors}
     check_placement(name, tensors, written)
+    head = {"modulation": modulation}
+    head |= {f"weights[{i}]": t for i, t in enumerate(weights)}
+    head |= {f"scales[{i}]": t for i, t in enumerate(scales)}
+    changed = {n: tensors[n] for n in written if tensors[n] is not None}
+    check_apart(name, changed, head, rowwise=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, ops
+from torch import Tensor
 
 from ...dispatch import autograd as _autograd
 from ...dispatch.library import define
@@ -17,7 +17,7 @@ def _fake(
     return x.new_empty((ways, x.shape[0], weights[-2].shape[0]))
 
 
-define(
+_call = define(
     "head_step(Tensor x, Tensor modulation, SymInt set, Tensor[] weights, Tensor[] scales, *, "
     "str norm, str mlp, int depth, float eps, int ways=1, bool batch_invariant=False) -> Tensor",
     check=lambda *args, **options: check_head("head_step", *args, **options),
@@ -97,7 +97,7 @@ def head_step(
         >>> out.shape
         torch.Size([1, 3, 4])
     """
-    return ops.ardiff.head_step.default(
+    return _call(
         x,
         modulation,
         set,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._shared.arguments import check_placement, dtype_name, got, shape_text
 
+MOST_DEPTH = 2**24  # as in C++, where numbers of columns could overflow
 NORMS, MLPS = ("layer", "rms"), ("plain", "gated")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 MODULATION_DTYPES = (torch.float32, torch.bfloat16)
@@ -117,6 +118,8 @@ def check_head(
         raise RuntimeError(f"{op}: mlp must be plain or gated, got {mlp}")
     if depth < 1:
         raise RuntimeError(f"{op}: depth must be at least 1, got {depth}")
+    if depth > MOST_DEPTH:
+        raise RuntimeError(f"{op}: depth must be at most {MOST_DEPTH}, got {depth}")
     if not 1 <= ways <= 3:
         raise RuntimeError(f"{op}: ways must be 1, 2 or 3, got {ways}")
     if not eps >= 0:

@@ -23,13 +23,13 @@ def _fake(k, v, k_cache, v_cache, length, *, k_scale=None, v_scale=None, **optio
     return k_cache.new_empty(k_cache.shape), v_cache.new_empty(v_cache.shape), *scales
 
 
-define(
+_call = define(
     "kv_append(Tensor k, Tensor v, Tensor k_cache, Tensor v_cache, Tensor length, *, "
     f"{_OPTIONS}, Tensor? k_scale=None, Tensor? v_scale=None) -> (Tensor, Tensor, Tensor, Tensor)",
     check=lambda *args, **options: check_append("kv_append", *args, **options),
     fake=_fake,
 )
-define(
+_call_in_place = define(
     "kv_append_(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor length, *, "
     f"{_OPTIONS}, Tensor(c!)? k_scale=None, Tensor(d!)? v_scale=None) -> ()",
     check=lambda *args, **options: check_append("kv_append_", *args, **options),
@@ -90,7 +90,7 @@ def kv_append_(
             a length, count, block number or position that does not fit, before anything is written;
             on a GPU such a row is skipped (`check_data` in ``ops/_shared/kv_cache.py`` finds it).
     """
-    torch.ops.ardiff.kv_append_.default(
+    _call_in_place(
         k,
         v,
         k_cache,
@@ -118,4 +118,4 @@ def kv_append(
     Returns:
         Fresh k_cache and v_cache, and k_scale and v_scale (float32 `[0]` when not given).
     """
-    return torch.ops.ardiff.kv_append.default(k, v, k_cache, v_cache, length, **options)
+    return _call(k, v, k_cache, v_cache, length, **options)

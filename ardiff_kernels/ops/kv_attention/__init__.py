@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ...dispatch import autograd as _autograd
@@ -14,7 +13,7 @@ def _fake(q: Tensor, *args, **options) -> Tensor:
     return q.new_empty(q.shape)
 
 
-define(
+_call = define(
     "kv_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor length, *, Tensor? count=None, "
     "Tensor? block_table=None, Tensor? position=None, Tensor? cos=None, Tensor? sin=None, "
     "Tensor? q_norm=None, float norm_eps=1e-6, Tensor? k_scale=None, Tensor? v_scale=None, "
@@ -102,7 +101,7 @@ def kv_attention(
         >>> ops.kv_attention(q, k_cache, v_cache, length).shape
         torch.Size([2, 1, 4, 32])
     """
-    return torch.ops.ardiff.kv_attention.default(
+    return _call(
         q,
         k_cache,
         v_cache,

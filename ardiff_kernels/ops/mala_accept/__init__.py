@@ -140,9 +140,12 @@ def mala_accept(
     """
 
 
+_STATE = ("y", "out_y", "v_y", "energy_y", "accepted", "log_alpha")
+
+
 @operator(
-    check=partial(check_accept, "mala_accept_", ("y", "out_y", "v_y")),
-    written=("y", "out_y", "v_y", "energy_y", "accepted", "log_alpha"),
+    check=partial(check_accept, "mala_accept_", _STATE),
+    written=_STATE,
     options_of=mala_accept,
     rowwise=True,
 )

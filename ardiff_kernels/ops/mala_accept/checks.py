@@ -67,7 +67,7 @@ def check_accept(
 def _check_options(
     op: str, x: Tensor, out_dtype: torch.dtype, options: Mapping[str, Tensor | None]
 ) -> None:
-    rows = len(x)
+    rows = x.shape[0]
 
     def given(name: str) -> bool:
         return options.get(name) is not None

@@ -14,13 +14,13 @@ def _fake(key: Tensor, counter: int, stream: Tensor, n: int) -> Tensor:
     return stream.new_empty((stream.shape[0], n), dtype=torch.float32)
 
 
-define(
-    "philox_normal(Tensor key, int counter, Tensor stream, SymInt n) -> Tensor",
+_call = define(
+    "philox_normal(Tensor key, SymInt counter, Tensor stream, SymInt n) -> Tensor",
     check=check_philox_normal,
     fake=_fake,
 )
-define(
-    "philox_normal_(Tensor(a!) out, Tensor key, int counter, Tensor stream) -> ()",
+_call_in_place = define(
+    "philox_normal_(Tensor(a!) out, Tensor key, SymInt counter, Tensor stream) -> ()",
     check=check_philox_normal_,
 )
 _autograd.without_gradient("philox_normal_", "call philox_normal")
@@ -56,9 +56,9 @@ def philox_normal(key: Tensor, counter: int, stream: Tensor, n: int) -> Tensor:
         >>> torch.equal(alone, together[1:2])
         True
     """
-    return torch.ops.ardiff.philox_normal.default(key, counter, stream, n)
+    return _call(key, counter, stream, n)
 
 
 def philox_normal_(out: Tensor, key: Tensor, counter: int, stream: Tensor) -> None:
     """In-place twin of `philox_normal`: fills `out`, float32 `[B, n]` with unit inner stride."""
-    torch.ops.ardiff.philox_normal_.default(out, key, counter, stream)
+    _call_in_place(out, key, counter, stream)

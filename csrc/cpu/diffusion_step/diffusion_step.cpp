@@ -1,8 +1,7 @@
 // diffusion_step on the CPU: threads and registration; the kernel is kernel.cpp.
 #include "../../torch/diffusion_step.h"
 
-#include <torch/csrc/stable/library.h>
-
+#include "../../torch/choice.h"
 #include "../isa.h"
 #include "../launch.h"
 
@@ -19,6 +18,6 @@ using Op = DiffusionStep<&run>;
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ardiff, CPU, m) {
-  m.impl("diffusion_step", TORCH_BOX(&ardiff::Op::functional));
-  m.impl("diffusion_step_", TORCH_BOX(&ardiff::Op::in_place));
+  ARDIFF_IMPL(m, "diffusion_step", &ardiff::Op::functional);
+  ARDIFF_IMPL(m, "diffusion_step_", &ardiff::Op::in_place);
 }

@@ -1,8 +1,7 @@
 // diffusion_step_backward on the CPU: threads and registration; the kernel is kernel.cpp.
 #include "../../torch/diffusion_step_backward.h"
 
-#include <torch/csrc/stable/library.h>
-
+#include "../../torch/choice.h"
 #include "../isa.h"
 #include "../launch.h"
 
@@ -21,5 +20,5 @@ using Op = DiffusionStepBackward<&run>;
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ardiff, CPU, m) {
-  m.impl("diffusion_step_backward", TORCH_BOX(&ardiff::Op::functional));
+  ARDIFF_IMPL(m, "diffusion_step_backward", &ardiff::Op::functional);
 }

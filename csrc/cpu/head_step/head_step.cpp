@@ -1,6 +1,7 @@
 // head_step on the CPU: registration and launch; the kernel is kernel.cpp.
 #include "../../torch/head_step.h"
 
+#include "../../torch/choice.h"
 #include "../isa.h"
 #include "launch.h"
 
@@ -55,5 +56,5 @@ void run(const HeadTensors& t, const HeadOptions& options, int64_t set, float* o
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ardiff, CPU, m) {
-  m.impl("head_step", TORCH_BOX(&ardiff::HeadStep<ardiff::run>::functional));
+  ARDIFF_IMPL(m, "head_step", &ardiff::HeadStep<ardiff::run>::functional);
 }

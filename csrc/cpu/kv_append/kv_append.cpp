@@ -1,6 +1,7 @@
 // kv_append on the CPU: threads and registration; the kernel is kernel.cpp.
 #include "../../torch/kv_append.h"
 
+#include "../../torch/choice.h"
 #include "../isa.h"
 #include "../kv/launch.h"
 
@@ -25,6 +26,6 @@ void run(const KvTensors& t, double norm_eps) {
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ardiff, CPU, m) {
-  m.impl("kv_append", TORCH_BOX(&ardiff::KvAppend<ardiff::run>::functional));
-  m.impl("kv_append_", TORCH_BOX(&ardiff::KvAppend<ardiff::run>::in_place));
+  ARDIFF_IMPL(m, "kv_append", &ardiff::KvAppend<ardiff::run>::functional);
+  ARDIFF_IMPL(m, "kv_append_", &ardiff::KvAppend<ardiff::run>::in_place);
 }

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <vector>
 
+#include "../../torch/choice.h"
 #include "../isa.h"
 #include "../kv/launch.h"
 
@@ -83,5 +84,5 @@ void run(const KvTensors& t, const KvAttentionOptions& o, void* out) {
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ardiff, CPU, m) {
-  m.impl("kv_attention", TORCH_BOX(&ardiff::KvAttention<ardiff::run>::functional));
+  ARDIFF_IMPL(m, "kv_attention", &ardiff::KvAttention<ardiff::run>::functional);
 }

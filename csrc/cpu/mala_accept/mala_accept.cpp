@@ -1,8 +1,7 @@
 // mala_accept on the CPU: threads and registration; the kernel is kernel.cpp.
 #include "../../torch/mala_accept.h"
 
-#include <torch/csrc/stable/library.h>
-
+#include "../../torch/choice.h"
 #include "../isa.h"
 #include "../launch.h"
 
@@ -25,6 +24,6 @@ using Op = MalaAccept<&run>;
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ardiff, CPU, m) {
-  m.impl("mala_accept", TORCH_BOX(&ardiff::Op::functional));
-  m.impl("mala_accept_", TORCH_BOX(&ardiff::Op::in_place));
+  ARDIFF_IMPL(m, "mala_accept", &ardiff::Op::functional);
+  ARDIFF_IMPL(m, "mala_accept_", &ardiff::Op::in_place);
 }

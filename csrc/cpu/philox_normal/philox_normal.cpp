@@ -1,8 +1,7 @@
 // philox_normal on the CPU: threads and registration; the kernel is kernel.cpp.
 #include "../../torch/philox_normal.h"
 
-#include <torch/csrc/stable/library.h>
-
+#include "../../torch/choice.h"
 #include "../isa.h"
 #include "../launch.h"
 #include "words.h"
@@ -21,8 +20,8 @@ using Op = PhiloxNormal<&run>;
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ardiff, CPU, m) {
-  m.impl("philox_normal", TORCH_BOX(&ardiff::Op::functional));
-  m.impl("philox_normal_", TORCH_BOX(&ardiff::Op::in_place));
+  ARDIFF_IMPL(m, "philox_normal", &ardiff::Op::functional);
+  ARDIFF_IMPL(m, "philox_normal_", &ardiff::Op::in_place);
 }
 
 /// The words of quads [0, count) at an address, four per quad, by the instruction set in use.

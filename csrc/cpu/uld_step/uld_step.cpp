@@ -1,8 +1,7 @@
 // uld_step on the CPU: threads and registration; the kernel is kernel.cpp.
 #include "../../torch/uld_step.h"
 
-#include <torch/csrc/stable/library.h>
-
+#include "../../torch/choice.h"
 #include "../isa.h"
 #include "../launch.h"
 
@@ -19,6 +18,6 @@ using Op = UldStep<&run>;
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ardiff, CPU, m) {
-  m.impl("uld_step", TORCH_BOX(&ardiff::Op::functional));
-  m.impl("uld_step_", TORCH_BOX(&ardiff::Op::in_place));
+  ARDIFF_IMPL(m, "uld_step", &ardiff::Op::functional);
+  ARDIFF_IMPL(m, "uld_step_", &ardiff::Op::in_place);
 }

@@ -1,8 +1,7 @@
 // uld_step_backward on the CPU: threads and registration; the kernel is kernel.cpp.
 #include "../../torch/uld_step_backward.h"
 
-#include <torch/csrc/stable/library.h>
-
+#include "../../torch/choice.h"
 #include "../isa.h"
 #include "../launch.h"
 
@@ -19,5 +18,5 @@ using Op = UldStepBackward<&run>;
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ardiff, CPU, m) {
-  m.impl("uld_step_backward", TORCH_BOX(&ardiff::Op::functional));
+  ARDIFF_IMPL(m, "uld_step_backward", &ardiff::Op::functional);
 }

@@ -29,6 +29,6 @@ using Op = DiffusionStep<&run>;
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ARDIFF_CUDA_NAMESPACE, ARDIFF_CUDA_KEY, m) {
-  m.impl("diffusion_step", TORCH_BOX(&ardiff::Op::functional));
-  m.impl("diffusion_step_", TORCH_BOX(&ardiff::Op::in_place));
+  ARDIFF_IMPL(m, "diffusion_step", &ardiff::Op::functional);
+  ARDIFF_IMPL(m, "diffusion_step_", &ardiff::Op::in_place);
 }

@@ -23,5 +23,5 @@ using Op = DiffusionStepBackward<&run>;
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ARDIFF_CUDA_NAMESPACE, ARDIFF_CUDA_KEY, m) {
-  m.impl("diffusion_step_backward", TORCH_BOX(&ardiff::Op::functional));
+  ARDIFF_IMPL(m, "diffusion_step_backward", &ardiff::Op::functional);
 }

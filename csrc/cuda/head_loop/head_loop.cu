@@ -52,6 +52,6 @@ void run(const char* op, const HeadTensors& t, const HeadLoopTensors& l, const H
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ARDIFF_CUDA_NAMESPACE, ARDIFF_CUDA_KEY, m) {
-  m.impl("head_loop", TORCH_BOX(&ardiff::HeadLoop<ardiff::run>::functional));
-  m.impl("head_loop_", TORCH_BOX(&ardiff::HeadLoop<ardiff::run>::in_place));
+  ARDIFF_IMPL(m, "head_loop", &ardiff::HeadLoop<ardiff::run>::functional);
+  ARDIFF_IMPL(m, "head_loop_", &ardiff::HeadLoop<ardiff::run>::in_place);
 }

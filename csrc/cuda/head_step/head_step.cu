@@ -27,5 +27,5 @@ void run(const HeadTensors& t, const HeadOptions& options, int64_t set, float* o
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ARDIFF_CUDA_NAMESPACE, ARDIFF_CUDA_KEY, m) {
-  m.impl("head_step", TORCH_BOX(&ardiff::HeadStep<ardiff::run>::functional));
+  ARDIFF_IMPL(m, "head_step", &ardiff::HeadStep<ardiff::run>::functional);
 }

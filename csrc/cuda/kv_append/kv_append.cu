@@ -26,6 +26,6 @@ void run(const KvTensors& t, double norm_eps) {
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ARDIFF_CUDA_NAMESPACE, ARDIFF_CUDA_KEY, m) {
-  m.impl("kv_append", TORCH_BOX(&ardiff::KvAppend<ardiff::run>::functional));
-  m.impl("kv_append_", TORCH_BOX(&ardiff::KvAppend<ardiff::run>::in_place));
+  ARDIFF_IMPL(m, "kv_append", &ardiff::KvAppend<ardiff::run>::functional);
+  ARDIFF_IMPL(m, "kv_append_", &ardiff::KvAppend<ardiff::run>::in_place);
 }

@@ -103,5 +103,5 @@ void run(const KvTensors& t, const KvAttentionOptions& o, void* out) {
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ARDIFF_CUDA_NAMESPACE, ARDIFF_CUDA_KEY, m) {
-  m.impl("kv_attention", TORCH_BOX(&ardiff::KvAttention<ardiff::run>::functional));
+  ARDIFF_IMPL(m, "kv_attention", &ardiff::KvAttention<ardiff::run>::functional);
 }

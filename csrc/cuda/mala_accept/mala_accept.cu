@@ -33,6 +33,6 @@ using Op = MalaAccept<&run>;
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ARDIFF_CUDA_NAMESPACE, ARDIFF_CUDA_KEY, m) {
-  m.impl("mala_accept", TORCH_BOX(&ardiff::Op::functional));
-  m.impl("mala_accept_", TORCH_BOX(&ardiff::Op::in_place));
+  ARDIFF_IMPL(m, "mala_accept", &ardiff::Op::functional);
+  ARDIFF_IMPL(m, "mala_accept_", &ardiff::Op::in_place);
 }

@@ -16,6 +16,6 @@ using Op = PhiloxNormal<&run>;
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ARDIFF_CUDA_NAMESPACE, ARDIFF_CUDA_KEY, m) {
-  m.impl("philox_normal", TORCH_BOX(&ardiff::Op::functional));
-  m.impl("philox_normal_", TORCH_BOX(&ardiff::Op::in_place));
+  ARDIFF_IMPL(m, "philox_normal", &ardiff::Op::functional);
+  ARDIFF_IMPL(m, "philox_normal_", &ardiff::Op::in_place);
 }

@@ -14,6 +14,6 @@ using Op = UldStep<&run>;
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ARDIFF_CUDA_NAMESPACE, ARDIFF_CUDA_KEY, m) {
-  m.impl("uld_step", TORCH_BOX(&ardiff::Op::functional));
-  m.impl("uld_step_", TORCH_BOX(&ardiff::Op::in_place));
+  ARDIFF_IMPL(m, "uld_step", &ardiff::Op::functional);
+  ARDIFF_IMPL(m, "uld_step_", &ardiff::Op::in_place);
 }

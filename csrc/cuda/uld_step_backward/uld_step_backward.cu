@@ -16,5 +16,5 @@ using Op = UldStepBackward<&run>;
 }  // namespace ardiff
 
 STABLE_TORCH_LIBRARY_IMPL(ARDIFF_CUDA_NAMESPACE, ARDIFF_CUDA_KEY, m) {
-  m.impl("uld_step_backward", TORCH_BOX(&ardiff::Op::functional));
+  ARDIFF_IMPL(m, "uld_step_backward", &ardiff::Op::functional);
 }

@@ -55,6 +55,7 @@ INVALID = {
     "norm": (call(norm="batch"), "norm must be layer or rms, got batch"),
     "mlp": (call(mlp="swiglu"), "mlp must be plain or gated, got swiglu"),
     "depth": (call(depth=0), "depth must be at least 1, got 0"),
+    "depth beyond any": (call(depth=2**62), f"depth must be at most {2**24}, got {2**62}"),
     "ways": (call(ways=4), "ways must be 1, 2 or 3, got 4"),
     "eps": (call(eps=-1.0), "eps must be at least 0, got -1.0"),
     "number of weights": (
