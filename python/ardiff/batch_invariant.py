@@ -33,7 +33,7 @@ _ELEMENTWISE = {
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _tile(rows: int, inner: int, outer: int, dtype: torch.dtype, device: str) -> int:
     """`rows`, or 1 where this machine's product of `rows` rows rounds them differently."""
     generator = torch.Generator().manual_seed(0)

@@ -140,6 +140,21 @@ def test_a_long_prompt_behind_a_short_one():
     close(found[1, :80], model(x)[1, 1:81])
 
 
+def test_a_long_prompt_of_an_encoder_that_answers_in_one_buffer():
+    """As a captured CUDA graph does; 130 tokens are three calls."""
+    model, x = encoder(positions=256), tokens(1, 132, 64)
+    expected, buffer, extend = model(x), torch.empty(1, 64, 64), model.extend
+
+    def captured(x, *arguments):
+        out = buffer[:, : x.shape[1]]
+        return out.copy_(extend(x, *arguments))
+
+    model.extend = captured
+    cache = model.new_cache(1, 132)
+    model.prefill(x[:, :2], cache)
+    close(model.prefill(x[:, 2:], cache), expected[:, 2:])
+
+
 def test_a_batch_invariant_prefill_is_to_the_bit_that_of_a_row_alone():
     """Whatever the lengths beside it: PyTorch's attention cuts its work by the longest row."""
     model, x, counts = encoder(positions=512, heads=2), tokens(3, 300, 64), [300, 37, 150]

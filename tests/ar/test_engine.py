@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import ardiff
 from ardiff.ar.engine import AREngine
 from ardiff.heads.fused import FusedHead
 from ardiff.models.image_model import ARModel, ModelConfig
+from ardiff.tables.table import StepTable
 from tests._support.engine_oracle import (
     PLACES,
     SOLVER,
@@ -321,3 +324,42 @@ def test_a_callback_must_not_step_and_may_change_its_values():
     engine.submit(None, 1, on_patch=lambda patch: engine.step(), seed=0)
     with pytest.raises(RuntimeError, match="may submit and cancel, but not step"):
         engine.step()
+
+
+def tables() -> int:
+    gc.collect()
+    return sum(type(each) is StepTable for each in gc.get_objects())
+
+
+def test_tables_of_many_steps_are_not_kept_for_good():
+    """Those of cancelled and of finished requests, of which 64 may stay; a refused one has none."""
+    engine, before = AREngine(tiny_model(), "ddim", 4, rows=1, capacity=12), tables()
+    for steps in range(5, 85):
+        engine.cancel(engine.submit(None, 2, steps=steps))
+    assert tables() <= before + 64
+    for steps in range(1, 68):
+        engine.submit(None, 1, steps=steps)
+    done = drain(engine)
+    assert len(done) == 67 and tables() <= before + 2 * 64
+    del engine
+    assert tables() <= before + 64
+    engine, before = AREngine(tiny_model(), "ddim", 4, rows=1, capacity=12), tables()
+    with pytest.raises(ValueError, match="needs 40 tokens"):
+        engine.submit(prompt_of(32), 8, steps=999)
+    assert tables() == before
+
+
+def test_models_are_freed_with_their_samplers():
+    """Without guidance and with it, float32 and packed anew; an `AREngine` has a copy."""
+    gone = []
+    for weights in ("float32", "int8"):
+        model = small_model()
+        sampler = ardiff.ARSampler(model, "ddim", 3, weights=weights)
+        sampler.sample(2, seed=0)
+        engine = AREngine(model, "ddim", 3, rows=1, capacity=4, weights=weights)
+        engine.submit(None, 2, seed=0)
+        drain(engine)
+        gone += [weakref.ref(each) for each in (model, model.head, engine.model.head)]
+        del model, sampler, engine
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 6

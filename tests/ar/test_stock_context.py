@@ -100,6 +100,28 @@ def test_the_config_counts(other):
     assert (found - load_layers(config, state)(x)).abs().max() > 1e-3
 
 
+class OneBuffer(torch.nn.Module):
+    """A model that answers in the same memory at every call, as a captured CUDA graph does."""
+
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.base_model, self.inner, self.buffer = self, model.base_model, torch.empty(B, 1, WIDTH)
+
+    def forward(self, **inputs):
+        out = self.inner(**inputs)
+        out.last_hidden_state = self.buffer.copy_(out.last_hidden_state)
+        return out
+
+
+def test_hidden_states_outlive_the_next_call():
+    model, x = stock("qwen2"), tokens(B, 4, WIDTH)
+    found, expected = (
+        torch.cat([context.append(token) for token in x.split(1, 1)], 1)
+        for context in (StockContext(OneBuffer(model)), StockContext(model))
+    )
+    assert torch.equal(found, expected)
+
+
 def test_patches_by_both_caches():
     """The engine over our encoder, and a plain loop over the stock cache, draw the same patches."""
     lm = stock("qwen2")

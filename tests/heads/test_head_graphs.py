@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -34,7 +36,8 @@ def recordings(monkeypatch):
         return graph_on_cpu.record(function)
 
     monkeypatch.setattr(graphs, "record", record)
-    monkeypatch.setattr("ardiff.heads.hoisting.capturing", graph_on_cpu.capturing)
+    for module in ("hoisting", "packing"):
+        monkeypatch.setattr(f"ardiff.heads.{module}.capturing", graph_on_cpu.capturing)
     monkeypatch.setattr("ardiff.heads.token.check_graph", lambda *_: None)
     graphs.clear_graphs()
     yield made
@@ -104,9 +107,11 @@ def test_a_replay_reads_the_weights_of_now(recordings, weights):
     its values."""
     head, table, c = head_of("mar"), table_of("mar", "ddpm", 4), rows(2, CONTEXT)
     before, _ = both(head, table, c, weights=weights)
-    for name in ("mlp.0.weight", "mlp.2.bias", "adaLN_modulation.1.weight"):
+    names = ("mlp.0.weight", "mlp.2.bias", "adaLN_modulation.1.weight")
+    for name, through_data in product(names, (False, True)):
         with torch.no_grad():
-            head.res_blocks[1].get_parameter(name).mul_(1.5)
+            parameter = head.res_blocks[1].get_parameter(name)
+            (parameter.data if through_data else parameter).mul_(1.5)
         found, expected = both(head, table, c, weights=weights)
         assert torch.equal(found, expected) and relative_rms(found, before) > 1e-4
         before = found

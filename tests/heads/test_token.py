@@ -153,7 +153,7 @@ def test_batch_invariance_to_the_bit(kind, weights):
 
 
 def test_an_unknown_head_runs_plainly_and_the_log_says_so_once(caplog):
-    fused_module._told.clear()
+    fused_module._tell.cache_clear()
     head, table, c = head_of("mar"), table_of("mar", "ddpm", 5), rows(2, CONTEXT)
     x = initial_state(table, KEY, streams(2), 6)
     with caplog.at_level(logging.WARNING):

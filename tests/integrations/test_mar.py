@@ -270,14 +270,64 @@ def test_new_parameters_are_used():
     assert relative_rms(follows(), first) > 1e-2
 
 
+@pytest.mark.parametrize("num_iter", [4, 5, 9])
+def test_more_iterations_than_tokens(num_iter):
+    """Some sets have no tokens then: nothing is computed nor drawn for them, as in the model's own
+    loop. Its guidance fails on them, which is refused."""
+    model, noises, sets = mar_like(tokens=4, steps=3), rows(9, 4, 4, 4), []
+
+    def images(sample, *cfg):
+        def noisy(z, temperature, weight):
+            sets.append(len(z))
+            return sample(z, temperature, weight, noise=noises[len(sets) - 1, :, : len(z)])
+
+        sets.clear()
+        model.diffloss.sample = noisy
+        torch.manual_seed(0)
+        return model.sample_tokens(1, num_iter, *cfg)
+
+    expected = images(model.diffloss.sample)
+    assert sum(sets) == 4 and sets.count(0) >= num_iter - 4
+    del model.diffloss.sample
+    sample = mar.accelerate(model).sample
+    assert relative_rms(images(sample), expected) < 1e-3
+    before = torch.get_rng_state()
+    assert sample(torch.zeros(0, 48)).shape == (0, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+    if 0 in sets:
+        with pytest.raises(ValueError, match="num_iter is above the number of tokens; pass a smal"):
+            images(sample, 3.0)
+    else:
+        assert images(sample, 3.0).isfinite().all()
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+def test_given_noise_leaves_the_generator_alone(cfg):
+    own, z, noise = loss_of(4), rows(4, CONTEXT), rows(5, 4, DIM)
+    mar.accelerate(own)
+    before = torch.get_rng_state()
+    own.sample(z, 1.0, cfg, noise=noise)
+    assert torch.equal(torch.get_rng_state(), before)
+    own.sample(z, 1.0, cfg)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
 def test_steps_are_those_of_the_model_unless_given():
     assert len(mar.accelerate(loss_of(25)).table) == 25
     assert len(mar.accelerate(loss_of(25), steps="ddim50").table) == 50
     own = loss_of(25)
     del own.gen_diffusion
     assert len(mar.accelerate(own).table) == 100
-    own = loss_of(list(range(0, 1000, 40)))
-    assert mar.accelerate(own).table.level.tolist() == list(range(960, -1, -40))
+    for spacing in ("ddim25", "10,15,20", "7"):
+        kept = mar.space_timesteps(spacing)
+        assert mar.accelerate(loss_of(kept)).table.level.tolist() == kept[::-1]
+        other = mar.accelerate(loss_of(kept), solver="dpmpp-2m")
+        assert other.table.calls == len(kept)
+    own = loss_of(mar.space_timesteps("10,15,20"))
+    z, noise = rows(4, CONTEXT), rows(46, 4, DIM, seed=1)
+    expected = own.sample(z, 1.0, 1.0, noise)
+    mar.accelerate(own)
+    assert relative_rms(own.sample(z, noise=noise), expected) < 1e-4
     own = loss_of(25)
     own.gen_diffusion.alphas_cumprod = own.gen_diffusion.alphas_cumprod * 0.99
     with pytest.raises(ValueError, match="not 1000 cosine steps respaced to 25; pass steps"):

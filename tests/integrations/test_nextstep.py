@@ -128,6 +128,17 @@ def test_rows_share_noise_as_in_the_original():
     assert torch.equal(own.sample(c), one) and not torch.equal(own.sample(c), one)
 
 
+def test_the_generator_is_drawn_from_only_where_noise_is_used():
+    own, c = head(), rows(N, CONTEXT)
+    nextstep.accelerate(own)
+    before = torch.get_rng_state()
+    own.sample(c, num_sampling_steps=4, noise=rows(4, N, DIM))
+    assert own.sample(c[:0]).shape == (0, DIM)
+    assert torch.equal(torch.get_rng_state(), before)
+    own.sample(c)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
 # A mean of 4,000 differs from another by 9 standard errors with a probability of 2e-19; drift
 # without the score, the wrong equation, must fail.
 def test_the_law_is_that_of_its_own_loop():

@@ -113,6 +113,10 @@ def test_addressed_noise_differs_from_token_to_token_and_seed_to_seed(model):
     assert torch.equal(token(model), first) and worst([second], [first]) > 0.1
     handle.begin(1, torch.device("cpu"))
     assert worst([token(model, rows=1)], [first[:1]]) > 0.1  # other conditions
+    handle.begin(3, torch.device("cpu"))
+    before = torch.manual_seed(0).get_state()
+    token(model)
+    assert torch.equal(torch.get_rng_state(), before)
     restore(model)
     accelerate(model, seed=4).begin(3, torch.device("cpu"))
     assert worst([token(model)], [first]) > 0.1

@@ -191,7 +191,8 @@ class CausalEncoder(nn.Module):
                 size = len(range(x.shape[1])[part])
                 new = [min(max(n - first, 0), size) for n in count]
                 at = None if position is None else position[:, part]
-                parts.append(self.append(x[:, part], cache, rows, new, at))
+                # clone: a captured `extend` answers in the same memory again
+                parts.append(self.append(x[:, part], cache, rows, new, at).clone())
             return torch.cat(parts, 1)
         view = cache.view(rows)
         new = torch.tensor(count, dtype=torch.int32, device=x.device)

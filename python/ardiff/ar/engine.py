@@ -181,8 +181,8 @@ class AREngine:
             guidance2=guidance2, uncond2=uncond2, temperature=temperature, order=order, stop=stop,
             on_patch=on_patch,
         )  # fmt: skip
-        self._solver.table(steps)
         check_room(request, self.model, self.plan)
+        self._solver.table(steps)
         self._next_id += 1
         self._waiting.append(request)
         return request.id

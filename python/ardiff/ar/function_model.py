@@ -109,7 +109,8 @@ class OwnModel:
     def assemble(self, patches: list[Tensor]) -> Tensor:
         """Patches `[b, patch_dim]` in order -> `[b, patches, patch_dim]`, decoded."""
         whole = torch.stack(patches, 1)
-        return whole if self.decode is None else self.decode(whole)
+        # clone: a decoder may answer the next batch in the same memory
+        return whole if self.decode is None else self.decode(whole).clone()
 
     def nothing(self) -> Tensor:
         """What `sample(0)` returns."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..guide import Guidance
 from ..heads.fused import fused
 from ..loop.divergence import first_rows, make_sums
-from ..loop.run import Decision, make_schedule, run
+from ..loop.run import Decision, Runnable, make_schedule, run
 from ..noise import Spans, initial_state, make_key, stream_of
 from ..solvers import solver as make_table
 from ..solvers import solver_options
@@ -25,7 +25,7 @@ from .kv_cache import KVCache
 from .patch_model import Sampled
 from .requests import Request
 
-_SCHEDULES = 64  # ragged ones kept; the least recently used goes first
+_SCHEDULES = 64  # kept; the least recently used goes first
 
 
 def prefill(model: Sampled, cache: KVCache, admitted: list[Request]) -> None:
@@ -100,20 +100,21 @@ class PatchSolver:
         self._choices = {**own, **model.grid, **options}
         if "dim" in solver_options(name):
             self._choices.setdefault("dim", model.patch_dim)
-        self._tables: dict[int, StepTable] = {}
-        self._schedules: OrderedDict[tuple, tuple[RaggedTable, Schedule]] = OrderedDict()
+        self._schedules: OrderedDict[tuple, tuple[Runnable, Schedule]] = OrderedDict()
 
     def table(self, steps: int) -> StepTable:
-        """The table of `steps` steps; ValueError for one that cannot run here."""
-        if steps not in self._tables:
-            table = make_table(steps=steps, **self._choices)
-            if table.energy:
-                raise ValueError(
-                    'accept="energy" needs a density, which a model of this kind lacks; use '
-                    '"trapezoid" or "simpson"'
-                )
-            self._tables[steps] = table
-        return self._tables[steps]
+        """The table of `steps` steps, of which `ardiff.solvers` keeps the last ones made.
+
+        Raises:
+            ValueError: a table that cannot run here.
+        """
+        table = make_table(steps=steps, **self._choices)
+        if table.energy:
+            raise ValueError(
+                'accept="energy" needs a density, which a model of this kind lacks; use '
+                '"trapezoid" or "simpson"'
+            )
+        return table
 
     def draw(
         self,
@@ -165,20 +166,20 @@ class PatchSolver:
             watched.append((first_rows(sums), schedule.buffers.level))
         return model.clip(x, torch.tensor([place for _, _, place in slots], device=device))
 
-    def _schedule(self, steps: list[int], like: Tensor) -> tuple[StepTable | RaggedTable, Schedule]:
+    def _schedule(self, steps: list[int], like: Tensor) -> tuple[Runnable, Schedule]:
         """The table of each patch, and what the loop does for them."""
         kinds, kept = sorted(set(steps)), self._schedules
-        if len(kinds) == 1:
-            table = self.table(kinds[0])
-            return table, make_schedule(table, like)
-        if tuple(steps) not in kept:
-            index = [kinds.index(n) for n in steps]
-            table = RaggedTable([self.table(n) for n in kinds], index)
-            kept[tuple(steps)] = (table, make_schedule(table, like))
+        place = (like.device, *(steps if len(kinds) > 1 else kinds))
+        if place not in kept:
+            tables = [self.table(n) for n in kinds]
+            table = tables[0]
+            if len(kinds) > 1:
+                table = RaggedTable(tables, [kinds.index(n) for n in steps])
+            kept[place] = (table, make_schedule(table, like))
             if len(kept) > _SCHEDULES:
                 kept.popitem(last=False)
-        kept.move_to_end(tuple(steps))
-        return kept[tuple(steps)]
+        kept.move_to_end(place)
+        return kept[place]
 
 
 def _keys(seeds: list[int], device: torch.device) -> Tensor | Spans:

@@ -41,7 +41,7 @@ class StockContext:
         """
         out = self.backbone(inputs_embeds=x, past_key_values=self._cache, use_cache=True)
         self._cache = out.past_key_values
-        return out.last_hidden_state
+        return out.last_hidden_state.clone()  # a captured model answers in the same memory again
 
     prefill = append
 

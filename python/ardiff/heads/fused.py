@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -19,10 +19,9 @@ from ..batch_invariant import is_batch_invariant
 from .base import Head, evaluate
 from .edm import EDMHead
 from .hoisting import BUDGET, Modulations
-from .packing import WEIGHTS, PackedHead, pack
+from .packing import WEIGHTS, PackedHead, pack, unknown
 
 _log = logging.getLogger(__name__)
-_told: set[str] = set()
 # By the dtype of weights on a CPU: an evaluation of MAR-B took head_step 71 ms and PyTorch 78 at 64
 # rows, 292 and 228 at 256; VibeVoice 243 and 298, 938 and 703 (AMD EPYC with AVX2, two threads,
 # torch 2.13, other work running). PyTorch has no product of float32 and narrower weights.
@@ -125,22 +124,6 @@ class FusedHead:
         return Modulations(packed, levels, conditions, budget=self.budget, invariant=invariant)
 
 
-def unknown(head: Any) -> str:
-    """Why `head` is none that the op `head_step` can evaluate; empty if it is one."""
-    inner = head.head if isinstance(head, EDMHead) else head
-    if not isinstance(inner, Head):
-        return (
-            f"{type(inner).__name__} is no ardiff.heads.base.Head, as those of MAR, VibeVoice and "
-            "Pocket-TTS are"
-        )
-    if any(module._forward_hooks or module._forward_pre_hooks for module in inner.modules()):
-        return f"a {type(inner).__name__} has forward hooks, which only its own modules call"
-    dtypes = {p.dtype for p in inner.parameters()} - set(WEIGHTS.values()) - {torch.float16}
-    if dtypes:
-        return f"the parameters of {type(inner).__name__} are {str(dtypes.pop())[6:]}"
-    return ""
-
-
 def fused(head: Any, weights: str = "float32", **options: Any) -> Any:
     """`FusedHead` of `head`, or `head` if it is one; for a head it does not know the head itself,
     said once in the log."""
@@ -149,10 +132,13 @@ def fused(head: Any, weights: str = "float32", **options: Any) -> Any:
     reason = unknown(head)
     if not reason:
         return FusedHead(head, weights, **options)
-    if reason not in _told:
-        _told.add(reason)
-        _log.warning("%s; its plain module runs in the loop, in its own dtype", reason)
+    _tell(reason)
     return head
+
+
+@lru_cache(maxsize=64)
+def _tell(reason: str) -> None:
+    _log.warning("%s; its plain module runs in the loop, in its own dtype", reason)
 
 
 def _loop(sets: Modulations, conditions: Sequence[Tensor]) -> Callable[[int, Tensor], Tensor]:

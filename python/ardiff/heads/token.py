@@ -27,7 +27,6 @@ from .base import Head
 from .edm import EDMHead
 from .fused import FusedHead, fused
 from .hoisting import BUDGET, Modulations, numbers
-from .packing import pack
 
 MOST_ROWS = 64  # tokens times conditions; above, the launch reads the weights once for each 8 rows
 _KINDS = ("diffusion", "uld")
@@ -163,8 +162,8 @@ def _start(model: Any, table: Runnable, key: Tensor, draw: int, stream: Tensor) 
             "start, such as ardiff.noise.initial_state gives"
         )
     head = model.model.head if isinstance(model.model, EDMHead) else model.model
-    packed = pack(head, model.weights)
-    return initial_state(table, key, stream, packed.weights[0].shape[1], draw=draw)
+    first, _, _ = head.plain_layers()
+    return initial_state(table, key, stream, first.weight.shape[1], draw=draw)
 
 
 def unsuitable(table: Runnable, schedule: Schedule, x: Tensor, conditions: int) -> str:

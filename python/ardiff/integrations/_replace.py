@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from .._checkpoint_files import CheckpointError
 from ..heads.base import Head
-from ..heads.fused import FusedHead, unknown
+from ..heads.fused import FusedHead
 from ..heads.loading import load_head
-from ..heads.packing import WEIGHTS, tensors_of
+from ..heads.packing import WEIGHTS, hooked, tensors_of, unknown
 
 HANDLE = "_ardiff_accelerator"  # the attribute of an object that holds what replaces its methods
 
@@ -56,9 +56,15 @@ class Replacement:
         raise NotImplementedError
 
     def head(self) -> FusedHead:
-        """The engine's head, on the parameters that the object has now."""
+        """The engine's head, on the modules and parameters that the object has now.
+
+        Raises:
+            ValueError, RuntimeError: a head that was changed so that ours no longer computes what
+                it does; :func:`share` and :meth:`shared_head` say how.
+        """
         stock = self.stock_head()
-        source = (stock, *tensors_of(stock))
+        _refuse_hooks(self.system, stock)
+        source = (*stock.modules(), *tensors_of(stock))
         if len(source) != len(self._source) or any(
             a is not b for a, b in zip(source, self._source, strict=True)
         ):
@@ -150,7 +156,7 @@ def share(system: str, stock: nn.Module, options: dict[str, Any]) -> Head:
         options: of `load_head`, where no tensor tells them.
 
     Raises:
-        ValueError: modules, tensors or hooks that a `Head` does not have.
+        ValueError: modules or tensors that a `Head` does not have.
     """
     name = f"{system}: the head {type(stock).__name__}"
     tensors = stock.state_dict(keep_vars=True)
@@ -166,11 +172,25 @@ def share(system: str, stock: nn.Module, options: dict[str, Any]) -> Head:
         module = head.get_submodule(owner)
         held = module._parameters if leaf in module._parameters else module._buffers
         held[leaf] = tensor
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in stock.modules())
-    reason = "forward hooks, which would not be called" if hooked else unknown(head)
+    reason = unknown(head)
     if reason:
         raise ValueError(f"{name} cannot be accelerated: {reason}")
     return head
+
+
+def _refuse_hooks(system: str, stock: nn.Module) -> None:
+    """Raises ValueError for modules that do more when they are called than our head would.
+
+    A `forward` that was set on a module is such a hook (LoRA by patching), but for those by which
+    the package accelerate moves inputs to the module's device.
+    """
+    patched = any("forward" in vars(m) and not hasattr(m, "_hf_hook") for m in stock.modules())
+    if patched or hooked(stock):
+        what = "a forward that was replaced" if patched else "forward hooks"
+        raise ValueError(
+            f"{system}: the head {type(stock).__name__} cannot be accelerated: it has {what}, "
+            "which would not be called; remove that (merge a LoRA), or restore(model)"
+        )
 
 
 def probe(inputs: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:

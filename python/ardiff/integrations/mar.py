@@ -74,11 +74,13 @@ def space_timesteps(steps: int | str, training_steps: int = TRAINING_STEPS) -> l
     return kept
 
 
-def respaced_table(steps: int | str = 100, *, variance: str = "learned_range") -> StepTable:
-    """MAR's DDPM: cosine betas, 1000 steps respaced to `steps` (see :func:`space_timesteps`)."""
-    return ddpm_table(
-        _alphas_cumprod(), space_timesteps(steps)[::-1], prediction="epsilon", variance=variance
-    )
+def respaced_table(
+    steps: int | str | list[int] = 100, *, variance: str = "learned_range"
+) -> StepTable:
+    """MAR's DDPM: cosine betas, 1000 steps respaced to `steps` (see :func:`space_timesteps`), or to
+    a list of the timesteps that are kept, ascending."""
+    kept = steps if isinstance(steps, list) else space_timesteps(steps)
+    return ddpm_table(_alphas_cumprod(), kept[::-1], prediction="epsilon", variance=variance)
 
 
 def _alphas_cumprod() -> np.ndarray:
@@ -128,7 +130,8 @@ class MARSampler(HeadSampler):
         super().__init__(owner, options)
         steps, name, own = options["steps"], options["solver"], options["options"]
         if steps is None:
-            steps = _own_steps(owner)
+            kept = _own_timesteps(owner)
+            steps = kept if name == "ddpm" else len(kept)
         if name == "ddpm":
             if own:
                 raise ValueError(f"solver ddpm takes no option {next(iter(own))!r}")
@@ -170,7 +173,7 @@ class MARSampler(HeadSampler):
             temperature: factor on the step noise, a number or one per token.
             cfg: guidance weight, a number, or a tensor `[]`, `[1]` or `[N]`.
             noise: `[1 + steps, rows of z, d]` normals in place of drawn ones, the first for the
-                initial state (of its N first rows).
+                initial state (of its N first rows). Then torch's generator is not drawn from.
 
         Returns:
             float32, a row for each of z. With guidance the first half are the tokens; the second is
@@ -178,7 +181,7 @@ class MARSampler(HeadSampler):
             tokens again).
 
         Raises:
-            ValueError, TypeError: shapes that do not go together.
+            ValueError, TypeError: shapes that do not go together, or guidance of no rows.
         """
         fused = self.head()
         weight = fused.model.cond_embed.weight
@@ -190,6 +193,11 @@ class MARSampler(HeadSampler):
             raise ValueError(
                 f"z must hold two halves, with and without the condition, got {len(z)} rows; pass "
                 "cfg=1 for no guidance"
+            )
+        if guided and not len(z):  # where `torch.split` fails in MAR's own head
+            raise ValueError(
+                "z has no rows, for which MAR's own guidance fails: sample_tokens asks for them "
+                "where num_iter is above the number of tokens; pass a smaller num_iter, or cfg=1"
             )
         with torch.inference_mode(), torch.autocast(z.device.type, enabled=False):
             found = self._sample(fused, z.to(weight), temperature, cfg, guided, noise)
@@ -219,13 +227,17 @@ class MARSampler(HeadSampler):
             scale = per_sample("temperature", temperature, count, device, low=0.0)
             modifiers["noise_scale"] = scale.repeat(2) if halves and len(scale) > 1 else scale
         rows = 2 * count if halves else count
-        key, stream = make_key(None, device), make_stream(None, rows, 0, device)
+        shape = (1 + len(self.table), len(z), dim)
+        if noise is not None and noise.shape != shape:
+            raise ValueError(f"noise must have shape {list(shape)}, got {list(noise.shape)}")
+        if not len(z):
+            return torch.zeros(0, dim, device=device)
+        stream = make_stream(None, rows, 0, device)
         if noise is None:
+            key = make_key(None, device)
             start = initial_state(self.table, key, stream[:count], dim)
         else:
-            shape = (1 + len(self.table), len(z), dim)
-            if noise.shape != shape:
-                raise ValueError(f"noise must have shape {list(shape)}, got {list(noise.shape)}")
+            key = stream.new_zeros(1)  # addresses nothing
             start = noise[0, :count] * self.table.init_scale
             modifiers["noise"] = noise[1:, :rows].contiguous()
         if device not in self._schedules:
@@ -237,21 +249,17 @@ class MARSampler(HeadSampler):
         return x if len(x) == len(z) else torch.cat([x, x])
 
 
-def _own_steps(owner: nn.Module) -> int | str:
-    """The respacing that the model was made with; 100 where it does not say."""
+def _own_timesteps(owner: nn.Module) -> list[int]:
+    """The timesteps that the model keeps, ascending; 100 of them where it does not say."""
     own = getattr(owner, "gen_diffusion", None)
     kept = getattr(own, "timestep_map", None)
     if kept is None:
-        return 100
-    kept, spacings = [int(t) for t in kept], (str(len(kept)), f"ddim{len(kept)}")
-    bars = _alphas_cumprod()
-    for spacing in spacings:
-        try:
-            same = space_timesteps(spacing) == kept
-        except ValueError:
-            continue
-        if same and np.allclose(np.asarray(own.alphas_cumprod), bars[kept], rtol=1e-6, atol=0):
-            return spacing
+        return space_timesteps(100)
+    kept, bars = [int(t) for t in kept], _alphas_cumprod()
+    fits = kept and kept[0] >= 0 and kept[-1] < TRAINING_STEPS
+    if fits and all(a < b for a, b in zip(kept, kept[1:], strict=False)):
+        if np.allclose(np.asarray(own.alphas_cumprod), bars[kept], rtol=1e-6, atol=0):
+            return kept
     raise ValueError(
         f"MAR: the gen_diffusion of this {type(owner).__name__} is not {TRAINING_STEPS} cosine "
         f"steps respaced to {len(kept)}; pass steps if such a one may replace it"
@@ -277,8 +285,9 @@ def accelerate(
         model: with a `diffloss` whose `net` has MAR's state-dict names, or that `diffloss`.
         solver: ``ddpm``, the model's own, or a name of `ardiff.solvers` (``rtk-uld``,
             ``rtk-harmonic``, ``dpmpp-2m``, ...), on which the learned variance has no effect.
-        steps: model calls per token; for ``ddpm`` also text as of :func:`space_timesteps`. None: as
-            many as the model was made with, else 100.
+        steps: model calls per token; for ``ddpm`` also text as of :func:`space_timesteps`. None: of
+            the model's own `gen_diffusion` the timesteps themselves for ``ddpm`` and their number
+            for another solver; 100 where it has none.
         weights: dtype of the blocks' weights (``float32``, ``bfloat16``, ``int8``), None: theirs.
         batch_invariant: a token's bits depend on its context and noise alone.
         options: of the solver, such as `stages`, `inner`, `tau`, `gamma`.

@@ -113,7 +113,7 @@ class NextStepSampler(HeadSampler):
             noise_repeat: noises drawn; row i has that of i modulo noise_repeat. By default all rows
                 have the same.
             noise: `[num_sampling_steps, B, d]` normals in place of drawn ones, the first the
-                initial state.
+                initial state. Then torch's generator is not drawn from.
 
         Returns:
             `[B, d]` in the dtype of c.
@@ -137,13 +137,16 @@ class NextStepSampler(HeadSampler):
             raise ValueError(
                 f"noise must have shape {[len(table), count, dim]}, got {list(noise.shape)}"
             )
+        if not count:
+            return c.new_zeros(0, dim)
         with torch.inference_mode(), torch.autocast(c.device.type, enabled=False):
-            key = make_key(None, c.device)
             stream = stream_of(torch.arange(count, device=c.device) % noise_repeat)
             modifiers: dict[str, Any] = {}
             if noise is None:
+                key = make_key(None, c.device)
                 start = initial_state(table, key, stream, dim)
             else:
+                key = stream.new_zeros(1)  # addresses nothing
                 start = noise[0]
                 modifiers["noise"] = torch.cat([noise[1:], torch.zeros_like(noise[:1])])
             condition, *others = c.to(weight).chunk(ways)

@@ -104,15 +104,14 @@ class VibeVoiceAccelerator(Accelerator):
         head, table = self.head(), self.table(noise_scheduler, num_diffusion_steps)
         weight = head.model.cond_proj.weight
         dtype, count = positive_condition.dtype, len(positive_condition)
-        # As stock draws it, on the CPU and for both halves, of which it uses the first.
-        size = head.model.noisy_images_proj.in_features
-        noise = torch.randn(2 * count, size).to(weight.device, dtype)[:count].float()
         speaking, self._speaking = self._speaking, None
         if self._addresses is not None:
             key, stream, start = self._addresses.key, self._addresses.take(speaking), None
         else:
             stream = make_stream(None, count, 0, weight.device)
-            start = noise
+            # As stock draws it, on the CPU and for both halves, of which it uses the first.
+            size = head.model.noisy_images_proj.in_features
+            start = torch.randn(2 * count, size).to(weight.device, dtype)[:count].float()
             key = make_key(None, weight.device) if table.draws else stream.new_zeros(1)
         guided = guidance_scale != 1
         latent = denoise_token(
