@@ -3,12 +3,15 @@ values checked."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ._files import replacing
 
@@ -43,7 +46,59 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def check_tensors(module: torch.nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+def check_memory(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuses tensors that claim more values than are stored for them, before they are copied.
+
+    A view with stride 0, or many names for the same values, makes a copy that is larger than the
+    file by any factor. Meta tensors claim nothing.
+
+    Raises:
+        CheckpointError: all tensors together are larger than the distinct storages behind them.
+    """
+    own = [t for t in tensors.values() if not t.is_meta]
+    storages = [t.untyped_storage() for t in own]
+    claimed = sum(t.nbytes for t in own)
+    held = sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+    if claimed > held:
+        raise CheckpointError(
+            f"{source} claims {claimed:,} bytes of tensors, but {held:,} are stored for them; save "
+            "each tensor whole (contiguous, no two names for the same values)"
+        )
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves out `torch.nn.init`: on the meta device it costs an import of all of sympy."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Modules made within have shapes but no values: see :func:`load_module`."""
+    with torch.device("meta"), _NoInitialisation():
+        yield
+
+
+def load_module(
+    module: torch.nn.Module, tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype
+) -> None:
+    """Gives a module made in :func:`shapes_alone` copies of its tensors, in `dtype` and on the
+    default device; nothing is allocated before all names and shapes have been compared.
+
+    Raises:
+        CheckpointError: as of :func:`check_tensors` and :func:`check_memory`.
+    """
+    check_memory(tensors, source)
+    check_tensors(module, tensors, source)
+    device = torch.get_default_device()
+    copies = {name: t.detach().to(device, dtype, copy=True) for name, t in tensors.items()}
+    module.load_state_dict(copies, assign=True)
+
+
+def check_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Whether tensors are a module's parameters and buffers, names and shapes exactly.
 
     Raises CheckpointError for missing or unexpected names, other shapes, and values that are no

@@ -213,6 +213,18 @@ def changed(**values):
             CheckpointError,
             "state dict: norm.weight must have shape [64] by the config, got [3]",
         ),
+        (
+            changed(num_hidden_layers=10**6),
+            CheckpointError,
+            "state dict holds 25 tensors of 248,064 bytes, too few for the config's 1000000 "
+            "layers, 96 channels wide",
+        ),
+        (
+            changed(max_position_embeddings=10**12),
+            ValueError,
+            "rotary tables for 1,000,000,000,000 positions would take 128,000,000,000,000 bytes, "
+            "the layers 248,064: pass positions, the longest sequence that you will encode",
+        ),
         (changed(hidden_act="gelu"), ValueError, "hidden_act must be silu, got 'gelu'"),
         (
             changed(rope_parameters={"rope_type": "yarn"}),

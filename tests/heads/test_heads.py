@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ardiff._checkpoint_files import CheckpointError
+from ardiff.heads.base import count_modules
 from ardiff.heads.loading import forms, load_head
 from ardiff.heads.mar import DiffusionHead
 from ardiff.heads.pocket import PocketHead
@@ -113,6 +114,22 @@ def test_every_form_is_tested_and_told_from_the_others():
         assert form.marks.input in names
 
 
+def test_one_name_does_not_ask_for_a_million_blocks():
+    tensors = dict(head_of("mar").state_dict())
+    blocks = count_modules(tensors, "res_blocks")
+    tensors["res_blocks.999999.in_ln.weight"] = rows(32)
+    assert count_modules(tensors, "res_blocks") == blocks + 1
+    with pytest.raises(CheckpointError, match=rf"lacks res_blocks\.{blocks}\.adaLN_modulation"):
+        load_head(tensors)
+
+
+def test_a_head_keeps_the_values_of_a_float64_checkpoint():
+    tensors = {name: t.double() / 3 for name, t in head_of("mar").state_dict().items()}
+    for name, value in load_head(tensors).state_dict().items():
+        assert value.dtype == torch.float64 and torch.equal(value, tensors[name])
+        assert value.data_ptr() != tensors[name].data_ptr()
+
+
 def test_wrong_checkpoints_are_named():
     tensors = dict(head_of("mar").state_dict())
     with pytest.raises(CheckpointError, match=r"no diffusion head: expected the names of MAR"):
@@ -122,6 +139,9 @@ def test_wrong_checkpoints_are_named():
     two = {f"{p}{name}": value for p in ("a.", "b.") for name, value in tensors.items()}
     with pytest.raises(CheckpointError, match=r"several diffusion heads: pass prefix, one of a\."):
         load_head(two)
+    flat = tensors | {"input_proj.weight": rows(32)}
+    with pytest.raises(CheckpointError, match="the mar head has shapes that no such head has: not"):
+        load_head(flat)
     del tensors["cond_embed.weight"]
     with pytest.raises(CheckpointError, match="the mar head lacks cond_embed.weight"):
         load_head(tensors)

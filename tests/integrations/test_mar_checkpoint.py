@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -77,6 +78,36 @@ def test_code_is_not_run(tmp_path, model, suffix):
     assert not trace.exists()
     torch.load(path, weights_only=False)
     assert trace.exists()
+
+
+def claims_of(tensors, how):
+    """A state dict of a head 10^6 wide, or of one with names that no tensors are stored for."""
+    if how == "stride 0":
+        grown = {n: [10**6 if s == 32 else s for s in t.shape] for n, t in tensors.items()}
+        return {n: torch.zeros(1).expand(shape) for n, shape in grown.items()}
+    stored = torch.zeros(max(t.numel() for t in tensors.values()))
+    return {n: stored[: t.numel()].view(t.shape) for n, t in tensors.items()}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".old"])
+@pytest.mark.parametrize("how", ["stride 0", "one storage"])
+def test_more_values_than_the_file_stores_are_refused(tmp_path, model, monkeypatch, how, suffix):
+    """Before any module is made, be it on the meta device."""
+    path = saved(tmp_path / f"few{suffix}", model=claims_of(model.state_dict(), how))
+    monkeypatch.setattr(torch.nn.Linear, "__init__", lambda *_, **__: pytest.fail("a layer made"))
+    with pytest.raises(CheckpointError, match="claims [0-9,]+ bytes of tensors, but [0-9,]+ are"):
+        mar.load_checkpoint(path)
+
+
+def test_a_compressed_archive_is_refused_unread(tmp_path, model):
+    """A deflated entry can grow a thousandfold; torch writes none."""
+    path, packed = saved(tmp_path / "whole.pth", model=model.state_dict()), tmp_path / "packed.pth"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+        new.writestr("archive/zeros", bytes(2**20))
+    with pytest.raises(CheckpointError, match="its entries claim [0-9,]+ bytes, the file has"):
+        mar.load_tensors(packed)
 
 
 def test_damaged_and_other_files_are_named(tmp_path, model):

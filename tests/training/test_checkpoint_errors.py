@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -183,6 +185,14 @@ BROKEN = {
         lambda f: edit_config(f, head_width="8"),
         "head_width must be of type int, got '8'",
     ),
+    "infinite setting": (
+        lambda f: edit_only_config(f, ratio_max=float("inf")),
+        "ratio_max must be finite, got inf",
+    ),
+    "heads that do not divide": (
+        lambda f: edit_only_config(f, context_heads=3),
+        "context width must be a multiple of its heads, got 8 and 3",
+    ),
     "unknown path": (lambda f: edit_config(f, path="moon"), "path must be one of ou"),
     "other width": (
         lambda f: edit_only_config(f, head_width=16),
@@ -216,6 +226,79 @@ def test_broken_folders_are_named(folder, case):
     breaking, message = BROKEN[case]
     breaking(folder)
     with pytest.raises(CheckpointError, match=message):
+        load_model(folder)
+
+
+HOSTILE = {
+    "image_size": 16 * 625,
+    "channels": 10**4,
+    "context_width": 10**4,
+    "context_depth": 10**6,
+    "context_heads": 10**9,
+    "head_width": 10**9,
+    "head_depth": 10**6,
+}
+
+
+@pytest.mark.parametrize("size", [None, 2**63, 10**30])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_sizes_that_the_weights_cannot_have_make_no_module(folder, monkeypatch, name, size):
+    """What the config claims is not built: no layer is made, be it on the meta device."""
+    size = HOSTILE[name] if size is None else size - size % 40
+    edit_only_config(folder, **{name: size, "patch_size": 4})
+    if name == "context_width":
+        edit_config(folder, context_heads=size // 20)
+    monkeypatch.setattr(torch.nn.Linear, "__init__", lambda *_, **__: pytest.fail("a layer made"))
+    message = f"{name} {size} does not fit model.safetensors, which holds 40 tensors of"
+    if name == "context_heads":
+        message = "context width must be a multiple of its heads"
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder)
+
+
+def test_other_sizes_are_compared_before_they_are_allocated(folder, monkeypatch):
+    """Sizes below every bound: the modules are made on the meta device, where they take nothing."""
+    edit_only_config(folder, head_width=48)
+    made, reset = set(), torch.nn.Linear.reset_parameters
+
+    def seen(layer):
+        made.add(layer.weight.device.type)
+        reset(layer)
+
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", seen)
+    with pytest.raises(CheckpointError, match=r"must have shape \[48, 256\] by the config"):
+        load_model(folder)
+    assert made == {"meta"}
+
+
+def test_a_loaded_model_is_a_copy_in_float32_whatever_the_default(folder):
+    try:
+        torch.set_default_dtype(torch.float64)
+        model = load_model(folder)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    stored = {n: t.clone() for n, t in load_file(folder / "model.safetensors").items()}
+    (folder / "model.safetensors").write_bytes(b"")
+    assert stored.keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert value.dtype == torch.float32 and value.device.type == "cpu"
+        assert torch.equal(value, stored[name]), name
+
+
+def test_loading_imports_no_sympy():
+    """What initialises tensors on the meta device imports it, which takes longer than torch."""
+    code = "import sys, ardiff; ardiff.load('sun-shadow'); sys.exit('sympy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_messages_do_not_repeat_a_long_config(folder):
+    for path, expected in (("x" * 10**6, "path must be one of"), ("\0", "path must be one of")):
+        edit_only_config(folder, path=path)
+        with pytest.raises(CheckpointError, match=expected) as caught:
+            load_model(folder)
+        assert len(str(caught.value)) < 1000
+    (folder / "config.json").write_text(" " * 2**22 + "{}")
+    with pytest.raises(CheckpointError, match="expected a config of at most 4,194,304 bytes"):
         load_model(folder)
 
 

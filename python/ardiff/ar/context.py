@@ -49,8 +49,8 @@ class PatchContext(CausalEncoder):
 
     def _add_inputs(self) -> None:
         width, patches = self.config.width, self.config.positions
-        self.start = nn.Parameter(torch.randn(width) * 0.02)
-        self.position = nn.Parameter(torch.randn(patches, width) * 0.3)
+        self.start = nn.init.normal_(nn.Parameter(torch.empty(width)), std=0.02)
+        self.position = nn.init.normal_(nn.Parameter(torch.empty(patches, width)), std=0.3)
         self.embed = nn.Linear(self.patch_dim, width)
 
     def tokens(self, last: Tensor, fresh: Tensor) -> Tensor:

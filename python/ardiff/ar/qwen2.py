@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checkpoint_files import CheckpointError, check_tensors
+from .._checkpoint_files import CheckpointError, check_memory, check_tensors
 from .encoder import CausalEncoder, EncoderConfig
 
 _LAYER = "layers.{}."
@@ -23,6 +23,7 @@ _RENAMED = {
     "mlp.down": "mlp.down_proj",
 }
 _HEAD_NORMS = {"q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight"}
+SMALL_TABLES = 2**28  # bytes of rotary tables that any checkpoint may have
 MODEL_TYPES = ("qwen2", "qwen3", "llama", "mistral")
 _NOT_LAYERS = ("embed_tokens.weight", "lm_head.weight", "rotary_emb.inv_freq")
 
@@ -120,8 +121,11 @@ def load_layers(
         raise CheckpointError(f"{source} lacks {anchor}, so these are not Qwen2 or Llama layers")
     prefix, like = found[0].removesuffix(anchor), tensors[found[0]]
     own = {n.removeprefix(prefix): t for n, t in tensors.items() if not n.endswith(_NOT_LAYERS)}
+    check_memory(own, source)
+    made_for = encoder_config(config, set(own), positions)
+    _check_sizes(made_for, own, source)
     with torch.device("meta"):
-        encoder = CausalEncoder(encoder_config(config, set(own), positions))
+        encoder = CausalEncoder(made_for)
     made = {"norm.weight": own.pop("norm.weight", None)}
     for layer in range(encoder.config.depth):
         for name in encoder.blocks[layer].state_dict():
@@ -136,10 +140,27 @@ def load_layers(
         )
     if made["norm.weight"] is None:
         raise CheckpointError(f"{source} lacks {prefix}norm.weight")
-    encoder = CausalEncoder(encoder.config)
     check_tensors(encoder, made, source)
+    encoder = CausalEncoder(made_for)
     encoder.to(like).load_state_dict(made)
     return encoder.eval().requires_grad_(False)
+
+
+def _check_sizes(config: EncoderConfig, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuses what a config claims beyond its tensors, before an encoder of it is made."""
+    stored = sum(t.nbytes for t in tensors.values())
+    widest = max(config.width, config.ffn, config.heads * config.head_dim)
+    if config.depth > len(tensors) or widest > stored:
+        raise CheckpointError(
+            f"{source} holds {len(tensors)} tensors of {stored:,} bytes, too few for the config's "
+            f"{config.depth} layers, {widest} channels wide"
+        )
+    tables = 4 * config.positions * config.rotary_dims
+    if tables > max(stored, SMALL_TABLES):
+        raise ValueError(
+            f"rotary tables for {config.positions:,} positions would take {tables:,} bytes, the "
+            f"layers {stored:,}: pass positions, the longest sequence that you will encode"
+        )
 
 
 def _sources(name: str) -> list[str]:

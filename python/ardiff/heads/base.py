@@ -206,4 +206,5 @@ def sinusoidal_embedding(level: Tensor, size: int = 256, max_period: float = 100
 def count_modules(names: Iterable[str], of: str) -> int:
     """How many modules a list `of` has by the names of its tensors: `of`.0., `of`.1., ..."""
     found = [re.match(rf"{re.escape(of)}\.(\d+)\.", name) for name in names]
-    return 1 + max((int(match[1]) for match in found if match), default=-1)
+    # Counted, not the largest number: one name must not ask for a billion modules.
+    return len({match[1] for match in found if match})

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .._checkpoint_files import CheckpointError, check_tensors
+from .._checkpoint_files import CheckpointError, check_memory, load_module, shapes_alone
 from .base import Head
 
 
@@ -57,13 +57,16 @@ def load_head(tensors: Mapping[str, Tensor], prefix: str | None = None, **option
     form = forms()[kind]
     own = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
     named = f"the {kind} head{f' at {prefix}' if prefix else ''}"
+    check_memory(own, named)
     try:
-        head = form.from_tensors(own, **options)
+        with shapes_alone():
+            head = form.from_tensors(own, **options)
     except KeyError as error:
         raise CheckpointError(f"{named} lacks {error.args[0]}; it is not whole") from None
-    check_tensors(head, own, named)
-    head.load_state_dict(own)
-    return head.to(own[form.marks.input].dtype).eval().requires_grad_(False)
+    except (ValueError, IndexError, RuntimeError) as error:
+        raise CheckpointError(f"{named} has shapes that no such head has: {error}") from error
+    load_module(head, own, named, own[form.marks.input].dtype)
+    return head.eval().requires_grad_(False)
 
 
 def _find(tensors: Mapping[str, Tensor], prefix: str | None) -> tuple[str, str]:

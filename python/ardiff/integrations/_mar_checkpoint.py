@@ -36,7 +36,11 @@ def load_tensors(path: str | Path, which: str | None = None) -> dict[str, Tensor
         # MAR saves its command line, a Namespace, beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             mapped = zipfile.is_zipfile(path)
+            if mapped:
+                _check_archive(path)
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(
@@ -58,10 +62,22 @@ def load_tensors(path: str | Path, which: str | None = None) -> dict[str, Tensor
     )
 
 
+def _check_archive(path: Path) -> None:
+    """torch compresses nothing: entries that unpack to more than the file are no checkpoint."""
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(entry.file_size for entry in archive.infolist())
+    if claimed > path.stat().st_size:
+        raise CheckpointError(
+            f"{path}: not a whole PyTorch checkpoint (its entries claim {claimed:,} bytes, "
+            f"the file has {path.stat().st_size:,})"
+        )
+
+
 def load_checkpoint(path: str | Path, which: str | None = None) -> Head:
     """The diffusion head of a MAR checkpoint, in eval mode; see :func:`load_tensors`.
 
     Raises:
-        CheckpointError: as of `load_tensors`, or no head of MAR's names in it.
+        CheckpointError: as of `load_tensors`, no head of MAR's names in it, or tensors that claim
+            more values than the file stores.
     """
     return load_head(load_tensors(path, which))

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from .._checkpoint_files import CheckpointError, check_tensors, read_tensors, write_safetensors
+from .._checkpoint_files import (
+    CheckpointError,
+    load_module,
+    read_tensors,
+    shapes_alone,
+    write_safetensors,
+)
 from .._files import replacing
 from .image_model import ARModel, ModelConfig
 
@@ -16,6 +24,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 _PRETRAINED = Path(__file__).parent / "pretrained"
 _FULL_PRECISION = ("mean", "std")
+MOST_JSON = 2**22  # bytes of a config, thousands of times what one has
 
 
 def shipped_models() -> list[str]:
@@ -54,7 +63,15 @@ def save_model(
             Path(os.path.realpath(folder / CONFIG)).unlink(missing_ok=True)
 
 
+def _short(value: object) -> str:
+    """At most 200 characters of a value or message that a file has brought along."""
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def _json_object(text: str | bytes, source: str) -> dict:
+    if len(text) > MOST_JSON:
+        raise CheckpointError(f"{source}: expected a config of at most {MOST_JSON:,} bytes")
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -68,14 +85,16 @@ def _model_config(values: dict, source: str) -> ModelConfig:
     try:
         return ModelConfig.from_dict(values)
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{source}: {error}") from error
+        raise CheckpointError(f"{source}: {_short(error)}") from error
 
 
 def _read_config(folder: Path, metadata: dict[str, str]) -> ModelConfig:
     """The config that the weights carry, that in `config.json`, or both where they agree."""
     path, found = folder / CONFIG, []
     if path.is_file():
-        values = _json_object(path.read_bytes(), str(path)).get("model")
+        with path.open("rb") as file:
+            text = file.read(MOST_JSON + 1)
+        values = _json_object(text, str(path)).get("model")
         if not isinstance(values, dict):
             raise CheckpointError(f'{path}: expected an object with a "model" object inside')
         found.append(_model_config(values, str(path)))
@@ -90,6 +109,30 @@ def _read_config(folder: Path, metadata: dict[str, str]) -> ModelConfig:
             f"again, or delete {CONFIG}"
         )
     return found[0]
+
+
+def _check_sizes(config: ModelConfig, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Refuses sizes that the weights cannot have, before a module of them is built.
+
+    A layer holds width^2 values and more, the mean holds those of one image, and each block has
+    tensors of its own: so not even the modules are more than the file pays for.
+    """
+    values = sum(t.numel() for t in tensors.values())
+    side = math.isqrt(values)
+    most = {
+        "image_size": side,
+        "channels": values,
+        "context_width": side,
+        "head_width": side,
+        "context_depth": len(tensors),
+        "head_depth": len(tensors),
+    }
+    for name, bound in most.items():
+        if getattr(config, name) > bound:
+            raise CheckpointError(
+                f"{folder}: {name} {_short(getattr(config, name))} does not fit {WEIGHTS}, which "
+                f"holds {len(tensors)} tensors of {values:,} values; it belongs to another model"
+            )
 
 
 def load_model(name_or_folder: str | Path, device: str | torch.device = "cpu") -> ARModel:
@@ -118,7 +161,12 @@ def load_model(name_or_folder: str | Path, device: str | torch.device = "cpu") -
             f"{folder} holds no {WEIGHTS}; a model folder has {CONFIG} and {WEIGHTS}"
         )
     tensors, metadata = read_tensors(folder / WEIGHTS)
-    model = ARModel(_read_config(folder, metadata))
-    check_tensors(model, tensors, str(folder / WEIGHTS))
-    model.load_state_dict(tensors)
+    config = _read_config(folder, metadata)
+    _check_sizes(config, tensors, folder)
+    try:
+        with shapes_alone():
+            model = ARModel(config)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {_short(error)}") from error
+    load_module(model, tensors, str(folder / WEIGHTS), torch.float32)
     return model.to(device).eval().requires_grad_(False)

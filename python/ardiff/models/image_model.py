@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -50,6 +51,8 @@ class ModelConfig:
                 raise ValueError(f"{field.name} must be of type {field.type}, got {value!r}")
             if field.type in ("int", "float") and not value > 0:
                 raise ValueError(f"{field.name} must be positive, got {value}")
+            if field.type == "float" and math.isinf(value):
+                raise ValueError(f"{field.name} must be finite, got {value}")
         for name, known in (
             ("path", PATHS),
             ("prediction", PREDICTIONS),
