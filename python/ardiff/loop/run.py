@@ -73,7 +73,9 @@ def _ask(function: Callable, x: Tensor, level: Tensor, condition: Any) -> Any:
     on: with `torch.enable_grad` inside it takes gradients of its own."""
     if torch.compiler.is_compiling():
         return function(x.clone(), level.clone(), condition)
-    with torch.inference_mode(False), torch.no_grad():
+    # torch.inference_mode(False) and torch.no_grad(), which take 7 us more
+    with torch._C._InferenceMode(False):
+        torch._C._set_grad_enabled(False)
         out = function(x.clone(), level.clone(), condition)
     return out.detach() if isinstance(out, Tensor) else out
 
