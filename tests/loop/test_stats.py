@@ -38,9 +38,7 @@ def test_a_step_that_is_always_rejected(rows):
 
 def test_a_step_that_is_always_accepted():
     (message,) = said(64, 4, tau=1e-4)
-    assert message.startswith(
-        "rtk-mala accepts 1 of its proposals in all stages: tau could be larger"
-    )
+    assert message.startswith("rtk-mala accepts 1 of its proposals in all stages: tau could be")
 
 
 @pytest.mark.parametrize("solver", ["rtk-mala", "rtk-mala-projected", "rtk-hmc", "rtk-uld", "ddpm"])

@@ -155,14 +155,15 @@ def mala_accept_kernel(
         delta2 += (delta * delta).to(tl.float64)
         y2 += (y * y).to(tl.float64)
 
-    log_alpha = total(sums, BR)
-    defined = tl.abs(log_alpha) < float("inf")
+    log_alpha = total(sums, BR)  # NaN where a term is not finite
     if energy_x_ptr is not None:
         energy_x = tl.load(energy_x_ptr + sample)
         energy_y = tl.load(energy_y_ptr + sample)
-        defined &= (tl.abs(energy_y) < float("inf")) & (energy_x == energy_x)
         log_alpha += energy_x.to(tl.float64) - energy_y.to(tl.float64)
     log_alpha = log_alpha.to(tl.float32)
+    defined = log_alpha == log_alpha
+    if energy_x_ptr is not None:
+        defined &= tl.abs(energy_y) < float("inf")
     r2 = tl.load(c + COLUMN.r2).to(tl.float64)
     ball2 = tl.load(c + COLUMN.R2).to(tl.float64)
     if radius_ptr is not None:
