@@ -135,3 +135,21 @@ def test_an_energy_may_be_made_by_autograd_and_change_its_x():
     options = {"accept": "energy"}
     found = draw(by_autograd, "rtk-mala", energy_fn=energy, **options)
     assert torch.allclose(found, draw(score, "rtk-mala", energy_fn=plain, **options), atol=1e-5)
+
+
+def test_a_buffer_made_in_the_callers_inference_mode_may_be_written_there():
+    with torch.inference_mode():
+        buffer = torch.empty(6, 5)
+        for guidance in GUIDED.values():
+            found = draw(lambda *given: buffer.copy_(score(*given)), "rtk-mala", **guidance)
+            assert torch.equal(found, draw(score, "rtk-mala", **guidance))
+
+
+@pytest.mark.parametrize("guidance", GUIDED.values(), ids=GUIDED)
+def test_an_output_may_have_any_strides(guidance):
+    def transposed(x, level, condition):
+        return score(x, level, condition).t().contiguous().t()
+
+    for solver in ("ddpm", "heun", "rtk-uld", "rtk-hmc"):
+        found = draw(transposed, solver, **guidance)
+        assert torch.equal(found, draw(score, solver, **guidance))

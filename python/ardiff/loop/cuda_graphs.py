@@ -199,10 +199,12 @@ def run_captured(
         counted = CountedModel(model_fn, shape, schedule.learned_range)
         energy = energy_fn and shaped_energy(energy_fn, shape)
         sums = make_sums(schedule, tree["inputs"]["x"]) if summed else None
-        found = run(
-            schedule._replace(buffers=tree["buffers"]), counted, key=tree["key"],
-            energy_fn=energy, decisions=decisions, sums=sums, **tree["inputs"],
-        )  # fmt: skip
+        # outside inference mode, so that the model is called as it is without a graph
+        with torch.inference_mode(False), torch.no_grad():
+            found = run(
+                schedule._replace(buffers=tree["buffers"]), counted, key=tree["key"],
+                energy_fn=energy, decisions=decisions, sums=sums, **tree["inputs"],
+            )  # fmt: skip
         return GraphResult(found, decisions, counted.calls, sums)
 
     with torch.inference_mode(), _current(x.device):

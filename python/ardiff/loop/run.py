@@ -39,12 +39,12 @@ class HoistableModel(Protocol):
 
 
 def _bind_all(
-    model, schedule: Schedule, conditions: list, batch: int
+    model, plain: Callable, schedule: Schedule, conditions: list, batch: int
 ) -> Callable[[int, Tensor], Sequence[Tensor]]:
     """``f(iteration, x)``: an output for each condition."""
     if hasattr(model, "hoist_guided") and _hoists(model, schedule):
         return model.hoist_guided(schedule.buffers.level, conditions)
-    calls = [_bind(model, schedule, condition, batch) for condition in conditions]
+    calls = [_bind(model, plain, schedule, condition, batch) for condition in conditions]
     if len(calls) == 1:
         return lambda iteration, x: [calls[0](iteration, x)]
     # A model may answer in the same memory each time: what is kept over its next call is copied.
@@ -60,24 +60,38 @@ def _hoists(model, schedule: Schedule) -> bool:
     return schedule.buffers.level.dim() == 1 or getattr(model, "hoists_ragged", False)
 
 
-def _bind(model, schedule: Schedule, condition: Any, batch: int) -> Callable[[int, Tensor], Tensor]:
-    """``f(iteration, x) -> output`` of a hoistable or a plain model."""
+def _bind(
+    model, plain: Callable, schedule: Schedule, condition: Any, batch: int
+) -> Callable[[int, Tensor], Tensor]:
+    """``f(iteration, x) -> output`` of a hoistable model; or of `plain`, the model as function."""
     if hasattr(model, "hoist") and _hoists(model, schedule):
         return model.hoist(schedule.buffers.level, condition)
     each = _levels(schedule, batch)
-    return lambda iteration, x: _ask(model, x, each[iteration], condition)
+    return lambda iteration, x: plain(x, each[iteration], condition)
 
 
-def _ask(function: Callable, x: Tensor, level: Tensor, condition: Any) -> Any:
-    """A caller's function on copies, which it may change and keep, and where autograd can be turned
-    on: with `torch.enable_grad` inside it takes gradients of its own."""
+def _outside(function: Callable) -> Callable:
+    """A caller's function as the loop calls it: on copies, which it may change and keep, outside of
+    the loop's inference mode, so that inside `torch.enable_grad` it takes gradients of its own.
+
+    The caller's own inference mode is kept, since buffers made in it may be written there alone. An
+    output has unit stride, as the ops take it.
+    """
     if torch.compiler.is_compiling():
-        return function(x.clone(), level.clone(), condition)
-    # torch.inference_mode(False) and torch.no_grad(), which take 7 us more
-    with torch._C._InferenceMode(False):
-        torch._C._set_grad_enabled(False)
-        out = function(x.clone(), level.clone(), condition)
-    return out.detach() if isinstance(out, Tensor) else out
+        return lambda x, level, condition: function(x.clone(), level.clone(), condition)
+    callers_mode = torch.is_inference_mode_enabled()
+
+    def call(x: Tensor, level: Tensor, condition: Any) -> Any:
+        # torch.inference_mode(False) and torch.no_grad(), which take 7 us more
+        with torch._C._InferenceMode(callers_mode):
+            torch._C._set_grad_enabled(False)
+            out = function(x.clone(), level.clone(), condition)
+        if not isinstance(out, Tensor):
+            return out
+        out = out.detach()
+        return out if out.dim() == 0 or out.stride(-1) == 1 else out.contiguous()
+
+    return call
 
 
 def _levels(schedule: Schedule, batch: int) -> tuple[Tensor, ...]:
@@ -92,7 +106,7 @@ def _bind_energy(
     energy_fn: Callable, schedule: Schedule, condition: Any, batch: int
 ) -> Callable[[int, Tensor], Tensor]:
     each = _levels(schedule, batch)
-    return lambda iteration, x: _energy(_ask(energy_fn, x, each[iteration], condition), x)
+    return lambda iteration, x: _energy(energy_fn(x, each[iteration], condition), x)
 
 
 def _energy(found: Any, x: Tensor) -> Tensor:
@@ -181,6 +195,7 @@ def run(
     guided = Guidance.of(uncond, guidance, uncond2, guidance2)
     if schedule.energy and energy_fn is None:
         raise ValueError("this table accepts by energies: pass energy_fn")
+    plain, energy_fn = _outside(model), energy_fn and _outside(energy_fn)
     mode = contextlib.nullcontext() if compiling else torch.inference_mode()
     with mode:
         options = {"noise_scale": noise_scale}
@@ -191,7 +206,7 @@ def run(
             in_place=not compiling, options=options, weights=guided.weights, energy=energy,
             ladder=table if isinstance(table, Ladder) else None, decisions=decisions,
         )  # fmt: skip
-        call = _bind_all(model, schedule, [condition, *guided.conditions], len(x))
+        call = _bind_all(model, plain, schedule, [condition, *guided.conditions], len(x))
         kept = None if sums is None else sums.unbind(0)
         while not rows.ended:
             if rows.calls_model:
