@@ -9,6 +9,7 @@ from . import _moved
 _EXPORTS = {
     "sample": ("ardiff.sampling", "sample"),
     "adapted_solver": ("ardiff.adapt_tau", "adapted_solver"),
+    "default_solver": ("ardiff.solvers", "default_solver"),
     "solver": ("ardiff.solvers", "solver"),
     "clear_graphs": ("ardiff.loop.cuda_graphs", "clear_graphs"),
     "load": ("ardiff.ar.sampler", "load"),
@@ -21,7 +22,7 @@ _EXPORTS = {
 }
 __all__ = [
     "AREngine", "ARSampler", "RaggedTable", "StepTable", "adapted_solver", "clear_graphs",
-    "get_path", "load", "paths", "sample", "solver",
+    "default_solver", "get_path", "load", "paths", "sample", "solver",
 ]  # fmt: skip
 
 _moved.install()
