@@ -240,7 +240,7 @@ ERRORS = {
     "denoise is called as denoise(x, level, context)": {
         **OWN, "encode": encode, "denoise": lambda x, level: x,
     },
-    "denoise is called as denoise(x, level, context), which the one given, with the signature (input": {
+    "with the signature (input: torch.Tensor) -> torch.Tensor, does not take: too many": {
         **OWN, "encode": encode, "denoise": torch.nn.Tanh(),
     },
     "weights='int8' packs a head of ardiff.heads, but denoise is a function": {
