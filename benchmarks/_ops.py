@@ -102,10 +102,16 @@ def compare(
 ) -> Iterator[Row]:
     """Time the op's forms against the eager expression and the same under `torch.compile`.
 
+    `compile` draws by eager's vectorised generator (`fallback_random`), its fastest form on a CPU:
+    Inductor's own generator, which is the default, makes one number at a time there and was slower
+    than eager (`uld_step`, 2^22 elements: eager 169 ns per element, compile 299, so 56).
+
     Speedups are those of the first form, in place; the other forms are rows of time, and for those
     named in `costs` also of `cost`: the first form's time over theirs.
     """
-    compiled = torch.compile(eager, fullgraph=True, dynamic=False)
+    compiled = torch.compile(
+        eager, fullgraph=True, dynamic=False, options={"fallback_random": True}
+    )
     rivals = settings.pick({"eager": eager, "compile": compiled})
     with torch.inference_mode():
         seconds = _harness.interleave({**ours, **rivals}, settings)

@@ -28,7 +28,7 @@ from benchmarks.reference_ddpm import reference_ddpm  # noqa: E402
 
 IMAGES, STEPS, SEED = 64, 48, 0
 ROUNDS, BUDGET_SECONDS = 5, 35.0
-SOLVERS = ("rtk-uld", "ddpm")
+SOLVERS = (ardiff.default_solver(STEPS), "ddpm")
 REFERENCE = "reference-ddpm"
 
 

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from .ar.engine import AREngine
     from .ar.sampler import ARSampler, load
     from .loop.cuda_graphs import clear_graphs
+    from .loop.divergence import NonfiniteWarning
+    from .loop.stats import AcceptanceWarning
     from .sampling import sample
-    from .solvers import solver
+    from .solvers import default_solver, solver
     from .tables import paths
     from .tables.paths import get_path
     from .tables.ragged import RaggedTable
@@ -26,6 +28,7 @@ _EXPORTS = {
     "AcceptanceWarning": ("ardiff.loop.stats", "AcceptanceWarning"),
     "NonfiniteWarning": ("ardiff.loop.divergence", "NonfiniteWarning"),
     "adapted_solver": ("ardiff.adapt_tau", "adapted_solver"),
+    "default_solver": ("ardiff.solvers", "default_solver"),
     "solver": ("ardiff.solvers", "solver"),
     "clear_graphs": ("ardiff.loop.cuda_graphs", "clear_graphs"),
     "load": ("ardiff.ar.sampler", "load"),
@@ -39,7 +42,8 @@ _EXPORTS = {
 }
 __all__ = [
     "AREngine", "ARSampler", "AcceptanceWarning", "NonfiniteWarning", "RaggedTable", "StepTable",
-    "adapted_solver", "clear_graphs", "get_path", "load", "paths", "sample", "solver",
+    "adapted_solver", "clear_graphs", "default_solver", "get_path", "load", "paths", "sample",
+    "solver",
 ]  # fmt: skip
 
 _moved.install()

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from .adapt_tau import make_ladder
 from .guide import Guidance, per_sample
-from .loop.checks import check_x0_clamp
+from .loop.checks import check_signature, check_x0_clamp
 from .loop.cuda_graphs import check_graph, run_captured
 from .loop.divergence import check_mode, find, first_rows, make_sums, report
 from .loop.model_calls import CountedModel, shaped_energy
 from .loop.run import Decision, make_schedule, run
 from .loop.stats import SampleStats, collect, warn_of_acceptance
 from .noise import initial_state, make_key, make_stream, sample_id_of
+from .solvers import default_solver, solver_options
 from .solvers import solver as make_table
-from .solvers import solver_options
 from .tables.paths import Path
 from .tables.ragged import RaggedTable
 from .tables.table import StepTable
@@ -46,17 +46,25 @@ def choose_table(
 ) -> StepTable | RaggedTable:
     """The table given, or the one that solver, steps and options make for samples of `sizes`."""
     if table is None:
-        missing = [name for name, value in choices.items() if value is None]
+        name, steps = choices.pop("solver"), choices.pop("steps")
+        needed = {**choices, "steps": steps}
+        missing = [name for name, value in needed.items() if value is None]
         if missing:
             raise TypeError(f"sample needs {', '.join(missing)}, or a table from ardiff.solver")
-        name, steps = choices.pop("solver"), choices.pop("steps")
+        several = isinstance(steps, (Tensor, list, tuple))
+        if name is None and several:
+            raise TypeError(
+                "sample needs solver where steps differ per sample: the default depends on the "
+                "number of steps, ardiff.default_solver(steps) says how"
+            )
+        name = default_solver(steps) if name is None else name
         if "dim" in solver_options(name):
             dim = options.setdefault("dim", math.prod(sizes[1:]))
             if dim != math.prod(sizes[1:]):
                 raise ValueError(
                     f"dim is {dim}, but the samples have {math.prod(sizes[1:])} elements"
                 )
-        if isinstance(steps, (Tensor, list, tuple)):
+        if several:
             return _ragged(name, steps, choices | options, sizes[0])
         return make_table(name, steps=steps, **choices, **options)
     if not isinstance(table, (StepTable, RaggedTable)):
@@ -123,6 +131,7 @@ def sample(
             `torch.enable_grad`. `hoist` and what it returns run in `torch.inference_mode`.
         shape: (B, ...), the batch first.
         path, prediction, solver, steps, options: see :func:`ardiff.solver`; or pass `table`.
+            `solver` is by default :func:`ardiff.default_solver` of `steps`.
             `steps` may be `B` integers, one per sample: they run in the same launches, and each
             sample is what it would be alone. `table` may be a
             :class:`~ardiff.tables.ragged.RaggedTable`.
@@ -177,7 +186,7 @@ def sample(
             >>> import ardiff
             >>> x = ardiff.sample(
             ...     lambda x, level, condition: -x, (512, 2), path="ou", prediction="score",
-            ...     solver="dpmpp-2m-sde", steps=8, seed=0,
+            ...     steps=8, seed=0,
             ... )
             >>> x.shape
             torch.Size([512, 2])
@@ -186,6 +195,10 @@ def sample(
     """
     if not callable(model_fn) and not hasattr(model_fn, "hoist"):
         raise TypeError(f"model_fn must be callable or have hoist, got {type(model_fn).__name__}")
+    if not hasattr(model_fn, "hoist"):
+        check_signature("model_fn", model_fn, "model_fn(x, level, condition)")
+    if callable(energy_fn):
+        check_signature("energy_fn", energy_fn, "energy_fn(x, level, condition)")
     sizes = _check_shape(shape)
     choices = {"path": path, "prediction": prediction, "solver": solver, "steps": steps}
     if adapt is None:
@@ -197,7 +210,7 @@ def sample(
         )
     elif adapt != "sample":
         raise ValueError(f"unknown adapt {adapt!r}; known: sample")
-    elif table is not None or not isinstance(steps, int):
+    elif table is not None or solver is None or not isinstance(steps, int):
         raise ValueError("adapt needs a solver by name and one number of steps for all samples")
     else:
         table = make_ladder(choices, options, sizes, target_acceptance)

@@ -14,6 +14,7 @@ import ardiff
 from ardiff.ar.engine import AREngine
 from ardiff.heads.fused import FusedHead
 from ardiff.models.image_model import ARModel, ModelConfig
+from ardiff.models.patchify import unpatchify
 from ardiff.tables.table import StepTable
 from tests._support.engine_oracle import (
     PLACES,
@@ -113,7 +114,7 @@ def test_a_shipped_model_draws_the_images_of_the_sampler():
     ids = [engine.submit(None, 4, seed=3, sample_id=i) for i in range(5)]
     found = drain(engine)
     patches = torch.stack([found[i].patches for i in ids])
-    assert (model.to_images(patches).clamp(-1, 1) - expected).abs().max() <= 1e-4
+    assert (unpatchify(patches, 16, 3) - expected).abs().max() <= 1e-4
 
 
 def test_guidance_by_a_null_context_needs_no_second_stream():
@@ -128,10 +129,10 @@ def test_guidance_by_a_null_context_needs_no_second_stream():
     plain = engine.submit(None, 4, seed=1, sample_id=0)
     assert engine.step() == 3 and engine.free_rows == 0
     found = drain(engine)
-    images = model.to_images(torch.stack([found[i].patches for i in ids])).clamp(-1, 1)
+    images = unpatchify(torch.stack([found[i].patches for i in ids]), 4, 3)
     assert (images - expected).abs().max() <= 1e-4
     unguided = ardiff.ARSampler(model, "ddpm", 9).sample(1, seed=1).images
-    assert (model.to_images(found[plain].patches[None]).clamp(-1, 1) - unguided).abs().max() <= 1e-4
+    assert (unpatchify(found[plain].patches[None], 4, 3) - unguided).abs().max() <= 1e-4
 
 
 def test_a_step_is_one_call_of_encoder_and_head(monkeypatch):

@@ -101,7 +101,7 @@ INVALID = [
     ("shape flat", sample(shape=(5,)), ValueError, "shape must be (B, ...) with B >= 0 and sizes >= 1 after, got (5,)"),
     ("shape negative", sample(shape=(-1, 2)), ValueError, "shape must be (B, ...) with B >= 0"),
     ("shape empty", sample(shape=(2, 0)), ValueError, "sizes >= 1 after, got (2, 0)"),
-    ("nothing to run", sample(solver=None, steps=None), TypeError, "sample needs solver, steps, or a table"),
+    ("nothing to run", sample(solver=None, steps=None), TypeError, "sample needs steps, or a table"),
     ("table and solver", lambda: ardiff.sample(zeros, (2, 3), solver="ddpm", table=ardiff.solver("ddpm", **KINETIC)), TypeError, "a table fixes the solver: do not pass solver beside it"),
     ("table type", lambda: ardiff.sample(zeros, (2, 3), table="ddpm"), TypeError, "table must be a StepTable or a RaggedTable, got str"),
     ("seed range", sample(seed=2**63), ValueError, "seed must fit in int64, got 9223372036854775808"),

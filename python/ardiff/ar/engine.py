@@ -14,6 +14,7 @@ import ardiff_kernels
 
 from ..batch_invariant import batch_invariant as batch_invariant_mode
 from ..noise import make_key
+from ..solvers import default_solver
 from .kv_cache import KVCache
 from .patch_model import Sampled, sampled_model
 from .requests import Finished, MadePatch, Request, check_room, make_request
@@ -49,8 +50,10 @@ class AREngine:
 
     Args:
         model: a `PatchModel`, float32 or bfloat16; or an `ARModel`, such as `ardiff.load` returns.
-            Patches and the solver's state are float32 whatever the model's dtype.
-        solver: a name of `ardiff.solvers`.
+            Patches and the solver's state are float32 whatever the model's dtype. Patches of an
+            `ARModel` are given back as pixels in [-1, 1], those of a `PatchModel` as they are.
+        solver: a name of `ardiff.solvers`, which all requests share; None takes
+            `ardiff.default_solver` of `steps`.
         steps: bound on the model calls for each patch, for requests that do not say.
         rows: streams in the cache at a time.
         capacity: tokens that a stream can hold: prompt, start tokens and patches.
@@ -73,7 +76,7 @@ class AREngine:
     def __init__(
         self,
         model: Sampled,
-        solver: str = "rtk-uld",
+        solver: str | None = None,
         steps: int = 48,
         *,
         rows: int = 16,
@@ -90,6 +93,7 @@ class AREngine:
         model = sampled_model(model)
         self.model, self.steps, self.backend = model, steps, backend
         self.batch_invariant = batch_invariant
+        solver = default_solver(steps) if solver is None else solver
         self._solver = PatchSolver(model, solver, options, weights)
         self._solver.table(steps)
         self.plan = model.encoder.plan_cache(
@@ -269,7 +273,14 @@ class AREngine:
         """Gives each request its patches `[B, d]`, calls back, and ends those that are done."""
         counts = [len(request.target(self.model.block)) for request in running]
         failure: BaseException | None = None
-        blocks = [r.take(p) for r, p in zip(running, made.split(counts), strict=True)]
+        places = [place for request in running for place in request.target(self.model.block)]
+        values = self.model.finished(made, torch.tensor(places, device=made.device)).flatten(1)
+        blocks = [
+            request.take(patches, given)
+            for request, patches, given in zip(
+                running, made.split(counts), values.split(counts), strict=True
+            )
+        ]
         for request, patches in zip(running, blocks, strict=True):
             try:
                 self._call_back(request, patches)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..loop.checks import check_signature
 from ..tables.paths import Path, check_prediction, get_path
 from .requests import Request
 
@@ -16,16 +17,16 @@ from .requests import Request
 class _WholePrefix:
     """An ``encode(patches)`` as an encoder with a cache: it gets all patches at every step."""
 
-    def __init__(self, encode: Callable[[Tensor], Any], blank: Tensor) -> None:
-        self._encode, self._blank = encode, blank
+    def __init__(self, encode: Callable[..., Any], blank: Tensor) -> None:
+        self.encode, self._blank = encode, blank
 
     def new_cache(self, batch: int) -> list[Tensor]:
         return [self._blank.expand(batch, 0, -1)]
 
-    def step(self, patch: Tensor | None, cache: list[Tensor]) -> Any:
+    def step(self, patch: Tensor | None, cache: list[Tensor], *condition: Any) -> Any:
         if patch is not None:
             cache[0] = torch.cat([cache[0], patch[:, None]], 1)
-        return self._encode(cache[0].clone())
+        return self.encode(cache[0].clone(), *condition)
 
 
 class OwnModel:
@@ -36,7 +37,9 @@ class OwnModel:
             made, k = 0 first; the context is what `denoise` takes, a tensor `[B, ...]` if guidance
             is to be used. Or an object with ``new_cache(batch)`` and ``step(patch, cache)``, the
             patch `[B, patch_dim]` just made (None first) and a cache of its own, for encoders that
-            keep keys and values.
+            keep keys and values. Where samples are drawn with a condition, its rows `[B, ...]` are
+            one more argument, the last: ``encode(patches, condition)``, ``step(patch, cache,
+            condition)``.
         denoise: ``denoise(x, level, context) -> output`` as :func:`ardiff.sample` calls it, x
             `[B, patch_dim]`; or an object with ``hoist``, such as a head of `ardiff.models`.
         patches, patch_dim: patches of a sample and elements of a patch.
@@ -47,7 +50,8 @@ class OwnModel:
         device: where states and noise live.
 
     Raises:
-        TypeError, ValueError: something that cannot be called, sizes below 1, unknown names.
+        TypeError, ValueError: something that cannot be called as above, sizes below 1, unknown
+            names.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class OwnModel:
                 raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
         if not callable(denoise) and not hasattr(denoise, "hoist"):
             raise TypeError(f"denoise must be callable or have hoist, got {type(denoise).__name__}")
+        if not hasattr(denoise, "hoist"):
+            check_signature("denoise", denoise, "denoise(x, level, context)")
         self.mean = torch.zeros(1, patch_dim, dtype=torch.float32, device=device)
         if hasattr(encode, "step") and hasattr(encode, "new_cache"):
             self.context = encode
@@ -91,11 +97,20 @@ class OwnModel:
         """Where states and noise live, as models have it."""
         return self.mean
 
-    def contexts(self, cache: Any, running: list[Request]) -> list[Any]:
+    def check_condition(self, condition: Tensor | None) -> None:
+        """Raises TypeError unless `encode` takes a condition where there is one."""
+        more = "" if condition is None else ", condition"
+        if isinstance(self.context, _WholePrefix):
+            check_signature("encode", self.context.encode, f"encode(patches{more})")
+        else:
+            check_signature("encode.step", self.context.step, f"step(patch, cache{more})")
+
+    def contexts(self, cache: Any, condition: Tensor | None, running: list[Request]) -> list[Any]:
         """The contexts of the next patches of a whole batch, as :func:`ardiff.ar.step.contexts`."""
         first = running[0]
         last = None if first.last is None else torch.cat([request.last for request in running])
-        context = self.context.step(last, cache)
+        more = () if condition is None else (condition,)
+        context = self.context.step(last, cache, *more)
         fixed = first.sources[1:]
         return [context, *(other.to(context).expand_as(context).contiguous() for other in fixed)]
 

@@ -16,7 +16,8 @@ from .patch_model import Sampled
 
 
 class MadePatch(NamedTuple):
-    """Patch number `index` of a request, at `place` of its sequence: values `[d]`."""
+    """Patch number `index` of a request, at `place` of its sequence: values `[d]`, of an `ARModel`
+    pixels in [-1, 1]."""
 
     request: int
     index: int
@@ -29,7 +30,8 @@ class Finished(NamedTuple):
 
     Attributes:
         request: its id.
-        patches: `[n, d]`, in the order they were made.
+        patches: `[n, d]`, in the order they were made; of an `ARModel` pixels in [-1, 1], to be
+            viewed as `[n, C, p, p]`.
         places: where each belongs.
         stopped: whether its `stop` ended it before its last patch.
     """
@@ -51,7 +53,8 @@ class Request:
         weights: of each of the latter, at each patch.
         steps: bound on the model calls, for each patch.
         rows: of the cache, one per stream; empty while it waits and once it is done.
-        last: the block of patches made last, `[block, d]`.
+        made: patches `[d]` as they are given back.
+        last: the block of patches made last, `[block, d]`, as the encoder takes it.
     """
 
     id: int
@@ -85,19 +88,20 @@ class Request:
         at = [block + place for place in self.order[done - block : done]] if done else range(block)
         return [[len(prompt) + place for place in at] for prompt in self.prompts]
 
-    def keep(self, patches: Tensor) -> None:
-        """Takes in a block of patches `[block or fewer, d]` that no one will change."""
+    def keep(self, patches: Tensor, values: Tensor) -> None:
+        """Takes in a block of patches `[block or fewer, d]` that no one will change, and the values
+        of them that are given back."""
         self.last = patches
-        self.made += patches.unbind(0)
+        self.made += values.unbind(0)
         self.done = len(self.made) == len(self.order)
 
-    def take(self, patches: Tensor) -> list[MadePatch]:
-        """Keeps a copy of a block of patches, and returns another."""
+    def take(self, patches: Tensor, values: Tensor) -> list[MadePatch]:
+        """Keeps copies of a block of patches and of their values, and returns other copies."""
         first = len(self.made)
-        self.keep(patches.clone())
+        self.keep(patches.clone(), values.clone())
         return [
-            MadePatch(self.id, first + i, self.order[first + i], patch.clone())
-            for i, patch in enumerate(patches)
+            MadePatch(self.id, first + i, self.order[first + i], value.clone())
+            for i, value in enumerate(values)
         ]
 
     def stop_after(self, index: int) -> None:

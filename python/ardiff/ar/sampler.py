@@ -22,6 +22,7 @@ from ..loop.stats import SampleStats, collect, pool, warn_of_acceptance
 from ..models.checkpoint import load_model as load
 from ..models.image_model import ARModel
 from ..noise import MAX_SAMPLE_ID, make_key, make_stream, sample_id_of
+from ..solvers import default_solver
 from .function_model import OwnModel
 from .requests import Request
 from .step import PatchSolver, contexts
@@ -60,7 +61,8 @@ class ARSampler:
     Args:
         model: an `ARModel`, such as `ardiff.load` returns; the sampler runs on its device. None:
             `encode` and `denoise` are the model.
-        solver: a name of `ardiff.solvers`.
+        solver: a name of `ardiff.solvers`; None takes `ardiff.default_solver` of `steps`, or of the
+            fewest where they differ per patch.
         steps: bound on the model calls for each patch; or one for each patch, in order.
         stages: stages of an `rtk-*` solver; None lets `steps` decide.
         guidance: scale w of u + w (c - u); None is plain conditional sampling. Needs a model
@@ -94,7 +96,7 @@ class ARSampler:
     def __init__(
         self,
         model: ARModel | None = None,
-        solver: str = "rtk-uld",
+        solver: str | None = None,
         steps: int | Sequence[int] = 48,
         stages: int | None = None,
         guidance: float | None = None,
@@ -146,6 +148,7 @@ class ARSampler:
                 f"{len(each)}"
             )
         self.steps = each
+        solver = default_solver(min(each)) if solver is None else solver
         self._solver = PatchSolver(model, solver, options, weights)
         self.tables = [self._solver.table(n) for n in each]
         self.table = self.tables[0]
@@ -164,10 +167,13 @@ class ARSampler:
         *,
         first: int | None = None,
         nonfinite: str = "warn",
+        condition: Tensor | None = None,
+        prefix: Tensor | None = None,
     ) -> SampleOutput:
         """Draws n images.
 
-        `stats.calls` is `calls`, which follows from the tables; it is not counted.
+        `stats.calls` is `calls` without those of a prefix; it follows from the tables and is not
+        counted.
 
         Args:
             n: how many.
@@ -182,10 +188,15 @@ class ARSampler:
                 ``"raise"`` or ``"ignore"``. The message names samples, patches, steps and levels;
                 so does `stats.nonfinite`. What is clipped to the range of pixels counts as it was
                 before.
+            condition: `[n, ...]`, a row per image such as its label, handed to `encode`; for own
+                functions alone, an `ARModel` has no condition.
+            prefix: the first m patches of each image, which are kept and not drawn: pixels
+                `[n, m, C, p, p]` in [-1, 1] as `stream` yields them, of own functions patches
+                `[n, m, patch_dim]`.
 
         Raises:
             ValueError, TypeError: n or an id out of range, ids that are not n integers, both
-                `sample_ids` and `first`, a bad seed.
+                `sample_ids` and `first`, a bad seed, a condition or a prefix that does not fit.
             FloatingPointError: images that are not finite, with ``nonfinite="raise"``.
 
         Example:
@@ -197,13 +208,14 @@ class ARSampler:
         """
         ids, seed = _checked_ids(n, sample_ids, first), int(make_key(seed, "cpu"))
         check_mode(nonfinite)
+        given = self._checked_inputs(len(ids), condition, prefix)
         config = self.model.config
         total, done = len(ids) * config.patches, 0
         parts: list[list[Tensor]] = []
         fared: list[SampleStats] = []
         watched: list[_Watched] = []
         start = time.perf_counter()
-        for part in self._draw(ids, seed, fared, watched):
+        for part in self._draw(ids, seed, fared, watched, *given):
             if part.index == 0:
                 parts.append([])
             parts[-1].append(part.pixels)
@@ -215,9 +227,10 @@ class ARSampler:
         if whole.is_cuda:
             torch.cuda.synchronize(whole.device)
         seconds = time.perf_counter() - start
-        found = Nonfinite.of([find(*each) for each in watched])
-        stats = replace(pool(self.calls, seconds, fared), nonfinite=found)
-        report(found, n, nonfinite, patches=True)
+        calls = sum(table.calls for table in self.tables[given[1].shape[1] :])
+        stats = pool(calls * self.guidance.outputs, seconds, fared)
+        stats = replace(stats, nonfinite=Nonfinite.of([find(*each) for each in watched]))
+        report(stats.nonfinite, n, nonfinite, patches=True)
         warn_of_acceptance(stats, self.tables[0].solver)
         return SampleOutput(whole, stats)
 
@@ -228,35 +241,55 @@ class ARSampler:
         sample_ids: Sequence[int] | Tensor | None = None,
         *,
         first: int | None = None,
+        condition: Tensor | None = None,
+        prefix: Tensor | None = None,
     ) -> Iterator[StreamedPatch]:
-        """Yields each patch as soon as it is made, the same pixels as `sample` would return.
+        """Yields each patch as soon as it is made, the same pixels as `sample` would return; those
+        of a prefix too.
 
         Arguments and errors as `sample`'s; past `batch` images, one batch follows another.
         """
         ids, seed = _checked_ids(n, sample_ids, first), int(make_key(seed, "cpu"))
-        return self._draw(ids, seed, [], None)
+        return self._draw(ids, seed, [], None, *self._checked_inputs(len(ids), condition, prefix))
 
     def _draw(
-        self, ids: Tensor, seed: int, fared: list[SampleStats], watched: list[_Watched] | None
+        self,
+        ids: Tensor,
+        seed: int,
+        fared: list[SampleStats],
+        watched: list[_Watched] | None,
+        condition: Tensor | None,
+        known: Tensor,
     ) -> Iterator[StreamedPatch]:
-        for part in ids.split(self.batch):
-            if len(part):
-                yield from self._draw_batch(part, seed, fared, watched)
+        for first in range(0, len(ids), self.batch):
+            part = slice(first, first + self.batch)
+            rows = None if condition is None else condition[part]
+            yield from self._draw_batch(ids[part], seed, fared, watched, rows, known[part])
 
     def _draw_batch(
-        self, ids: Tensor, seed: int, fared: list[SampleStats], watched: list[_Watched] | None
+        self,
+        ids: Tensor,
+        seed: int,
+        fared: list[SampleStats],
+        watched: list[_Watched] | None,
+        condition: Tensor | None,
+        known: Tensor,
     ) -> Iterator[StreamedPatch]:
         model, running = self.model, self._requests(ids.tolist(), seed)
-        contexts_of = self._contexts(len(ids))
+        contexts_of = self._contexts(len(ids), condition)
         for k, table in enumerate(self.tables):
             decisions: list[Decision] = []
             found = None if watched is None else []
             with torch.no_grad(), self._backend():
-                made = self._solver.draw(running, contexts_of(running), decisions, found)
+                context = contexts_of(running)
+                if k < known.shape[1]:
+                    made = known[:, k]
+                else:
+                    made = self._solver.draw(running, context, decisions, found)
             if watched is not None:
                 watched += [(rows, levels, ids, k) for rows, levels in found]
             for request, patch in zip(running, made.split(1), strict=True):
-                request.keep(patch)
+                request.keep(patch, patch)
             if decisions:
                 fared.append(collect(table, 0, 0.0, decisions))
             yield StreamedPatch(k, ids, model.finished(made, k))
@@ -274,10 +307,46 @@ class ARSampler:
             for row, sample_id in enumerate(ids)
         ]  # fmt: skip
 
-    def _contexts(self, batch: int) -> Callable[[list[Request]], list[Any]]:
+    def _checked_inputs(
+        self, n: int, condition: Tensor | None, prefix: Tensor | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """The condition, and the known patches `[n, m, d]` in the model's units."""
+        model, start = self.model, self.model.start
+        own = isinstance(model, OwnModel)
+        if condition is not None:
+            if not own:
+                raise TypeError(
+                    "condition: an ARModel has none; own functions take one, "
+                    "encode(patches, condition)"
+                )
+            if not isinstance(condition, Tensor) or not condition.dim() or len(condition) != n:
+                found = list(condition.shape) if isinstance(condition, Tensor) else condition
+                raise ValueError(f"condition must be a tensor of {n} rows, got {found!r}")
+            condition = condition.detach().to(start.device)
+        if own:
+            model.check_condition(condition)
+        known = start.new_empty(n, 0, model.patch_dim)
+        if prefix is None:
+            return condition, known
+        pixels = () if own else (model.config.channels, *(model.config.patch_size,) * 2)
+        shape, most = pixels or (model.patch_dim,), model.config.patches - 1
+        form = f"[{', '.join(map(str, (n, 'm', *shape)))}] with m up to {most}"
+        if not isinstance(prefix, Tensor):
+            raise TypeError(f"prefix must be a tensor {form}, got {type(prefix).__name__}")
+        found = tuple(prefix.shape)
+        if found[:1] != (n,) or found[2:] != shape or len(found) < 3 or found[1] > most:
+            raise ValueError(f"prefix must be {form}, got {list(found)}")
+        if not bool(prefix.isfinite().all()):
+            raise ValueError("prefix must be finite, got NaN or inf")
+        known = prefix.detach().to(known, copy=True).flatten(2)
+        return condition, known if own else model.normalised(known)
+
+    def _contexts(
+        self, batch: int, condition: Tensor | None
+    ) -> Callable[[list[Request]], list[Any]]:
         """What makes the contexts of a batch's next patches, from an empty cache."""
         if isinstance(self.model, OwnModel):
-            return partial(self.model.contexts, self.model.context.new_cache(batch))
+            return partial(self.model.contexts, self.model.context.new_cache(batch), condition)
         encoder = self.model.encoder
         cache = encoder.new_cache(batch, self.model.config.patches, dtype=encoder.dtype)
         return partial(contexts, self.model, cache)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..guide import Guidance
-from ..heads.fused import fused
+from ..heads.base import Head
+from ..heads.edm import EDMHead
+from ..heads.fused import FusedHead, fused
 from ..loop.divergence import first_rows, make_sums
 from ..loop.run import Decision, Runnable, make_schedule, run
 from ..noise import Spans, initial_state, make_key, stream_of
@@ -95,12 +97,24 @@ class PatchSolver:
         self, model: Sampled | OwnModel, name: str, options: dict, weights: str = "float32"
     ) -> None:
         self.model, self._weights = model, weights
-        fused(model.denoiser, weights)  # refuses unknown weights at once
+        own = isinstance(model, OwnModel)
+        self._plain = own and not isinstance(model.denoiser, (Head, EDMHead, FusedHead))
+        self._head()  # refuses unknown weights at once
+        if self._plain and weights != "float32":
+            raise ValueError(
+                f"weights={weights!r} packs a head of ardiff.heads, but denoise is a "
+                f"{type(model.denoiser).__name__} and runs as it is: leave weights at float32"
+            )
         own = {"name": name, "path": model.path, "prediction": model.prediction}
         self._choices = {**own, **model.grid, **options}
         if "dim" in solver_options(name):
             self._choices.setdefault("dim", model.patch_dim)
         self._schedules: OrderedDict[tuple, tuple[Runnable, Schedule]] = OrderedDict()
+
+    def _head(self) -> Any:
+        """What the loop calls: a head of ours fused, a caller's own function as it is."""
+        head = self.model.denoiser
+        return head if self._plain else fused(head, self._weights)
 
     def table(self, steps: int) -> StepTable:
         """The table of `steps` steps, of which `ardiff.solvers` keeps the last ones made.
@@ -159,7 +173,7 @@ class PatchSolver:
         x = initial_state(table, keys, stream, model.patch_dim)
         sums = None if watched is None else make_sums(schedule, x)
         x = run(
-            schedule, fused(model.denoiser, self._weights), x, key=keys, stream=stream,
+            schedule, self._head(), x, key=keys, stream=stream,
             condition=context, decisions=decisions, sums=sums, **modifiers,
         )  # fmt: skip
         if watched is not None:

@@ -10,7 +10,7 @@ DEFAULT_SEED = None
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="sun-shadow", help="a shipped name, or a model folder")
-    parser.add_argument("--solver", default="rtk-uld")
+    parser.add_argument("--solver", help="default: the best measured at so many steps")
     parser.add_argument("--steps", type=int, default=48, help="bound on model calls per patch")
     parser.add_argument("--stages", type=int, help="stages of an rtk-* solver")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance scale")
@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
         found = metrics(drawn.images.cpu().numpy()).as_dict()
         names = ("detection", "r2", "r2_far")
         print(", ".join(f"{name} {found[name]:.4f}" for name in names))
-    settings = {n: getattr(args, n) for n in ("model", "solver", "steps", "n")} | {"seed": seed}
+    settings = {n: getattr(args, n) for n in ("model", "steps", "n")}
+    settings |= {"solver": sampler.table.solver, "seed": seed}
     result = {"calls": stats.calls, "seconds": stats.seconds, "images_per_second": rate}
     return {**settings, **result, **found, "out": str(args.out)}, 0

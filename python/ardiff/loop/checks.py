@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +50,25 @@ def check_output(
         )
     if out.device != x.device:
         raise ValueError(f"the model returned a tensor on {out.device}, the state is on {x.device}")
+
+
+def check_signature(name: str, function: Callable, call: str) -> None:
+    """Raises TypeError unless `function` takes the arguments of `call`, such as ``f(x, level)``.
+
+    A module is judged by its `forward`; what Python cannot tell the signature of passes.
+    """
+    arguments = call[call.index("(") + 1 : -1].split(", ")
+    try:
+        signature = inspect.signature(getattr(function, "forward", function))
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is called as {call}, which the one given, with the signature {signature}, "
+            f"does not take: {error}"
+        ) from None
 
 
 def check_x0_clamp(x0_clamp: float | None, table: Any) -> None:

@@ -173,14 +173,18 @@ class ARModel(nn.Module):
 
     def to_patches(self, images: Tensor) -> Tensor:
         """Images `[n, C, H, W]` in [-1, 1] -> normalised patches `[n, K, d]`."""
-        return (patchify(images, self.config.patch_size) - self.mean) / self.std
+        return self.normalised(patchify(images, self.config.patch_size))
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """The first k patches as pixels `[n, k, d]` -> in normalised units."""
+        return (pixels - self.mean[: pixels.shape[1]]) / self.std
 
     def to_images(self, patches: Tensor) -> Tensor:
         """The inverse of `to_patches`; the values are not clipped."""
         pixels = patches * self.std + self.mean
         return unpatchify(pixels, self.config.patch_size, self.config.channels)
 
-    def patch_pixels(self, patch: Tensor, k: int) -> Tensor:
+    def patch_pixels(self, patch: Tensor, k: int | Tensor) -> Tensor:
         """Normalised patch k `[n, d]` -> its pixels `[n, C, p, p]`."""
         c, p = self.config.channels, self.config.patch_size
         return (patch * self.std + self.mean[k]).view(-1, c, p, p)
@@ -194,8 +198,9 @@ class ARModel(nn.Module):
         low, high = ((bound - self.mean[place]) / self.std for bound in (-1, 1))
         return patch.clamp(low, high)
 
-    def finished(self, patch: Tensor, k: int) -> Tensor:
-        """Normalised patch k `[n, d]` -> its pixels `[n, C, p, p]`, clipped to [-1, 1]."""
+    def finished(self, patch: Tensor, k: int | Tensor) -> Tensor:
+        """Normalised patch k `[n, d]` -> its pixels `[n, C, p, p]`, clipped to [-1, 1]; k may be
+        int64 `[n]`, which patch each is."""
         return self.patch_pixels(patch, k).clamp(-1, 1)
 
     def assemble(self, patches: list[Tensor]) -> Tensor:

@@ -18,6 +18,11 @@ import numpy as np
 
 from ..tables.paths import Path, check_prediction, get_path, time_grid
 from ..tables.table import StepTable
+from ._default import default_solver
+
+__all__ = [
+    "SOLVERS", "check_options", "default_solver", "solver", "solver_options", "table_function",
+]  # fmt: skip
 
 _MODULES = {
     module.name.replace("_", "-"): module.name
