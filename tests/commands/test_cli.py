@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import ardiff
 from ardiff._files import replacing, write_json
 from ardiff.commands._parser import main
 from ardiff.models.checkpoint import save_model
@@ -71,6 +72,14 @@ def test_sample_writes_a_grid_and_its_figures(tmp_path: Path, capsys) -> None:
         assert image.tobytes() != first
 
 
+def test_sample_takes_the_default_solver_of_its_steps(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    command = ["sample", "--n", "1", "--steps", "16", "--out", str(tmp_path / "x.png")]
+    assert main([*command, "--json", str(figures)]) == 0
+    found = json.loads(figures.read_text())
+    assert found["solver"] == ardiff.default_solver(16) and found["calls"] == 4 * 16
+
+
 def test_sample_measures_its_images(tmp_path: Path, capsys) -> None:
     target = tmp_path / "figures.json"
     command = [*SAMPLE, "--measure", "--out", str(tmp_path / "grid.png"), "--json", str(target)]
@@ -122,7 +131,7 @@ BAD = {
     "model folder empty": ([*SAMPLE, "--model", "{tmp}"], "holds no model.safetensors"),
     "unknown solver": ([*SAMPLE, "--solver", "eulr"], "unknown solver 'eulr'"),
     "no steps": (["sample", "--n", "2", "--steps", "0"], "steps"),
-    "too few steps": (["sample", "--n", "2", "--steps", "2"], "stages"),
+    "too few steps": (["sample", "--n", "2", "--steps", "2", "--solver", "rtk-uld"], "stages"),
     "no images": (["sample", "--n", "0"], "--n: expected at least 1, got 0"),
     "negative batch": ([*SAMPLE, "--batch", "-3"], "batch must be positive"),
     "temperature NaN": ([*SAMPLE, "--temperature", "nan"], "temperature must be finite"),

@@ -131,7 +131,8 @@ def sampled_model(model: Sampled) -> Sampled:
     """
     if not isinstance(model, (PatchModel, ARModel)):
         raise TypeError(
-            f"AREngine: model must be a PatchModel or an ARModel, got {type(model).__name__}"
+            f"AREngine: model must be a PatchModel or an ARModel, got {type(model).__name__}; "
+            "functions of your own run in ARSampler(encode=, denoise=)"
         )
     own, dtype = model.start.dtype, model.encoder.dtype
     if own != dtype or dtype not in (torch.float32, torch.bfloat16):
