@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import _harness, _head_gpu, bench_head  # noqa: E402
 from benchmarks._heads import MODELS  # noqa: E402
-from tests._support.graph_on_cpu import record
+from tests._support.graph_on_cpu import capturing, record
 
 QUICK = _harness.Settings(rounds=2, seconds=1e-4, rivals=["eager"])
 
@@ -34,6 +34,7 @@ def test_a_case_has_its_rows(dtype, monkeypatch):
 
 def test_the_rows_of_a_gpu(monkeypatch):
     """Its code on a CPU, where `head_loop` is its steps, with a recorder for the graphs."""
+    monkeypatch.setattr("ardiff.heads.packing.capturing", capturing)
     monkeypatch.setattr(_head_gpu.ardiff_kernels, "backend", lambda name: nullcontext())
     monkeypatch.setattr(_head_gpu, "_unusable", lambda backend, x: False)
     inputs = bench_head.token("tiny/N=3/bfloat16", QUICK)
@@ -64,6 +65,7 @@ def test_a_form_is_held_against_its_own_backend(monkeypatch):
         yield
         current.pop()
 
+    monkeypatch.setattr("ardiff.heads.packing.capturing", capturing)
     monkeypatch.setattr(_head_gpu.ardiff_kernels, "backend", backend)
     monkeypatch.setattr(_head_gpu, "_unusable", lambda backend, x: False)
     inputs = bench_head.token("tiny/N=3/bfloat16", QUICK)

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..tables.plan import Schedule
 
 __all__ = [
-    "MODES", "Nonfinite", "NonfiniteWarning", "check_mode", "find", "first_rows", "make_sums",
-    "report",
+    "ALL_FINITE", "MODES", "Nonfinite", "NonfiniteWarning", "check_mode", "find", "first_rows",
+    "make_sums", "report",
 ]  # fmt: skip
 
 MODES = ("warn", "raise", "ignore")
@@ -60,6 +60,9 @@ class Nonfinite(NamedTuple):
             torch.tensor(columns[1], dtype=torch.int64),
             torch.tensor(columns[2], dtype=torch.float32),
         )
+
+
+ALL_FINITE = Nonfinite.of([])
 
 
 def make_sums(schedule: Schedule, x: Tensor) -> Tensor:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..tables.ragged import RaggedTable
 from ..tables.table import StepTable
-from .divergence import Nonfinite
+from .divergence import ALL_FINITE, Nonfinite
 from .ladder import Ladder
 
 if TYPE_CHECKING:
@@ -56,21 +57,28 @@ class SampleStats:
     decisions: Tensor | None = None
     step_scale: Tensor | None = None
     expected_acceptance: Tensor | None = None
-    nonfinite: Nonfinite = field(default_factory=lambda: Nonfinite.of([]))
+    nonfinite: Nonfinite = ALL_FINITE
 
 
-def stages_of(table: StepTable | RaggedTable | Ladder, batch: int) -> Tensor:
+def stages_of(table: StepTable | RaggedTable | Ladder, batch: int) -> np.ndarray:
     """The stage of each sample at each iteration, int64 `[iterations, B]`; -1 off accept rows."""
     tables = [table] if isinstance(table, StepTable) else list(table.tables)
     if isinstance(table, Ladder):
         tables = tables[:1]
-    length = max(len(t) for t in tables)
-    stages = torch.full((length, len(tables)), -1)
+    stages = np.full((max(len(t) for t in tables), len(tables)), -1)
     for column, each in enumerate(tables):
-        stages[torch.from_numpy(each.accept_rows), column] = torch.from_numpy(each.stage)
+        stages[each.accept_rows, column] = each.stage
     if isinstance(table, RaggedTable):
-        return stages[:, table.index]
-    return stages.expand(length, batch)
+        return stages[:, table.index.numpy()]
+    return np.repeat(stages, batch, 1)
+
+
+def _on_host(parts: list[Tensor]) -> np.ndarray:
+    """Tensors of one shape stacked: by NumPy, so that a scheduler's last step runs no further op of
+    torch; from a GPU in one copy."""
+    if parts[0].is_cpu:
+        return np.stack([part.numpy() for part in parts])
+    return torch.stack(parts).cpu().numpy()
 
 
 def collect(
@@ -82,27 +90,27 @@ def collect(
     """The statistics of a finished run; `decisions` None for tables without accept rows."""
     if not decisions:
         return SampleStats(calls, seconds)
-    accepted = torch.stack([d.accepted for d in decisions]).cpu()
-    log_alpha = torch.stack([d.log_alpha for d in decisions]).cpu()
+    accepted = _on_host([d.accepted for d in decisions])
+    log_alpha = _on_host([d.log_alpha for d in decisions])
     stage = stages_of(table, accepted.shape[1])[[d.iteration for d in decisions]]
-    decided = (~log_alpha.isnan()) & (stage >= 0)
-    count = torch.bincount(stage[decided])
-    taken = torch.bincount(stage[decided], accepted[decided].double(), minlength=len(count))
-    expected = log_alpha[decided].double().clamp(max=0).exp()
-    expected = torch.bincount(stage[decided], expected, minlength=len(count))
-    finite = decided & (log_alpha > -torch.inf)  # +inf: accepted, from a state without density
-    bins = torch.bucketize(
-        log_alpha[finite], torch.tensor(LOG_ALPHA_EDGES, dtype=torch.float32), right=True
-    )
+    decided = ~np.isnan(log_alpha) & (stage >= 0)
+    count = np.bincount(stage[decided])
+    taken = np.bincount(stage[decided], accepted[decided], minlength=len(count))
+    expected = np.exp(np.minimum(log_alpha[decided].astype(np.float64), 0))
+    expected = np.bincount(stage[decided], expected, minlength=len(count))
+    finite = decided & (log_alpha > -np.inf)  # +inf: accepted, from a state without density
+    bins = np.searchsorted(np.float32(LOG_ALPHA_EDGES), log_alpha[finite], side="right")
+    with np.errstate(invalid="ignore"):  # a stage in which nothing was decided has no rate
+        rates = taken / count, expected / count
     return SampleStats(
         calls,
         seconds,
-        taken / count,
+        torch.from_numpy(rates[0]),
         int((decided & ~finite).sum()),
-        torch.bincount(bins, minlength=len(LOG_ALPHA_EDGES) + 1),
-        count,
+        torch.from_numpy(np.bincount(bins, minlength=len(LOG_ALPHA_EDGES) + 1)),
+        torch.from_numpy(count),
         table.scales() if isinstance(table, Ladder) else None,
-        expected / count,
+        torch.from_numpy(rates[1]),
     )
 
 

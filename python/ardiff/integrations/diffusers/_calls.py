@@ -265,7 +265,9 @@ class CallScheduler(FusedScheduler):
         if dim != self._dim and self._depends_on_dim:
             self.__dict__.pop("_made_tables", None)
             self._dim = dim
-            self._made, self._rows = self._make_asked(), None
+            made = self._make_asked()
+            if not np.array_equal(made.table.coefficients, self._made.table.coefficients):
+                self._made, self._rows = made, None
 
     def _warn_of_acceptance(self) -> None:
         """Of a finished run: at its last step, or where that would wait for a device, later."""
