@@ -137,8 +137,17 @@ def test_noise_arguments_refused(kind):
         scheduler.step(x[:, :1], t, x)
 
 
+@pytest.fixture
+def told(monkeypatch):
+    """Takes the place of what a run of RTKMALAScheduler does once, at its end: it reads the
+    decisions for the warning of its acceptance, which is no part of a step. Counts such runs."""
+    runs = []
+    monkeypatch.setattr(ours.RTKMALAScheduler, "_warn_of_acceptance", lambda self: runs.append(1))
+    return runs
+
+
 @every
-def test_at_most_three_ops_a_step(kind):
+def test_at_most_three_ops_a_step(kind, told):
     """Counted in every step; the first also draws the noise's address."""
     dpm = kind is ours.FusedDPMSolverMultistepScheduler
     for config in ({}, SDE) if dpm else ({}, {"clip_sample": True}):
@@ -148,10 +157,12 @@ def test_at_most_three_ops_a_step(kind):
             with Ops() as ops:
                 x = scheduler.step(out, t, x).prev_sample
             assert len(ops.names) <= 3 and any("ardiff" in name for name in ops.names), ops.names
+        assert len(told) == (kind is ours.RTKMALAScheduler)
+        told.clear()
 
 
 @pytest.mark.parametrize("kind,most", [(STEPPED[2], 9), (STEPPED[3], 11)])
-def test_ops_of_a_run_from_within_a_stage(kind, most):
+def test_ops_of_a_run_from_within_a_stage(kind, most, told):
     """Its first step draws the stage's origin too; the page says how many ops that is."""
     for first in range(1, 10):
         scheduler, (x, _) = make(kind), start(1)
@@ -192,7 +203,7 @@ def test_unusual_tensors(kind):
     assert leaf.grad.isfinite().all() and leaf.grad.abs().max() > 0
 
 
-def test_half_precision_ops():
+def test_half_precision_ops(told):
     """float16 is computed in float32: the casts are ops too."""
     for kind, most in zip(STEPPED, (4, 3, 3, 3), strict=True):
         scheduler, x = make(kind), start(1)[0].half()

@@ -97,6 +97,10 @@ class CallScheduler(FusedScheduler):
         """Whether the table depends on the number of elements of a sample, by its step size."""
         return False
 
+    def _step_of(self, dim: int | None) -> Any:
+        """What of the table depends on the number of elements: equal for equal tables."""
+        return dim
+
     def _first_used(self, index: int) -> int:
         """The first call from `index` on whose output a run that begins there can use."""
         return index
@@ -263,11 +267,10 @@ class CallScheduler(FusedScheduler):
         """Makes the table anew for samples of another size than those it is for."""
         dim = math.prod(sample.shape[1:])
         if dim != self._dim and self._depends_on_dim:
-            self.__dict__.pop("_made_tables", None)
-            self._dim = dim
-            made = self._make_asked()
-            if not np.array_equal(made.table.coefficients, self._made.table.coefficients):
-                self._made, self._rows = made, None
+            known, self._dim = self._dim, dim
+            if self._step_of(dim) != self._step_of(known):
+                self.__dict__.pop("_made_tables", None)
+                self._made, self._rows = self._make_asked(), None
 
     def _warn_of_acceptance(self) -> None:
         """Of a finished run: at its last step, or where that would wait for a device, later."""

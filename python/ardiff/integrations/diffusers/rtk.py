@@ -117,6 +117,9 @@ class RTKMALAScheduler(RTKScheduler, SchedulerMixin, ConfigMixin):
     def _depends_on_dim(self) -> bool:
         return self.config.tau is None
 
+    def _step_of(self, dim: int | None) -> float:
+        return langevin_tau(dim)
+
     def _stages(self, path: Path, prediction: str, grid: list, inner: list) -> Stages:
         tau = langevin_tau(self._dim) if self._depends_on_dim else self.config.tau
         return mala_table(path, prediction, grid, inner, tau)
