@@ -1,14 +1,16 @@
 """The curve of `bench_context`, time per patch against patches before it: an SVG, both in powers,
 and the README's table, which is printed.
 
-python -m benchmarks.plot_context out/bench-context.json docs/context_cost.svg
+    ardiff bench context --json out/bench-context.json
+    python -m benchmarks.plot_context out/bench-context.json docs/context_cost.svg
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 CURVES = (
@@ -108,8 +110,22 @@ def svg(rows: list[dict]) -> str:
     return "\n".join([*lines, "</svg>\n"])
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draws the plot of a report and prints its table; exits with a line where it cannot."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.plot_context", description="The plot and the table of a report."
+    )
+    parser.add_argument("report", type=Path, help="what `ardiff bench context --json` wrote")
+    parser.add_argument("out", type=Path, help="the SVG to write")
+    args = parser.parse_args(argv)
+    try:
+        rows = json.loads(args.report.read_text())["rows"]
+        drawing = svg(rows)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"{args.report}: {error}; `ardiff bench context --json` writes such a report")
+    args.out.write_text(drawing)
+    print(table(rows))
+
+
 if __name__ == "__main__":
-    report, out = sys.argv[1:]
-    measured = json.loads(Path(report).read_text())["rows"]
-    Path(out).write_text(svg(measured))
-    print(table(measured))
+    main()

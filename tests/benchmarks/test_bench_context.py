@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ElementTree
 from dataclasses import asdict
 
@@ -13,7 +14,7 @@ from benchmarks import _harness, bench_context, plot_context  # noqa: E402
 QUICK = _harness.Settings(rounds=2, seconds=1e-4)
 
 
-def test_a_curve_and_its_plot(monkeypatch):
+def test_a_curve_and_its_plot(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench_context, "LONGEST_ANEW", 64)
     monkeypatch.setattr(bench_context, "STEPS", 3)
     rows = _harness.gated(bench_context.run("tiny/K=128/float32", QUICK))
@@ -31,6 +32,26 @@ def test_a_curve_and_its_plot(monkeypatch):
     xs = [float(p.split(",")[0]) for p in lines[-1].get("points").split()]
     assert len(xs) == 4 and xs == sorted(xs)
     check_table(plot_context.table([asdict(row) for row in rows]), rows)
+    check_command([asdict(row) for row in rows], drawing, tmp_path, capsys)
+
+
+def check_command(rows: list[dict], drawing: str, folder, capsys) -> None:
+    """`python -m benchmarks.plot_context`, as the README has it."""
+    report, out = folder / "report.json", folder / "cost.svg"
+    report.write_text(json.dumps({"rows": rows}))
+    plot_context.main([str(report), str(out)])
+    assert out.read_text() == drawing
+    assert capsys.readouterr().out.strip() == plot_context.table(rows)
+    report.write_text(json.dumps({"rows": []}))
+    for arguments, message in (
+        ([], "the following arguments are required: report, out"),
+        ([folder / "none.json", out], "none.json: [Errno 2]"),
+        ([report, out], "no rows in ms/patch: expected the report of `ardiff bench context`"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            plot_context.main([str(argument) for argument in arguments])
+        assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert out.read_text() == drawing
 
 
 def check_table(text: str, rows: list) -> None:

@@ -16,6 +16,7 @@ PAGES = ROOT / "docs"
     [
         ("integrations/kdiffusion", "images"),
         ("integrations/own_model", "sequences"),
+        ("integrations/nextstep", "tokens"),
         ("log_density", "samples"),
     ],
 )
@@ -49,3 +50,15 @@ def test_the_log_density_gives_its_law():
     assert (stats.acceptance > 0.1).all()
     share, width, _ = law(example.replace("torch.exp(-level)", "torch.exp(-0 * level)"))
     assert abs(width - 0.5) > 0.08
+
+
+def test_no_example_needs_a_checkout():
+    """What a page imports is installed: `benchmarks` and `tests` are in a checkout alone."""
+    examples = {
+        page: "".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+        for page in PAGES.rglob("*.md")
+    }
+    inside = re.compile(r"^\s*(?:from|import) (?:benchmarks|tests|examples)\b", re.MULTILINE)
+    assert sum(map(bool, examples.values())) > 5
+    assert [page.name for page, text in examples.items() if inside.search(text)] == []
+    assert inside.search("import torch\nfrom benchmarks.reference_mar import HeadNet\n")
