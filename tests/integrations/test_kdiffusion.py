@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor
 from ardiff.integrations import _sigma_loop, _sigma_plan
 from ardiff.integrations.kdiffusion import (
     SAMPLERS,
+    sample_ddim,
     sample_ddpm_fused,
+    sample_dpmpp_2m,
     sample_dpmpp_2m_sde_fused,
     sample_rtk_mala,
     sample_rtk_uld,
@@ -348,6 +351,84 @@ def test_no_interval_is_no_step():
     for sample in SAMPLERS.values():
         for sigmas in (torch.tensor([2.0]), torch.tensor([])):
             assert torch.equal(sample(model, x, sigmas, disable=True), x)
+
+
+def euler(x, sigmas):
+    """k-diffusion's `sample_euler` in float64."""
+    for a, b in zip(sigmas[:-1].double(), sigmas[1:].double(), strict=True):
+        x = x + (x - model(x, a * x.new_ones(len(x)))) / a * (b - a)
+    return x
+
+
+def dpmpp_2m(x, sigmas):
+    """k-diffusion's `sample_dpmpp_2m` in float64."""
+    old, t = None, -sigmas.double().log()
+    for i in range(len(sigmas) - 1):
+        h, x0 = t[i + 1] - t[i], model(x, t[i].neg().exp() * x.new_ones(len(x)))
+        slope = 0 if old is None else h / (2 * (t[i] - t[i - 1])) * (x0 - old)
+        x, old = (-h).exp() * x - torch.expm1(-h) * (x0 + slope), x0
+    return x
+
+
+RISING = {
+    "ddim": (sample_ddim, {}, euler), "eta 0": (sample_ddpm_fused, {"eta": 0.0}, euler),
+    "dpmpp-2m": (sample_dpmpp_2m, {}, dpmpp_2m),
+    "sde, eta 0": (sample_dpmpp_2m_sde_fused, {"eta": 0.0}, dpmpp_2m),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RISING)
+def test_an_inversion_is_that_of_k_diffusion(name):
+    """Rising sigmas, as ComfyUI's FlipSigmas gives: the ODE towards noise, and back again."""
+    sample, options, expected = RISING[name]
+    falling, x = karras(40)[:-1], 0.5 * start(torch.ones(1))
+    noisy = sample(model, x, falling.flip(0), disable=True, **options)
+    assert (noisy - expected(x.double(), falling.flip(0))).abs().max() < 1e-5 * noisy.abs().max()
+    back = (sample(model, noisy, falling, disable=True, **options) - x).abs().max()
+    assert back < (0.2 if expected is euler else 0.05)  # of order one and two, |x| up to 1
+    flipped = torch.cat([torch.tensor([1e-4]), falling.flip(0)])  # 1e-4 for 0, as ComfyUI does
+    noisy = sample(model, x, flipped, disable=True, **options)
+    assert (noisy - expected(x.double(), flipped)).abs().max() < 1e-3 * noisy.abs().max()
+
+
+def test_an_inversion_of_a_flow_ends_in_noise():
+    sigmas = torch.cat([torch.tensor([1e-3]), torch.linspace(0.1, 1, 10)])
+    x = 0.5 * start(torch.ones(1))
+    found = sample_ddim(model, x, sigmas, path="flow", disable=True)
+    assert (found - euler(x.double(), sigmas)).abs().max() < 5e-5 * found.abs().max()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_repeated_sigma_is_a_step_of_no_length(sampler):
+    sigmas, calls = karras(9, 0.05), []
+    at = torch.tensor([0, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9])
+    counted = lambda x, sigma: calls.append(1) or model(x, sigma)  # noqa: E731
+    sample = SAMPLERS[sampler]
+    expected, plainly = sample(counted, start(sigmas), sigmas, disable=True, seed=0), len(calls)
+    seen = []
+    found = sample(
+        counted, start(sigmas), sigmas[at], disable=True, seed=0,
+        callback=lambda info: seen.append((info["i"], float(info["sigma"]))),
+    )  # fmt: skip
+    assert torch.equal(found, expected) and len(calls) == 2 * plainly
+    assert seen == [(i, float(sigmas[at[i]])) for i in (0, *range(3, 11))]
+    same = torch.full((4,), 2.0)
+    assert torch.equal(sample(counted, start(same), same, disable=True), start(same))
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp-2m"])
+@pytest.mark.parametrize(
+    "sigmas,message",
+    [
+        ([0.0, 1.0, 2.0], "must begin above 0"),
+        ([3.0, 1.0, 2.0], "sigmas must decrease, but sigmas[2] is 2.0 after 1.0"),
+        ([1.0, 3.0, 3.0, 2.0], "must increase throughout, but sigmas[3] is 2.0 after 3.0"),
+    ],
+)
+def test_sigmas_that_go_no_way_are_refused(name, sigmas, message):
+    sample = {"ddim": sample_ddim, "dpmpp-2m": sample_dpmpp_2m}[name]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sample(model, start(torch.ones(1)), torch.tensor(sigmas), disable=True)
 
 
 BAD = {

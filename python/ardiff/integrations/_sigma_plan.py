@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from ..solvers import check_options, rtk_uld
 from ..solvers._over_levels import over_levels
 from ..solvers._rtk import adjusted as metropolis
 from ..solvers._rtk import stages as rtk
-from ..tables.paths import get_path
+from ..tables.paths import get_path, rising
 from ..tables.table import StepTable, TableBuilder
 
 PATHS = ("edm", "flow")
@@ -61,8 +62,40 @@ class SigmaPlan:
         return max(len(self.sigmas) - 1, 0)
 
 
-def check_sigmas(path: str, sigmas: tuple[float, ...]) -> None:
-    """ValueError unless they decrease, not below 0 (and on ``flow`` not from above 1)."""
+_NEAR_NOISE = 1 - 2.0**-20  # in place of sigma = 1 at the end of an inversion on path flow
+
+
+class Levels(NamedTuple):
+    """Sigmas without those that repeat the one before: a step of length 0 leaves x as it is.
+
+    Attributes:
+        sigmas: decreasing or increasing.
+        interval: of each step, the interval of the sigmas given.
+        rising: whether they increase, as in an inversion.
+    """
+
+    sigmas: tuple[float, ...]
+    interval: tuple[int, ...]
+    rising: bool
+
+    def require_falling(self, why: str) -> None:
+        """ValueError, with the reason, where they increase."""
+        if self.rising:
+            first, second = self.sigmas[:2]
+            raise ValueError(
+                f"sigmas must decrease, but sigmas[{self.interval[0] + 1}] is {second} after "
+                f"{first}: {why}; for an inversion use a solver without noise, such as ddim "
+                "or dpmpp-2m, or eta=0"
+            )
+
+
+def levels_of(path: str, sigmas: tuple[float, ...]) -> Levels:
+    """The steps of a run over sigmas.
+
+    Raises:
+        ValueError: sigmas below 0 or not finite, on ``flow`` above 1, that neither decrease
+            throughout nor increase throughout, or that increase from 0.
+    """
     if path not in PATHS:
         raise ValueError(f"unknown path {path!r}; known: {', '.join(PATHS)}")
     high = 1.0 if path == "flow" else math.inf
@@ -70,10 +103,21 @@ def check_sigmas(path: str, sigmas: tuple[float, ...]) -> None:
         if not (math.isfinite(sigma) and 0 <= sigma <= high):
             bound = "" if high == math.inf else f" and at most {high:g} on path {path}"
             raise ValueError(f"sigmas must be finite, not negative{bound}; sigmas[{i}] is {sigma}")
-        if i and not sigma < sigmas[i - 1]:
-            raise ValueError(
-                f"sigmas must decrease, but sigmas[{i}] is {sigma} after {sigmas[i - 1]}"
-            )
+    moved = [i for i, sigma in enumerate(sigmas) if i == 0 or sigma != sigmas[i - 1]]
+    distinct, interval = tuple(sigmas[i] for i in moved), tuple(i - 1 for i in moved[1:])
+    rising = len(distinct) > 1 and distinct[1] > distinct[0]
+    for i, a, b in zip(interval, distinct[:-1], distinct[1:], strict=True):
+        if (b > a) != rising:
+            turn = "must increase throughout" if rising else "must decrease"
+            raise ValueError(f"sigmas {turn}, but sigmas[{i + 1}] is {b} after {a}")
+    if rising and distinct[0] == 0:
+        raise ValueError(
+            "sigmas that increase must begin above 0, where a model has no slope: ComfyUI's "
+            "FlipSigmas puts 0.0001 there"
+        )
+    if rising and path == "flow":
+        distinct = (*distinct[:-1], min(distinct[-1], _NEAR_NOISE))
+    return Levels(distinct, interval, rising)
 
 
 @functools.lru_cache(maxsize=64)
@@ -83,21 +127,24 @@ def solver_plan(name: str, path: str, sigmas: tuple[float, ...], **options) -> S
     The interval from sigma_i begins with the last row at that level: the rows before it there
     belong to the step that came from above, whose answers a step may end with.
     """
-    check_sigmas(path, sigmas)
+    found = levels_of(path, sigmas)
+    ends = found.sigmas
     check_options(name, options)
-    if len(sigmas) < 2:
-        return SigmaPlan(sigmas, None, sigmas, (), {}, ())
-    to_data = sigmas[-1] == 0
-    levels = sigmas[:-1] if to_data else sigmas
-    table = over_levels(
-        name, path=get_path(path), prediction="sample", levels=levels, denoise_last=to_data,
-        **options,
-    )  # fmt: skip
+    if len(ends) < 2:
+        return SigmaPlan(sigmas, None, ends, (), {}, ())
+    to_data = ends[-1] == 0
+    make = functools.partial(
+        over_levels, name, prediction="sample", denoise_last=to_data, **options
+    )
+    if found.rising and make(path=get_path(path), levels=ends[::-1]).draws:
+        found.require_falling(f"{name} adds noise, which no step towards more noise can")
+    where = rising(get_path(path)) if found.rising else get_path(path)
+    table = make(path=where, levels=ends[:-1] if to_data else ends)
     last = {level: row for row, level in enumerate(table.level.tolist())}
-    begins = {last[sigma]: i for i, sigma in enumerate(sigmas[:-1]) if sigma in last}
+    begins = {last[a]: i for a, i in zip(ends[:-1], found.interval, strict=True) if a in last}
     stage = np.cumsum([row in begins for row in range(len(table))]) - 1
     stage = tuple(np.maximum(stage, 0).tolist())
-    return SigmaPlan(sigmas, table, sigmas, stage, begins, _draws(table, stage))
+    return SigmaPlan(sigmas, table, ends, stage, begins, _draws(table, stage))
 
 
 @functools.lru_cache(maxsize=64)
@@ -106,12 +153,14 @@ def stage_plan(
     gamma: float = 2.0, accept: str = "trapezoid",
 ) -> SigmaPlan:  # fmt: skip
     """Stages of a reverse transition kernel: one per interval of positive sigmas, or `stages`."""
-    check_sigmas(path, sigmas)
+    found = levels_of(path, sigmas)
+    found.require_falling(f"{name} samples kernels of the reverse process")
+    ends = found.sigmas
     rtk.check_count(stages=stages, inner=inner)
     if inner is None:
         raise ValueError("inner must be an integer of 1 or more, got None")
-    to_data = sigmas[-1:] == (0.0,)
-    positive = sigmas[:-1] if to_data else sigmas
+    to_data = ends[-1:] == (0.0,)
+    positive = ends[:-1] if to_data else ends
     if len(positive) < 2:
         return solver_plan("ddpm", path, sigmas)
     count = len(positive) - 1
@@ -134,7 +183,7 @@ def stage_plan(
         table = metropolis.langevin_table(name, *where, adjusted, tau, accept)
         rows = 1 + plan.inner * (1 + cost)
     stage = tuple(row // rows for row in range(len(table)))
-    begins = {j * rows: interval for j, interval in enumerate(first)}
+    begins = {j * rows: found.interval[i] for j, i in enumerate(first)}
     levels = (*grid.tolist(), *([0.0] if to_data else []))
     return SigmaPlan(sigmas, table, levels, stage, begins, _draws(table, stage))
 

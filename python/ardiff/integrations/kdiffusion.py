@@ -62,7 +62,7 @@ def sample_ddpm_fused(
         x at the last sigma, like the x given.
 
     Raises:
-        ValueError, TypeError: sigmas that do not decrease, an eta out of range, a model output
+        ValueError, TypeError: sigmas out of order, an eta out of range, a model output
             that does not fit x.
     """
     plan = solver_plan("ddim", path, _host(sigmas), eta=float(eta))

@@ -7,6 +7,7 @@ sigma / alpha grows with the level, and every path is exactly invertible between
 
 from __future__ import annotations
 
+import copy
 import functools
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ GRIDS = ("log-snr", "uniform", "karras")
 __all__ = [
     "GRIDS", "PATHS", "PREDICTIONS", "EDMPath", "FlowPath", "OUPath", "Path", "Transition",
     "VPPath", "check_prediction", "data_coefficients", "get_path", "output_from_data",
-    "score_coefficients", "time_grid", "transition",
+    "rising", "score_coefficients", "time_grid", "transition",
 ]  # fmt: skip
 
 
@@ -38,11 +39,13 @@ class Path:
     Attributes:
         name: the name that :func:`get_path` knows.
         ratio_min, ratio_max: the range of sigma / alpha that the path covers.
+        rises: whether steps may go towards noise, as an inversion's do; see :func:`rising`.
     """
 
     name = ""
     ratio_min = 0.0
     ratio_max = np.inf
+    rises = False
 
     def ratio(self, level):
         """sigma / alpha at `level`."""
@@ -219,12 +222,24 @@ def get_path(path: str | Path) -> Path:
     return _named_path(path)
 
 
+def rising(path: Path) -> Path:
+    """The path for an inversion, whose steps go from cleaner to noisier levels.
+
+    The ODE of the path is followed as well in that direction. A reverse kernel has none: the
+    transitions have no `s2` and no `width`, and a table that adds noise by them none to run.
+    """
+    other = copy.copy(path)
+    other.rises = True
+    return other
+
+
 @dataclass(frozen=True)
 class Transition:
     """Between a noisier level a and a cleaner level b: x_a = r x_b + s eps, and its envelope.
 
     Attributes:
-        h: log(ratio_a / ratio_b), infinite where alpha_a or sigma_b is zero.
+        h: log(ratio_a / ratio_b), infinite where alpha_a or sigma_b is zero. Below 0 on a
+            :func:`rising` path, where `s2` and `width` are NaN.
         r, s2: alpha_a / alpha_b and s^2 = sigma_a^2 - r^2 sigma_b^2.
         width: w = sigma_b s / sigma_a, the standard deviation of x_b given x_a and the data, whose
             mean is r sigma_b^2 / sigma_a^2 x_a + alpha_b s^2 / sigma_a^2 x0.
@@ -249,12 +264,15 @@ def transition(path: str | Path, a: float, b: float) -> Transition:
     path = get_path(path)
     alpha_a, sigma_a, ratio_a = (float(f(a)) for f in (path.alpha, path.sigma, path.ratio))
     alpha_b, sigma_b, ratio_b = (float(f(b)) for f in (path.alpha, path.sigma, path.ratio))
-    if not ratio_b < ratio_a:
-        raise ValueError(f"a step must go to a cleaner level, got from level {a:g} to {b:g}")
+    if ratio_b == ratio_a or (ratio_b < ratio_a) == path.rises:
+        aim = "noisier" if path.rises else "cleaner"
+        raise ValueError(f"a step must go to a {aim} level, got from level {a:g} to {b:g}")
     h = float(np.log(ratio_a) - np.log(ratio_b)) if ratio_b > 0 else np.inf
+    r = alpha_a / alpha_b
+    if path.rises:
+        return Transition(alpha_a, sigma_a, alpha_b, sigma_b, h, r, np.nan, np.nan)
     s2 = -(sigma_a**2) * np.expm1(-2 * h)
     width = sigma_b * np.sqrt(-np.expm1(-2 * h))
-    r = alpha_a / alpha_b
     return Transition(alpha_a, sigma_a, alpha_b, sigma_b, h, r, float(s2), float(width))
 
 
