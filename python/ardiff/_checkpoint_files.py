@@ -3,13 +3,14 @@ values checked."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -17,13 +18,35 @@ from ._files import replacing
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or made for another model."""
+    """A checkpoint that is missing, damaged, made for another model, or not fit to be written."""
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file that everybody may read, at `path` itself."""
-    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
-    path.chmod(0o644)
+    """Writes a safetensors file at `path` itself; equal tensors and metadata give equal bytes.
+
+    `safetensors.torch.save_file` would write metadata in random order, and through a temporary file
+    of its own, which a killed process leaves behind and which replaces a device.
+
+    Raises:
+        CheckpointError: NaN or infinite values; nothing is written.
+        OSError: the file cannot be written.
+    """
+    check_finite(tensors, "the file is not written")
+    content = memoryview(save({k: v.contiguous() for k, v in tensors.items()}))
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(bytes(content[8:start]))}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(content[start:])
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raises CheckpointError for NaN or infinite values; what a meta tensor holds is not known."""
+    for name, tensor in tensors.items():
+        if not tensor.is_meta and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{source}: {name} holds NaN or infinite values")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -125,5 +148,4 @@ def check_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], source
             raise CheckpointError(
                 f"{source}: {name} must be floating-point, got {str(tensors[name].dtype)[6:]}"
             )
-        if not tensors[name].is_meta and not torch.isfinite(tensors[name]).all():
-            raise CheckpointError(f"{source}: {name} holds NaN or infinite values")
+        check_finite({name: tensors[name]}, source)

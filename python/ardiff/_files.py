@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,48 @@ from typing import Any
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to, renamed to `path` at the end of the block.
 
-    If the block raises, `path` stays as it was and nothing is left beside it. A link stays a link:
-    its target is replaced. Missing parent folders are made. A device or pipe, which cannot be
-    replaced, is given to the block itself.
+    If the block raises, `path` stays as it was and nothing is left beside it. A process that is
+    killed leaves the name, which the next write of `path` uses up; of two writers at once the
+    second waits. A link stays a link: its target is replaced. Missing parent folders are made. A
+    device or pipe, which cannot be replaced, is given to the block itself.
     """
     if path.exists() and not path.is_file():
         yield path
         return
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.writing")
+    descriptor = _claim(temporary)
     try:
         yield temporary
+        os.fsync(descriptor)  # else a power cut can leave the new name without its content
         os.replace(temporary, target)
-    finally:
+    except BaseException:  # after the rename the name may be another writer's
         temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _claim(path: Path) -> int:
+    """An open descriptor of the empty file `path`, locked until it is closed.
+
+    The kernel frees the lock of a process that is killed, so that what it has left can be told from
+    a file that is being written. A process number in the name could not: numbers are used again.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(path.lstat(), os.fstat(descriptor)):
+                    os.ftruncate(descriptor, 0)
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # another writer has renamed or removed it since it was opened
 
 
 def finite(value: Any) -> Any:

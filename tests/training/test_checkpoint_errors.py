@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
-from ardiff._checkpoint_files import CheckpointError
+from ardiff._checkpoint_files import CheckpointError, read_tensors, write_tensors
+from ardiff._files import replacing, write_json
 from ardiff.models.checkpoint import load_model, save_model, shipped_models
 from ardiff.models.image_model import ARModel, ModelConfig
 from ardiff.training.trainer import CHECKPOINT, TrainConfig, Trainer
@@ -61,15 +66,124 @@ def test_saving_leaves_no_temporary_file(folder):
 def test_failed_save_keeps_the_old_file(folder, monkeypatch):
     before = (folder / "model.safetensors").read_bytes()
 
-    def fail(tensors, path, metadata):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
+    real = type(folder).open
 
-    monkeypatch.setattr("ardiff._checkpoint_files.save_file", fail)
+    def fail(path, mode="r", *arguments, **options):
+        file = real(path, mode, *arguments, **options)
+        if mode == "wb":
+            with file:
+                file.write(b"half")
+            raise OSError("disk full")
+        return file
+
+    monkeypatch.setattr(type(folder), "open", fail)
     with pytest.raises(OSError, match="disk full"):
         save_model(ARModel(SMALL), folder)
     assert (folder / "model.safetensors").read_bytes() == before
     assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_is_not_finite_is_not_saved(folder, value):
+    """It could never be loaded again; the last good one stays, config and weights."""
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    broken = ARModel(OTHER)
+    with torch.no_grad():
+        broken.head.input_proj.bias[0] = value
+    with pytest.raises(CheckpointError, match="not written: head.input_proj.bias holds NaN"):
+        save_model(broken, folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_model_that_bfloat16_cannot_hold_is_not_saved(folder):
+    before = (folder / "model.safetensors").read_bytes()
+    model = load_model(folder)
+    model.head.input_proj.bias[0] = torch.finfo(torch.float32).max
+    with pytest.raises(CheckpointError, match="not written: head.input_proj.bias holds NaN"):
+        save_model(model, folder, dtype=torch.bfloat16)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    """safetensors' own order of five entries is one of 120 at random: 8 files would differ."""
+    metadata = {name: f"{name} \u00fc" for name in "edcba"}
+    tensors = {
+        "y": torch.arange(3.0),
+        "x": torch.ones(2, 2).t(),
+        "n": torch.tensor([1], dtype=torch.uint8),
+    }
+    paths = [tmp_path / f"{n}.safetensors" for n in range(8)]
+    for path in paths:
+        write_tensors(path, tensors, metadata)
+    assert len({path.read_bytes() for path in paths}) == 1
+    read, found = read_tensors(paths[0])
+    assert found == metadata and read.keys() == tensors.keys()
+    assert all(torch.equal(value, tensors[name]) for name, value in read.items())
+    assert int.from_bytes(paths[0].read_bytes()[:8], "little") % 8 == 0
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from ardiff._checkpoint_files import write_tensors
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+write_tensors(Path(sys.argv[1]), {"x": torch.ones(1000)}, {})
+"""
+
+
+def test_a_killed_save_keeps_the_old_file_and_the_next_one_tidies(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"x": torch.zeros(3)}, {})
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)])
+    assert done.returncode == -signal.SIGKILL
+    assert torch.equal(read_tensors(path)[0]["x"], torch.zeros(3))
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == {"x.safetensors", ".x.safetensors.writing"}
+    write_tensors(path, {"x": torch.full((2,), 5.0)}, {})
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+    assert read_tensors(path)[0]["x"].tolist() == [5.0, 5.0]
+
+
+def test_of_two_writers_the_second_waits(tmp_path):
+    """What the first has half written is neither removed nor mixed with the second's."""
+    path = tmp_path / "x.txt"
+    second = threading.Thread(target=write_json, args=(path, "second"))
+    with replacing(path) as temporary:
+        temporary.write_text("first, ")
+        second.start()
+        second.join(0.3)
+        with temporary.open("a") as file:
+            file.write("whole")
+        assert temporary.read_text() == "first, whole" and not path.exists()
+    second.join()
+    assert path.read_text() == '"second"\n'
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_many_writers_leave_one_whole_file(tmp_path):
+    path = tmp_path / "x.json"
+    texts = [f"{n}" * 10_000 for n in range(8)]
+
+    def write(text):
+        for _ in range(5):
+            write_json(path, text)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, texts))
+    assert json.loads(path.read_text()) in texts
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path):
+    pipe = tmp_path / "x.safetensors"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_bytes)
+        write_tensors(pipe, {"x": torch.arange(3.0)}, {"step": "1"})
+        content = read.result()
+    assert pipe.is_fifo()
+    assert load(content)["x"].tolist() == [0.0, 1.0, 2.0]
 
 
 OTHER = dataclasses.replace(SMALL, prediction="epsilon")
@@ -400,6 +514,9 @@ BROKEN_RUNS = {
     "step a fraction": (with_metadata(step="1.5"), "step must be an integer, got '1.5'"),
     "step negative": (with_metadata(step="-1"), r"step must be in \[0, 4\], got -1"),
     "step past the end": (with_metadata(step="5"), r"step must be in \[0, 4\], got 5"),
+    "skipped no number": (with_metadata(skipped="x"), "skipped must be an integer, got 'x'"),
+    "skipped past the steps": (with_metadata(skipped="3"), r"skipped must be in \[0, 2\], got 3"),
+    "skipped against the optimizer": (with_metadata(skipped="1"), "0.step must be 1, got 2"),
     "config junk": (with_metadata(config="{"), "its config is not valid JSON"),
     "config a list": (with_metadata(config="[1]"), "its config must be an object, got list"),
     "config nested deeply": (with_metadata(config="[" * 10**5), "its config is not valid JSON"),
@@ -437,6 +554,30 @@ def test_an_unbroken_run_is_taken_up(checkpoint, tmp_path):
     fresh.save(tmp_path / CHECKPOINT)
     trainer.restore(tmp_path / CHECKPOINT)
     assert trainer.step == 0 and not trainer.optimizer.state_dict()["state"]
+
+
+def test_a_checkpoint_from_before_skipped_steps_were_counted_is_taken_up(checkpoint, tmp_path):
+    with safe_open(checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+    del metadata["skipped"]
+    save_file(load_file(checkpoint), tmp_path / CHECKPOINT, metadata)
+    trainer = Trainer(RUN)
+    trainer.restore(tmp_path / CHECKPOINT)
+    assert (trainer.step, trainer.skipped) == (2, 0)
+
+
+def test_a_run_taken_up_does_not_hold_its_file(checkpoint, tmp_path):
+    """A mapped file that another program cuts short kills the process that reads it."""
+    path = tmp_path / "taken.safetensors"
+    path.write_bytes(checkpoint.read_bytes())
+    trainer = Trainer(RUN)
+    trainer.restore(path)
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    path.write_bytes(b"")
+    expected = load_file(checkpoint)
+    for index, entry in trainer.optimizer.state_dict()["state"].items():
+        for name, value in entry.items():
+            assert torch.equal(value, expected[f"optimizer.{index}.{name}"])
 
 
 def test_unknown_names_list_the_shipped_ones(tmp_path):

@@ -157,6 +157,129 @@ def test_divergence_is_named(tmp_path):
         trainer.advance()
 
 
+def poison_gradient(monkeypatch, steps, value=float("nan")):
+    """The gradient of `steps` gets one `value`; their loss stays as it is."""
+    loss = Trainer.loss
+
+    def poisoned(self):
+        out = loss(self)
+        if self.step in steps:
+            out = out + _ZeroWithGradient.apply(next(self.model.parameters()), value)
+        return out
+
+    monkeypatch.setattr(Trainer, "loss", poisoned)
+
+
+class _ZeroWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, value):
+        ctx.shape, ctx.value = x.shape, value
+        return x.new_zeros(())
+
+    @staticmethod
+    def backward(ctx, up):
+        gradient = up.new_zeros(ctx.shape)
+        gradient.view(-1)[0] = ctx.value
+        return gradient, None
+
+
+def everything(trainer):
+    """Copies of weights, average and moments."""
+    state = trainer.optimizer.state_dict()["state"]
+    moments = [value for entry in state.values() for value in entry.values()]
+    modules = (trainer.model, trainer.average)
+    return [t.clone() for t in [*(p for m in modules for p in m.state_dict().values()), *moments]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_whose_gradient_is_not_finite_is_skipped_and_counted(monkeypatch, value):
+    """The loss is finite and returned; what the step would have changed keeps its bits."""
+    poison_gradient(monkeypatch, {0, 2}, value)
+    trainer = Trainer(SMALL)
+    trainer.advance()
+    assert (trainer.step, trainer.skipped) == (1, 1)
+    assert not trainer.optimizer.state_dict()["state"]
+    trainer.advance()
+    before = everything(trainer)
+    assert 0 < trainer.advance() < 1000
+    assert (trainer.step, trainer.skipped) == (3, 2)
+    after = everything(trainer)
+    assert len(after) == len(before) and all(map(torch.equal, after, before))
+    trainer.advance()
+    assert (trainer.step, trainer.skipped) == (4, 2)
+    state = trainer.optimizer.state_dict()["state"]
+    assert {entry["step"].item() for entry in state.values()} == {2}
+    assert all(torch.isfinite(t).all() for t in everything(trainer))
+
+
+def test_skipped_steps_are_reported_and_resumed(tmp_path, monkeypatch):
+    """Steps 2 and 4 are skipped: one before the checkpoint at 3, one after it."""
+    poison_gradient(monkeypatch, {2, 4})
+    with pytest.warns(UserWarning, match="2 of 6 steps were skipped, since their gradient"):
+        report = train(small(tmp_path / "whole"), progress=False)
+    assert (report.steps, report.skipped) == (6, 2)
+
+    def stop(self, advance=Trainer.advance):
+        if self.step == 4:
+            raise KeyboardInterrupt
+        return advance(self)
+
+    parts = small(tmp_path / "parts")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "advance", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(parts, progress=False)
+    with pytest.warns(UserWarning, match="2 of 6 steps"):
+        report = train(dataclasses.replace(parts, resume=True), progress=False)
+    assert (report.steps, report.skipped) == (6, 2)
+    for name in ("model.safetensors", CHECKPOINT):
+        files = [(tmp_path / run / "run" / name).read_bytes() for run in ("whole", "parts")]
+        assert files[0] == files[1], name
+
+
+def test_many_skipped_steps_in_a_row_are_divergence(tmp_path, monkeypatch):
+    """The last checkpoint, of step 3, stays; the count starts again after a good step."""
+    poison_gradient(monkeypatch, {0, *range(4, 99)})
+    config = small(tmp_path, steps=40, checkpoint_every=3)
+    kept = Trainer.save
+    monkeypatch.setattr(Trainer, "save", lambda self, p: kept(self, p) if self.step <= 3 else None)
+    message = "not finite in 20 steps in a row, the last with norm nan at step 23: lower the rate"
+    with pytest.raises(TrainingDiverged, match=message):
+        train(config, progress=False)
+    trainer = Trainer(config)
+    trainer.restore(tmp_path / "run" / CHECKPOINT)
+    assert (trainer.step, trainer.skipped) == (3, 1)
+
+
+def test_a_state_that_is_not_finite_keeps_the_last_checkpoint(tmp_path):
+    path = tmp_path / CHECKPOINT
+    trainer = Trainer(SMALL)
+    trainer.advance()
+    trainer.save(path)
+    before = path.read_bytes()
+    trainer.advance()
+    for broken in (trainer.average.mean, trainer.optimizer.state_dict()["state"][0]["exp_avg"]):
+        value = broken.view(-1)[0].item()
+        broken.view(-1)[0] = float("inf")
+        with pytest.raises(TrainingDiverged, match="not written: .* holds NaN or infinite"):
+            trainer.save(path)
+        broken.view(-1)[0] = value
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT]
+    trainer.save(path)
+    again = Trainer(SMALL)
+    again.restore(path)
+    assert again.step == 2
+
+
+def test_equal_runs_give_equal_files(tmp_path):
+    for run in ("a", "b"):
+        train(small(tmp_path / run), progress=False)
+    for name in ("model.safetensors", CHECKPOINT, "config.json"):
+        first, second = ((tmp_path / run / "run" / name).read_bytes() for run in ("a", "b"))
+        assert first == second, name
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -10,7 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .._checkpoint_files import CheckpointError, check_tensors, read_tensors, write_tensors
+from .._checkpoint_files import (
+    CheckpointError,
+    check_finite,
+    check_tensors,
+    read_tensors,
+    write_tensors,
+)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 PARTS = ("model", "average")
@@ -21,14 +27,16 @@ class TrainState:
     """A run after `step` steps.
 
     Attributes:
-        step: optimizer steps done.
+        step: steps done.
+        skipped: those of them that the optimizer did not see, their gradient not being finite.
         model, average: state dicts of the weights and of their average.
         optimizer: AdamW's state by parameter index: `step`, `exp_avg`, `exp_avg_sq`; empty before
-            the first step.
+            the first step that it saw.
         generator: state of the random generator, uint8.
     """
 
     step: int
+    skipped: int
     model: dict[str, Tensor]
     average: dict[str, Tensor]
     optimizer: dict[int, dict[str, Tensor]]
@@ -36,13 +44,17 @@ class TrainState:
 
 
 def write_state(path: Path, state: TrainState, identity: dict) -> None:
-    """Writes a checkpoint; `identity` is what a run that resumes it must share."""
+    """Writes a checkpoint; `identity` is what a run that resumes it must share.
+
+    Raises CheckpointError, and leaves the file as it was, where the state is not finite.
+    """
     tensors = {"generator": state.generator}
     for part in PARTS:
         tensors |= {f"{part}.{name}": value for name, value in getattr(state, part).items()}
     for index, entry in state.optimizer.items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in entry.items()}
-    write_tensors(path, tensors, {"step": str(state.step), "config": json.dumps(identity)})
+    counts = {"step": str(state.step), "skipped": str(state.skipped)}
+    write_tensors(path, tensors, {**counts, "config": json.dumps(identity)})
 
 
 def read_state(path: Path, model: nn.Module, identity: dict, steps: int) -> TrainState:
@@ -64,18 +76,23 @@ def read_state(path: Path, model: nn.Module, identity: dict, steps: int) -> Trai
             f"{path} is no training checkpoint: it has no step, config or generator"
         )
     _check_identity(path, metadata["config"], identity)
-    step = _read_step(path, metadata["step"], steps)
+    step = _read_count(path, "step", metadata["step"], steps)
+    # A checkpoint from before such steps were counted has none.
+    skipped = _read_count(path, "skipped", metadata.get("skipped", "0"), step)
     generator = _checked_generator(path, tensors.pop("generator"))
     weights = {}
     for part in PARTS:
         weights[part] = _take(tensors, f"{part}.")
         check_tensors(model, weights[part], f"{path} ({part})")
     optimizer = _read_optimizer(
-        f"{path} (optimizer)", _take(tensors, "optimizer."), list(model.parameters()), step
+        f"{path} (optimizer)",
+        _take(tensors, "optimizer."),
+        list(model.parameters()),
+        step - skipped,
     )
     if tensors:
         raise CheckpointError(f"{path} has {min(tensors)}, which no training checkpoint has")
-    return TrainState(step, weights["model"], weights["average"], optimizer, generator)
+    return TrainState(step, skipped, weights["model"], weights["average"], optimizer, generator)
 
 
 def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -96,14 +113,14 @@ def _check_identity(path: Path, text: str, own: dict) -> None:
         raise CheckpointError(f"{path} is of another run: {said}. Resume with the same settings")
 
 
-def _read_step(path: Path, text: str, steps: int) -> int:
+def _read_count(path: Path, name: str, text: str, most: int) -> int:
     try:
-        step = int(text)
+        count = int(text)
     except ValueError:
-        raise CheckpointError(f"{path}: its step must be an integer, got {text[:40]!r}") from None
-    if not 0 <= step <= steps:
-        raise CheckpointError(f"{path}: its step must be in [0, {steps}], got {text[:40]}")
-    return step
+        raise CheckpointError(f"{path}: its {name} must be an integer, got {text[:40]!r}") from None
+    if not 0 <= count <= most:
+        raise CheckpointError(f"{path}: its {name} must be in [0, {most}], got {text[:40]}")
+    return count
 
 
 def _checked_generator(path: Path, state: Tensor) -> Tensor:
@@ -143,8 +160,7 @@ def _read_optimizer(
                 f"{source}: {name} must be float32 {shape}, got {str(value.dtype)[6:]} "
                 f"{list(value.shape)}"
             )
-        if not torch.isfinite(value).all():
-            raise CheckpointError(f"{source}: {name} holds NaN or infinite values")
+        check_finite({name: value}, source)
         index, key = name.split(".")
         if key == "step" and value.item() != step:
             raise CheckpointError(f"{source}: {name} must be {step}, got {value.item():g}")

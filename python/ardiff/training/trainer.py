@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,22 +32,25 @@ DECAY_FROM = 0.4
 MAX_WEIGHT = 25.0
 MAX_RATIO = 100.0
 MISMATCH_RATIO = 3.0
+MOST_SKIPPED = 20  # steps in a row
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = -0.5, 1.4
 MODE_LOG_RATIO_MEAN, MODE_LOG_RATIO_STD = math.log(10.0), 0.8
 
 
 class TrainingDiverged(FloatingPointError):
-    """The loss became NaN or infinite."""
+    """The loss, the weights or many gradients in a row became NaN or infinite."""
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """folder of the model, steps done in all, mean loss of the last 100, seconds of this call."""
+    """folder of the model, steps done in all, mean loss of the last 100, seconds of this call, and
+    how many of all steps were skipped, their gradient not being finite."""
 
     folder: Path
     steps: int
     loss: float
     seconds: float
+    skipped: int
 
 
 class Trainer:
@@ -69,7 +73,7 @@ class Trainer:
             self.model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
         )
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.step = 0
+        self.step = self.skipped = self._skipped_in_a_row = 0
 
     def _start_from(self, model: ARModel) -> None:
         if model.config != self.model.config:
@@ -153,7 +157,14 @@ class Trainer:
         )
 
     def advance(self) -> float:
-        """One optimizer step; returns its loss. TrainingDiverged when that is not finite."""
+        """One step; returns its loss.
+
+        Where the gradient is not finite though the loss is, neither optimizer nor average sees it:
+        the step is counted in `skipped`, and the weights stay.
+
+        Raises:
+            TrainingDiverged: the loss is not finite, or no gradient was for 20 steps in a row.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         loss = self.loss()
@@ -164,9 +175,19 @@ class Trainer:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).item()
         self.step += 1
+        if not math.isfinite(norm):
+            self.skipped += 1
+            self._skipped_in_a_row += 1
+            if self._skipped_in_a_row == MOST_SKIPPED:
+                raise TrainingDiverged(
+                    f"the gradient was not finite in {MOST_SKIPPED} steps in a row, the last with "
+                    f"norm {norm} at step {self.step - 1}: lower the rate (lr {self.config.lr})"
+                )
+            return value
+        self._skipped_in_a_row = 0
+        self.optimizer.step()
         decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
         averaged, current = list(self.average.parameters()), list(self.model.parameters())
         with torch.no_grad():
@@ -174,15 +195,22 @@ class Trainer:
         return value
 
     def save(self, path: Path) -> None:
-        """Everything a resumed run needs, in one file."""
+        """Everything a resumed run needs, in one file.
+
+        Raises TrainingDiverged, and leaves the file as it was, where the state is not finite.
+        """
         state = TrainState(
             self.step,
+            self.skipped,
             self.model.state_dict(),
             self.average.state_dict(),
             self.optimizer.state_dict()["state"],
             self.generator.get_state(),
         )
-        write_state(path, state, self.config.identity())
+        try:
+            write_state(path, state, self.config.identity())
+        except CheckpointError as error:
+            raise TrainingDiverged(f"{error}: lower the rate (lr {self.config.lr})") from error
 
     def restore(self, path: Path) -> None:
         """Takes up the state that `save` wrote; where it raises, nothing has changed.
@@ -194,9 +222,15 @@ class Trainer:
         self.model.load_state_dict(state.model)
         self.average.load_state_dict(state.average)
         whole = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**whole, "state": state.optimizer})
+        # What is read is mapped from the file, and the optimizer keeps the tensors it is given.
+        moments = {
+            index: {name: value.clone() for name, value in entry.items()}
+            for index, entry in state.optimizer.items()
+        }
+        self.optimizer.load_state_dict({**whole, "state": moments})
         self.generator.set_state(state.generator)
-        self.step = state.step
+        self.step, self.skipped = state.step, state.skipped
+        self._skipped_in_a_row = 0
 
 
 def train(config: TrainConfig, *, progress: bool = True) -> TrainReport:
@@ -204,7 +238,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainReport:
 
     The run is a function of the config alone (on one machine and number of threads): interrupted
     and resumed it ends in the same bits. A checkpoint is written every `checkpoint_every` steps and
-    at the end.
+    at the end, never with values that are not finite. A step whose gradient is not finite is
+    skipped and counted; a warning at the end says how many were.
 
     Without `resume`, `out` must be free: it is made if need be, and may hold other files, but no
     model and no checkpoint. With `resume` it must hold the checkpoint of this run; `init` is not
@@ -214,7 +249,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainReport:
         CheckpointError: `resume` with a checkpoint that is missing, damaged or of another config;
             or a model or checkpoint already in `out` without `resume`.
         ValueError: `out` cannot be written.
-        TrainingDiverged: when the loss is not finite.
+        TrainingDiverged: the loss, the weights or 20 gradients in a row are not finite; the last
+            checkpoint stays.
     """
     folder = Path(config.out)
     checkpoint = folder / CHECKPOINT
@@ -246,11 +282,18 @@ def _run(trainer: Trainer, folder: Path, checkpoint: Path, progress: bool) -> Tr
             recent = [*recent[-99:], trainer.advance()]
             bar.update()
             if trainer.step % 20 == 0:
-                bar.set_postfix(loss=f"{np.mean(recent):.4f}", refresh=False)
+                shown = {"skipped": trainer.skipped} if trainer.skipped else {}
+                bar.set_postfix(loss=f"{np.mean(recent):.4f}", **shown, refresh=False)
             if trainer.step % config.checkpoint_every == 0 and trainer.step < config.steps:
                 trainer.save(checkpoint)
     trainer.save(checkpoint)
     made_by = config.identity() | {"threads": config.threads}
     save_model(trainer.average, folder, training=made_by, dtype=getattr(torch, config.dtype))
     loss = float(np.mean(recent)) if recent else math.nan
-    return TrainReport(folder, trainer.step, loss, time.perf_counter() - start)
+    if trainer.skipped:
+        warnings.warn(
+            f"{trainer.skipped} of {trainer.step} steps were skipped, since their gradient was not "
+            "finite",
+            stacklevel=3,
+        )
+    return TrainReport(folder, trainer.step, loss, time.perf_counter() - start, trainer.skipped)
