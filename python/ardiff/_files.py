@@ -33,6 +33,23 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def descriptor_of(path: Path) -> int | None:
+    """The open descriptor that a name such as /dev/stdout or /dev/fd/3 stands for; None if none.
+
+    Where the shell has redirected it to a file, such a name looks like a link to that file. It has
+    to be written through the descriptor: a replaced file is not the one that the shell has open.
+    """
+    own = ("/dev/fd", f"/proc/{os.getpid()}/fd")
+    for _ in range(40):  # as many links as Linux follows
+        path = Path(os.path.realpath(path.parent)) / path.name
+        if str(path.parent) in own and path.name.isdecimal():
+            return int(path.name)
+        if not path.is_symlink():
+            return None
+        path = path.parent / os.readlink(path)
+    return None
+
+
 def finite(value: Any) -> Any:
     """`value` with None for every NaN and infinity in its lists and dicts: JSON has neither."""
     if isinstance(value, dict):
@@ -43,8 +60,14 @@ def finite(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as JSON; NaN and infinities become null."""
+    """Writes `value` as JSON; NaN and infinities become null. An open descriptor's name
+    (:func:`descriptor_of`) is written to where the descriptor stands."""
     text = json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
+    descriptor = descriptor_of(path)
+    if descriptor is not None:
+        with open(descriptor, "w", closefd=False) as file:
+            file.write(text)
+        return
     with replacing(path) as temporary:
         temporary.write_text(text)
 
@@ -69,10 +92,14 @@ def check_writable(path: Path, name: str) -> None:
     Missing parent folders are made. A device or pipe is not opened: that could block.
 
     Raises:
-        ValueError: a folder, a file without write permission, or a name in a folder that takes no
-            files; `name` begins the message.
+        ValueError: a folder, a file without write permission, a name in a folder that takes no
+            files, or that of a descriptor not open for writing; `name` begins the message.
     """
     try:
+        descriptor = descriptor_of(path)
+        if descriptor is not None:
+            os.write(descriptor, b"")  # fails unless it is open for writing
+            return
         if path.is_dir():
             raise ValueError(f"{name}: {path} is a folder, expected a file name")
         exists, regular = path.exists(), path.is_file()

@@ -223,6 +223,44 @@ def test_results_go_through_links_and_to_devices(tmp_path: Path) -> None:
     assert Path(os.devnull).is_char_device()
 
 
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1", "link"])
+def test_json_on_standard_output_keeps_the_file_behind_it(tmp_path: Path, capfd, name: str) -> None:
+    """The shell's file holds what was there and the JSON, in order, and is the same file."""
+    target = tmp_path / "log"
+    if name == "link":
+        name = str(tmp_path / "link")
+        Path(name).symlink_to("/dev/stdout")
+    with target.open("w+") as file:
+        file.write("before\n")
+        file.flush()
+        kept = os.dup(1)
+        try:
+            os.dup2(file.fileno(), 1)
+            assert main(["doctor", "--json", name]) == 0
+            os.write(1, b"after\n")
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+        first, *lines, last = target.read_text().splitlines()
+        assert (first, last) == ("before", "after")
+        assert "backends" in json.loads("\n".join(lines))
+        assert os.fstat(file.fileno()).st_ino == target.stat().st_ino
+    assert "torch" in capfd.readouterr().err, "what is meant for people goes to standard error"
+    assert {p.name for p in tmp_path.iterdir()} <= {"log", "link"}
+    assert not Path("-").exists()
+
+
+def test_a_descriptor_that_is_not_open_for_writing_is_refused(tmp_path: Path, capsys) -> None:
+    (tmp_path / "input").write_text("kept")
+    with (tmp_path / "input").open() as file:
+        number = file.fileno()
+        assert main(["sample", "--json", f"/dev/fd/{number}"]) == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert (tmp_path / "input").read_text() == "kept"
+    assert main(["sample", "--json", f"/dev/fd/{number}"]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
     write_json(target, {"x": [1.5, float("nan"), (float("inf"), "a")]})

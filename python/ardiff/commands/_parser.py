@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import pkgutil
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import commands
-from .._files import check_writable, write_json
+from .._files import check_writable, descriptor_of, write_json
+
+STDOUT, STDOUT_DESCRIPTOR = Path("/dev/stdout"), 1
 
 BAD_INPUT = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
@@ -36,7 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
         summary = module.__doc__.splitlines()[0]
         command = subparsers.add_parser(name, help=summary, description=summary)
         module.add_arguments(command)
-        command.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
+        command.add_argument(
+            "--json",
+            type=lambda name: STDOUT if name == "-" else Path(name),
+            metavar="FILE",
+            help="write the results here; - is standard output, all else then goes to standard "
+            "error",
+        )
         seed = getattr(module, "DEFAULT_SEED", 0)
         known = "drawn, and printed" if seed is None else seed
         command.add_argument("--seed", type=int, default=seed, help=f"default {known}")
@@ -96,7 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.seed is not None and args.seed >= 2**63:
             raise ValueError(f"--seed: the seed must fit in int64, got {args.seed}")
         writable(args.json, "--json")
-        result, code = args.run(args)
+        apart = args.json is not None and descriptor_of(args.json) == STDOUT_DESCRIPTOR
+        with contextlib.redirect_stdout(sys.stderr) if apart else contextlib.nullcontext():
+            result, code = args.run(args)
     except BAD_INPUT as error:
         print(f"ardiff {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -104,5 +115,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ardiff {args.command}: interrupted", file=sys.stderr)
         return 130
     if args.json is not None:
+        sys.stdout.flush()  # what was printed stands before what is written to the descriptor
         write_json(args.json, result)
     return code
