@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from ardiff._files import replacing, write_json
-from ardiff.commands._parser import main
+from ardiff.ar.sampler import ARSampler, load
+from ardiff.commands._image_grid import image_grid
+from ardiff.commands._parser import main, select_device
 from ardiff.models.checkpoint import save_model
 from tests._support.small_models import small_model
 
@@ -71,6 +73,34 @@ def test_sample_writes_a_grid_and_its_figures(tmp_path: Path, capsys) -> None:
         assert image.tobytes() != first
 
 
+@pytest.mark.parametrize("seed", [-5, -(2**63), 2**63 - 1])
+def test_sample_and_train_take_every_int64_seed(tmp_path: Path, seed: int) -> None:
+    small = ["--images", "16", "--batch", "8", "--steps", "1", "--width", "32", "--depth", "1"]
+    model, figures = str(tmp_path / "model"), tmp_path / "figures.json"
+    assert main(["train", *small, "--out", model, "--seed", str(seed)]) == 0
+    command = ["sample", "--n", "1", "--steps", "4", "--solver", "ddpm", "--model", model]
+    out = ["--out", str(tmp_path / "grid.png"), "--json", str(figures)]
+    assert main([*command, *out, "--seed", str(seed)]) == 0
+    assert json.loads(figures.read_text())["seed"] == seed
+    drawn = ARSampler(load(model), solver="ddpm", steps=4).sample(1, seed=seed).images
+    with Image.open(tmp_path / "grid.png") as image:
+        assert image.tobytes() == image_grid(drawn).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("device", "current"), [("cuda", []), ("cuda:0", [0]), ("cuda:1", [1]), ("cpu", [])]
+)
+def test_a_numbered_device_becomes_the_current_one(monkeypatch, device, current) -> None:
+    made = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: made.append(device.index))
+    assert select_device(device) == device.partition(":")[0]
+    assert made == current
+    with pytest.raises(ValueError, match="cuda:2: torch sees 2 of them here, numbered from cuda:0"):
+        select_device("cuda:2")
+
+
 def test_sample_measures_its_images(tmp_path: Path, capsys) -> None:
     target = tmp_path / "figures.json"
     command = [*SAMPLE, "--measure", "--out", str(tmp_path / "grid.png"), "--json", str(target)]
@@ -109,7 +139,7 @@ BAD = {
     "unknown command": (["smaple"], "smaple"),
     "unknown option": (["doctor", "--verbose"], "--verbose"),
     "seed no number": (["doctor", "--seed", "x"], "--seed"),
-    "seed negative": (["doctor", "--seed", "-1"], "--seed: expected a non-negative integer"),
+    "seed too small": ([*SAMPLE, "--seed", str(-(2**63) - 1)], "the seed must fit in int64"),
     "seed too large for train": (["train", "--seed", "9" * 23], "the seed must fit in int64"),
     "seed too large for bench": (
         ["bench", "ops", "--seed", "9" * 23],
@@ -128,7 +158,11 @@ BAD = {
     "temperature NaN": ([*SAMPLE, "--temperature", "nan"], "temperature must be finite"),
     "guidance without null": ([*SAMPLE, "--guidance", "2"], "null context"),
     "stages of ddpm": ([*SAMPLE, "--solver", "ddpm", "--stages", "3"], "'stages'"),
-    "unknown device": ([*SAMPLE, "--device", "tpu"], "expected cpu or cuda, got 'tpu'"),
+    "unknown device": ([*SAMPLE, "--device", "tpu"], "expected cpu or cuda, or cuda:1 and so on"),
+    "device without kernels": ([*SAMPLE, "--device", "meta"], "and so on, got 'meta'"),
+    "device that is not there": ([*SAMPLE, "--device", "cuda:99"], "--device cuda:99: torch"),
+    "device of a suite": (["bench", "ops", "--device", "cuda:99"], "--device cuda:99: torch"),
+    "processor that is not there": ([*SAMPLE, "--device", "cpu:3"], "torch sees 1 of them here"),
     "unknown backend": ([*SAMPLE, "--backend", "fast"], "unknown backend 'fast'"),
     "backend elsewhere": ([*SAMPLE, "--backend", "cuda"], "serves cuda tensors only"),
     "picture suffix": ([*SAMPLE, "--out", "{tmp}/grid.jpg"], "ending in .png"),

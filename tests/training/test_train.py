@@ -170,7 +170,8 @@ def test_divergence_is_named(tmp_path):
         ({"context_noise": -0.1}, "context_noise must not be negative"),
         ({"dtype": "int8"}, "dtype must be one of float32, bfloat16"),
         ({"seed": 2**63}, "the seed must fit in int64, got 9223372036854775808"),
-        ({"seed": -1}, "seed and threads must not be negative"),
+        ({"seed": -(2**63) - 1}, "the seed must fit in int64, got -9223372036854775809"),
+        ({"threads": -1}, "threads must not be negative, got -1"),
     ],
 )
 def test_bad_configs_are_named(change, message):

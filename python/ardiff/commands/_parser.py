@@ -69,14 +69,31 @@ def writable(path: Path | None, option: str, suffix: str = "") -> None:
     check_writable(path, option)
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that torch does not have here (ValueError)."""
+def select_device(device: str) -> str:
+    """The type, cpu or cuda, of a torch device that exists here; makes it torch's current one.
+
+    Raises ValueError for any other: the kernels serve CPUs and CUDA or ROCm devices alone.
+    """
     import torch
 
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"--device: expected cpu or cuda, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device cuda: torch {torch.__version__} sees no CUDA or ROCm device")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device: expected cpu or cuda, or cuda:1 and so on, got {device!r}")
+    count = torch.cuda.device_count() if found.type == "cuda" else 1
+    if found.type == "cuda" and (not count or not torch.cuda.is_available()):
+        raise ValueError(
+            f"--device {device}: torch {torch.__version__} sees no CUDA or ROCm device"
+        )
+    if (found.index or 0) >= count:
+        raise ValueError(
+            f"--device {device}: torch sees {count} of them here, numbered from {found.type}:0"
+        )
+    if found.type == "cuda" and found.index is not None:
+        torch.cuda.set_device(found)
+    return found.type
 
 
 def check_backend(backend: str | None, device: str) -> None:
@@ -100,9 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     args = build_parser().parse_args(argv)
     try:
-        if args.seed is not None and args.seed < 0:
-            raise ValueError(f"--seed: expected a non-negative integer, got {args.seed}")
-        if args.seed is not None and args.seed >= 2**63:
+        if args.seed is not None and not -(2**63) <= args.seed < 2**63:
             raise ValueError(f"--seed: the seed must fit in int64, got {args.seed}")
         writable(args.json, "--json")
         apart = args.json is not None and descriptor_of(args.json) == STDOUT_DESCRIPTOR

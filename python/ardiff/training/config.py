@@ -80,9 +80,9 @@ class TrainConfig:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if not self.context_noise >= 0:
             raise ValueError(f"context_noise must not be negative, got {self.context_noise}")
-        if self.seed < 0 or self.threads < 0:
-            raise ValueError("seed and threads must not be negative")
-        if self.seed >= 2**63:
+        if self.threads < 0:
+            raise ValueError(f"threads must not be negative, got {self.threads}")
+        if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"the seed must fit in int64, got {self.seed}")
 
     def identity(self) -> dict:
