@@ -3,6 +3,7 @@ values checked."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,10 @@ class CheckpointError(ValueError):
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a safetensors file that everybody may read, at `path` itself."""
-    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
+    except SafetensorError as error:  # of a full disk, for one
+        raise OSError(errno.EIO, str(error), str(path)) from error
     path.chmod(0o644)
 
 

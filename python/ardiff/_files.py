@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -18,11 +19,29 @@ def replacing(path: Path) -> Iterator[Path]:
 
     If the block raises, `path` stays as it was and nothing is left beside it. A link stays a link:
     its target is replaced. Missing parent folders are made. A device or pipe, which cannot be
-    replaced, is given to the block itself.
+    replaced, is given to the block itself. An OSError of the block, as of a full disk, names
+    `path`.
     """
-    if path.exists() and not path.is_file():
-        yield path
-        return
+    with _naming(path):
+        if path.exists() and not path.is_file():
+            yield path
+        else:
+            with _replacing_file(path) as temporary:
+                yield temporary
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # not of the system
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def _replacing_file(path: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
@@ -65,24 +84,30 @@ def write_json(path: Path, value: Any) -> None:
     text = json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
     descriptor = descriptor_of(path)
     if descriptor is not None:
-        with open(descriptor, "w", closefd=False) as file:
+        with _naming(path), open(descriptor, "w", closefd=False) as file:
             file.write(text)
         return
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
-def check_writable_folder(folder: Path, name: str) -> None:
-    """Makes a folder if need be and proves that files can be written there.
+def check_writable_folder(folder: Path, name: str, room: int = 2**20) -> None:
+    """Makes a folder if need be and proves that files of `room` bytes can be written there.
 
     Raises:
         ValueError: it cannot be made, is no folder, or takes no files; `name` begins the message.
+        OSError: the disk, a quota or a limit on the size of files leaves less room.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, room)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            said = f"{name}: {room:,} bytes of room are needed: {error.strerror}"
+            raise OSError(error.errno, said, str(folder)) from error
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system without reservations
+            return
         raise ValueError(f"{name}: cannot write in {folder}: {error.strerror}") from error
 
 
@@ -94,6 +119,7 @@ def check_writable(path: Path, name: str) -> None:
     Raises:
         ValueError: a folder, a file without write permission, a name in a folder that takes no
             files, or that of a descriptor not open for writing; `name` begins the message.
+        OSError: the disk is full.
     """
     try:
         descriptor = descriptor_of(path)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ from ardiff.ar.sampler import ARSampler, load
 from ardiff.commands._image_grid import image_grid
 from ardiff.commands._parser import main, select_device
 from ardiff.models.checkpoint import save_model
+from ardiff.training.trainer import Trainer
 from tests._support.small_models import small_model
 
 SAMPLE = ["sample", "--n", "2", "--steps", "8"]
@@ -255,6 +260,101 @@ def test_results_go_through_links_and_to_devices(tmp_path: Path) -> None:
         assert link.is_symlink() and "ardiff" in json.loads((tmp_path / "target.json").read_text())
     assert main(["doctor", "--json", os.devnull]) == 0
     assert Path(os.devnull).is_char_device()
+
+
+def ardiff(*arguments: str, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ardiff", *arguments],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
+    )
+
+
+@pytest.mark.parametrize("where", ["json", "stdout"])
+def test_a_full_device_is_one_line_and_status_1(where: str) -> None:
+    with open("/dev/full", "w") as full:
+        if where == "json":
+            process = ardiff("doctor", "--json", "/dev/full")
+        else:
+            process = ardiff("doctor", stdout=full)
+        _, error = process.communicate()
+    name = "/dev/full: " if where == "json" else ""
+    assert (process.returncode, error) == (1, f"ardiff doctor: {name}No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(["sample"], "--out"), (["train", "--width", "8", "--depth", "1", "--images", "8"], "out")],
+)
+def test_no_room_is_found_before_the_work(command, option, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(ARSampler, "sample", lambda *_, **__: pytest.fail("work began"))
+    monkeypatch.setattr(Trainer, "advance", lambda _: pytest.fail("work began"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The folder test passes for train, whose checkpoint is larger.
+    limit = 1000 if command == ["sample"] else 2**20
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        status = main([*command, "--out", str(tmp_path / "new" / "grid.png")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 1
+    error = capsys.readouterr().err
+    room = r"1,048,576" if command == ["sample"] else r"[1-9]\d?,\d{3},\d{3}"
+    expected = rf"{option}: {room} bytes of room are needed: File too large"
+    assert re.fullmatch(rf"ardiff {command[0]}: {tmp_path}/new\S*: {expected}\n", error)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "run"
+    small = ["--images", "16", "--batch", "8", "--width", "8", "--depth", "1", "--steps", "4"]
+    limits, limit = [], resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = Trainer.save
+
+    def filling(self, path):
+        if self.step == 4:
+            limits.append((path.read_bytes(), path.stat().st_size // 2))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limits[0][1], limit[1]))
+        save(self, path)
+
+    monkeypatch.setattr(Trainer, "save", filling)
+    try:
+        status = main(["train", *small, "--checkpoint-every", "2", "--out", str(folder)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert status == 1 and "File too large" in error
+    assert error.startswith(f"ardiff train: {folder / 'checkpoint.safetensors'}: ")
+    assert (folder / "checkpoint.safetensors").read_bytes() == limits[0][0]
+    assert [p.name for p in folder.iterdir()] == ["checkpoint.safetensors"]
+    monkeypatch.undo()
+    assert main(["train", *small, "--out", str(folder), "--resume"]) == 0
+
+
+def test_ctrl_c_is_one_line_and_status_130(tmp_path: Path) -> None:
+    """A real signal, while a run trains whose first checkpoint is written."""
+    small = ["--images", "16", "--batch", "8", "--width", "8", "--depth", "1", "--steps", "9999999"]
+    process = ardiff("train", *small, "--checkpoint-every", "20", "--out", str(tmp_path / "run"))
+    kept = tmp_path / "run" / "checkpoint.safetensors"
+    while not kept.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert error.splitlines()[-1] == f"ardiff train: interrupted: --resume goes on from {kept}"
+    assert "Traceback" not in error
+    assert list(kept.parent.iterdir()) == [kept]
+
+
+@pytest.mark.parametrize("place", ["build_parser", "write_json"])
+def test_ctrl_c_before_and_after_the_work(place, tmp_path, monkeypatch, capsys) -> None:
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"ardiff.commands._parser.{place}", interrupted)
+    assert main(["doctor", "--json", str(tmp_path / "x.json")]) == 130
+    command = "ardiff" if place == "build_parser" else "ardiff doctor"
+    assert capsys.readouterr().err == f"{command}: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1", "link"])

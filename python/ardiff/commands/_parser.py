@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -109,27 +110,49 @@ def check_backend(backend: str | None, device: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, 1 where a check failed, 2 on bad input (one line on stderr)."""
+    """Run one command; whatever stops it is one line on standard error.
+
+    Returns 0, 1 where a check failed or a file could not be written, 2 on bad input, 130 where
+    Ctrl-C interrupted.
+    """
+    words = ["ardiff"]
+    try:
+        return _run(argv, words)
+    except BAD_INPUT as error:
+        said, code = str(error), 2
+    except OSError as error:  # a full disk, a closed pipe
+        said = ": ".join(filter(None, (error.filename, error.strerror or str(error))))
+        code = 1
+        _give_up_standard_output()
+    except KeyboardInterrupt as error:
+        said, code = ": ".join(["interrupted", *map(str, error.args)]), 130
+    print(f"{' '.join(words)}: {' '.join(said.split())}", file=sys.stderr)
+    return code
+
+
+def _run(argv: Sequence[str] | None, words: list[str]) -> int:
+    """Run one command, whose name is appended to `words` as soon as it is known."""
     try:
         importlib.import_module("ardiff_kernels")
-    except (RuntimeError, ValueError) as error:  # of ARDIFF_BACKEND or ARDIFF_CPU_ISA
-        print(f"ardiff: {error}", file=sys.stderr)
-        return 2
+    except RuntimeError as error:  # of ARDIFF_BACKEND or ARDIFF_CPU_ISA
+        raise ValueError(error) from error
     args = build_parser().parse_args(argv)
-    try:
-        if args.seed is not None and not -(2**63) <= args.seed < 2**63:
-            raise ValueError(f"--seed: the seed must fit in int64, got {args.seed}")
-        writable(args.json, "--json")
-        apart = args.json is not None and descriptor_of(args.json) == STDOUT_DESCRIPTOR
-        with contextlib.redirect_stdout(sys.stderr) if apart else contextlib.nullcontext():
-            result, code = args.run(args)
-    except BAD_INPUT as error:
-        print(f"ardiff {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"ardiff {args.command}: interrupted", file=sys.stderr)
-        return 130
+    words.append(args.command)
+    if args.seed is not None and not -(2**63) <= args.seed < 2**63:
+        raise ValueError(f"--seed: the seed must fit in int64, got {args.seed}")
+    writable(args.json, "--json")
+    apart = args.json is not None and descriptor_of(args.json) == STDOUT_DESCRIPTOR
+    with contextlib.redirect_stdout(sys.stderr) if apart else contextlib.nullcontext():
+        result, code = args.run(args)
+    sys.stdout.flush()  # what was printed stands before what is written to the descriptor
     if args.json is not None:
-        sys.stdout.flush()  # what was printed stands before what is written to the descriptor
         write_json(args.json, result)
     return code
+
+
+def _give_up_standard_output() -> None:
+    """Where standard output takes nothing more: else Python fails again when it flushes at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

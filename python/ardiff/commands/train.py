@@ -26,13 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> tuple[dict, int]:
     from ..training.config import TrainConfig
-    from ..training.trainer import train
+    from ..training.trainer import CHECKPOINT, train
 
     config = TrainConfig(**{entry.name: getattr(args, entry.name) for entry in fields(TrainConfig)})
     if Path(config.out).is_file():
         raise ValueError(f"--out: {config.out} is a file, expected a folder")
     try:
         report = train(config)
+    except KeyboardInterrupt:
+        kept = Path(config.out) / CHECKPOINT
+        said = f"--resume goes on from {kept}" if kept.exists() else "before the first checkpoint"
+        raise KeyboardInterrupt(said) from None
     except FloatingPointError as error:
         print(f"ardiff train: {error}", file=sys.stderr)
         return {"error": str(error)}, 1

@@ -173,6 +173,12 @@ class Trainer:
             torch._foreach_lerp_(averaged, current, 1 - decay)
         return value
 
+    def room(self) -> int:
+        """Bytes that saving needs: a checkpoint holds the weights, their average and two moments,
+        and the one before stays until the new one is whole."""
+        weights = sum(value.nbytes for value in self.model.state_dict().values())
+        return weights * (4 if self.config.resume else 8)
+
     def save(self, path: Path) -> None:
         """Everything a resumed run needs, in one file."""
         state = TrainState(
@@ -214,6 +220,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainReport:
         CheckpointError: `resume` with a checkpoint that is missing, damaged or of another config;
             or a model or checkpoint already in `out` without `resume`.
         ValueError: `out` cannot be written.
+        OSError: the disk is full, or becomes so; the last whole checkpoint stays.
         TrainingDiverged: when the loss is not finite.
     """
     folder = Path(config.out)
@@ -229,6 +236,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainReport:
         torch.set_num_threads(config.threads)
     try:
         trainer = Trainer(config)
+        check_writable_folder(folder, "out", trainer.room())
         if config.resume:
             trainer.restore(checkpoint)
         return _run(trainer, folder, checkpoint, progress)
