@@ -18,7 +18,7 @@ from PIL import Image
 from ardiff._files import replacing, write_json
 from ardiff.ar.sampler import ARSampler, load
 from ardiff.commands._image_grid import image_grid
-from ardiff.commands._parser import main, select_device
+from ardiff.commands._parser import build_parser, main, select_device
 from ardiff.models.checkpoint import save_model
 from ardiff.training.trainer import Trainer
 from tests._support.small_models import small_model
@@ -137,6 +137,30 @@ def test_train_makes_a_model_that_sample_takes(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "t.json").read_text())["steps"] == 2
     out = str(tmp_path / "grid.png")
     assert main([*SAMPLE, "--model", str(folder), "--out", out]) == 0
+
+
+def test_train_extends_a_finished_run(tmp_path: Path, capsys) -> None:
+    small = ["--images", "16", "--batch", "8", "--width", "8", "--depth", "1"]
+    command = ["train", *small, "--out", str(tmp_path / "model")]
+    assert main([*command, "--steps", "2"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--steps", "2", "--resume"]) == 0
+    said = f"2 steps, all done before; a larger --steps extends the run: {tmp_path / 'model'}\n"
+    assert capsys.readouterr().out == said
+    assert main([*command, "--steps", "3", "--resume"]) == 0
+    assert re.match(r"3 steps, loss \d+\.\d{4}, ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", ["bench", "comfyui", "doctor", "sample", "train"])
+def test_every_option_has_help(command: str) -> None:
+    (commands,) = (a for a in build_parser()._actions if isinstance(a.choices, dict))
+    for action in commands.choices[command]._actions:
+        assert action.help and len(action.help) > 8 and not action.help.startswith("default None")
+    text = " ".join(commands.choices[command].format_help().split())
+    if command == "train":
+        assert "--lr FLOAT peak learning rate; linear warm-up over 60 steps, cosine decay" in text
+        assert "last 60% (default 0.001)" in text
+        assert "--resume go on from the checkpoint in out" in text
 
 
 BAD = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 
 import numpy as np
@@ -177,6 +178,52 @@ def test_divergence_is_named(tmp_path):
 def test_bad_configs_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **change)
+
+
+def test_a_finished_run_is_extended(tmp_path, monkeypatch):
+    """Like the same state advanced on the schedule of the larger number, also when interrupted."""
+    trainer, threads = Trainer(small(tmp_path, steps=3)), torch.get_num_threads()
+    torch.set_num_threads(1)
+    for steps in (3, 6):
+        trainer.config = dataclasses.replace(trainer.config, steps=steps)
+        while trainer.step < steps:
+            trainer.advance()
+    torch.set_num_threads(threads)
+    train(small(tmp_path, steps=3), progress=False)
+    longer, advance = small(tmp_path, steps=6, checkpoint_every=1, resume=True), Trainer.advance
+
+    def interrupted(self):
+        if self.step == 5:
+            raise KeyboardInterrupt
+        return advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(longer, progress=False)
+    report = train(longer, progress=False)
+    assert report.steps == 6
+    model = load_file(report.folder / "model.safetensors")
+    for name, value in trainer.average.state_dict().items():
+        assert torch.equal(model[name], value), name
+    made = json.loads((report.folder / "config.json").read_text())["training"]
+    assert made == longer.identity() | {"threads": 1, "extended_from": [3]}
+    assert math.isnan(train(longer, progress=False).loss)
+    train(dataclasses.replace(longer, steps=7), progress=False)
+    made = json.loads((report.folder / "config.json").read_text())["training"]
+    assert (made["steps"], made["extended_from"]) == (7, [3, 6])
+    with pytest.raises(CheckpointError, match="steps was 7, now 6. Resume with the same settings"):
+        train(longer, progress=False)
+
+
+def test_an_unfinished_run_is_not_extended(tmp_path):
+    trainer = Trainer(small(tmp_path, steps=3))
+    trainer.advance()
+    trainer.save(tmp_path / CHECKPOINT)
+    longer = Trainer(small(tmp_path, steps=6))
+    with pytest.raises(CheckpointError, match="was 3, now 6.* once it has ended, more steps ext"):
+        longer.restore(tmp_path / CHECKPOINT)
+    assert longer.step == 0
 
 
 class TestResumeErrors:

@@ -10,7 +10,7 @@ DEFAULT_SEED = None
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="sun-shadow", help="a shipped name, or a model folder")
-    parser.add_argument("--solver", default="rtk-uld")
+    parser.add_argument("--solver", default="rtk-uld", help="default rtk-uld")
     parser.add_argument("--steps", type=int, default=48, help="bound on model calls per patch")
     parser.add_argument("--stages", type=int, help="stages of an rtk-* solver")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance scale")
@@ -24,7 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="of Sun/Shadow images, print detection rate and R^2 of the shadow relation, untrimmed",
     )
-    parser.add_argument("--out", type=Path, default=Path("out/samples.png"), metavar="FILE.png")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/samples.png"),
+        metavar="FILE.png",
+        help="default out/samples.png",
+    )
 
 
 def run(args: argparse.Namespace) -> tuple[dict, int]:

@@ -16,14 +16,18 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        variant, images: the training set, drawn with `seed`.
+        variant: of the Sun/Shadow images, `free` or `paper`.
+        images: number of Sun/Shadow images to draw, with `seed`, as the training set.
         batch: images per step, all their patches.
-        lr: peak rate; linear warm-up over 60 steps, cosine decay to 0 over the last 60%.
+        steps: optimizer steps in all; resuming a run that has ended with more steps extends it.
+        lr: peak learning rate; linear warm-up over 60 steps, cosine decay to 0 over the last 60%.
         ema: decay of the averaged weights, which are the model.
         preconditioning: `cosine` (path vp-cosine, data prediction, loss weight min(1/sigma^2, 25))
             or `edm` (Karras et al. 2022).
-        width, depth: of the head.
-        context_width, context_depth: of the context encoder.
+        width: of the diffusion head.
+        depth: residual blocks of the diffusion head.
+        context_width: of the context encoder.
+        context_depth: layers of the context encoder.
         context_dropout: share of contexts replaced by a learned null one, for guidance.
         context_noise: largest standard deviation of noise on the patches that make the context.
         mode_levels: share of the levels drawn log-normally around sigma/alpha = 10, where a sample
@@ -31,9 +35,11 @@ class TrainConfig:
         mismatch: share of the inputs at sigma/alpha above 3 that are made from another image,
             while the target stays: the head learns to believe the context where the two disagree.
         init: a model folder or shipped name to start from; a resumed run does not read it.
+        seed: of the training set, the first weights and all noise, any int64.
         out: folder for the model and the checkpoint; unless `resume`, one that holds neither.
         resume: go on from the checkpoint in `out`.
-        threads: 0 leaves torch's own number.
+        checkpoint_every: steps between checkpoints.
+        threads: of the CPU; 0 leaves torch's own number.
         dtype: of the saved model, float32 or bfloat16.
     """
 

@@ -20,7 +20,7 @@ from ..models.checkpoint import CONFIG, WEIGHTS, load_model, save_model
 from ..models.image_model import ARModel
 from ..models.patchify import patchify
 from ..tables.paths import get_path
-from .checkpoint import TrainState, read_state, write_state
+from .checkpoint import EXTENDED, TrainState, read_state, write_state
 from .config import TrainConfig
 
 __all__ = ["TrainConfig", "TrainReport", "Trainer", "TrainingDiverged", "train"]
@@ -41,7 +41,8 @@ class TrainingDiverged(FloatingPointError):
 
 @dataclass(frozen=True)
 class TrainReport:
-    """folder of the model, steps done in all, mean loss of the last 100, seconds of this call."""
+    """folder of the model, steps done in all, mean loss of the last 100 of this call (NaN where the
+    run had ended before), seconds of this call."""
 
     folder: Path
     steps: int
@@ -70,6 +71,7 @@ class Trainer:
         )
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = 0
+        self.extended_from: tuple[int, ...] = ()
 
     def _start_from(self, model: ARModel) -> None:
         if model.config != self.model.config:
@@ -187,6 +189,7 @@ class Trainer:
             self.average.state_dict(),
             self.optimizer.state_dict()["state"],
             self.generator.get_state(),
+            self.extended_from,
         )
         write_state(path, state, self.config.identity())
 
@@ -202,7 +205,7 @@ class Trainer:
         whole = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**whole, "state": state.optimizer})
         self.generator.set_state(state.generator)
-        self.step = state.step
+        self.step, self.extended_from = state.step, state.extended_from
 
 
 def train(config: TrainConfig, *, progress: bool = True) -> TrainReport:
@@ -214,7 +217,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainReport:
 
     Without `resume`, `out` must be free: it is made if need be, and may hold other files, but no
     model and no checkpoint. With `resume` it must hold the checkpoint of this run; `init` is not
-    read again.
+    read again. A run that has ended goes on if `steps` is larger: the schedule of the rate is then
+    that of the larger number, so it rises again, and the weights are not those of a run that had
+    this number of steps from the start. The model's config records it as `extended_from`.
 
     Raises:
         CheckpointError: `resume` with a checkpoint that is missing, damaged or of another config;
@@ -259,6 +264,8 @@ def _run(trainer: Trainer, folder: Path, checkpoint: Path, progress: bool) -> Tr
                 trainer.save(checkpoint)
     trainer.save(checkpoint)
     made_by = config.identity() | {"threads": config.threads}
+    if trainer.extended_from:
+        made_by |= {EXTENDED: list(trainer.extended_from)}
     save_model(trainer.average, folder, training=made_by, dtype=getattr(torch, config.dtype))
     loss = float(np.mean(recent)) if recent else math.nan
     return TrainReport(folder, trainer.step, loss, time.perf_counter() - start)
