@@ -210,6 +210,8 @@ BAD = {
         ["bench", "ops", "--case", "philox_normal/64/float32", "--rivals", "jax"],
         "unknown rival 'jax'",
     ),
+    "no data": (["train", "--data", "{tmp}/nowhere"], "data: no folder"),
+    "too little data": (["train", "--data", "{tmp}"], "holds 0 images"),
     "unknown variant": (["train", "--variant", "rain"], "variant must be one of"),
     "no training images": (["train", "--images", "0"], "images must be positive"),
     "resume from nothing": (["train", "--resume", "--out", "{tmp}", "--images", "8"], "no such"),

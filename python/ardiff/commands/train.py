@@ -1,4 +1,4 @@
-"""Train a Sun/Shadow model; an interrupted run goes on with --resume to the same bits."""
+"""Train a model on Sun/Shadow or own images; --resume goes on with a run, to the same bits."""
 
 from __future__ import annotations
 

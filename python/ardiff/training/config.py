@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 
-from ..data.sun_shadow import VARIANTS
+from ..data.sun_shadow import SIZE, VARIANTS
 from ..models.image_model import ModelConfig
 
 PRECONDITIONINGS = ("cosine", "edm")
@@ -18,6 +18,8 @@ class TrainConfig:
     Attributes:
         variant: of the Sun/Shadow images, `free` or `paper`.
         images: number of Sun/Shadow images to draw, with `seed`, as the training set.
+        data: folder of own images instead: square, of one size, in all common formats.
+        patch_size: pixels along a side of a patch; it divides the side of an image.
         batch: images per step, all their patches.
         steps: optimizer steps in all; resuming a run that has ended with more steps extends it.
         lr: peak learning rate; linear warm-up over 60 steps, cosine decay to 0 over the last 60%.
@@ -65,6 +67,8 @@ class TrainConfig:
     checkpoint_every: int = field(default=500, metadata={"free": True})
     threads: int = field(default=0, metadata={"free": True})
     dtype: str = field(default="float32", metadata={"free": True})
+    data: str = field(default="", metadata={"free": True})  # its images count, not where they lie
+    patch_size: int = 16
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -76,7 +80,15 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
-        for name in ("images", "batch", "steps", "width", "depth", "checkpoint_every"):
+        for name in (
+            "images",
+            "batch",
+            "steps",
+            "width",
+            "depth",
+            "checkpoint_every",
+            "patch_size",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("ema", "context_dropout", "mode_levels", "mismatch"):
@@ -86,6 +98,8 @@ class TrainConfig:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if not self.context_noise >= 0:
             raise ValueError(f"context_noise must not be negative, got {self.context_noise}")
+        if self.data and (self.variant, self.images) != (TrainConfig.variant, TrainConfig.images):
+            raise ValueError("data takes all images of its folder: leave out variant and images")
         if self.threads < 0:
             raise ValueError(f"threads must not be negative, got {self.threads}")
         if not -(2**63) <= self.seed < 2**63:
@@ -94,11 +108,17 @@ class TrainConfig:
     def identity(self) -> dict:
         """The fields that decide the weights: those that a resumed run must share."""
         free = {f.name for f in fields(self) if f.metadata.get("free")}
-        return {k: v for k, v in asdict(self).items() if k not in free}
+        found = {k: v for k, v in asdict(self).items() if k not in free}
+        if self.patch_size == TrainConfig.patch_size:
+            del found["patch_size"]  # older checkpoints lack it
+        return found
 
-    def model_config(self) -> ModelConfig:
+    def model_config(self, image_size: int = SIZE) -> ModelConfig:
+        """The model of this run for images of `image_size` x `image_size` pixels."""
         edm = self.preconditioning == "edm"
         return ModelConfig(
+            image_size=image_size,
+            patch_size=self.patch_size,
             context_width=self.context_width,
             context_depth=self.context_depth,
             head_width=self.width,

@@ -1,8 +1,9 @@
-"""Trains an `ARModel` on Sun/Shadow: AdamW, EMA, cosine or EDM preconditioning, exact resume."""
+"""Trains an `ARModel` on Sun/Shadow or own images, with exact resume."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from .._checkpoint_files import CheckpointError
 from .._files import check_writable_folder
+from ..data.image_folder import image_folder
 from ..data.sun_shadow import sun_shadow
 from ..models.checkpoint import CONFIG, WEIGHTS, load_model, save_model
 from ..models.image_model import ARModel
@@ -56,10 +58,15 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.path = get_path("edm" if config.preconditioning == "edm" else "vp-cosine")
+        self.identity = config.identity()
+        if config.data:
+            pixels = image_folder(config.data, config.patch_size, max(2, config.batch))
+            self.identity |= {"data": hashlib.sha256(pixels).hexdigest()}
+        else:
+            pixels, _ = sun_shadow(config.images, config.variant, config.seed, np.uint8)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            self.model = ARModel(config.model_config())
-        pixels, _ = sun_shadow(config.images, config.variant, config.seed, np.uint8)
+            self.model = ARModel(config.model_config(pixels.shape[-1]))
         self.pixels = torch.from_numpy(pixels)
         if config.init and not config.resume:
             self._start_from(load_model(config.init))
@@ -191,7 +198,7 @@ class Trainer:
             self.generator.get_state(),
             self.extended_from,
         )
-        write_state(path, state, self.config.identity())
+        write_state(path, state, self.identity)
 
     def restore(self, path: Path) -> None:
         """Takes up the state that `save` wrote; where it raises, nothing has changed.
@@ -199,7 +206,7 @@ class Trainer:
         Raises CheckpointError for a file that is missing, damaged, no training checkpoint, of
         another config, or that `save` cannot have written.
         """
-        state = read_state(path, self.model, self.config.identity(), self.config.steps)
+        state = read_state(path, self.model, self.identity, self.config.steps)
         self.model.load_state_dict(state.model)
         self.average.load_state_dict(state.average)
         whole = self.optimizer.state_dict()
@@ -217,14 +224,17 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainReport:
 
     Without `resume`, `out` must be free: it is made if need be, and may hold other files, but no
     model and no checkpoint. With `resume` it must hold the checkpoint of this run; `init` is not
-    read again. A run that has ended goes on if `steps` is larger: the schedule of the rate is then
-    that of the larger number, so it rises again, and the weights are not those of a run that had
-    this number of steps from the start. The model's config records it as `extended_from`.
+    read again; own images (`data`) must be the same, wherever their folder lies now.
+
+    A run that has ended goes on if `steps` is larger: the schedule of the rate is then that of the
+    larger number, so it rises again, and the weights are not those of a run that had this number of
+    steps from the start. The model's config records it as `extended_from`.
 
     Raises:
         CheckpointError: `resume` with a checkpoint that is missing, damaged or of another config;
             or a model or checkpoint already in `out` without `resume`.
-        ValueError: `out` cannot be written.
+        FileNotFoundError: no such `data` folder.
+        ValueError: `out` cannot be written, or an image of `data` cannot be used.
         OSError: the disk is full, or becomes so; the last whole checkpoint stays.
         TrainingDiverged: when the loss is not finite.
     """
@@ -263,7 +273,7 @@ def _run(trainer: Trainer, folder: Path, checkpoint: Path, progress: bool) -> Tr
             if trainer.step % config.checkpoint_every == 0 and trainer.step < config.steps:
                 trainer.save(checkpoint)
     trainer.save(checkpoint)
-    made_by = config.identity() | {"threads": config.threads}
+    made_by = trainer.identity | {"threads": config.threads}
     if trainer.extended_from:
         made_by |= {EXTENDED: list(trainer.extended_from)}
     save_model(trainer.average, folder, training=made_by, dtype=getattr(torch, config.dtype))
