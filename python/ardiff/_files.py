@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
@@ -20,11 +21,29 @@ def replacing(path: Path) -> Iterator[Path]:
     If the block raises, `path` stays as it was and nothing is left beside it. A process that is
     killed leaves the name, which the next write of `path` uses up; of two writers at once the
     second waits. A link stays a link: its target is replaced. Missing parent folders are made. A
-    device or pipe, which cannot be replaced, is given to the block itself.
+    device or pipe, which cannot be replaced, is given to the block itself. An OSError of the block,
+    as of a full disk, names `path`.
     """
-    if path.exists() and not path.is_file():
-        yield path
-        return
+    with _naming(path):
+        if path.exists() and not path.is_file():
+            yield path
+        else:
+            with _replacing_file(path) as temporary:
+                yield temporary
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # not of the system
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def _replacing_file(path: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.writing")
@@ -61,6 +80,23 @@ def _claim(path: Path) -> int:
         os.close(descriptor)  # another writer has renamed or removed it since it was opened
 
 
+def descriptor_of(path: Path) -> int | None:
+    """The open descriptor that a name such as /dev/stdout or /dev/fd/3 stands for; None if none.
+
+    Where the shell has redirected it to a file, such a name looks like a link to that file. It has
+    to be written through the descriptor: a replaced file is not the one that the shell has open.
+    """
+    own = ("/dev/fd", f"/proc/{os.getpid()}/fd")
+    for _ in range(40):  # as many links as Linux follows
+        path = Path(os.path.realpath(path.parent)) / path.name
+        if str(path.parent) in own and path.name.isdecimal():
+            return int(path.name)
+        if not path.is_symlink():
+            return None
+        path = path.parent / os.readlink(path)
+    return None
+
+
 def finite(value: Any) -> Any:
     """`value` with None for every NaN and infinity in its lists and dicts: JSON has neither."""
     if isinstance(value, dict):
@@ -71,23 +107,35 @@ def finite(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as JSON; NaN and infinities become null."""
+    """Writes `value` as JSON; NaN and infinities become null. An open descriptor's name
+    (:func:`descriptor_of`) is written to where the descriptor stands."""
     text = json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
+    descriptor = descriptor_of(path)
+    if descriptor is not None:
+        with _naming(path), open(descriptor, "w", closefd=False) as file:
+            file.write(text)
+        return
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
-def check_writable_folder(folder: Path, name: str) -> None:
-    """Makes a folder if need be and proves that files can be written there.
+def check_writable_folder(folder: Path, name: str, room: int = 2**20) -> None:
+    """Makes a folder if need be and proves that files of `room` bytes can be written there.
 
     Raises:
         ValueError: it cannot be made, is no folder, or takes no files; `name` begins the message.
+        OSError: the disk, a quota or a limit on the size of files leaves less room.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, room)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            said = f"{name}: {room:,} bytes of room are needed: {error.strerror}"
+            raise OSError(error.errno, said, str(folder)) from error
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system without reservations
+            return
         raise ValueError(f"{name}: cannot write in {folder}: {error.strerror}") from error
 
 
@@ -97,10 +145,15 @@ def check_writable(path: Path, name: str) -> None:
     Missing parent folders are made. A device or pipe is not opened: that could block.
 
     Raises:
-        ValueError: a folder, a file without write permission, or a name in a folder that takes no
-            files; `name` begins the message.
+        ValueError: a folder, a file without write permission, a name in a folder that takes no
+            files, or that of a descriptor not open for writing; `name` begins the message.
+        OSError: the disk is full.
     """
     try:
+        descriptor = descriptor_of(path)
+        if descriptor is not None:
+            os.write(descriptor, b"")  # fails unless it is open for writing
+            return
         if path.is_dir():
             raise ValueError(f"{name}: {path} is a folder, expected a file name")
         exists, regular = path.exists(), path.is_file()

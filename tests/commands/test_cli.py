@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-import ardiff
+from ardiff import default_solver
 from ardiff._files import replacing, write_json
-from ardiff.commands._parser import main
+from ardiff.ar.sampler import ARSampler, load
+from ardiff.commands._image_grid import image_grid
+from ardiff.commands._parser import build_parser, main, select_device
 from ardiff.models.checkpoint import save_model
+from ardiff.training.trainer import Trainer
 from tests._support.small_models import small_model
 
 SAMPLE = ["sample", "--n", "2", "--steps", "8"]
@@ -77,7 +84,35 @@ def test_sample_takes_the_default_solver_of_its_steps(tmp_path: Path) -> None:
     command = ["sample", "--n", "1", "--steps", "16", "--out", str(tmp_path / "x.png")]
     assert main([*command, "--json", str(figures)]) == 0
     found = json.loads(figures.read_text())
-    assert found["solver"] == ardiff.default_solver(16) and found["calls"] == 4 * 16
+    assert found["solver"] == default_solver(16) and found["calls"] == 4 * 16
+
+
+@pytest.mark.parametrize("seed", [-5, -(2**63), 2**63 - 1])
+def test_sample_and_train_take_every_int64_seed(tmp_path: Path, seed: int) -> None:
+    small = ["--images", "16", "--batch", "8", "--steps", "1", "--width", "32", "--depth", "1"]
+    model, figures = str(tmp_path / "model"), tmp_path / "figures.json"
+    assert main(["train", *small, "--out", model, "--seed", str(seed)]) == 0
+    command = ["sample", "--n", "1", "--steps", "4", "--solver", "ddpm", "--model", model]
+    out = ["--out", str(tmp_path / "grid.png"), "--json", str(figures)]
+    assert main([*command, *out, "--seed", str(seed)]) == 0
+    assert json.loads(figures.read_text())["seed"] == seed
+    drawn = ARSampler(load(model), solver="ddpm", steps=4).sample(1, seed=seed).images
+    with Image.open(tmp_path / "grid.png") as image:
+        assert image.tobytes() == image_grid(drawn).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("device", "current"), [("cuda", []), ("cuda:0", [0]), ("cuda:1", [1]), ("cpu", [])]
+)
+def test_a_numbered_device_becomes_the_current_one(monkeypatch, device, current) -> None:
+    made = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: made.append(device.index))
+    assert select_device(device) == device.partition(":")[0]
+    assert made == current
+    with pytest.raises(ValueError, match="cuda:2: torch sees 2 of them here, numbered from cuda:0"):
+        select_device("cuda:2")
 
 
 def test_sample_measures_its_images(tmp_path: Path, capsys) -> None:
@@ -113,12 +148,36 @@ def test_train_makes_a_model_that_sample_takes(tmp_path: Path) -> None:
     assert main([*SAMPLE, "--model", str(folder), "--out", out]) == 0
 
 
+def test_train_extends_a_finished_run(tmp_path: Path, capsys) -> None:
+    small = ["--images", "16", "--batch", "8", "--width", "8", "--depth", "1"]
+    command = ["train", *small, "--out", str(tmp_path / "model")]
+    assert main([*command, "--steps", "2"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--steps", "2", "--resume"]) == 0
+    said = f"2 steps, all done before; a larger --steps extends the run: {tmp_path / 'model'}\n"
+    assert capsys.readouterr().out == said
+    assert main([*command, "--steps", "3", "--resume"]) == 0
+    assert re.match(r"3 steps, loss \d+\.\d{4}, ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", ["bench", "comfyui", "doctor", "sample", "train"])
+def test_every_option_has_help(command: str) -> None:
+    (commands,) = (a for a in build_parser()._actions if isinstance(a.choices, dict))
+    for action in commands.choices[command]._actions:
+        assert action.help and len(action.help) > 8 and not action.help.startswith("default None")
+    text = " ".join(commands.choices[command].format_help().split())
+    if command == "train":
+        assert "--lr FLOAT peak learning rate; linear warm-up over 60 steps, cosine decay" in text
+        assert "last 60% (default 0.001)" in text
+        assert "--resume go on from the checkpoint in out" in text
+
+
 BAD = {
     "no command": ([], "required: COMMAND"),
     "unknown command": (["smaple"], "smaple"),
     "unknown option": (["doctor", "--verbose"], "--verbose"),
     "seed no number": (["doctor", "--seed", "x"], "--seed"),
-    "seed negative": (["doctor", "--seed", "-1"], "--seed: expected a non-negative integer"),
+    "seed too small": ([*SAMPLE, "--seed", str(-(2**63) - 1)], "the seed must fit in int64"),
     "seed too large for train": (["train", "--seed", "9" * 23], "the seed must fit in int64"),
     "seed too large for bench": (
         ["bench", "ops", "--seed", "9" * 23],
@@ -137,7 +196,11 @@ BAD = {
     "temperature NaN": ([*SAMPLE, "--temperature", "nan"], "temperature must be finite"),
     "guidance without null": ([*SAMPLE, "--guidance", "2"], "null context"),
     "stages of ddpm": ([*SAMPLE, "--solver", "ddpm", "--stages", "3"], "'stages'"),
-    "unknown device": ([*SAMPLE, "--device", "tpu"], "expected cpu or cuda, got 'tpu'"),
+    "unknown device": ([*SAMPLE, "--device", "tpu"], "expected cpu or cuda, or cuda:1 and so on"),
+    "device without kernels": ([*SAMPLE, "--device", "meta"], "and so on, got 'meta'"),
+    "device that is not there": ([*SAMPLE, "--device", "cuda:99"], "--device cuda:99: torch"),
+    "device of a suite": (["bench", "ops", "--device", "cuda:99"], "--device cuda:99: torch"),
+    "processor that is not there": ([*SAMPLE, "--device", "cpu:3"], "torch sees 1 of them here"),
     "unknown backend": ([*SAMPLE, "--backend", "fast"], "unknown backend 'fast'"),
     "backend elsewhere": ([*SAMPLE, "--backend", "cuda"], "serves cuda tensors only"),
     "picture suffix": ([*SAMPLE, "--out", "{tmp}/grid.jpg"], "ending in .png"),
@@ -156,6 +219,8 @@ BAD = {
         ["bench", "ops", "--case", "philox_normal/64/float32", "--rivals", "jax"],
         "unknown rival 'jax'",
     ),
+    "no data": (["train", "--data", "{tmp}/nowhere"], "data: no folder"),
+    "too little data": (["train", "--data", "{tmp}"], "holds 0 images"),
     "unknown variant": (["train", "--variant", "rain"], "variant must be one of"),
     "no training images": (["train", "--images", "0"], "images must be positive"),
     "resume from nothing": (["train", "--resume", "--out", "{tmp}", "--images", "8"], "no such"),
@@ -230,6 +295,139 @@ def test_results_go_through_links_and_to_devices(tmp_path: Path) -> None:
         assert link.is_symlink() and "ardiff" in json.loads((tmp_path / "target.json").read_text())
     assert main(["doctor", "--json", os.devnull]) == 0
     assert Path(os.devnull).is_char_device()
+
+
+def ardiff(*arguments: str, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ardiff", *arguments],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
+    )
+
+
+@pytest.mark.parametrize("where", ["json", "stdout"])
+def test_a_full_device_is_one_line_and_status_1(where: str) -> None:
+    with open("/dev/full", "w") as full:
+        if where == "json":
+            process = ardiff("doctor", "--json", "/dev/full")
+        else:
+            process = ardiff("doctor", stdout=full)
+        _, error = process.communicate()
+    name = "/dev/full: " if where == "json" else ""
+    assert (process.returncode, error) == (1, f"ardiff doctor: {name}No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(["sample"], "--out"), (["train", "--width", "8", "--depth", "1", "--images", "8"], "out")],
+)
+def test_no_room_is_found_before_the_work(command, option, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(ARSampler, "sample", lambda *_, **__: pytest.fail("work began"))
+    monkeypatch.setattr(Trainer, "advance", lambda _: pytest.fail("work began"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The folder test passes for train, whose checkpoint is larger.
+    limit = 1000 if command == ["sample"] else 2**20
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        status = main([*command, "--out", str(tmp_path / "new" / "grid.png")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 1
+    error = capsys.readouterr().err
+    room = r"1,048,576" if command == ["sample"] else r"[1-9]\d?,\d{3},\d{3}"
+    expected = rf"{option}: {room} bytes of room are needed: File too large"
+    assert re.fullmatch(rf"ardiff {command[0]}: {tmp_path}/new\S*: {expected}\n", error)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "run"
+    small = ["--images", "16", "--batch", "8", "--width", "8", "--depth", "1", "--steps", "4"]
+    limits, limit = [], resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = Trainer.save
+
+    def filling(self, path):
+        if self.step == 4:
+            limits.append((path.read_bytes(), path.stat().st_size // 2))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limits[0][1], limit[1]))
+        save(self, path)
+
+    monkeypatch.setattr(Trainer, "save", filling)
+    try:
+        status = main(["train", *small, "--checkpoint-every", "2", "--out", str(folder)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert status == 1 and "File too large" in error
+    assert error.startswith(f"ardiff train: {folder / 'checkpoint.safetensors'}: ")
+    assert (folder / "checkpoint.safetensors").read_bytes() == limits[0][0]
+    assert [p.name for p in folder.iterdir()] == ["checkpoint.safetensors"]
+    monkeypatch.undo()
+    assert main(["train", *small, "--out", str(folder), "--resume"]) == 0
+
+
+def test_ctrl_c_is_one_line_and_status_130(tmp_path: Path) -> None:
+    """A real signal, while a run trains whose first checkpoint is written."""
+    small = ["--images", "16", "--batch", "8", "--width", "8", "--depth", "1", "--steps", "9999999"]
+    process = ardiff("train", *small, "--checkpoint-every", "20", "--out", str(tmp_path / "run"))
+    kept = tmp_path / "run" / "checkpoint.safetensors"
+    while not kept.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert error.splitlines()[-1] == f"ardiff train: interrupted: --resume goes on from {kept}"
+    assert "Traceback" not in error
+    assert list(kept.parent.iterdir()) == [kept]
+
+
+@pytest.mark.parametrize("place", ["build_parser", "write_json"])
+def test_ctrl_c_before_and_after_the_work(place, tmp_path, monkeypatch, capsys) -> None:
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"ardiff.commands._parser.{place}", interrupted)
+    assert main(["doctor", "--json", str(tmp_path / "x.json")]) == 130
+    command = "ardiff" if place == "build_parser" else "ardiff doctor"
+    assert capsys.readouterr().err == f"{command}: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1", "link"])
+def test_json_on_standard_output_keeps_the_file_behind_it(tmp_path: Path, capfd, name: str) -> None:
+    """The shell's file holds what was there and the JSON, in order, and is the same file."""
+    target = tmp_path / "log"
+    if name == "link":
+        name = str(tmp_path / "link")
+        Path(name).symlink_to("/dev/stdout")
+    with target.open("w+") as file:
+        file.write("before\n")
+        file.flush()
+        kept = os.dup(1)
+        try:
+            os.dup2(file.fileno(), 1)
+            assert main(["doctor", "--json", name]) == 0
+            os.write(1, b"after\n")
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+        first, *lines, last = target.read_text().splitlines()
+        assert (first, last) == ("before", "after")
+        assert "backends" in json.loads("\n".join(lines))
+        assert os.fstat(file.fileno()).st_ino == target.stat().st_ino
+    assert "torch" in capfd.readouterr().err, "what is meant for people goes to standard error"
+    assert {p.name for p in tmp_path.iterdir()} <= {"log", "link"}
+    assert not Path("-").exists()
+
+
+def test_a_descriptor_that_is_not_open_for_writing_is_refused(tmp_path: Path, capsys) -> None:
+    (tmp_path / "input").write_text("kept")
+    with (tmp_path / "input").open() as file:
+        number = file.fileno()
+        assert main(["sample", "--json", f"/dev/fd/{number}"]) == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert (tmp_path / "input").read_text() == "kept"
+    assert main(["sample", "--json", f"/dev/fd/{number}"]) == 2
+    assert "cannot write" in capsys.readouterr().err
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:

@@ -78,6 +78,16 @@ def test_same_seed_same_images_and_uint8_agrees():
     assert len(params) == 700 and images.shape == (700, 3, 32, 32)
 
 
+@pytest.mark.parametrize("seed", [-1, -(2**63)])
+def test_a_negative_seed_is_that_of_its_64_bits(seed):
+    expected = np.random.default_rng(seed + 2**64).uniform(0.2, 0.4, 50) * SIZE
+    params = sample_params(50, "paper", seed)
+    np.testing.assert_array_equal(params.pole, expected)
+    shuffled, same = (shuffled_shadows(params, s, False).shadow for s in (seed, seed + 2**64))
+    np.testing.assert_array_equal(shuffled, same)
+    assert not np.array_equal(shuffled, params.shadow)
+
+
 @pytest.mark.parametrize("variant", ["paper", "free"])
 def test_extractor_recovers_the_params(variant):
     images, params = sun_shadow(3000, variant, seed=3)

@@ -520,6 +520,14 @@ BROKEN_RUNS = {
     "config junk": (with_metadata(config="{"), "its config is not valid JSON"),
     "config a list": (with_metadata(config="[1]"), "its config must be an object, got list"),
     "config nested deeply": (with_metadata(config="[" * 10**5), "its config is not valid JSON"),
+    "extended from words": (
+        with_metadata(config=json.dumps(RUN.identity() | {"extended_from": "moon"})),
+        "its extended_from must be rising numbers of at most 2 steps, got moon",
+    ),
+    "extended from later": (
+        with_metadata(config=json.dumps(RUN.identity() | {"extended_from": [3]})),
+        r"its extended_from must be rising numbers of at most 2 steps, got \[3\]",
+    ),
     "config of another run": (with_metadata(config="{}"), "is of another run: batch was None"),
 }
 

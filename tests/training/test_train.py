@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ardiff._checkpoint_files import CheckpointError, write_tensors
@@ -293,12 +295,86 @@ def test_equal_runs_give_equal_files(tmp_path):
         ({"context_noise": -0.1}, "context_noise must not be negative"),
         ({"dtype": "int8"}, "dtype must be one of float32, bfloat16"),
         ({"seed": 2**63}, "the seed must fit in int64, got 9223372036854775808"),
-        ({"seed": -1}, "seed and threads must not be negative"),
+        ({"seed": -(2**63) - 1}, "the seed must fit in int64, got -9223372036854775809"),
+        ({"data": "folder"}, "data takes all images of its folder: leave out variant and images"),
+        ({"patch_size": 0}, "patch_size must be positive, got 0"),
+        ({"threads": -1}, "threads must not be negative, got -1"),
     ],
 )
 def test_bad_configs_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **change)
+
+
+def test_a_finished_run_is_extended(tmp_path, monkeypatch):
+    """Like the same state advanced on the schedule of the larger number, also when interrupted."""
+    trainer, threads = Trainer(small(tmp_path, steps=3)), torch.get_num_threads()
+    torch.set_num_threads(1)
+    for steps in (3, 6):
+        trainer.config = dataclasses.replace(trainer.config, steps=steps)
+        while trainer.step < steps:
+            trainer.advance()
+    torch.set_num_threads(threads)
+    train(small(tmp_path, steps=3), progress=False)
+    longer, advance = small(tmp_path, steps=6, checkpoint_every=1, resume=True), Trainer.advance
+
+    def interrupted(self):
+        if self.step == 5:
+            raise KeyboardInterrupt
+        return advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(longer, progress=False)
+    report = train(longer, progress=False)
+    assert report.steps == 6
+    model = load_file(report.folder / "model.safetensors")
+    for name, value in trainer.average.state_dict().items():
+        assert torch.equal(model[name], value), name
+    made = json.loads((report.folder / "config.json").read_text())["training"]
+    assert made == longer.identity() | {"threads": 1, "extended_from": [3]}
+    assert math.isnan(train(longer, progress=False).loss)
+    train(dataclasses.replace(longer, steps=7), progress=False)
+    made = json.loads((report.folder / "config.json").read_text())["training"]
+    assert (made["steps"], made["extended_from"]) == (7, [3, 6])
+    with pytest.raises(CheckpointError, match="steps was 7, now 6. Resume with the same settings"):
+        train(longer, progress=False)
+
+
+def test_an_unfinished_run_is_not_extended(tmp_path):
+    trainer = Trainer(small(tmp_path, steps=3))
+    trainer.advance()
+    trainer.save(tmp_path / CHECKPOINT)
+    longer = Trainer(small(tmp_path, steps=6))
+    with pytest.raises(CheckpointError, match="was 3, now 6.* once it has ended, more steps ext"):
+        longer.restore(tmp_path / CHECKPOINT)
+    assert longer.step == 0
+
+
+def test_the_identity_of_older_checkpoints_is_kept():
+    assert not {"data", "patch_size"} & SMALL.identity().keys()
+    assert dataclasses.replace(SMALL, patch_size=8).identity()["patch_size"] == 8
+
+
+def test_own_images_are_trained_on(tmp_path):
+    """The model's normalisation is their mean; another set is another run, a moved one is not."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
+    own = {"images": TrainConfig.images, "data": str(tmp_path / "images"), "patch_size": 4}
+    folder = train(small(tmp_path, **own, steps=2), progress=False).folder
+    model = load_model(folder)
+    assert (model.config.image_size, model.config.patch_size, model.config.patches) == (8, 4, 4)
+    first = pixels[:, :4, :4].transpose(0, 3, 1, 2).reshape(10, 48) / 127.5 - 1
+    np.testing.assert_allclose(model.mean[0].numpy(), first.mean(0), atol=1e-6)
+    (tmp_path / "images").rename(tmp_path / "moved")
+    moved = small(tmp_path, **own | {"data": str(tmp_path / "moved")}, steps=3, resume=True)
+    assert train(moved, progress=False).steps == 3
+    (tmp_path / "moved" / "9.png").unlink()
+    with pytest.raises(CheckpointError, match="is of another run: data was"):
+        train(moved, progress=False)
 
 
 class TestResumeErrors:

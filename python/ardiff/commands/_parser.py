@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -11,7 +13,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import commands
-from .._files import check_writable, write_json
+from .._files import check_writable, descriptor_of, write_json
+
+STDOUT, STDOUT_DESCRIPTOR = Path("/dev/stdout"), 1
 
 BAD_INPUT = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
@@ -36,7 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
         summary = module.__doc__.splitlines()[0]
         command = subparsers.add_parser(name, help=summary, description=summary)
         module.add_arguments(command)
-        command.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
+        command.add_argument(
+            "--json",
+            type=lambda name: STDOUT if name == "-" else Path(name),
+            metavar="FILE",
+            help="write the results here; - is standard output, all else then goes to standard "
+            "error",
+        )
         seed = getattr(module, "DEFAULT_SEED", 0)
         known = "drawn, and printed" if seed is None else seed
         command.add_argument("--seed", type=int, default=seed, help=f"default {known}")
@@ -60,14 +70,31 @@ def writable(path: Path | None, option: str, suffix: str = "") -> None:
     check_writable(path, option)
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that torch does not have here (ValueError)."""
+def select_device(device: str) -> str:
+    """The type, cpu or cuda, of a torch device that exists here; makes it torch's current one.
+
+    Raises ValueError for any other: the kernels serve CPUs and CUDA or ROCm devices alone.
+    """
     import torch
 
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"--device: expected cpu or cuda, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device cuda: torch {torch.__version__} sees no CUDA or ROCm device")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device: expected cpu or cuda, or cuda:1 and so on, got {device!r}")
+    count = torch.cuda.device_count() if found.type == "cuda" else 1
+    if found.type == "cuda" and (not count or not torch.cuda.is_available()):
+        raise ValueError(
+            f"--device {device}: torch {torch.__version__} sees no CUDA or ROCm device"
+        )
+    if (found.index or 0) >= count:
+        raise ValueError(
+            f"--device {device}: torch sees {count} of them here, numbered from {found.type}:0"
+        )
+    if found.type == "cuda" and found.index is not None:
+        torch.cuda.set_device(found)
+    return found.type
 
 
 def check_backend(backend: str | None, device: str) -> None:
@@ -83,26 +110,49 @@ def check_backend(backend: str | None, device: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, 1 where a check failed, 2 on bad input (one line on stderr)."""
+    """Run one command; whatever stops it is one line on standard error.
+
+    Returns 0, 1 where a check failed or a file could not be written, 2 on bad input, 130 where
+    Ctrl-C interrupted.
+    """
+    words = ["ardiff"]
+    try:
+        return _run(argv, words)
+    except BAD_INPUT as error:
+        said, code = str(error), 2
+    except OSError as error:  # a full disk, a closed pipe
+        said = ": ".join(filter(None, (error.filename, error.strerror or str(error))))
+        code = 1
+        _give_up_standard_output()
+    except KeyboardInterrupt as error:
+        said, code = ": ".join(["interrupted", *map(str, error.args)]), 130
+    print(f"{' '.join(words)}: {' '.join(said.split())}", file=sys.stderr)
+    return code
+
+
+def _run(argv: Sequence[str] | None, words: list[str]) -> int:
+    """Run one command, whose name is appended to `words` as soon as it is known."""
     try:
         importlib.import_module("ardiff_kernels")
-    except (RuntimeError, ValueError) as error:  # of ARDIFF_BACKEND or ARDIFF_CPU_ISA
-        print(f"ardiff: {error}", file=sys.stderr)
-        return 2
+    except RuntimeError as error:  # of ARDIFF_BACKEND or ARDIFF_CPU_ISA
+        raise ValueError(error) from error
     args = build_parser().parse_args(argv)
-    try:
-        if args.seed is not None and args.seed < 0:
-            raise ValueError(f"--seed: expected a non-negative integer, got {args.seed}")
-        if args.seed is not None and args.seed >= 2**63:
-            raise ValueError(f"--seed: the seed must fit in int64, got {args.seed}")
-        writable(args.json, "--json")
+    words.append(args.command)
+    if args.seed is not None and not -(2**63) <= args.seed < 2**63:
+        raise ValueError(f"--seed: the seed must fit in int64, got {args.seed}")
+    writable(args.json, "--json")
+    apart = args.json is not None and descriptor_of(args.json) == STDOUT_DESCRIPTOR
+    with contextlib.redirect_stdout(sys.stderr) if apart else contextlib.nullcontext():
         result, code = args.run(args)
-    except BAD_INPUT as error:
-        print(f"ardiff {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"ardiff {args.command}: interrupted", file=sys.stderr)
-        return 130
+    sys.stdout.flush()  # what was printed stands before what is written to the descriptor
     if args.json is not None:
         write_json(args.json, result)
     return code
+
+
+def _give_up_standard_output() -> None:
+    """Where standard output takes nothing more: else Python fails again when it flushes at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,17 +14,19 @@ _ROOT = Path(__file__).resolve().parents[3]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", metavar="SUITE", help="a suite that benchmarks/ holds")
     parser.add_argument("--case", metavar="NAME", help="one case, such as uld_step/1024/float32")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1...")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds, default 9")
     parser.add_argument("--rivals", nargs="+", metavar="RIVAL", help="default: all of the suite")
 
 
 def run(args: argparse.Namespace) -> tuple[dict, int]:
+    from ._parser import select_device
+
     modules = _suite(args.suite)
     from benchmarks import _harness
 
     settings = _harness.Settings(
-        device=args.device, rounds=args.rounds, rivals=args.rivals, seed=args.seed
+        device=select_device(args.device), rounds=args.rounds, rivals=args.rivals, seed=args.seed
     )
     report = _harness.run_suite(modules, args.case, settings)
     print(_harness.table(report["rows"]))

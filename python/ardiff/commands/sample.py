@@ -17,24 +17,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="scales the step noise")
     parser.add_argument("--n", type=int, default=64, help="images, default 64")
     parser.add_argument("--batch", type=int, default=128, help="images drawn together")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1...")
     parser.add_argument("--backend", help="force a kernel backend: reference, cpu, triton, cuda")
     parser.add_argument(
         "--measure",
         action="store_true",
         help="of Sun/Shadow images, print detection rate and R^2 of the shadow relation, untrimmed",
     )
-    parser.add_argument("--out", type=Path, default=Path("out/samples.png"), metavar="FILE.png")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/samples.png"),
+        metavar="FILE.png",
+        help="default out/samples.png",
+    )
 
 
 def run(args: argparse.Namespace) -> tuple[dict, int]:
-    from ._parser import check_backend, check_device, writable
+    from ._parser import check_backend, select_device, writable
 
     writable(args.out, "--out", ".png")
     if args.n < 1:
         raise ValueError(f"--n: expected at least 1, got {args.n}")
-    check_device(args.device)
-    check_backend(args.backend, args.device)
+    check_backend(args.backend, select_device(args.device))
 
     from tqdm import tqdm
 

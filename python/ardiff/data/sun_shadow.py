@@ -77,7 +77,7 @@ def _is_drawable(params: SunShadowParams, variant: str) -> np.ndarray:
 
 def sample_params(n: int, variant: str, seed: int) -> SunShadowParams:
     """Draws n scenes. Every image of `free` that breaks a bound (H <= 0.8 S, shadow <= 15 px) is
-    redrawn whole.
+    redrawn whole. The seed is any int64.
 
     Raises ValueError for a negative n or an unknown variant.
     """
@@ -87,7 +87,7 @@ def sample_params(n: int, variant: str, seed: int) -> SunShadowParams:
         )
     if n < 0:
         raise ValueError(f"sun_shadow: n must not be negative, got {n}")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed % 2**64)  # NumPy takes no negative seeds
     parts, missing = [], n
     while missing > 0:
         drawn = _draw(missing, variant, rng)

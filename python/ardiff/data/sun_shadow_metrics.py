@@ -195,7 +195,7 @@ def shuffled_shadows(params: SunShadowParams, seed: int, within_clusters: bool) 
     Rendering it gives images of perfect parts whose shadows know nothing (or only near from far) of
     the sun.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed % 2**64)  # NumPy takes no negative seeds
     shadow = params.shadow.copy()
     far = params.distance > FAR
     groups = (far, ~far) if within_clusters else (np.ones(len(params), bool),)

@@ -20,6 +20,7 @@ from .._checkpoint_files import (
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 PARTS = ("model", "average")
+EXTENDED = "extended_from"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class TrainState:
         optimizer: AdamW's state by parameter index: `step`, `exp_avg`, `exp_avg_sq`; empty before
             the first step that it saw.
         generator: state of the random generator, uint8.
+        extended_from: the steps at which the run had ended before it was given more.
     """
 
     step: int
@@ -41,6 +43,7 @@ class TrainState:
     average: dict[str, Tensor]
     optimizer: dict[int, dict[str, Tensor]]
     generator: Tensor
+    extended_from: tuple[int, ...] = ()
 
 
 def write_state(path: Path, state: TrainState, identity: dict) -> None:
@@ -48,6 +51,8 @@ def write_state(path: Path, state: TrainState, identity: dict) -> None:
 
     Raises CheckpointError, and leaves the file as it was, where the state is not finite.
     """
+    if state.extended_from:
+        identity = identity | {EXTENDED: list(state.extended_from)}
     tensors = {"generator": state.generator}
     for part in PARTS:
         tensors |= {f"{part}.{name}": value for name, value in getattr(state, part).items()}
@@ -64,7 +69,8 @@ def read_state(path: Path, model: nn.Module, identity: dict, steps: int) -> Trai
         path: the file.
         model: a model of the same shapes; it is not written to.
         identity: what the checkpoint must have been written with.
-        steps: the steps of the whole run.
+        steps: the steps of the whole run; if they are more than those of a run that has ended,
+            that run is extended.
 
     Raises:
         CheckpointError: a file that is missing, damaged, of another run, or holds anything that
@@ -75,10 +81,17 @@ def read_state(path: Path, model: nn.Module, identity: dict, steps: int) -> Trai
         raise CheckpointError(
             f"{path} is no training checkpoint: it has no step, config or generator"
         )
-    _check_identity(path, metadata["config"], identity)
+    saved = _read_identity(path, metadata["config"])
+    extended = saved.pop(EXTENDED, [])
+    if saved.get("steps") != steps and metadata["step"] == str(saved.get("steps")):
+        if isinstance(extended, list) and int(metadata["step"]) < steps:
+            extended = [*extended, saved["steps"]]
+            saved["steps"] = steps
+    _check_identity(path, saved, identity)
     step = _read_count(path, "step", metadata["step"], steps)
     # A checkpoint from before such steps were counted has none.
     skipped = _read_count(path, "skipped", metadata.get("skipped", "0"), step)
+    _check_extended(path, extended, step)
     generator = _checked_generator(path, tensors.pop("generator"))
     weights = {}
     for part in PARTS:
@@ -92,7 +105,8 @@ def read_state(path: Path, model: nn.Module, identity: dict, steps: int) -> Trai
     )
     if tensors:
         raise CheckpointError(f"{path} has {min(tensors)}, which no training checkpoint has")
-    return TrainState(step, skipped, weights["model"], weights["average"], optimizer, generator)
+    parts = (weights["model"], weights["average"], optimizer, generator)
+    return TrainState(step, skipped, *parts, tuple(extended))
 
 
 def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -100,17 +114,33 @@ def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensors.pop(name) for name in names}
 
 
-def _check_identity(path: Path, text: str, own: dict) -> None:
+def _read_identity(path: Path, text: str) -> dict:
     try:
         saved = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its config is not valid JSON ({error})") from error
     if not isinstance(saved, dict):
         raise CheckpointError(f"{path}: its config must be an object, got {type(saved).__name__}")
+    return saved
+
+
+def _check_identity(path: Path, saved: dict, own: dict) -> None:
     differing = sorted(k for k in own.keys() | saved.keys() if own.get(k) != saved.get(k))
     if differing:
         said = "; ".join(f"{k} was {saved.get(k)!r}, now {own.get(k)!r}" for k in differing)
-        raise CheckpointError(f"{path} is of another run: {said}. Resume with the same settings")
+        more = "; once it has ended, more steps extend it" if "steps" in differing else ""
+        raise CheckpointError(
+            f"{path} is of another run: {said}. Resume with the same settings{more}"
+        )
+
+
+def _check_extended(path: Path, steps: object, step: int) -> None:
+    valid = isinstance(steps, list) and all(type(entry) is int for entry in steps)
+    if not valid or sorted({0, *steps}) != [0, *steps] or max(steps, default=0) > step:
+        raise CheckpointError(
+            f"{path}: its {EXTENDED} must be rising numbers of at most {step} steps, got "
+            f"{str(steps)[:40]}"
+        )
 
 
 def _read_count(path: Path, name: str, text: str, most: int) -> int:

@@ -1,8 +1,9 @@
-"""Trains an `ARModel` on Sun/Shadow: AdamW, EMA, cosine or EDM preconditioning, exact resume."""
+"""Trains an `ARModel` on Sun/Shadow or own images, with exact resume."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import time
 import warnings
@@ -16,12 +17,13 @@ from tqdm import tqdm
 
 from .._checkpoint_files import CheckpointError
 from .._files import check_writable_folder
+from ..data.image_folder import image_folder
 from ..data.sun_shadow import sun_shadow
 from ..models.checkpoint import CONFIG, WEIGHTS, load_model, save_model
 from ..models.image_model import ARModel
 from ..models.patchify import patchify
 from ..tables.paths import get_path
-from .checkpoint import TrainState, read_state, write_state
+from .checkpoint import EXTENDED, TrainState, read_state, write_state
 from .config import TrainConfig
 
 __all__ = ["TrainConfig", "TrainReport", "Trainer", "TrainingDiverged", "train"]
@@ -43,8 +45,9 @@ class TrainingDiverged(FloatingPointError):
 
 @dataclass(frozen=True)
 class TrainReport:
-    """folder of the model, steps done in all, mean loss of the last 100, seconds of this call, and
-    how many of all steps were skipped, their gradient not being finite."""
+    """folder of the model, steps done in all, mean loss of the last 100 of this call (NaN where the
+    run had ended before), seconds of this call, and how many of all steps were skipped, their
+    gradient not being finite."""
 
     folder: Path
     steps: int
@@ -59,10 +62,15 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.path = get_path("edm" if config.preconditioning == "edm" else "vp-cosine")
+        self.identity = config.identity()
+        if config.data:
+            pixels = image_folder(config.data, config.patch_size, max(2, config.batch))
+            self.identity |= {"data": hashlib.sha256(pixels).hexdigest()}
+        else:
+            pixels, _ = sun_shadow(config.images, config.variant, config.seed, np.uint8)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            self.model = ARModel(config.model_config())
-        pixels, _ = sun_shadow(config.images, config.variant, config.seed, np.uint8)
+            self.model = ARModel(config.model_config(pixels.shape[-1]))
         self.pixels = torch.from_numpy(pixels)
         if config.init and not config.resume:
             self._start_from(load_model(config.init))
@@ -74,6 +82,7 @@ class Trainer:
         )
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = self.skipped = self._skipped_in_a_row = 0
+        self.extended_from: tuple[int, ...] = ()
 
     def _start_from(self, model: ARModel) -> None:
         if model.config != self.model.config:
@@ -194,6 +203,12 @@ class Trainer:
             torch._foreach_lerp_(averaged, current, 1 - decay)
         return value
 
+    def room(self) -> int:
+        """Bytes that saving needs: a checkpoint holds the weights, their average and two moments,
+        and the one before stays until the new one is whole."""
+        weights = sum(value.nbytes for value in self.model.state_dict().values())
+        return weights * (4 if self.config.resume else 8)
+
     def save(self, path: Path) -> None:
         """Everything a resumed run needs, in one file.
 
@@ -206,9 +221,10 @@ class Trainer:
             self.average.state_dict(),
             self.optimizer.state_dict()["state"],
             self.generator.get_state(),
+            self.extended_from,
         )
         try:
-            write_state(path, state, self.config.identity())
+            write_state(path, state, self.identity)
         except CheckpointError as error:
             raise TrainingDiverged(f"{error}: lower the rate (lr {self.config.lr})") from error
 
@@ -218,7 +234,7 @@ class Trainer:
         Raises CheckpointError for a file that is missing, damaged, no training checkpoint, of
         another config, or that `save` cannot have written.
         """
-        state = read_state(path, self.model, self.config.identity(), self.config.steps)
+        state = read_state(path, self.model, self.identity, self.config.steps)
         self.model.load_state_dict(state.model)
         self.average.load_state_dict(state.average)
         whole = self.optimizer.state_dict()
@@ -231,6 +247,7 @@ class Trainer:
         self.generator.set_state(state.generator)
         self.step, self.skipped = state.step, state.skipped
         self._skipped_in_a_row = 0
+        self.extended_from = state.extended_from
 
 
 def train(config: TrainConfig, *, progress: bool = True) -> TrainReport:
@@ -243,12 +260,18 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainReport:
 
     Without `resume`, `out` must be free: it is made if need be, and may hold other files, but no
     model and no checkpoint. With `resume` it must hold the checkpoint of this run; `init` is not
-    read again.
+    read again; own images (`data`) must be the same, wherever their folder lies now.
+
+    A run that has ended goes on if `steps` is larger: the schedule of the rate is then that of the
+    larger number, so it rises again, and the weights are not those of a run that had this number of
+    steps from the start. The model's config records it as `extended_from`.
 
     Raises:
         CheckpointError: `resume` with a checkpoint that is missing, damaged or of another config;
             or a model or checkpoint already in `out` without `resume`.
-        ValueError: `out` cannot be written.
+        FileNotFoundError: no such `data` folder.
+        ValueError: `out` cannot be written, or an image of `data` cannot be used.
+        OSError: the disk is full, or becomes so; the last whole checkpoint stays.
         TrainingDiverged: the loss, the weights or 20 gradients in a row are not finite; the last
             checkpoint stays.
     """
@@ -265,6 +288,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainReport:
         torch.set_num_threads(config.threads)
     try:
         trainer = Trainer(config)
+        check_writable_folder(folder, "out", trainer.room())
         if config.resume:
             trainer.restore(checkpoint)
         return _run(trainer, folder, checkpoint, progress)
@@ -287,7 +311,9 @@ def _run(trainer: Trainer, folder: Path, checkpoint: Path, progress: bool) -> Tr
             if trainer.step % config.checkpoint_every == 0 and trainer.step < config.steps:
                 trainer.save(checkpoint)
     trainer.save(checkpoint)
-    made_by = config.identity() | {"threads": config.threads}
+    made_by = trainer.identity | {"threads": config.threads}
+    if trainer.extended_from:
+        made_by |= {EXTENDED: list(trainer.extended_from)}
     save_model(trainer.average, folder, training=made_by, dtype=getattr(torch, config.dtype))
     loss = float(np.mean(recent)) if recent else math.nan
     if trainer.skipped:
