@@ -152,7 +152,7 @@ def pack(head: Head, weights: str = "float32") -> PackedHead:
     new packed tensors, and the graphs are captured anew.
 
     Telling this costs a read of those parameters and, on a GPU, a wait for it. Of MAR-B in float32
-    they are 88 MB: 33 ms, where 100 steps at 4 rows took 2.5 s (AMD EPYC with AVX2, one busy core).
+    they are 88 MB: 33 ms, where 100 steps at 4 rows took 2.5 s (Intel Xeon with AVX-512, busy).
 
     Raises:
         TypeError: hooks or modules that `head_step` would not call; see :func:`unknown`.
