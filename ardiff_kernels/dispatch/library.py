@@ -121,6 +121,8 @@ def _caller(overload: Any) -> Callable:
     """A function that calls an op and raises what made it fail: C++ passes a message alone."""
 
     def call(*args, **options):
+        if torch.compiler.is_compiling():
+            return overload(*args, **options)
         try:
             return overload(*args, **options)
         except RuntimeError as error:

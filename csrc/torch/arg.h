@@ -34,15 +34,10 @@ struct Arg {
 
   Arg() = default;
   Arg(const char* name, const Tensor& t) : name(name), tensor(&t) {
-    int64_t *found_sizes = nullptr, *found_strides = nullptr;
-    // Of what torch makes of None the strides are an error.
-    if (aoti_torch_get_strides(t.get(), &found_strides) != AOTI_TORCH_SUCCESS) {
-      throw ArgumentError(std::string(name) + " must be a tensor, got None");
-    }
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t.get(), &found_sizes));
+    if (!t.defined()) throw ArgumentError(std::string(name) + " must be a tensor, got None");
     dim = t.dim();
-    sizes = found_sizes;
-    strides = found_strides;
+    sizes = t.sizes().data();
+    strides = t.strides().data();
     dtype = t.scalar_type();
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device_type));
     device_index = t.get_device_index();

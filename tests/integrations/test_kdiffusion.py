@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ardiff.integrations import _sigma_loop, _sigma_plan
+from ardiff.integrations import _sigma_loop, _sigma_plan, kdiffusion
 from ardiff.integrations.kdiffusion import (
     SAMPLERS,
     sample_ddim,
@@ -26,6 +26,7 @@ from ardiff.integrations.kdiffusion import (
 )
 from ardiff.loop.run import run
 from ardiff.noise import make_stream
+from ardiff.solvers import SOLVERS
 from ardiff_kernels import host
 
 SHAPE = (3, 2, 4, 4)
@@ -396,6 +397,23 @@ def test_an_inversion_of_a_flow_ends_in_noise():
     x = 0.5 * start(torch.ones(1))
     found = sample_ddim(model, x, sigmas, path="flow", disable=True)
     assert (found - euler(x.double(), sigmas)).abs().max() < 5e-5 * found.abs().max()
+
+
+def test_what_has_no_inversion_refuses_it():
+    """By name: a short table of a solver that mixes may draw nothing."""
+    for name in SOLVERS:
+        if name in ("ddim", "flow-euler", "heun", "dpmpp-2m"):
+            continue
+        for sigmas in ([1.0, 2.0, 3.0], karras(30)[:-1].flip(0).tolist()):
+            sample = getattr(kdiffusion, "sample_" + name.replace("-", "_"))
+            with pytest.raises(ValueError, match=r"sigmas must decrease, but sigmas\[1\] is .*: "):
+                sample(model, start(torch.ones(1)), torch.tensor(sigmas), disable=True)
+    flow = torch.tensor([0.01, 0.3, 1.0])
+    with pytest.raises(ValueError, match="dpmpp-2m has no step to sigma = 1 on path flow"):
+        sample_dpmpp_2m(model, start(torch.ones(1)), flow, path="flow", disable=True)
+    assert sample_dpmpp_2m(model, start(torch.ones(1)), flow[:2], path="flow").isfinite().all()
+    with pytest.raises(ValueError, match="must increase throughout"):
+        sample_ddim(model, start(torch.ones(1)), torch.tensor([0.5, 1 - 1e-7, 1]), path="flow")
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -62,7 +62,11 @@ class SigmaPlan:
         return max(len(self.sigmas) - 1, 0)
 
 
-_NEAR_NOISE = 1 - 2.0**-20  # in place of sigma = 1 at the end of an inversion on path flow
+# Solvers that follow the ODE towards noise where they add none, and those of them whose step to
+# sigma = 1 of path flow has a limit: the higher orders divide by a log-SNR that has none.
+INVERSIONS = ("ddim", "flow-euler", "heun", "dpmpp-2m", "dpmpp-2m-sde")
+TO_NOISE = ("ddim", "flow-euler")
+_NEAR_NOISE = 1 - 2.0**-20  # in place of that sigma = 1
 
 
 class Levels(NamedTuple):
@@ -106,6 +110,8 @@ def levels_of(path: str, sigmas: tuple[float, ...]) -> Levels:
     moved = [i for i, sigma in enumerate(sigmas) if i == 0 or sigma != sigmas[i - 1]]
     distinct, interval = tuple(sigmas[i] for i in moved), tuple(i - 1 for i in moved[1:])
     rising = len(distinct) > 1 and distinct[1] > distinct[0]
+    if rising and path == "flow":
+        distinct = (*distinct[:-1], min(distinct[-1], _NEAR_NOISE))
     for i, a, b in zip(interval, distinct[:-1], distinct[1:], strict=True):
         if (b > a) != rising:
             turn = "must increase throughout" if rising else "must decrease"
@@ -115,8 +121,6 @@ def levels_of(path: str, sigmas: tuple[float, ...]) -> Levels:
             "sigmas that increase must begin above 0, where a model has no slope: ComfyUI's "
             "FlipSigmas puts 0.0001 there"
         )
-    if rising and path == "flow":
-        distinct = (*distinct[:-1], min(distinct[-1], _NEAR_NOISE))
     return Levels(distinct, interval, rising)
 
 
@@ -136,8 +140,15 @@ def solver_plan(name: str, path: str, sigmas: tuple[float, ...], **options) -> S
     make = functools.partial(
         over_levels, name, prediction="sample", denoise_last=to_data, **options
     )
+    if name not in INVERSIONS:
+        found.require_falling(f"{name} has no form for steps towards more noise")
     if found.rising and make(path=get_path(path), levels=ends[::-1]).draws:
         found.require_falling(f"{name} adds noise, which no step towards more noise can")
+    if found.rising and path == "flow" and ends[-1] == _NEAR_NOISE and name not in TO_NOISE:
+        raise ValueError(
+            f"{name} has no step to sigma = 1 on path flow, where no data are left: end below 1, "
+            f"or use {' or '.join(TO_NOISE)}"
+        )
     where = rising(get_path(path)) if found.rising else get_path(path)
     table = make(path=where, levels=ends[:-1] if to_data else ends)
     last = {level: row for row, level in enumerate(table.level.tolist())}
