@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import ardiff
+from ardiff.heads import fused as fused_module
 from tests import ROOT
 from tests._support.small_models import SMALL, small_model
 
@@ -257,8 +258,8 @@ def test_what_a_condition_needs_is_said():
         ardiff.ARSampler(small_model(), "ddpm", 4).sample(2, seed=0, condition=torch.zeros(2))
 
 
-def test_functions_run_without_a_word_about_heads(caplog, monkeypatch):
-    fused._tell.cache_clear()
+def test_functions_run_without_a_word_about_heads(caplog):
+    fused_module._tell.cache_clear()
     ardiff.ARSampler(encode=encode, denoise=score, **OWN, **FAST).sample(1, seed=0)
     assert caplog.text == ""
 
