@@ -241,6 +241,7 @@ def sample(
     telling = return_stats or nonfinite != "ignore"
     start = time.perf_counter()
     x = initial_state(table, key, stream, math.prod(sizes[1:]), dtype)
+    schedule = make_schedule(table, x) if telling else None
     inputs = {
         "condition": condition, **guided.arguments(), "noise_scale": noise_scale,
         "x0_clamp": x0_clamp, "key": key, "stream": stream,
@@ -253,7 +254,7 @@ def sample(
     else:
         counted = CountedModel(model_fn, sizes, table.learned_range)
         energy = energy_fn and shaped_energy(energy_fn, sizes)
-        sums = make_sums(make_schedule(table, x), x) if telling else None
+        sums = make_sums(schedule, x) if telling else None
         x = run(table, counted, x, energy_fn=energy, decisions=decisions, sums=sums, **inputs)
         calls = counted.calls
     if return_stats and x.is_cuda:
@@ -261,7 +262,7 @@ def sample(
     x = x.view(sizes)
     stats = collect(table, calls, time.perf_counter() - start, decisions)
     if telling and batch:
-        levels = make_schedule(table, x).buffers.level
+        levels = schedule.buffers.level
         found = find(first_rows(sums), levels, sample_id_of(stream), patch)
         stats = dataclasses.replace(stats, nonfinite=found)
         report(found, batch, nonfinite)
