@@ -8,12 +8,15 @@
 
 namespace ardiff {
 
-/// What the noise of a draw is for: the low two bits of counter word 1.
+/// What the noise of a draw is for: the low two bits of counter word 1. Two names share a value
+/// where no run uses both at the same draw, see Purpose in ardiff_kernels/ops/_shared/address.py.
 enum Purpose : uint32_t {
   kStepNoise = 0,
   kInitialState = 1,
   kAcceptUniform = 2,
   kVelocityRefresh = 3,
+  kCouplingUniform = 2,
+  kPathNode = 0,
 };
 
 /// The address of a batch: key [1] and stream [B]; draw is absent where `counter` is counter word 1

@@ -23,6 +23,9 @@ class Purpose(IntEnum):
     same draw. `JOIN_VELOCITY` and `JOIN_ANCHOR` are drawn where a diffusers run begins within a
     stage, at the draw of the row that it begins with: no initial state is drawn there
     (`INITIAL_STATE` is drawn at draw 0, before the first row), and no row refreshes a velocity.
+    `COUPLING_UNIFORM` decides whether a drafted row of a run with a lookahead stays, which tables
+    with accept rows do not take. `PATH_NODE` is of a Brownian path, whose increments stand in place
+    of the step noise; its draws count the nodes of the path.
     """
 
     STEP_NOISE = 0
@@ -31,6 +34,8 @@ class Purpose(IntEnum):
     VELOCITY_REFRESH = 3
     JOIN_VELOCITY = 1
     JOIN_ANCHOR = 3
+    COUPLING_UNIFORM = 2
+    PATH_NODE = 0
 
 
 def counter_word(draw: Tensor | int, purpose: Purpose = Purpose.STEP_NOISE) -> Tensor | int:

@@ -139,4 +139,5 @@ def splice(tables: Sequence[StepTable], rung_of_stage: Sequence[int]) -> StepTab
     return StepTable(
         coefficients, first.level, first.calls_model, first.op, first.init_scale, first.path,
         first.prediction, first.solver, first.saves_origin, first.midpoint, margins, first.energy,
+        first.alpha, first.sigma,
     )  # fmt: skip

@@ -90,7 +90,7 @@ from ardiff_kernels.ops.diffusion_step import COLUMNS as DIFFUSION_COLUMNS
 from ardiff_kernels.ops.mala_accept import COLUMNS as ACCEPT_COLUMNS
 from ardiff_kernels.ops.uld_step import COLUMNS as ULD_COLUMNS
 
-from .paths import Path, check_prediction, data_coefficients, get_path
+from .paths import PATHS, Path, check_prediction, data_coefficients, get_path
 
 WIDTH = 16
 COLUMNS = {"diffusion": DIFFUSION_COLUMNS, "uld": ULD_COLUMNS, "accept": ACCEPT_COLUMNS}
@@ -144,6 +144,8 @@ class StepTable:
         ball_margin: float64 `[T]`; where positive, the accept rows that follow reject proposals
             with |y| above |m| + margin, m what the row would give without noise.
         energy: the accept rows compare energies, which the run must be given.
+        alpha, sigma: float64 `[T]`, the path's coefficients of data and noise at each row's level;
+            None where no Path knows the levels.
 
     Raises:
         ValueError: for NaN or inf, wrong shapes, an unknown op, a non-positive `init_scale`, or
@@ -168,6 +170,8 @@ class StepTable:
     midpoint: np.ndarray | None = None
     ball_margin: np.ndarray | None = None
     energy: bool = False
+    alpha: np.ndarray | None = None
+    sigma: np.ndarray | None = None
     _cache: dict = field(default_factory=dict, repr=False, init=False)
 
     def __post_init__(self) -> None:
@@ -215,6 +219,14 @@ class StepTable:
                     f"{list(flags[name].shape)}"
                 )
         _check_proposals(op, flags["saves_origin"], flags["midpoint"], calls_model)
+        if (self.alpha is None) != (self.sigma is None):
+            raise ValueError("alpha and sigma of a StepTable go together: pass both or neither")
+        for name in ("alpha", "sigma"):
+            given = getattr(self, name)
+            if given is not None:
+                flags[name] = np.array(given, dtype=np.float64)
+                if flags[name].shape != (rows,) or not np.all(np.isfinite(flags[name])):
+                    raise ValueError(f"a StepTable of {rows} rows needs {rows} finite {name}")
         for name, array in flags.items():
             array.setflags(write=False)
             object.__setattr__(self, name, array)
@@ -435,6 +447,7 @@ class TableBuilder:
             self.add(op, denoise_last, calls_model=calls_model, **last)
         if init_scale is None:
             init_scale = self.path.init_scale(self._level[0])
+        alpha, sigma = self._path_coefficients()
         return StepTable(
             np.stack(self._coefficients),
             np.array(self._level),
@@ -445,5 +458,12 @@ class TableBuilder:
             self.prediction,
             self._name,
             energy=energy,
+            alpha=alpha,
+            sigma=sigma,
             **{name: np.array(values) for name, values in self._flags.items()},
         )
+
+    def _path_coefficients(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        if isinstance(self._path, str) and self._path not in PATHS:
+            return None, None
+        return self.path.alpha(np.array(self._level)), self.path.sigma(np.array(self._level))
