@@ -66,4 +66,21 @@ struct MalaAcceptColumn {
   };
 };
 
+/// Of the plan of lookahead_draft and lookahead_verify.
+struct LookaheadColumn {
+  enum {
+    p_x,
+    p_o,
+    o_0,
+    r_x,
+    r_0,
+    g_0,
+    g_s,
+    g_max,
+    couples,
+    unit,
+    calls,
+  };
+};
+
 }  // namespace ardiff

@@ -7,6 +7,7 @@ after a change of a `COLUMNS`. A test compares the two.
 from __future__ import annotations
 
 from ..diffusion_step import COLUMNS as DIFFUSION
+from ..lookahead_draft import COLUMNS as LOOKAHEAD
 from ..mala_accept import COLUMNS as MALA_ACCEPT
 from ..uld_step import COLUMNS as ULD
 from .tables import TABLE_WIDTH
@@ -15,6 +16,7 @@ TABLES = {
     "UldColumn": ("uld_step", ULD),
     "DiffusionColumn": ("diffusion_step", DIFFUSION),
     "MalaAcceptColumn": ("mala_accept", MALA_ACCEPT),
+    "LookaheadColumn": ("the plan of lookahead_draft and lookahead_verify", LOOKAHEAD),
 }
 
 
