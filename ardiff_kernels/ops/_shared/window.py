@@ -48,7 +48,9 @@ class Window:
     def coefficients(self, j: int) -> tuple[SimpleNamespace, SimpleNamespace, Tensor]:
         """Row j's coefficients by the names of both ops, its plan, and :meth:`live`."""
         rows, batch = self._rows(j), len(self.row)
-        both = [lookup(self._coef, names, rows, batch, self._dtype)[0] for names in (DIFFUSION, ULD)]
+        both = [
+            lookup(self._coef, names, rows, batch, self._dtype)[0] for names in (DIFFUSION, ULD)
+        ]
         plan, _ = lookup(self._plan, COLUMNS, rows, batch, self._dtype)
         c = SimpleNamespace(**{k: v for each in both for k, v in vars(each).items()})
         scale = column(self._given.noise_scale, self._dtype)

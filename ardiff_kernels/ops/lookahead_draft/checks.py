@@ -97,9 +97,7 @@ def check_window(
     for option in ("noise", "x0_clamp"):
         if "op" in given and (x0_clamp if option == "x0_clamp" else given.get(option)) is not None:
             raise RuntimeError(f"{name}: {option} is for tables of diffusion_step rows, without op")
-    check_vector(
-        name, "noise_scale", given.get("noise_scale"), torch.float32, batch, shared=True
-    )
+    check_vector(name, "noise_scale", given.get("noise_scale"), torch.float32, batch, shared=True)
     check_x0_clamp(name, x0_clamp)
     tensors = {**tensors, "memory": memory, "coef": coef, "plan": plan, "row": row}
     tensors |= {"count": count, "draw": draw, "key": key, "stream": stream, **options}

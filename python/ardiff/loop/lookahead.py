@@ -1,0 +1,375 @@
+"""A run in fewer rounds: the model is called at L rows of a sample at once.
+
+A round drafts the next L rows of each sample on guessed data predictions (`lookahead_draft`), calls
+the model at all their states in one batch, and keeps the rows that hold (`lookahead_verify`). Since
+noise has an address, it is known before the step; since the levels are known, so are all
+modulations. Samples go at their own pace; one that has ended is no longer evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from ardiff_kernels import ops
+
+from ..guide import Guidance
+from ..tables.lookahead import lookahead_table
+from ..tables.ragged import RaggedTable
+from ..tables.table import StepTable
+from .checks import check_output
+from .run import _outside
+
+MODES = ("speculative", "picard")
+MOST = 16  # rows that "auto" looks ahead at most
+TOLERANCE = 1e-4
+
+Outputs = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Lookahead:
+    """How far a run looks ahead, and by which rule drafted rows are kept.
+
+    Attributes:
+        rows: L, the rows evaluated at once; or "auto": up to :data:`MOST`, for each sample what its
+            own last round supports.
+        mode: "speculative": samples have exactly the law of the rows one after another; "picard":
+            samples are those of the rows one after another, within the tolerance.
+        tolerance: of "picard", the root mean square by which a row may differ from what the model's
+            own data prediction gives, in units of sqrt(alpha^2 + sigma^2) of the next level: the
+            state's standard deviation for data of unit variance. 0: no bit may differ.
+
+    Raises:
+        ValueError, TypeError: an unknown mode, L below 1, a negative tolerance or one for
+            "speculative".
+    """
+
+    rows: int | str
+    mode: str = "speculative"
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"unknown mode {self.mode!r}; known: {', '.join(MODES)}")
+        whole = isinstance(self.rows, (int, np.integer)) and not isinstance(self.rows, bool)
+        if self.rows != "auto" and not whole:
+            raise TypeError(f'lookahead must be an integer or "auto", got {self.rows!r}')
+        if whole and self.rows < 1:
+            raise ValueError(f"lookahead must be 1 or more rows, got {self.rows}")
+        if self.mode == "speculative" and self.tolerance is not None:
+            raise ValueError('tolerance goes with mode="picard"; speculation has the exact law')
+        if self.mode == "picard":
+            tolerance = TOLERANCE if self.tolerance is None else float(self.tolerance)
+            if not tolerance >= 0:
+                raise ValueError(f"tolerance must be 0 or more, got {self.tolerance}")
+            object.__setattr__(self, "tolerance", tolerance)
+
+    @property
+    def most(self) -> int:
+        """The most rows of a round."""
+        return MOST if self.rows == "auto" else int(self.rows)
+
+    def next_rows(self, rows: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """L of the samples' next rounds, by the rows that each kept of its last: twice as many."""
+        if self.rows != "auto":
+            return rows
+        return np.clip(2 * kept + 2, 4, MOST)
+
+
+def check_lookahead(
+    lookahead: int | str | None, mode: str | None, tolerance: float | None
+) -> Lookahead | None:
+    """The setting of a sampler's three arguments; None for a run row by row.
+
+    Raises:
+        ValueError, TypeError: as :class:`Lookahead`; a mode or tolerance without `lookahead`.
+    """
+    if lookahead is None:
+        if mode is not None or tolerance is not None:
+            raise ValueError("mode and tolerance go with lookahead: pass lookahead=L too")
+        return None
+    return Lookahead(lookahead, MODES[0] if mode is None else mode, tolerance)
+
+
+@runtime_checkable
+class RowwiseModel(Protocol):
+    """A model that does what depends on level and condition once, for rows in any order."""
+
+    def hoist_rows(self, levels: Tensor, conditions: Sequence[Any]) -> Outputs:
+        """`levels` float32 `[T]`, conditions of `B` samples, one or more for guidance.
+
+        Returns ``f(rows, samples, x)`` -> an output for each condition: rows and samples int64
+        `[n]` say of which row of the table and of which sample each state of x `[n, d]` is.
+        """
+        ...
+
+
+class Rounds(NamedTuple):
+    """What the rounds of a run did.
+
+    Attributes:
+        windows: int32 `[n, 4]`, for each round of each sample: the sample, the first row, the rows
+            drafted, those kept as drafted.
+        rounds: int64 `[B]`, rounds of each sample.
+        evaluated: states at which the model was called, guidance not counted.
+    """
+
+    windows: np.ndarray
+    rounds: np.ndarray
+    evaluated: int
+
+
+class _Tables:
+    """The tables of a run in one: a sample's rows begin at its `first` and end before its `end`."""
+
+    def __init__(self, table: StepTable | RaggedTable, batch: int, device: torch.device) -> None:
+        tables = [table] if isinstance(table, StepTable) else list(table.tables)
+        index = np.zeros(batch, np.int64)
+        if isinstance(table, RaggedTable):
+            index = table.index.numpy()
+        found = [lookahead_table(each) for each in tables]
+        ends = np.cumsum([len(each.level) for each in found])
+        self.first, self.end = (ends - [len(each.level) for each in found])[index], ends[index]
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(each, name) for each in found]).to(device)
+
+        self.coef, self.plan, self.level = joined("coef"), joined("plan"), joined("level")
+        self.calls_model = torch.cat([each.calls_model for each in found]).numpy()
+        self.op = None
+        if any(each.op is not None for each in found):
+            zeros = [torch.zeros(len(each.level), dtype=torch.int32) for each in found]
+            kinds = [
+                z if each.op is None else each.op for z, each in zip(zeros, found, strict=True)
+            ]
+            self.op = torch.cat(kinds).to(device)
+        self.couples = all(each.couples for each in found)
+        self.second_memory = tables[0].second_memory
+
+
+def run_lookahead(
+    table: StepTable | RaggedTable,
+    model: Any,
+    x: Tensor,
+    lookahead: Lookahead,
+    *,
+    key: Tensor,
+    stream: Tensor,
+    draw: int = 0,
+    condition: Any = None,
+    uncond: Any = None,
+    guidance: Tensor | None = None,
+    uncond2: Any = None,
+    guidance2: Tensor | None = None,
+    noise_scale: Tensor | None = None,
+    x0_clamp: float | None = None,
+    noise: Tensor | None = None,
+    sums: Tensor | None = None,
+) -> tuple[Tensor, Rounds]:
+    """Run every row of `table` on `model` in rounds, from the initial state `x`.
+
+    Args:
+        table: a StepTable, or a RaggedTable of them.
+        model: a function ``model(x, level, condition)`` or a :class:`RowwiseModel`. It is called
+            with as many states as the samples' windows have rows, in the order of the samples; what
+            of a condition is a tensor with a row per sample is repeated for each state.
+        x: float32 `[B, d]`; not changed.
+        draw: of row 0.
+        noise: float32 `[T, B, d]`, normals in place of the addressed ones, for tables of
+            ``diffusion`` rows alone.
+        others: as of :func:`ardiff.loop.run.run`.
+
+    Returns:
+        The final state, a fresh tensor like x, and what the rounds did.
+
+    Raises:
+        ValueError, TypeError: a table that cannot be run with a lookahead, one without noise for
+            speculation, a model that only hoists for rows in order, an output that does not fit.
+    """
+    batch, d = x.shape
+    tables = _Tables(table, batch, x.device)
+    if lookahead.mode == "speculative" and not tables.couples:
+        raise ValueError(
+            f"solver {table.solver} adds no noise, by which drafted rows could be kept with the "
+            'exact law: use mode="picard"'
+        )
+    guided = Guidance.of(uncond, guidance, uncond2, guidance2)
+    call = _bind(model, tables, [condition, *guided.conditions], guided.weights, batch)
+    run = _Run(tables, lookahead, call, x, key, stream, draw)
+    run.options = {"noise_scale": noise_scale, "x0_clamp": x0_clamp}
+    run.noise, run.sums = noise, sums
+    with torch.inference_mode():
+        while run.live.any():
+            run.round()
+        return run.x.clone(), run.rounds()
+
+
+class _Run:
+    """The state of a run between its rounds."""
+
+    def __init__(self, tables, lookahead, call, x, key, stream, draw: int) -> None:
+        batch, d = x.shape
+        self._tables, self._lookahead, self._call = tables, lookahead, call
+        self.x = x.clone(memory_format=torch.contiguous_format)
+        self._memory = x.new_zeros(batch, d * (2 if tables.second_memory else 1))
+        self._v = None if tables.op is None else torch.zeros_like(self.x)
+        first = torch.from_numpy(draw - tables.first).to(x.device, torch.int32)
+        self._address = first, key, stream
+        self._row = tables.first.copy()
+        self._rows = np.full(batch, lookahead.most if lookahead.rows != "auto" else MOST // 2)
+        self._known: dict[str, Tensor] = {}
+        self._windows: list[np.ndarray] = []
+        self._evaluated = 0
+        self.options: dict[str, Any] = {}
+        self.noise: Tensor | None = None
+        self.sums: Tensor | None = None
+
+    @property
+    def live(self) -> np.ndarray:
+        return self._row < self._tables.end
+
+    def round(self) -> None:
+        """Drafts, calls the model, verifies."""
+        tables, device, most = self._tables, self.x.device, self._lookahead.most
+        row, batch = self._row, len(self._row)
+        count = np.minimum(self._rows, tables.end - row)
+        both = torch.tensor(np.stack([row, count]), dtype=torch.int32, device=device)
+        rows = int(count.max())
+        place = (tables.coef, tables.plan, *both, *self._address)
+        options = {**self.options, "op": tables.op, **self._known, "noise": self._normals(rows)}
+        states, velocities, drafts = ops.lookahead_draft(
+            self.x, self._memory, *place, rows, v=self._v, **options
+        )
+        outs = self._outputs(states, row, count, rows)
+        kinetic = {} if self._v is None else {"velocities": velocities}
+        found = ops.lookahead_verify(
+            states, drafts, outs, self._memory, *place, **kinetic, **options,
+            tolerance=self._lookahead.tolerance,
+        )  # fmt: skip
+        self.x, self._memory = found.x, found.memory
+        self._v = None if self._v is None else found.v
+        self._known = {
+            "known_x": states[:, :rows], "known_0": found.x0, "gain": found.gain,
+            "known_row": both[0], "known_count": both[1],
+        }  # fmt: skip
+        new, kept = torch.stack([found.row, found.accepted]).cpu().numpy()
+        self._sum(row, new)
+        live = count > 0
+        windows = np.stack([np.arange(batch), row - tables.first, count, kept], 1)[live]
+        self._windows.append(windows.astype(np.int32))
+        self._row = np.where(live, new, row)
+        self._rows = np.minimum(self._lookahead.next_rows(self._rows, kept), most)
+
+    def _outputs(self, states: Tensor, row: np.ndarray, count: np.ndarray, rows: int) -> Tensor:
+        """The model's outputs at the states of all windows, `[B, rows, d]`."""
+        batch, d = self.x.shape
+        window = np.arange(rows)
+        wanted = window < count[:, None]
+        at = np.minimum(row[:, None] + window, len(self._tables.level) - 1)
+        wanted &= self._tables.calls_model[at]
+        sample, j = np.nonzero(wanted)
+        self._evaluated += len(sample)
+        device = states.device
+        if batch == 1 and len(j) == rows:
+            flat = states[0, :rows]
+        else:
+            chosen = torch.from_numpy(sample * (rows + 1) + j).to(device)
+            flat = states.flatten(0, 1)[chosen]
+        if not len(sample):
+            return torch.zeros(batch, rows, d, device=device)
+        of_row = torch.from_numpy(at[sample, j]).to(device)
+        out = self._call(of_row, torch.from_numpy(sample).to(device), flat)
+        if len(sample) == batch * rows:
+            return out.view(batch, rows, d)
+        outs = out.new_zeros(batch * rows, d)
+        outs[torch.from_numpy(sample * rows + j).to(device)] = out
+        return outs.view(batch, rows, d)
+
+    def _normals(self, rows: int) -> Tensor | None:
+        """The given normals of each sample's window, `[B, rows, d]`."""
+        if self.noise is None:
+            return None
+        last = len(self.noise) - 1
+        at = np.minimum((self._row - self._tables.first)[:, None] + np.arange(rows), last)
+        at = torch.from_numpy(at).to(self.x.device)
+        return self.noise[at, torch.arange(len(at), device=self.x.device)[:, None]]
+
+    def _sum(self, row: np.ndarray, new: np.ndarray) -> None:
+        """The sum of each state, for all rows that the round has passed."""
+        if self.sums is None:
+            return
+        ranks = torch.arange(len(self.sums), device=self.x.device)[:, None]
+        begin, end = (
+            torch.from_numpy((each - self._tables.first).astype(np.int64)).to(self.x.device)
+            for each in (row, new)
+        )
+        now = torch.sum(self.x, 1, dtype=torch.float32)
+        passed = (ranks >= begin) & (ranks < end)
+        self.sums.copy_(torch.where(passed, now, self.sums))
+
+    def rounds(self) -> Rounds:
+        windows = np.zeros((0, 4), np.int32)
+        if self._windows:
+            windows = np.concatenate(self._windows)
+        return Rounds(windows, np.bincount(windows[:, 0], minlength=len(self.x)), self._evaluated)
+
+
+def _bind(
+    model: Any, tables: _Tables, conditions: list, weights: Sequence[Tensor], batch: int
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """``f(rows, samples, x) -> output``, guided."""
+    if hasattr(model, "hoist_rows"):
+        with torch.inference_mode():
+            outputs = model.hoist_rows(tables.level, conditions)
+    elif callable(model):
+        plain = _outside(model)
+
+        def outputs(rows: Tensor, samples: Tensor, x: Tensor) -> list[Tensor]:
+            level = tables.level[rows]
+            return [
+                plain(x, level, of_samples(condition, samples, batch)) for condition in conditions
+            ]
+
+    else:
+        raise TypeError(
+            f"lookahead evaluates rows in any order: {type(model).__name__} has only hoist, give "
+            "it hoist_rows or make it callable"
+        )
+    checked = False
+
+    def call(rows: Tensor, samples: Tensor, x: Tensor) -> Tensor:
+        nonlocal checked
+        outs = list(outputs(rows, samples, x))
+        if not checked:
+            for out in outs:
+                check_output(out, x, False)
+            checked = True
+        if len(outs) == 1:
+            return outs[0]
+        c, u, *rest = (out.float() for out in outs)
+        w, *more = (each[samples, None] if len(each) > 1 else each for each in weights)
+        if not rest:
+            return u + w * (c - u)
+        return rest[0] + more[0] * (u - rest[0]) + w * (c - u)
+
+    return call
+
+
+def of_samples(condition: Any, samples: Tensor, batch: int) -> Any:
+    """A condition for states of these samples: its tensors that have a row per sample, gathered."""
+
+    def gather(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or len(leaf) != batch:
+            return leaf
+        if batch == 1:
+            return leaf.expand(len(samples), *leaf.shape[1:])
+        return leaf[samples.to(leaf.device)]
+
+    return tree_map(gather, condition)
