@@ -76,6 +76,29 @@ class Lookahead:
         """The most rows of a round."""
         return MOST if self.rows == "auto" else int(self.rows)
 
+    def check(self, table: Any, dtype: torch.dtype = torch.float32) -> None:
+        """Refuses, before any work, what cannot be run so.
+
+        Raises:
+            ValueError: a table with accept rows, learned variance or rows that use an output again;
+                one without noise, for speculation; a bfloat16 state.
+            TypeError: what is no StepTable or RaggedTable, as of ``adapt="sample"``.
+        """
+        if not isinstance(table, (StepTable, RaggedTable)):
+            raise TypeError(
+                "lookahead needs a StepTable or a RaggedTable, not one that adapts; got a "
+                + type(table).__name__
+            )
+        if dtype != torch.float32:
+            raise ValueError(f"lookahead needs a float32 state, got {str(dtype)[6:]}")
+        tables = [table] if isinstance(table, StepTable) else table.tables
+        couples = [lookahead_table(each).couples for each in tables]
+        if self.mode == "speculative" and not all(couples):
+            raise ValueError(
+                f"solver {table.solver} adds no noise, by which drafted rows could be kept with "
+                'the exact law: use mode="picard"'
+            )
+
     def next_rows(self, rows: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """L of the samples' next rounds, by the rows that each kept of its last: twice as many."""
         if self.rows != "auto":
@@ -150,7 +173,6 @@ class _Tables:
                 z if each.op is None else each.op for z, each in zip(zeros, found, strict=True)
             ]
             self.op = torch.cat(kinds).to(device)
-        self.couples = all(each.couples for each in found)
         self.second_memory = tables[0].second_memory
 
 
@@ -193,13 +215,9 @@ def run_lookahead(
         ValueError, TypeError: a table that cannot be run with a lookahead, one without noise for
             speculation, a model that only hoists for rows in order, an output that does not fit.
     """
-    batch, d = x.shape
+    batch = len(x)
+    lookahead.check(table, x.dtype)
     tables = _Tables(table, batch, x.device)
-    if lookahead.mode == "speculative" and not tables.couples:
-        raise ValueError(
-            f"solver {table.solver} adds no noise, by which drafted rows could be kept with the "
-            'exact law: use mode="picard"'
-        )
     guided = Guidance.of(uncond, guidance, uncond2, guidance2)
     call = _bind(model, tables, [condition, *guided.conditions], guided.weights, batch)
     run = _Run(tables, lookahead, call, x, key, stream, draw)
