@@ -148,6 +148,14 @@ class Rounds(NamedTuple):
     rounds: np.ndarray
     evaluated: int
 
+    def histogram(self, rows: int) -> np.ndarray:
+        """How many windows began at a row and kept so many drafted rows, int64 `[rows, L + 1]`, L
+        the longest window."""
+        _, first, drafted, kept = self.windows.T
+        counts = np.zeros((rows, int(drafted.max(initial=0)) + 1), np.int64)
+        np.add.at(counts, (first, kept), 1)
+        return counts
+
 
 class _Tables:
     """The tables of a run in one: a sample's rows begin at its `first` and end before its `end`."""
