@@ -281,10 +281,7 @@ class _Run:
         )  # fmt: skip
         self.x, self._memory = found.x, found.memory
         self._v = None if self._v is None else found.v
-        self._known = {
-            "known_x": states[:, :rows], "known_0": found.x0, "gain": found.gain,
-            "known_row": both[0], "known_count": both[1],
-        }  # fmt: skip
+        self._known = self._learned(states, found, both)
         new, kept = torch.stack([found.row, found.accepted]).cpu().numpy()
         self._sum(row, new)
         live = count > 0
@@ -292,6 +289,13 @@ class _Run:
         self._windows.append(windows.astype(np.int32))
         self._row = np.where(live, new, row)
         self._rows = np.minimum(self._lookahead.next_rows(self._rows, kept), most)
+
+    def _learned(self, states: Tensor, found: Any, window: Tensor) -> dict[str, Tensor]:
+        """What the next round's guesses are made of: this round's states and outputs."""
+        return {
+            "known_x": states[:, :-1], "known_0": found.x0, "gain": found.gain,
+            "known_row": window[0], "known_count": window[1],
+        }  # fmt: skip
 
     def _outputs(self, states: Tensor, row: np.ndarray, count: np.ndarray, rows: int) -> Tensor:
         """The model's outputs at the states of all windows, `[B, rows, d]`."""
