@@ -56,6 +56,15 @@ def over(value, scale):
 
 
 @triton.jit
+def quotient(a, b):
+    """a / b as float32 of float64 sums, b >= 0; NaN where both are 0 or one is. A division in
+    float64 would be a call, around which registers spill."""
+    exponent = b.to(tl.int64, bitcast=True) >> 52
+    scale = ((2046 - exponent) << 52).to(tl.float64, bitcast=True)
+    return (a * scale).to(tl.float32) / (b * scale).to(tl.float32)
+
+
+@triton.jit
 def differences(
     c, p, kinetic, scale, guess, x0, drafted, drafted_origin, memory, origin,
     KINETIC: tl.constexpr,
@@ -80,20 +89,40 @@ def differences(
 
 
 @triton.jit
+def width(d, SECOND: tl.constexpr):
+    if SECOND:
+        return tl.full((), 2, tl.int64) * d
+    else:
+        return d
+
+
+@triton.jit
 def memories(
-    memory_ptr, drafted_ptr, memory_stride, drafted_stride, sample, col, d, lane, mask,
+    memory_ptr, drafted_ptr, sample, col, d, lane, mask,
     SECOND: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """The memory by the model and by the drafts, each with the second one, or itself again."""
-    memory = load_tile(memory_ptr, sample, memory_stride, col, lane, mask, ALIGN)
-    drafted = load_tile(drafted_ptr, sample, drafted_stride, col, lane, mask, ALIGN)
+    stride = width(d, SECOND)
+    memory = load_tile(memory_ptr, sample, stride, col, lane, mask, ALIGN)
+    drafted = load_tile(drafted_ptr, sample, stride, col, lane, mask, ALIGN)
     if SECOND:
-        second = load_tile(memory_ptr, sample, memory_stride, col + d, lane, mask, ALIGN)
-        drafted2 = load_tile(drafted_ptr, sample, drafted_stride, col + d, lane, mask, ALIGN)
+        second = load_tile(memory_ptr, sample, stride, col + d, lane, mask, ALIGN)
+        drafted2 = load_tile(drafted_ptr, sample, stride, col + d, lane, mask, ALIGN)
     else:
         second = memory
         drafted2 = drafted
     return memory, second, drafted, drafted2
+
+
+@triton.jit
+def store_memory(
+    ptr, memory, second, sample, col, d, lane, mask, SECOND: tl.constexpr,
+    ALIGN: tl.constexpr,
+):  # fmt: skip
+    stride = width(d, SECOND)
+    store_tile(ptr, memory, sample, stride, col, lane, mask, ALIGN)
+    if SECOND:
+        store_tile(ptr, second, sample, stride, col + d, lane, mask, ALIGN)
 
 
 @triton.jit
@@ -102,10 +131,9 @@ def decide(
     memory_new_ptr, drafted_ptr, coef_ptr, plan_ptr, draw_ptr, key_ptr, stream_ptr, op_ptr,
     scale_ptr, row_new_ptr, accepted_ptr,
     states_stride, drafts_stride, outs_stride, memory_stride, velocities_stride, noise_stride,
-    x_new_stride, v_new_stride, memory_new_stride, drafted_stride,
     x0_clamp, tolerance, sample, row, n, d,
     RULE: tl.constexpr, KINETIC: tl.constexpr, SECOND: tl.constexpr, DRAW_SHARED: tl.constexpr,
-    SCALE_SHARED: tl.constexpr, BD: tl.constexpr, ALIGN: tl.constexpr,
+    SCALE_SHARED: tl.constexpr, ONE_TILE: tl.constexpr, BD: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Which rows of a sample hold, and its state at the new row."""
     lane = tl.arange(0, BD)
@@ -116,21 +144,20 @@ def decide(
     if scale_ptr is not None:
         scale = at_sample(scale_ptr, sample, SCALE_SHARED)
 
-    for start in range(0, d, BD):
+    for start in range(0, BD if ONE_TILE else d, BD):
         col = zero + start
         mask = lane < tl.multiple_of(d - col, ALIGN)
         old = load_tile(memory_ptr, sample, memory_stride, col, lane, mask, ALIGN)
-        store_tile(memory_new_ptr, old, sample, memory_new_stride, col, lane, mask, ALIGN)
-        store_tile(drafted_ptr, old, sample, drafted_stride, col, lane, mask, ALIGN)
+        old2 = old
         if SECOND:
-            col += d
-            old = load_tile(memory_ptr, sample, memory_stride, col, lane, mask, ALIGN)
-            store_tile(memory_new_ptr, old, sample, memory_new_stride, col, lane, mask, ALIGN)
-            store_tile(drafted_ptr, old, sample, drafted_stride, col, lane, mask, ALIGN)
+            old2 = load_tile(memory_ptr, sample, memory_stride, col + d, lane, mask, ALIGN)
+        store_memory(memory_new_ptr, old, old2, sample, col, d, lane, mask, SECOND, ALIGN)
+        store_memory(drafted_ptr, old, old2, sample, col, d, lane, mask, SECOND, ALIGN)
 
     j = zero
     going = n > 0
     taken = n < 0
+    factor = tl.full((), 0.0, tl.float32)  # of delta, by which the row that is taken is reflected
     while going:
         tl.debug_barrier()  # the memories that the program has written are read
         c, p, kinetic = table_rows(coef_ptr, plan_ptr, op_ptr, row, j)
@@ -138,7 +165,7 @@ def decide(
         unequal = tl.zeros([BD], tl.int32)
         squares = tl.zeros([BD], tl.float64)
         products = tl.zeros([BD], tl.float64)
-        for start in range(0, d, BD):
+        for start in range(0, BD if ONE_TILE else d, BD):
             col = zero + start
             mask = lane < tl.multiple_of(d - col, ALIGN)
             x, guess, x0 = data_prediction(
@@ -146,13 +173,16 @@ def decide(
                 p, x0_clamp, sample, j * d + col, lane, mask, ALIGN,
             )  # fmt: skip
             memory, second, drafted, drafted2 = memories(
-                memory_new_ptr, drafted_ptr, memory_new_stride, drafted_stride, sample, col, d,
+                memory_new_ptr, drafted_ptr, sample, col, d,
                 lane, mask, SECOND, ALIGN,
             )  # fmt: skip
             dx, dv, one, two = differences(
                 c, p, kinetic, scale, guess, x0, drafted, drafted2, memory, second, KINETIC
             )
-            unequal |= (mask & ((dx != 0.0) | (dv != 0.0))).to(tl.int32)
+            apart = dx != 0.0
+            if KINETIC:
+                apart |= dv != 0.0
+            unequal |= apart.to(tl.int32)
             if RULE == NEAR:
                 far = tl.load(p + PLAN.unit) * dx
                 squares += (far * far).to(tl.float64)
@@ -161,11 +191,15 @@ def decide(
                     noise_ptr, noise_stride, key_ptr, stream, draw + j.to(tl.int32), kinetic,
                     sample, j, d, col, lane, mask, KINETIC, BD, ALIGN,
                 )  # fmt: skip
-                squares += (one * one).to(tl.float64) + (two * two).to(tl.float64)
-                products += (n1 * one).to(tl.float64) + (n2 * two).to(tl.float64)
+                square = one * one
+                product = n1 * one
+                if KINETIC:
+                    square = tl.fma(two, two, square)
+                    product = tl.fma(n2, two, product)
+                squares += square.to(tl.float64)
+                products += product.to(tl.float64)
 
         holds = tl.max(unequal, 0) == 0
-        factor = tl.full((), 0.0, tl.float32)
         if RULE == NEAR:
             limit = tl.full((), tolerance, tl.float64)
             holds = total(squares, 1) <= limit * limit * d
@@ -175,75 +209,81 @@ def decide(
             log_u = log_uniform(key_ptr, stream, draw + j.to(tl.int32))
             stays = log_u <= (-along - 0.5 * length).to(tl.float32)
             holds = tl.where(reach, stays, holds)
-            turns = reach & (length > 0.0)
-            turn = -2.0 * along / tl.where(turns, length, 1.0)
-            factor = tl.where(turns, turn, 0.0).to(tl.float32)
+            factor = tl.where(length > 0.0, quotient(-2.0 * along, length), 0.0)
 
-        for start in range(0, d, BD):
-            col = zero + start
-            mask = lane < tl.multiple_of(d - col, ALIGN)
-            x, guess, x0 = data_prediction(
-                states_ptr, drafts_ptr, outs_ptr, states_stride, drafts_stride, outs_stride,
-                p, x0_clamp, sample, j * d + col, lane, mask, ALIGN,
-            )  # fmt: skip
-            memory, second, drafted, drafted2 = memories(
-                memory_new_ptr, drafted_ptr, memory_new_stride, drafted_stride, sample, col, d,
-                lane, mask, SECOND, ALIGN,
-            )  # fmt: skip
-            n1 = tl.zeros([BD], tl.float32)
-            n2 = n1
-            v = n1
-            if holds == 0:
-                n1, n2 = row_normals(
-                    noise_ptr, noise_stride, key_ptr, stream, draw + j.to(tl.int32), kinetic,
-                    sample, j, d, col, lane, mask, KINETIC, BD, ALIGN,
+        if holds:
+            for start in range(0, BD if ONE_TILE else d, BD):
+                col = zero + start
+                mask = lane < tl.multiple_of(d - col, ALIGN)
+                x, guess, x0 = data_prediction(
+                    states_ptr, drafts_ptr, outs_ptr, states_stride, drafts_stride, outs_stride,
+                    p, x0_clamp, sample, j * d + col, lane, mask, ALIGN,
                 )  # fmt: skip
-                if RULE == LAW:
-                    dx, dv, one, two = differences(
-                        c, p, kinetic, scale, guess, x0, drafted, drafted2, memory, second,
-                        KINETIC,
-                    )  # fmt: skip
-                    n1 = tl.where(reach, tl.fma(one, factor, n1), n1)
-                    n2 = tl.where(reach, tl.fma(two, factor, n2), n2)
-                if KINETIC:
-                    v = load_tile(
-                        velocities_ptr, sample, velocities_stride, j * d + col, lane, mask,
-                        ALIGN,
-                    )  # fmt: skip
-            x_new, v_new, memory, second = advance(
-                c, p, kinetic, scale, x, v, x0, memory, second, n1, n2, KINETIC, SECOND
-            )
-            x_draft, v_draft, drafted, drafted2 = advance(
-                c, p, kinetic, scale, x, v, guess, drafted, drafted2, n1, n2, KINETIC, SECOND
-            )
-            store_tile(memory_new_ptr, memory, sample, memory_new_stride, col, lane, mask, ALIGN)
-            store_tile(drafted_ptr, drafted, sample, drafted_stride, col, lane, mask, ALIGN)
-            if SECOND:
-                store_tile(
-                    memory_new_ptr, second, sample, memory_new_stride, col + d, lane, mask,
-                    ALIGN,
+                memory, second, drafted, drafted2 = memories(
+                    memory_new_ptr, drafted_ptr, sample, col, d,
+                    lane, mask, SECOND, ALIGN,
                 )  # fmt: skip
-                store_tile(
-                    drafted_ptr, drafted2, sample, drafted_stride, col + d, lane, mask, ALIGN
+                none = tl.zeros([BD], tl.float32)
+                x_new, v_new, memory, second = advance(
+                    c, p, kinetic, scale, x, none, x0, memory, second, none, none, KINETIC, SECOND
                 )
-            if holds == 0:
-                store_tile(x_new_ptr, x_new, sample, x_new_stride, col, lane, mask, ALIGN)
-                if KINETIC:
-                    store_tile(v_new_ptr, v_new, sample, v_new_stride, col, lane, mask, ALIGN)
+                x_draft, v_draft, drafted, drafted2 = advance(
+                    c, p, kinetic, scale, x, none, guess, drafted, drafted2, none, none, KINETIC,
+                    SECOND,
+                )  # fmt: skip
+                store_memory(
+                    memory_new_ptr, memory, second, sample, col, d, lane, mask,
+                    SECOND, ALIGN,
+                )  # fmt: skip
+                store_memory(
+                    drafted_ptr, drafted, drafted2, sample, col, d, lane, mask,
+                    SECOND, ALIGN,
+                )  # fmt: skip
         j += holds.to(tl.int64)
         taken = holds == 0
         going = holds & (j < n)
 
-    if taken == 0:
-        for start in range(0, d, BD):
-            col = zero + start
-            mask = lane < tl.multiple_of(d - col, ALIGN)
-            here = j * d + col
+    for start in range(0, BD if ONE_TILE else d, BD):
+        col = zero + start
+        mask = lane < tl.multiple_of(d - col, ALIGN)
+        here = j * d + col
+        v = tl.zeros([BD], tl.float32)
+        if KINETIC:
+            v = load_tile(velocities_ptr, sample, velocities_stride, here, lane, mask, ALIGN)
+        if taken:
+            c, p, kinetic = table_rows(coef_ptr, plan_ptr, op_ptr, row, j)
+            reach = (tl.load(p + PLAN.couples) != 0.0) & (scale != 0.0)
+            x, guess, x0 = data_prediction(
+                states_ptr, drafts_ptr, outs_ptr, states_stride, drafts_stride, outs_stride,
+                p, x0_clamp, sample, here, lane, mask, ALIGN,
+            )  # fmt: skip
+            memory, second, drafted, drafted2 = memories(
+                memory_new_ptr, drafted_ptr, sample, col, d,
+                lane, mask, SECOND, ALIGN,
+            )  # fmt: skip
+            n1, n2 = row_normals(
+                noise_ptr, noise_stride, key_ptr, stream, draw + j.to(tl.int32), kinetic,
+                sample, j, d, col, lane, mask, KINETIC, BD, ALIGN,
+            )  # fmt: skip
+            if RULE == LAW:
+                dx, dv, one, two = differences(
+                    c, p, kinetic, scale, guess, x0, drafted, drafted2, memory, second, KINETIC
+                )
+                n1 = tl.where(reach, tl.fma(one, factor, n1), n1)
+                if KINETIC:
+                    n2 = tl.where(reach, tl.fma(two, factor, n2), n2)
+            x, v, memory, second = advance(
+                c, p, kinetic, scale, x, v, x0, memory, second, n1, n2, KINETIC, SECOND
+            )
+            store_memory(
+                memory_new_ptr, memory, second, sample, col, d, lane, mask,
+                SECOND, ALIGN,
+            )  # fmt: skip
+        else:
             x = load_tile(states_ptr, sample, states_stride, here, lane, mask, ALIGN)
-            store_tile(x_new_ptr, x, sample, x_new_stride, col, lane, mask, ALIGN)
-            if KINETIC:
-                v = load_tile(velocities_ptr, sample, velocities_stride, here, lane, mask, ALIGN)
-                store_tile(v_new_ptr, v, sample, v_new_stride, col, lane, mask, ALIGN)
+        store_tile(x_new_ptr, x, sample, d, col, lane, mask, ALIGN)
+        if KINETIC:
+            store_tile(v_new_ptr, v, sample, d, col, lane, mask, ALIGN)
     accepted = j.to(tl.int32)
     tl.store(accepted_ptr + sample, accepted)
     tl.store(row_new_ptr + sample, row + accepted + taken.to(tl.int32))
@@ -253,9 +293,9 @@ def decide(
 def estimate(
     states_ptr, drafts_ptr, outs_ptr, known_x_ptr, known_0_ptr, x0_ptr,
     plan_ptr, gain_ptr, known_row_ptr, known_count_ptr, gain_new_ptr,
-    states_stride, drafts_stride, outs_stride, known_x_stride, known_0_stride, x0_stride,
+    states_stride, drafts_stride, outs_stride, known_x_stride, known_0_stride,
     x0_clamp, sample, row, n, L, K, d,
-    BD: tl.constexpr, ALIGN: tl.constexpr,
+    ONE_TILE: tl.constexpr, BD: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """The data predictions and the gains of a sample's rows."""
     lane = tl.arange(0, BD)
@@ -269,7 +309,7 @@ def estimate(
         known, found = entry(row + step, known_row_ptr, known_count_ptr, sample, K)
         squares = tl.zeros([BD], tl.float64)
         products = tl.zeros([BD], tl.float64)
-        for start in range(0, d, BD):
+        for start in range(0, BD if ONE_TILE else d, BD):
             col = zero + start
             mask = lane < tl.multiple_of(d - col, ALIGN)
             here = j * d + col
@@ -277,7 +317,7 @@ def estimate(
                 states_ptr, drafts_ptr, outs_ptr, states_stride, drafts_stride, outs_stride,
                 p, x0_clamp, sample, here, lane, mask, ALIGN,
             )  # fmt: skip
-            store_tile(x0_ptr, x0, sample, x0_stride, here, lane, mask, ALIGN)
+            store_tile(x0_ptr, x0, sample, (zero + L) * d, here, lane, mask, ALIGN)
             if found:
                 at = known_tile(
                     known_x_ptr, sample, known_x_stride, known, found, d, col, lane, mask, ALIGN
@@ -310,7 +350,7 @@ def estimate(
         most = tl.load(p + PLAN.g_max)
         kept = tl.where(some, tl.minimum(gain * tl.load(p + PLAN.g_s), most), tl.load(p + PLAN.g_0))
         kept = tl.where(found, known_gain(gain_ptr, sample, known, found, K), kept)
-        gain = (total(products, 1) / total(squares, 1)).to(tl.float32)
+        gain = quotient(total(products, 1), total(squares, 1))
         measured = (found | some) & (tl.abs(gain) < float("inf"))
         gain = tl.where(measured, tl.minimum(tl.maximum(gain, 0.0), most), kept)
         tl.store(gain_new_ptr + sample * L + j, gain)
@@ -318,26 +358,26 @@ def estimate(
     for step in range(n, L):
         j = zero + step
         tl.store(gain_new_ptr + sample * L + j, 0.0)
-        for start in range(0, d, BD):
+        for start in range(0, BD if ONE_TILE else d, BD):
             col = zero + start
             mask = lane < tl.multiple_of(d - col, ALIGN)
             none = tl.zeros([BD], tl.float32)
-            store_tile(x0_ptr, none, sample, x0_stride, j * d + col, lane, mask, ALIGN)
+            store_tile(x0_ptr, none, sample, (zero + L) * d, j * d + col, lane, mask, ALIGN)
 
 
 @triton.jit(do_not_specialize=["T", "L", "K"])
 def lookahead_verify_kernel(
     states_ptr, drafts_ptr, outs_ptr, memory_ptr, velocities_ptr, known_x_ptr, known_0_ptr,
-    noise_ptr, x_new_ptr, v_new_ptr, memory_new_ptr, drafted_ptr, x0_ptr,
+    noise_ptr,
     coef_ptr, plan_ptr, row_ptr, count_ptr, draw_ptr, key_ptr, stream_ptr,
     op_ptr, gain_ptr, known_row_ptr, known_count_ptr, scale_ptr,
-    gain_new_ptr, row_new_ptr, accepted_ptr,
+    x_new_ptr, v_new_ptr, memory_new_ptr, drafted_ptr, x0_ptr, gain_new_ptr, row_new_ptr,
+    accepted_ptr,
     states_stride, drafts_stride, outs_stride, memory_stride, velocities_stride, known_x_stride,
-    known_0_stride, noise_stride, x_new_stride, v_new_stride, memory_new_stride, drafted_stride,
-    x0_stride,
+    known_0_stride, noise_stride,
     x0_clamp, tolerance, T, L, K, d,
     RULE: tl.constexpr, KINETIC: tl.constexpr, SECOND: tl.constexpr, DRAW_SHARED: tl.constexpr,
-    SCALE_SHARED: tl.constexpr, BD: tl.constexpr, ALIGN: tl.constexpr,
+    SCALE_SHARED: tl.constexpr, ONE_TILE: tl.constexpr, BD: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     sample = tl.program_id(0).to(tl.int64)
     row, n = window(row_ptr, count_ptr, sample, L, T)
@@ -348,16 +388,16 @@ def lookahead_verify_kernel(
             coef_ptr, plan_ptr, draw_ptr, key_ptr, stream_ptr, op_ptr, scale_ptr,
             row_new_ptr, accepted_ptr,
             states_stride, drafts_stride, outs_stride, memory_stride, velocities_stride,
-            noise_stride, x_new_stride, v_new_stride, memory_new_stride, drafted_stride,
+            noise_stride,
             x0_clamp, tolerance, sample, row, n, d,
-            RULE, KINETIC, SECOND, DRAW_SHARED, SCALE_SHARED, BD, ALIGN,
+            RULE, KINETIC, SECOND, DRAW_SHARED, SCALE_SHARED, ONE_TILE, BD, ALIGN,
         )  # fmt: skip
     else:
         estimate(
             states_ptr, drafts_ptr, outs_ptr, known_x_ptr, known_0_ptr, x0_ptr,
             plan_ptr, gain_ptr, known_row_ptr, known_count_ptr, gain_new_ptr,
-            states_stride, drafts_stride, outs_stride, known_x_stride, known_0_stride, x0_stride,
-            x0_clamp, sample, row, n, L, K, d, BD, ALIGN,
+            states_stride, drafts_stride, outs_stride, known_x_stride, known_0_stride,
+            x0_clamp, sample, row, n, L, K, d, ONE_TILE, BD, ALIGN,
         )  # fmt: skip
 
 
@@ -391,21 +431,17 @@ def lookahead_verify(
         given.known_x,
         given.known_0,
         given.noise,
-        x,
-        v if kinetic else None,
-        memory_new,
-        drafted,
-        x0,
     )
     others = coef, plan, row, count, draw, key, stream, given.op, given.gain
-    others += given.known_row, given.known_count, given.noise_scale, gain, row_new, accepted
+    others += given.known_row, given.known_count, given.noise_scale
+    others += x, v if kinetic else None, memory_new, drafted, x0, gain, row_new, accepted
     entries = 0 if given.gain is None else given.gain.shape[1]
     rule = LAW if given.tolerance is None else NEAR if given.tolerance else EQUAL
     scalars = given.x0_clamp, given.tolerance or None, len(coef), L, entries
+    cols = tile_width(d, 512, lookahead_verify_kernel)
     run(
-        lookahead_verify_kernel, (B, 2), tensors, others, scalars, d,
-        tile_width(d, 1024, lookahead_verify_kernel),
+        lookahead_verify_kernel, (B, 2), tensors, others, scalars, d, cols,
         RULE=rule.value, KINETIC=kinetic, SECOND=memory.shape[1] != d, DRAW_SHARED=shared(draw),
-        SCALE_SHARED=shared(given.noise_scale),
+        SCALE_SHARED=shared(given.noise_scale), ONE_TILE=d <= cols,
     )  # fmt: skip
     return x, v, memory_new, x0, gain, row_new, accepted
