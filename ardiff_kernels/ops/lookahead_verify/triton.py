@@ -168,6 +168,11 @@ def decide(
         for start in range(0, BD if ONE_TILE else d, BD):
             col = zero + start
             mask = lane < tl.multiple_of(d - col, ALIGN)
+            if RULE == LAW:
+                n1, n2 = row_normals(
+                    noise_ptr, noise_stride, key_ptr, stream, draw + j.to(tl.int32), kinetic,
+                    sample, j, d, col, lane, mask, KINETIC, BD, ALIGN,
+                )  # fmt: skip
             x, guess, x0 = data_prediction(
                 states_ptr, drafts_ptr, outs_ptr, states_stride, drafts_stride, outs_stride,
                 p, x0_clamp, sample, j * d + col, lane, mask, ALIGN,
@@ -187,10 +192,6 @@ def decide(
                 far = tl.load(p + PLAN.unit) * dx
                 squares += (far * far).to(tl.float64)
             if RULE == LAW:
-                n1, n2 = row_normals(
-                    noise_ptr, noise_stride, key_ptr, stream, draw + j.to(tl.int32), kinetic,
-                    sample, j, d, col, lane, mask, KINETIC, BD, ALIGN,
-                )  # fmt: skip
                 square = one * one
                 product = n1 * one
                 if KINETIC:
