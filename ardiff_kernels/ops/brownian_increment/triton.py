@@ -5,7 +5,15 @@ import torch
 import triton
 import triton.language as tl
 
-from .._shared.triton.common import at_sample, counter_word, one_normal, store_tile, tile
+from .._shared.triton.common import (
+    at_sample,
+    counter_word,
+    interleave4,
+    quad_normals,
+    quads,
+    store_tile,
+    tile,
+)
 from .._shared.triton.launch import launch, shared
 from .._shared.triton.names import HEAP_SHIFT, PURPOSE
 
@@ -35,7 +43,7 @@ def hat(place, depth):
 @triton.jit
 def add_term(coefficient, normal, total, carry):
     """total + coefficient * normal, with Kahan's carry of what the total rounds away."""
-    part = tl.fma(tl.zeros_like(total) + coefficient, normal, carry)
+    part = tl.fma(normal, coefficient, carry)
     both = total + part
     return both, (total - both) + part
 
@@ -48,9 +56,12 @@ def brownian_increment_kernel(
 ):  # fmt: skip
     sample, col, lane, mask = tile(B, d, nd, BR, BD, ALIGN)
     stream = tl.load(stream_ptr + sample)
-    zero = (stream * 0).to(tl.float32)  # times have the shape of the samples, shared ones too
-    start = at_sample(start_ptr, sample, START_SHARED) + zero
-    end = at_sample(end_ptr, sample, END_SHARED) + zero
+    start = at_sample(start_ptr, sample, START_SHARED)
+    end = at_sample(end_ptr, sample, END_SHARED)
+    if not (START_SHARED and END_SHARED):  # then both have the shape of the samples
+        zero = (stream * 0).to(tl.float32)
+        start += zero
+        end += zero
     top = 4294967296.0
     valid = (start >= 0.0) & (start < top) & (end >= 0.0) & (end < top)
     low_octave, low_place, low = path_time(tl.where(valid, tl.minimum(start, end), 0.0))
@@ -63,8 +74,9 @@ def brownian_increment_kernel(
     if octaves.shape != ():
         most = tl.max(tl.max(octaves, 1), 0)
     one = octaves == 0
-    total = tl.zeros([BD], tl.float32) if BR == 1 else tl.zeros([BR, BD], tl.float32)
-    carry = total
+    zeros = quads(col, 1, BR, BD).to(tl.float32) * 0.0
+    a, b, c, d_ = zeros, zeros, zeros, zeros
+    a_low, b_low, c_low, d_low = zeros, zeros, zeros, zeros
     for i in range(most + (2 * PLACE_BITS + 1)):
         depth = PLACE_BITS - 1 - (i >> 1)
         if depth >= 0:
@@ -91,13 +103,17 @@ def brownian_increment_kernel(
         coefficient = difference.to(tl.float32) * (root * power)
         c1 = counter_word((octave << HEAP_SHIFT) | heap, PURPOSE.PATH_NODE)
         # A scalar that is 0 spares the normals; of several samples one may need them.
-        if BR > 1:
-            normal = one_normal(col, c1, key_ptr, stream, BR, BD)
-            total, carry = add_term(coefficient, normal, total, carry)
-        elif coefficient != 0.0:
-            normal = one_normal(col, c1, key_ptr, stream, BR, BD)
-            total, carry = add_term(coefficient, normal, total, carry)
-    store_tile(out_ptr, total * scale, sample, out_stride, col, lane, mask, ALIGN)
+        needed = True
+        if coefficient.shape == ():
+            needed = coefficient != 0.0
+        if needed:
+            p, q, r, s = quad_normals(col, c1, key_ptr, stream, BR, BD)
+            a, a_low = add_term(coefficient, p, a, a_low)
+            b, b_low = add_term(coefficient, q, b, b_low)
+            c, c_low = add_term(coefficient, r, c, c_low)
+            d_, d_low = add_term(coefficient, s, d_, d_low)
+    total = interleave4(a * scale, b * scale, c * scale, d_ * scale, BR, BD)
+    store_tile(out_ptr, total, sample, out_stride, col, lane, mask, ALIGN)
 
 
 def brownian_increment_(
