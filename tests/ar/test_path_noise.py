@@ -14,25 +14,22 @@ def model():
     return ardiff.load("sun-shadow")
 
 
-def images(model, solver: str, steps: int | list[int], seed: int, noise: str = "path") -> Tensor:
-    return ardiff.ARSampler(model, solver, steps, noise=noise).sample(32, seed=seed).images
+def images(model, solver: str, steps: int, seed: int, noise: str) -> Tensor:
+    return ardiff.ARSampler(model, solver, steps, noise=noise).sample(16, seed=seed).images
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    return float((a - b).square().flatten(1).sum(1).sqrt().mean())
+@pytest.mark.parametrize(("solver", "average"), [("dpmpp-2m-sde", "median"), ("flow-sde", "mean")])
+def test_more_steps_of_a_seed_make_nearly_its_images(model, solver, average):
+    """Nearer than another seed's by 5, which step noise is not; fixed seeds. The median of
+    dpmpp-2m-sde, since its mean is that of the few images that take another mode."""
 
+    def ratio(noise: str) -> float:
+        first = images(model, solver, 20, 0, noise)
+        apart = [first - images(model, solver, 40, seed, noise) for seed in (0, 1)]
+        same, other = (getattr(each.flatten(1).norm(dim=1), average)() for each in apart)
+        return float(other / same)
 
-@pytest.mark.parametrize("solver", ["dpmpp-2m-sde", "flow-sde"])
-def test_more_steps_of_a_seed_make_nearly_its_images(model, solver):
-    """Nearer than another seed's by 5, which step noise is not; fixed seeds."""
-    first = images(model, solver, 20, 0)
-    assert 5 * distance(first, images(model, solver, 40, 0)) < distance(
-        first, images(model, solver, 40, 1)
-    )
-    first = images(model, solver, 20, 0, "step")
-    assert 5 * distance(first, images(model, solver, 40, 0, "step")) > distance(
-        first, images(model, solver, 40, 1, "step")
-    )
+    assert ratio("path") > 5 > ratio("step")
 
 
 def test_images_alone_and_steps_per_patch(model):

@@ -80,6 +80,24 @@ def test_a_sample_depends_on_its_id_alone(solver):
     assert not torch.equal(draw(9, solver, temperature=0.9, seed=4), together)
 
 
+def test_ddim_with_all_its_noise_is_ddpm():
+    assert (draw(6, "ddim", eta=1.0) - draw(6)).abs().max() < 1e-5
+
+
+def test_a_compiled_loop_and_a_narrow_state():
+    table = ardiff.solver("ddpm", path="edm", prediction="sample", steps=5)
+    stream, noise = make_stream(None, 4, 0, "cpu"), path_noise(table, "cpu")
+    x = initial_state(table, make_key(3, "cpu"), stream, 3)
+
+    def loop(x: Tensor, key: Tensor) -> Tensor:
+        return run(table.to("cpu"), denoiser, x, key=key, stream=stream, noise=noise)
+
+    whole = torch.compile(loop, backend="aot_eager", fullgraph=True)
+    assert torch.equal(whole(x, make_key(3, "cpu")), loop(x, make_key(3, "cpu")))
+    narrow = draw(5, dtype=torch.bfloat16)
+    assert narrow.dtype == torch.bfloat16 and (narrow - draw(5)).abs().max() < 0.1
+
+
 def test_temperature_scales_and_guidance_goes_with_it():
     cold = draw(8, temperature=0.0)
     assert torch.equal(cold, draw(8, temperature=0.0, noise="step"))
