@@ -1,14 +1,14 @@
-// A Brownian path W with addressed nodes (Levy 1948; see docs/noise_path.md). Time is a float32 in
-// [0, 2^32), cut into 64 octaves: octave 0 is [0, 2^-31), octave q >= 1 is [2^(q-32), 2^(q-31)). A
-// time is an octave and a place of 23 bits in it, its mantissa. The increment of W over an octave
-// is a normal of its own (heap 0); inside, W is a bridge, halved 23 times: the middle of an
-// interval deviates from the mean of its ends by half the root of its length times the normal of
-// its node.
+// A Brownian path W with addressed nodes (Levy's construction, 1948; see docs/noise_path.md). Time
+// is a float32 in [0, 2^32), cut into 64 octaves: octave 0 is [0, 2^-31), octave q >= 1 is
+// [2^(q-32), 2^(q-31)). A time is an octave and a place of 23 bits in it, its mantissa. The
+// increment of W over an octave is a normal of its own (heap 0); inside, W is a bridge, halved 23
+// times: the middle of an interval deviates from the mean of its ends by half the root of its
+// length times the normal of its node.
 //
 // An increment is thus a sum of normals whose coefficients belong to the sample: each is an exact
 // integer (the difference of two hat functions on the grid of places) times a power of the root of
-// two, so that short intervals lose no digits. Short intervals come first in the sum, which so
-// needs no more than a float.
+// two, so that short intervals lose no digits. The sum is Kahan's: adjacent increments make up the
+// whole to a float's precision.
 #pragma once
 
 #include "noise_address.h"
