@@ -24,6 +24,7 @@ from ..tables.lookahead import lookahead_table
 from ..tables.ragged import RaggedTable
 from ..tables.table import StepTable
 from .checks import check_output
+from .path_noise import PathNoise
 from .run import _outside
 
 MODES = ("speculative", "picard")
@@ -200,7 +201,7 @@ def run_lookahead(
     guidance2: Tensor | None = None,
     noise_scale: Tensor | None = None,
     x0_clamp: float | None = None,
-    noise: Tensor | None = None,
+    noise: Tensor | PathNoise | None = None,
     sums: Tensor | None = None,
 ) -> tuple[Tensor, Rounds]:
     """Run every row of `table` on `model` in rounds, from the initial state `x`.
@@ -213,7 +214,7 @@ def run_lookahead(
         x: float32 `[B, d]`; not changed.
         draw: of row 0.
         noise: float32 `[T, B, d]`, normals in place of the addressed ones, for tables of
-            ``diffusion`` rows alone.
+            ``diffusion`` rows alone; or those of a path.
         others: as of :func:`ardiff.loop.run.run`.
 
     Returns:
@@ -254,7 +255,7 @@ class _Run:
         self._windows: list[np.ndarray] = []
         self._evaluated = 0
         self.options: dict[str, Any] = {}
-        self.noise: Tensor | None = None
+        self.noise: Tensor | PathNoise | None = None
         self.sums: Tensor | None = None
 
     @property
@@ -326,9 +327,11 @@ class _Run:
         """The given normals of each sample's window, `[B, rows, d]`."""
         if self.noise is None:
             return None
-        last = len(self.noise) - 1
-        at = np.minimum((self._row - self._tables.first)[:, None] + np.arange(rows), last)
-        at = torch.from_numpy(at).to(self.x.device)
+        at = (self._row - self._tables.first)[:, None] + np.arange(rows)
+        if isinstance(self.noise, PathNoise):
+            at = torch.from_numpy(np.minimum(at, len(self.noise.times) - 1)).to(self.x.device)
+            return self.noise.at(at, *self._address[1:], self.x.shape[1])
+        at = torch.from_numpy(np.minimum(at, len(self.noise) - 1)).to(self.x.device)
         return self.noise[at, torch.arange(len(at), device=self.x.device)[:, None]]
 
     def _sum(self, row: np.ndarray, new: np.ndarray) -> None:

@@ -61,6 +61,23 @@ class PathNoise(NamedTuple):
         ]
         return torch.cat(parts)
 
+    def at(self, rows: Tensor, key: Tensor, stream: Tensor, d: int) -> Tensor:
+        """The normals float32 `[B, L, d]` of iterations that differ between samples.
+
+        Args:
+            rows: int64 `[B, L]`.
+            key: int64 `[1]`.
+            stream: int64 `[B]`.
+        """
+        batch, count = rows.shape
+        none = torch.zeros(1, device=stream.device)
+        pairs = [(none, none) if pair is None else pair for pair in self.times]
+        times = torch.stack([torch.stack([t.expand(batch) for t in pair]) for pair in pairs])
+        samples = torch.arange(batch, device=rows.device)[:, None]
+        start, end = times[rows, :, samples].view(-1, 2).t().contiguous()
+        normals = ops.brownian_increment(key, stream.repeat_interleave(count), start, end, d)
+        return normals.view(batch, count, d)
+
 
 def check_noise_name(noise: str) -> None:
     """ValueError unless `noise` is one of `NOISES`."""
