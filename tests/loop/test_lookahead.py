@@ -337,8 +337,9 @@ def test_a_path_is_the_same_noise_for_rows_looked_ahead(steps):
         "path": "vp-cosine", "prediction": "epsilon", "solver": "ddpm", "steps": steps, "seed": 4,
         "noise": "path",
     }  # fmt: skip
-    expected = ardiff.sample(model, (3, 4), **options)
-    found = ardiff.sample(model, (3, 4), lookahead=20, mode="picard", tolerance=0.0, **options)
+    with ardiff_kernels.backend("reference"):
+        expected = ardiff.sample(model, (3, 4), **options)
+        found = ardiff.sample(model, (3, 4), lookahead=20, mode="picard", tolerance=0.0, **options)
     assert torch.equal(found, expected)
 
 
