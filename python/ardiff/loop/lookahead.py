@@ -29,6 +29,7 @@ from .run import _outside
 
 MODES = ("speculative", "picard")
 MOST = 16  # rows that "auto" looks ahead at most
+_FURTHER = 10  # and beyond those that the last round kept: what is evaluated there guesses later
 TOLERANCE = 1e-4
 
 Outputs = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
@@ -104,7 +105,7 @@ class Lookahead:
         """L of the samples' next rounds, by the rows that each kept of its last: twice as many."""
         if self.rows != "auto":
             return rows
-        return np.clip(2 * kept + 2, 4, MOST)
+        return np.minimum(kept + _FURTHER, MOST)
 
 
 def check_lookahead(
@@ -250,7 +251,7 @@ class _Run:
         first = torch.from_numpy(draw - tables.first).to(x.device, torch.int32)
         self._address = first, key, stream
         self._row = tables.first.copy()
-        self._rows = np.full(batch, lookahead.most if lookahead.rows != "auto" else MOST // 2)
+        self._rows = np.full(batch, lookahead.most)
         self._known: dict[str, Tensor] = {}
         self._windows: list[np.ndarray] = []
         self._evaluated = 0
