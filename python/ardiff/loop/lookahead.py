@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from ardiff_kernels import ops
 
 from ..guide import Guidance
+from ..noise import Spans
 from ..tables.lookahead import lookahead_table
 from ..tables.ragged import RaggedTable
 from ..tables.table import StepTable
@@ -192,7 +193,7 @@ def run_lookahead(
     x: Tensor,
     lookahead: Lookahead,
     *,
-    key: Tensor,
+    key: Tensor | Spans,
     stream: Tensor,
     draw: int = 0,
     condition: Any = None,
@@ -272,14 +273,14 @@ class _Run:
         rows = int(count.max())
         place = (tables.coef, tables.plan, *both, *self._address)
         options = {**self.options, "op": tables.op, **self._known, "noise": self._normals(rows)}
-        states, velocities, drafts = ops.lookahead_draft(
-            self.x, self._memory, *place, rows, v=self._v, **options
+        states, velocities, drafts = self._launch(
+            ops.lookahead_draft, (self.x, self._memory), place, (rows,), v=self._v, **options
         )
         outs = self._outputs(states, row, count, rows)
         kinetic = {} if self._v is None else {"velocities": velocities}
-        found = ops.lookahead_verify(
-            states, drafts, outs, self._memory, *place, **kinetic, **options,
-            tolerance=self._lookahead.tolerance,
+        found = self._launch(
+            ops.lookahead_verify, (states, drafts, outs, self._memory), place, (), **kinetic,
+            **options, tolerance=self._lookahead.tolerance,
         )  # fmt: skip
         self.x, self._memory = found.x, found.memory
         self._v = None if self._v is None else found.v
@@ -291,6 +292,26 @@ class _Run:
         self._windows.append(windows.astype(np.int32))
         self._row = np.where(live, new, row)
         self._rows = np.minimum(self._lookahead.next_rows(self._rows, kept), most)
+
+    def _launch(
+        self, launch: Callable, tensors: tuple, place: tuple, more: tuple, **options: Any
+    ) -> Any:
+        """One launch of an op, or one for each key."""
+        coef, plan, row, count, draw, key, stream = place
+        if isinstance(key, Tensor):
+            return launch(*tensors, *place, *more, **options)
+        parts = []
+        for rows, own in key:
+            shared = ("op", "x0_clamp", "tolerance")
+            cut = {
+                name: value if name in shared or value is None or len(value) == 1 else value[rows]
+                for name, value in options.items()
+            }
+            at = (coef, plan, row[rows], count[rows], draw[rows], own, stream[rows])
+            parts.append(launch(*(t[rows] for t in tensors), *at, *more, **cut))
+        whole = [torch.cat(each) for each in zip(*parts, strict=True)]
+        kind = type(parts[0])
+        return kind(*whole) if hasattr(kind, "_fields") else whole
 
     def _learned(self, states: Tensor, found: Any, window: Tensor) -> dict[str, Tensor]:
         """What the next round's guesses are made of: this round's states and outputs."""
