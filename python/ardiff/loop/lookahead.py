@@ -23,10 +23,11 @@ from ..guide import Guidance
 from ..noise import Spans
 from ..tables.lookahead import lookahead_table
 from ..tables.ragged import RaggedTable
-from ..tables.table import StepTable
+from ..tables.table import DIFFUSION_COLUMNS, StepTable
 from .checks import check_output
 from .path_noise import PathNoise
 from .run import _outside
+from .state import launch
 
 MODES = ("speculative", "picard")
 MOST = 16  # rows that "auto" looks ahead at most
@@ -237,7 +238,7 @@ def run_lookahead(
     with torch.inference_mode():
         while run.live.any():
             run.round()
-        return run.x.clone(), run.rounds()
+    return run.x.clone(), run.rounds()
 
 
 class _Run:
@@ -397,6 +398,11 @@ def _bind(
             f"lookahead evaluates rows in any order: {type(model).__name__} has only hoist, give "
             "it hoist_rows or make it callable"
         )
+    # A row that makes the guided output the new state: guidance as the step ops round it.
+    coef = torch.zeros(1, 16, device=tables.level.device)
+    coef[0, [DIFFUSION_COLUMNS.index(name) for name in ("p_o", "x_0")]] = 1.0
+    guide = (coef, *torch.zeros(2, 1, dtype=torch.int32, device=coef.device))
+    key = torch.zeros(1, dtype=torch.int64, device=coef.device)
     checked = False
 
     def call(rows: Tensor, samples: Tensor, x: Tensor) -> Tensor:
@@ -408,11 +414,13 @@ def _bind(
             checked = True
         if len(outs) == 1:
             return outs[0]
-        c, u, *rest = (out.float() for out in outs)
-        w, *more = (each[samples, None] if len(each) > 1 else each for each in weights)
-        if not rest:
-            return u + w * (c - u)
-        return rest[0] + more[0] * (u - rest[0]) + w * (c - u)
+        names = ("uncond_out", "uncond_out2"), ("guidance", "guidance2")
+        factors = [each[samples] if len(each) > 1 else each for each in weights]
+        options = dict(zip(names[0], outs[1:], strict=False))
+        options |= dict(zip(names[1], factors, strict=False))
+        return launch(
+            "diffusion", x, outs[0], x, *guide, key, key.expand(len(x)).contiguous(), **options
+        )[0]
 
     return call
 
