@@ -107,11 +107,19 @@ struct DiffusionWindow {
     return {first, keep_second ? m.second : second_memory(c, x, m.first, m.second)};
   }
 
+  /// The output that stands for a data prediction; not used.
+  ARDIFF_HD F output(F, F x0) const { return x0; }
+
   template <bool kSecond>
   ARDIFF_HD WindowState<F> advance(const WindowState<F>& s, F x0, F n1, F) const {
     const DiffusionState<F> next =
         diffusion_update(c, true, s.x, x0, s.memory.first, s.memory.second, deviation, n1);
     return {next.x, s.v, remember<kSecond>(s.x, x0, s.memory)};
+  }
+  /// The same of the model's output, of which the row takes the data prediction alone.
+  template <bool kSecond>
+  ARDIFF_HD WindowState<F> advance_by(const WindowState<F>& s, F x0, F, F n1, F n2) const {
+    return advance<kSecond>(s, x0, n1, n2);
   }
 
   /// `apart` is the guess less the data prediction.
@@ -123,7 +131,7 @@ struct DiffusionWindow {
   }
 };
 
-/// A row of uld_step, whose output is (D - p_x z) o_0.
+/// A row of uld_step, whose output is (D - p_x z) o_0, or the model's own.
 template <class F>
 struct UldWindow {
   static constexpr bool kKinetic = true;
@@ -151,9 +159,14 @@ struct UldWindow {
     return {first, kSecond ? m.second : first};
   }
 
+  ARDIFF_HD F output(F x, F x0) const { return (x0 - product(p_x, x)) * o_0; }
+
   template <bool kSecond>
   ARDIFF_HD WindowState<F> advance(const WindowState<F>& s, F x0, F n1, F n2) const {
-    const F out = (x0 - product(p_x, s.x)) * o_0;
+    return advance_by<kSecond>(s, x0, output(s.x, x0), n1, n2);
+  }
+  template <bool kSecond>
+  ARDIFF_HD WindowState<F> advance_by(const WindowState<F>& s, F, F out, F n1, F n2) const {
     const UldState<F> next = uld_update(c, start, s.x, s.v, out, s.memory.first, n1, n2);
     return {next.z, next.v, {next.anchor, kSecond ? s.memory.second : next.anchor}};
   }
@@ -166,7 +179,8 @@ struct UldWindow {
   }
 };
 
-/// What tells whether a row holds: the coupling, means that are equal to the bit, or a residual.
+/// What tells whether a row holds: the coupling, the drafted state being the one that the row gives
+/// with the model's output, or a residual.
 enum class Rule { law, equal, within };
 
 /// Of a row whose plan couples (or not), in a call with a tolerance (or not).
@@ -175,24 +189,30 @@ ARDIFF_HD Rule rule_of(bool couples, bool by_tolerance, double bound) {
   return couples ? Rule::law : Rule::equal;
 }
 
-/// Adds an element to the two sums of a row's decision. law: |delta|^2 and Z.delta; equal: how many
-/// elements differ; within: the squared residual.
+/// Adds an element to the two sums of a row's decision. law: |delta|^2 and Z.delta; within: the
+/// squared residual.
 template <Rule kRule, class F>
 ARDIFF_HD void add_decision(const PlanRow<F>& p, const Difference<F>& apart, F n1, F n2, F& first,
                             F& second) {
   if constexpr (kRule == Rule::law) {
     first = fma(apart.two, apart.two, fma(apart.one, apart.one, first));
     second = fma(n2, apart.two, fma(n1, apart.one, second));
-  } else if constexpr (kRule == Rule::equal) {
-    const F other = select_zero(bits(apart.v) << 1, F(0.0f), F(1.0f));
-    first = first + select_zero(bits(apart.x) << 1, other, F(1.0f));
   } else {
+    static_assert(kRule == Rule::within);
     const F r = p.unit * apart.x;
     first = fma(r, r, first);
   }
 }
 
-/// Sums of a row over a sample's elements: of add_decision, and |dx|^2 and dx.d0 of the gain.
+/// Adds an element to the first sum where Rule::equal decides: how many differ of the state that
+/// the row gives and the drafted one, x and v.
+template <class F>
+ARDIFF_HD void add_unequal(const WindowState<F>& given, F x, F v, F& first) {
+  const F other = select_zero(bits(given.v - v) << 1, F(0.0f), F(1.0f));
+  first = first + select_zero(bits(given.x - x) << 1, other, F(1.0f));
+}
+
+/// Sums of a row over a sample's elements: of its decision, and |dx|^2 and dx.d0 of the gain.
 struct RowSums {
   double first, second, square, product;
 };

@@ -50,6 +50,14 @@ void predict(const VerifyArgs& a, const Verified& row, Scratch& scratch) {
   });
 }
 
+/// The outputs of n elements at the row that uld_step takes; null where the data prediction stands
+/// for them.
+const float* outputs(const VerifyArgs& a, const Verified& row, int64_t i0, int64_t n,
+                     Scratch& scratch) {
+  if (!row.r.kinetic || row.r.plan[LookaheadColumn::calls] == 0.0f) return nullptr;
+  return as_float(a.outs, row.b, row.j * a.d + i0, n, scratch.out);
+}
+
 /// Sums over a sample's chunks: sum(chunk's first element, its length, where its sums go).
 template <class Sum>
 ARDIFF_INLINE void sum_sample(int64_t d, double (&total)[2], Sum sum) {
@@ -113,11 +121,14 @@ void sum_decision(const VerifyArgs& a, const Verified& row, Scratch& scratch, Ro
   constexpr bool kKinetic = Kind::template Row<float>::kKinetic;
   const MemoryRows<float> drafted = memory_rows(a, a.drafted, row.b, 0);
   const MemoryRows<float> memory = memory_rows(a, a.memory_new, row.b, 0);
+  const bool noisy = kRule == Rule::law || is_noisy(row.r);
+  const float* out = nullptr;
   double total[2];
   sum_sample(a.d, total, [&](int64_t begin, int64_t n, double (&part)[2]) {
-    const int64_t i0 = begin / kTile * kTile;
-    if (kRule == Rule::law && begin == i0) {
-      scratch.normals.fetch(a, row.r, row.b, row.j, i0, smaller(kTile, a.d - i0), true, row.x + i0);
+    const int64_t i0 = begin / kTile * kTile, tile = smaller(kTile, a.d - i0);
+    if (kRule != Rule::within && begin == i0) {
+      scratch.normals.fetch(a, row.r, row.b, row.j, i0, tile, noisy, row.x + i0);
+      if (kRule == Rule::equal) out = outputs(a, row, i0, tile, scratch);
     }
     const float* const n1 = scratch.normals.first + (begin - i0);
     const float* const n2 = scratch.normals.second + (begin - i0);
@@ -126,13 +137,23 @@ void sum_decision(const VerifyArgs& a, const Verified& row, Scratch& scratch, Ro
         [&](int64_t k, auto lane, const auto& each, auto* acc) {
           using F = decltype(lane);
           const int64_t i = begin + k;
-          const F apart = load_as<F>(row.guess + i) - load_as<F>(row.x0 + i);
-          const Difference<F> difference = each.window.difference(
-              apart, load_memory<kSecond, F>(drafted, i), load_memory<kSecond, F>(memory, i));
           F one(0.0f), two(0.0f);
-          if constexpr (kRule == Rule::law) one = load_as<F>(n1 + k);
-          if constexpr (kRule == Rule::law && kKinetic) two = load_as<F>(n2 + k);
-          add_decision<kRule>(each.plan, difference, one, two, acc[0], acc[1]);
+          if constexpr (kRule != Rule::within) one = load_as<F>(n1 + k);
+          if constexpr (kRule != Rule::within && kKinetic) two = load_as<F>(n2 + k);
+          const F x0 = load_as<F>(row.x0 + i);
+          const MemoryOf<F> kept = load_memory<kSecond, F>(memory, i);
+          if constexpr (kRule == Rule::equal) {
+            const F x = load_as<F>(row.x + i), v = kKinetic ? load_as<F>(row.v + i) : F(0.0f);
+            const F given_out = out ? load_as<F>(out + (i - i0)) : each.window.output(x, x0);
+            const WindowState<F> given =
+                each.window.template advance_by<kSecond>({x, v, kept}, x0, given_out, one, two);
+            add_unequal(given, load_as<F>(row.x + a.d + i),
+                        kKinetic ? load_as<F>(row.v + a.d + i) : v, acc[0]);
+          } else {
+            const Difference<F> difference = each.window.difference(
+                load_as<F>(row.guess + i) - x0, load_memory<kSecond, F>(drafted, i), kept);
+            add_decision<kRule>(each.plan, difference, one, two, acc[0], acc[1]);
+          }
         },
         part);
   });
@@ -169,6 +190,7 @@ void take(const VerifyArgs& a, const Verified& row, float factor, Scratch& scrat
     float* const x_new = address<float>(a.x_new, row.b, i0);
     float* const v_new = kKinetic ? address<float>(a.v_new, row.b, i0) : nullptr;
     const float *const n1 = scratch.normals.first, *const n2 = scratch.normals.second;
+    const float* const out = outputs(a, row, i0, n, scratch);
     for_each_lane(n, make_row<Kind>(row.r), [&](int64_t i, auto lane, const auto& each) {
       using F = decltype(lane);
       const int64_t at = i0 + i;
@@ -182,8 +204,10 @@ void take(const VerifyArgs& a, const Verified& row, float factor, Scratch& scrat
         one = fma(F(factor), difference.one, one);
         if (kKinetic) two = fma(F(factor), difference.two, two);
       }
+      const F x = load_as<F>(row.x + at);
+      const F given = out ? load_as<F>(out + i) : each.window.output(x, x0);
       const WindowState<F> next =
-          each.window.template advance<kSecond>({load_as<F>(row.x + at), v, kept}, x0, one, two);
+          each.window.template advance_by<kSecond>({x, v, kept}, x0, given, one, two);
       store_as(x_new + i, next.x);
       if constexpr (kKinetic) store_as(v_new + i, next.v);
       store_memory<kSecond>(memory, i, next.memory);

@@ -29,34 +29,33 @@ ARDIFF_HD UnitNormals unit_normals(const LookaheadArgs& a, const WindowRow& r, i
   return {{p.v[0], p.v[2], q.v[0], q.v[2]}, {p.v[1], p.v[3], q.v[1], q.v[3]}};
 }
 
-/// Both memories of a unit; `second` is not used where there is none.
+/// Both memories of a unit; the same one twice where there is no second. Whether there is one is
+/// known at run time: two forms of every kernel would not need fewer registers.
 struct UnitMemory {
   Four<float> first, second;
 
-  template <bool kSecond>
-  ARDIFF_HD MemoryOf<float> at(int k) const {
-    return {first.v[k], kSecond ? second.v[k] : first.v[k]};
-  }
-  ARDIFF_HD void set(int k, const MemoryOf<float>& m) {
+  ARDIFF_HD MemoryOf<float> at(int k) const { return {first.v[k], second.v[k]}; }
+  ARDIFF_HD void set(const LookaheadArgs& a, int k, const MemoryOf<float>& m) {
     first.v[k] = m.first;
-    second.v[k] = m.second;
+    second.v[k] = a.second_memory ? m.second : m.first;
   }
 };
 
-template <bool kSecond, bool kVector>
-ARDIFF_HD UnitMemory load_memory(const In& in, int64_t b, int64_t d, int64_t i, int n) {
+template <bool kVector>
+ARDIFF_HD UnitMemory load_memory(const LookaheadArgs& a, const In& in, int64_t b, int64_t i,
+                                 int n) {
   UnitMemory m;
   m.first = load<float, kVector>(in, b, i, n);
   m.second = m.first;
-  if constexpr (kSecond) m.second = load<float, kVector>(in, b, d + i, n);
+  if (a.second_memory) m.second = load<float, kVector>(in, b, a.d + i, n);
   return m;
 }
 
-template <bool kSecond, bool kVector>
-ARDIFF_HD void store_memory(const Out& out, int64_t b, int64_t d, int64_t i, int n,
+template <bool kVector>
+ARDIFF_HD void store_memory(const LookaheadArgs& a, const Out& out, int64_t b, int64_t i, int n,
                             const UnitMemory& m) {
   store<float, kVector>(out, b, i, n, m.first);
-  if constexpr (kSecond) store<float, kVector>(out, b, d + i, n, m.second);
+  if (a.second_memory) store<float, kVector>(out, b, a.d + i, n, m.second);
 }
 
 ARDIFF_HD In read(const Out& out) { return {out.data, out.stride, out.type}; }

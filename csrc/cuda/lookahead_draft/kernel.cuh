@@ -7,7 +7,7 @@
 
 namespace ardiff {
 
-template <bool kSecond, bool kVector>
+template <bool kVector>
 struct DraftBody {
   /// What a thread keeps from row to row.
   struct Unit {
@@ -21,7 +21,7 @@ struct DraftBody {
     const int64_t rows = window_rows(a, b);
     Unit u{};
     u.x = load<float, kVector>(a.x, b, i, n);
-    u.memory = load_memory<kSecond, kVector>(a.memory, b, d, i, n);
+    u.memory = load_memory<kVector>(a, a.memory, b, i, n);
     store<float, kVector>(a.states, b, i, n, u.x);
     if (a.v.data) {
       u.v = load<float, kVector>(a.v, b, i, n);
@@ -46,8 +46,8 @@ struct DraftBody {
         u.x_before = u.x;
         u.before = guess;
         const UnitNormals normals = unit_normals<kVector>(a, r, b, j, i, n);
-        r.kinetic ? advance<UldWindow<float>>(r, guess, normals, u)
-                  : advance<DiffusionWindow<float>>(r, guess, normals, u);
+        r.kinetic ? advance<UldWindow<float>>(a, r, guess, normals, u)
+                  : advance<DiffusionWindow<float>>(a, r, guess, normals, u);
       }
       store<float, kVector>(a.states, b, (j + 1) * d + i, n, u.x);
       if (a.v.data) store<float, kVector>(a.velocities, b, (j + 1) * d + i, n, u.v);
@@ -75,16 +75,16 @@ struct DraftBody {
   }
 
   template <class Row>
-  ARDIFF_HD static void advance(const WindowRow& r, const Four<float>& guess,
+  ARDIFF_HD static void advance(const DraftArgs& a, const WindowRow& r, const Four<float>& guess,
                                 const UnitNormals& normals, Unit& u) {
     const Row row(r.coef, plan_row<float>(r.plan), r.scale);
     for (int k = 0; k < kUnit; ++k) {
       const WindowState<float> next =
-          row.template advance<kSecond>({u.x.v[k], u.v.v[k], u.memory.template at<kSecond>(k)},
-                                        guess.v[k], normals.first.v[k], normals.second.v[k]);
+          row.template advance<true>({u.x.v[k], u.v.v[k], u.memory.at(k)}, guess.v[k],
+                                     normals.first.v[k], normals.second.v[k]);
       u.x.v[k] = next.x;
       u.v.v[k] = next.v;
-      u.memory.set(k, next.memory);
+      u.memory.set(a, k, next.memory);
     }
   }
 };

@@ -6,14 +6,8 @@
 namespace ardiff {
 namespace {
 
-template <bool kSecond>
-void launch_as(const DraftArgs& a, int32_t device) {
-  takes_units(a) ? launch<DraftBody<kSecond, true>>(a, device)
-                 : launch<DraftBody<kSecond, false>>(a, device);
-}
-
 void run(const DraftArgs& a, int32_t device) {
-  a.second_memory ? launch_as<true>(a, device) : launch_as<false>(a, device);
+  takes_units(a) ? launch<DraftBody<true>>(a, device) : launch<DraftBody<false>>(a, device);
 }
 
 using Op = LookaheadDraft<&run>;

@@ -16,7 +16,8 @@ constexpr int kRowSums = 4;  // of RowSums
 /// What the threads of a block share. Rows of lanes are padded against bank conflicts.
 struct VerifyShared {
   float lanes[kRowSums][kBlockGroups][kSumLanes + kUnit];
-  double totals[kRowSums][kBlockGroups];
+  double groups[kRowSums][kBlockGroups];
+  double totals[kRowSums];
   RowDecision decision;
 };
 
@@ -28,9 +29,10 @@ struct VerifyRow {
   Rule rule;
 
   ARDIFF_HD bool before() const { return j > 0 || last >= 0; }
+  ARDIFF_HD bool calls() const { return r.plan[LookaheadColumn::calls] != 0.0f; }
 };
 
-template <class Model, bool kSecond, bool kVector>
+template <class Model, bool kVector>
 struct VerifyBody {
   static constexpr int kBlocks = 2;
   using Shared = VerifyShared;
@@ -40,8 +42,7 @@ struct VerifyBody {
   ARDIFF_DEVICE static void flow(const VerifyArgs& a, Shared& shared, const Team& team) {
     const int64_t b = team.number(), rows = window_rows(a, b);
     const int64_t last = known_entry(a, b, int64_t{a.row[b]} - 1);
-    float gain =
-        last >= 0 ? a.gain[b * a.K + last] : 0.0f;  // of the row before; the first thread's
+    float gain = last >= 0 ? a.gain[b * a.K + last] : 0.0f;  // of the row before, in thread 0
     int64_t accepted = 0, ended = 0;
     team.each([&](int thread) { begin(a, b, thread); });
 #pragma unroll 1
@@ -56,6 +57,8 @@ struct VerifyBody {
         team.each([&](int thread) { add(a, shared, thread, round); });
       }
       team.wait();
+      team.each([&](int thread) { total(a, shared, thread); });
+      team.wait_in_warps();
       team.threads([&](int thread) {
         if (thread == 0) decide(a, row, shared, gain);
       });
@@ -87,13 +90,14 @@ struct VerifyBody {
   /// Both memories begin as the state's.
   ARDIFF_HD static void begin(const VerifyArgs& a, int64_t b, int thread) {
     units(a.d, thread, [&](int64_t i, int n) {
-      const UnitMemory m = load_memory<kSecond, kVector>(a.memory, b, a.d, i, n);
-      store_memory<kSecond, kVector>(a.memory_new, b, a.d, i, n, m);
-      store_memory<kSecond, kVector>(a.drafted, b, a.d, i, n, m);
+      const UnitMemory m = load_memory<kVector>(a, a.memory, b, i, n);
+      store_memory<kVector>(a, a.memory_new, b, i, n, m);
+      store_memory<kVector>(a, a.drafted, b, i, n, m);
     });
   }
 
-  /// Data predictions and lanes of this round's chunk.
+  /// Data predictions and lanes of this round's chunk. Two loops, the second of which finds in the
+  /// first-level cache what the first has read: in one the sums need too many registers.
   ARDIFF_HD static void sum(const VerifyArgs& a, const VerifyRow& row, VerifyShared& shared,
                             int thread, int64_t round) {
     const int group = thread / kGroupThreads;
@@ -101,27 +105,33 @@ struct VerifyBody {
     const int64_t first = kChunk * (group + round * kGroups);
     if (first >= a.d) return;
     const int64_t stop = a.d - first < kChunk ? a.d : first + kChunk;
-    Four<float> sums[kRowSums]{};
+    const auto sums_of = [&](int s, auto add) {
+      Four<float> sums[2]{};
 #pragma unroll 1
-    for (int64_t i = first + lane; i < stop; i += kSumLanes) {
-      const int n = unit_length<kVector>(a.d, i);
+      for (int64_t i = first + lane; i < stop; i += kSumLanes) {
+        add(i, unit_length<kVector>(a.d, i), sums[0], sums[1]);
+      }
+      store<float, true>({shared.lanes[s][group], 0}, 0, lane, kUnit, sums[0]);
+      store<float, true>({shared.lanes[s + 1][group], 0}, 0, lane, kUnit, sums[1]);
+    };
+    sums_of(2, [&](int64_t i, int n, Four<float>& square, Four<float>& product) {
       const Four<float> x = load<float, kVector>(a.states, row.b, row.j * a.d + i, n);
-      const Four<float> guess = load<float, kVector>(a.drafts, row.b, row.j * a.d + i, n);
-      const Four<float> x0 = predict(a, row, i, n, x, guess);
-      if (row.r.known >= 0 || row.before()) add_gain(a, row, i, n, x, x0, sums[2], sums[3]);
-      if (!row.going) continue;
-      row.r.kinetic ? add_terms<UldWindow<float>>(a, row, i, n, guess, x0, sums[0], sums[1])
-                    : add_terms<DiffusionWindow<float>>(a, row, i, n, guess, x0, sums[0], sums[1]);
-    }
-    for (int s = 0; s < kRowSums; ++s) {
-      store<float, true>({shared.lanes[s][group], 0}, 0, lane, kUnit, sums[s]);
-    }
+      const Four<float> x0 = predict(a, row, i, n, x);
+      if (row.r.known >= 0 || row.before()) add_gain(a, row, i, n, x, x0, square, product);
+    });
+    if (!row.going) return;
+    sums_of(0, [&](int64_t i, int n, Four<float>& first, Four<float>& second) {
+      row.r.kinetic ? add_terms<UldWindow<float>>(a, row, i, n, first, second)
+                    : add_terms<DiffusionWindow<float>>(a, row, i, n, first, second);
+    });
   }
 
   ARDIFF_HD static Four<float> predict(const VerifyArgs& a, const VerifyRow& row, int64_t i, int n,
-                                       const Four<float>& x, const Four<float>& guess) {
-    Four<float> x0 = guess;
-    if (row.r.plan[LookaheadColumn::calls] != 0.0f) {
+                                       const Four<float>& x) {
+    Four<float> x0;
+    if (!row.calls()) {
+      x0 = load<float, kVector>(a.drafts, row.b, row.j * a.d + i, n);
+    } else {
       const PlanRow<float> plan = plan_row<float>(row.r.plan);
       const Four<Model> out = load<Model, kVector>(a.outs, row.b, row.j * a.d + i, n);
       for (int k = 0; k < kUnit; ++k) {
@@ -152,35 +162,83 @@ struct VerifyBody {
     }
   }
 
+  /// The terms of the row's decision. Absent elements have none: the factors of theirs may be
+  /// infinite, and their normals are not zero.
   template <class Row>
   ARDIFF_HD static void add_terms(const VerifyArgs& a, const VerifyRow& row, int64_t i, int n,
-                                  const Four<float>& guess, const Four<float>& x0,
                                   Four<float>& first, Four<float>& second) {
+    const int64_t place = row.j * a.d + i;
     const PlanRow<float> plan = plan_row<float>(row.r.plan);
     const Row each(row.r.coef, plan, row.r.scale);
-    const UnitMemory drafted = load_memory<kSecond, kVector>(read(a.drafted), row.b, a.d, i, n);
-    const UnitMemory memory = load_memory<kSecond, kVector>(read(a.memory_new), row.b, a.d, i, n);
+    const UnitMemory memory = load_memory<kVector>(a, read(a.memory_new), row.b, i, n);
+    const Four<float> x0 = load<float, kVector>(read(a.x0), row.b, place, n);
     UnitNormals normals{};
-    if (row.rule == Rule::law) normals = unit_normals<kVector>(a, row.r, row.b, row.j, i, n);
+    if (row.rule != Rule::within) {
+      normals = unit_normals<kVector>(a, row.r, row.b, row.j, i, n);
+    }
+    if (row.rule == Rule::equal) {
+      const Four<float> x = load<float, kVector>(a.states, row.b, place, n);
+      const Four<float> x_next = load<float, kVector>(a.states, row.b, place + a.d, n);
+      Four<float> v_next{};
+      if (Row::kKinetic) v_next = load<float, kVector>(a.velocities, row.b, place + a.d, n);
+      const UnitState s = advance(a, row, each, i, n, x, x0, memory, normals);
+      for (int k = 0; k < kUnit; ++k) {
+        if (k < n) add_unequal({s.x.v[k], s.v.v[k], {}}, x_next.v[k], v_next.v[k], first.v[k]);
+      }
+      return;
+    }
+    const Four<float> guess = load<float, kVector>(a.drafts, row.b, place, n);
+    const UnitMemory drafted = load_memory<kVector>(a, read(a.drafted), row.b, i, n);
     for (int k = 0; k < kUnit; ++k) {
-      const Difference<float> difference = each.difference(
-          guess.v[k] - x0.v[k], drafted.template at<kSecond>(k), memory.template at<kSecond>(k));
-      const float n1 = normals.first.v[k], n2 = Row::kKinetic ? normals.second.v[k] : 0.0f;
+      if (k >= n) continue;
+      const Difference<float> apart =
+          each.difference(guess.v[k] - x0.v[k], drafted.at(k), memory.at(k));
+      const float n1 = normals.first.v[k], n2 = normals.second.v[k];
       if (row.rule == Rule::law) {
-        add_decision<Rule::law>(plan, difference, n1, n2, first.v[k], second.v[k]);
-      } else if (row.rule == Rule::within) {
-        add_decision<Rule::within>(plan, difference, n1, n2, first.v[k], second.v[k]);
+        add_decision<Rule::law>(plan, apart, n1, n2, first.v[k], second.v[k]);
       } else {
-        add_decision<Rule::equal>(plan, difference, n1, n2, first.v[k], second.v[k]);
+        add_decision<Rule::within>(plan, apart, n1, n2, first.v[k], second.v[k]);
       }
     }
+  }
+
+  /// A unit of a state; v is zero where the row has none.
+  struct UnitState {
+    Four<float> x, v;
+    UnitMemory memory;
+  };
+
+  /// The unit after the row by the model's data prediction x0, or its own output of a row of
+  /// uld_step that calls it.
+  template <class Row>
+  ARDIFF_HD static UnitState advance(const VerifyArgs& a, const VerifyRow& row, const Row& each,
+                                     int64_t i, int n, const Four<float>& x, const Four<float>& x0,
+                                     const UnitMemory& memory, const UnitNormals& normals) {
+    const int64_t place = row.j * a.d + i;
+    Four<float> v{}, out;
+    if (Row::kKinetic) v = load<float, kVector>(a.velocities, row.b, place, n);
+    if (Row::kKinetic && row.calls()) {
+      out = widened(load<Model, kVector>(a.outs, row.b, place, n));
+    } else {
+      for (int k = 0; k < kUnit; ++k) out.v[k] = each.output(x.v[k], x0.v[k]);
+    }
+    UnitState s;
+    for (int k = 0; k < kUnit; ++k) {
+      const WindowState<float> next =
+          each.template advance_by<true>({x.v[k], v.v[k], memory.at(k)}, x0.v[k], out.v[k],
+                                         normals.first.v[k], normals.second.v[k]);
+      s.x.v[k] = next.x;
+      s.v.v[k] = next.v;
+      s.memory.set(a, k, next.memory);
+    }
+    return s;
   }
 
   /// The chunk's sums from its lanes: one of the four per thread.
   ARDIFF_HD static void add(const VerifyArgs& a, VerifyShared& shared, int thread, int64_t round) {
     const int group = thread / kGroupThreads, member = thread % kGroupThreads;
     if (member >= kRowSums) return;
-    double& total = shared.totals[member][group];
+    double& total = shared.groups[member][group];
     if (round == 0) total = 0;
     if (kChunk * (group + round * kGroups) >= a.d) return;
     float lanes[kSumLanes];
@@ -188,15 +246,19 @@ struct VerifyBody {
     total += sum_lanes(lanes);
   }
 
+  /// The sample's sums from its groups: one of the four per thread.
+  ARDIFF_HD static void total(const VerifyArgs& a, VerifyShared& shared, int thread) {
+    if (thread >= kRowSums) return;
+    double total = 0;
+    for (int g = 0; g < kBlockGroups && kChunk * g < a.d; ++g) total += shared.groups[thread][g];
+    shared.totals[thread] = total;
+  }
+
   /// The row's gain, and whether it holds.
   ARDIFF_HD static void decide(const VerifyArgs& a, const VerifyRow& row, VerifyShared& shared,
                                float& gain) {
-    double totals[kRowSums];
-    for (int s = 0; s < kRowSums; ++s) {
-      totals[s] = 0.0;
-      for (int g = 0; g < kBlockGroups; ++g) totals[s] += shared.totals[s][g];
-    }
-    const RowSums sums{totals[0], totals[1], totals[2], totals[3]};
+    const double* const t = shared.totals;
+    const RowSums sums{t[0], t[1], t[2], t[3]};
     const bool known = row.r.known >= 0;
     const float kept =
         known ? a.gain[row.b * a.K + row.r.known] : kept_gain(row.r.plan, row.before(), gain);
@@ -219,42 +281,36 @@ struct VerifyBody {
     const Row each(row.r.coef, plan_row<float>(row.r.plan), row.r.scale);
     units(a.d, thread, [&](int64_t i, int n) {
       const int64_t place = row.j * a.d + i;
-      UnitMemory drafted = load_memory<kSecond, kVector>(read(a.drafted), row.b, a.d, i, n);
-      UnitMemory memory = load_memory<kSecond, kVector>(read(a.memory_new), row.b, a.d, i, n);
-      Four<float> x = load<float, kVector>(a.states, row.b, place, n);
+      UnitMemory drafted = load_memory<kVector>(a, read(a.drafted), row.b, i, n);
+      UnitMemory memory = load_memory<kVector>(a, read(a.memory_new), row.b, i, n);
+      const Four<float> x = load<float, kVector>(a.states, row.b, place, n);
       const Four<float> guess = load<float, kVector>(a.drafts, row.b, place, n);
       const Four<float> x0 = load<float, kVector>(read(a.x0), row.b, place, n);
       if (decision.holds) {
         for (int k = 0; k < kUnit; ++k) {
-          memory.set(
-              k, each.template remember<kSecond>(x.v[k], x0.v[k], memory.template at<kSecond>(k)));
-          drafted.set(k, each.template remember<kSecond>(x.v[k], guess.v[k],
-                                                         drafted.template at<kSecond>(k)));
+          memory.set(a, k, each.template remember<true>(x.v[k], x0.v[k], memory.at(k)));
+          drafted.set(a, k, each.template remember<true>(x.v[k], guess.v[k], drafted.at(k)));
         }
-        store_memory<kSecond, kVector>(a.drafted, row.b, a.d, i, n, drafted);
-      } else {
-        const UnitNormals normals = unit_normals<kVector>(a, row.r, row.b, row.j, i, n);
-        Four<float> v{};
-        if (a.velocities.data) v = load<float, kVector>(a.velocities, row.b, place, n);
-        for (int k = 0; k < kUnit; ++k) {
-          const MemoryOf<float> kept = memory.template at<kSecond>(k);
-          const Difference<float> difference =
-              each.difference(guess.v[k] - x0.v[k], drafted.template at<kSecond>(k), kept);
-          float n1 = normals.first.v[k], n2 = normals.second.v[k];
-          if (decision.factor != 0.0f) {
-            n1 = fma(decision.factor, difference.one, n1);
-            n2 = fma(decision.factor, difference.two, n2);
-          }
-          const WindowState<float> next =
-              each.template advance<kSecond>({x.v[k], v.v[k], kept}, x0.v[k], n1, n2);
-          x.v[k] = next.x;
-          v.v[k] = next.v;
-          memory.set(k, next.memory);
-        }
-        store<float, kVector>(a.x_new, row.b, i, n, x);
-        if (a.velocities.data) store<float, kVector>(a.v_new, row.b, i, n, v);
+        store_memory<kVector>(a, a.drafted, row.b, i, n, drafted);
+        store_memory<kVector>(a, a.memory_new, row.b, i, n, memory);
+        return;
       }
-      store_memory<kSecond, kVector>(a.memory_new, row.b, a.d, i, n, memory);
+      UnitNormals normals = unit_normals<kVector>(a, row.r, row.b, row.j, i, n);
+      if (decision.factor != 0.0f) {
+        for (int k = 0; k < kUnit; ++k) {
+          const Difference<float> apart =
+              each.difference(guess.v[k] - x0.v[k], drafted.at(k), memory.at(k));
+          normals.first.v[k] = fma(decision.factor, apart.one, normals.first.v[k]);
+          normals.second.v[k] = fma(decision.factor, apart.two, normals.second.v[k]);
+        }
+      }
+      const UnitState s = advance(a, row, each, i, n, x, x0, memory, normals);
+      store<float, kVector>(a.x_new, row.b, i, n, s.x);
+      store_memory<kVector>(a, a.memory_new, row.b, i, n, s.memory);
+      if (!a.velocities.data) return;
+      Four<float> v = s.v;
+      if (!Row::kKinetic) v = load<float, kVector>(a.velocities, row.b, place, n);
+      store<float, kVector>(a.v_new, row.b, i, n, v);
     });
   }
 

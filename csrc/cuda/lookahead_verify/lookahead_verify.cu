@@ -6,15 +6,10 @@
 namespace ardiff {
 namespace {
 
-template <class Model, bool kSecond>
-void launch_as(const VerifyArgs& a, int32_t device) {
-  takes_units(a) ? launch_blocks<VerifyBody<Model, kSecond, true>>(a, a.B, device)
-                 : launch_blocks<VerifyBody<Model, kSecond, false>>(a, a.B, device);
-}
-
 template <class Model>
 void run_model(const VerifyArgs& a, int32_t device) {
-  a.second_memory ? launch_as<Model, true>(a, device) : launch_as<Model, false>(a, device);
+  takes_units(a) ? launch_blocks<VerifyBody<Model, true>>(a, a.B, device)
+                 : launch_blocks<VerifyBody<Model, false>>(a, a.B, device);
 }
 
 void run(const VerifyArgs& a, int32_t device) {
