@@ -57,9 +57,9 @@ class LookaheadCall:
         row = self._integers(0, length, B)
         row[::7], row[3::7] = -1, length
         stream = self._integers(0, 2**62, B, torch.int64)
-        self.key, self.draw = torch.tensor([seed + 77]), self._integers(0, 999, B)
-        self.address = row, self._integers(1, L + 2, B), self.draw, self.key, stream
-        self.address[1][5::7] = 0
+        count, draw = self._integers(1, L + 2, B), self._integers(0, 999, B)
+        count[5::7] = 0
+        self.address = row, count, draw, torch.tensor([seed + 77]), stream
         self.options: dict[str, Any] = {"x0_clamp": case.clamp}
         if case.velocity:
             self.options["op"] = torch.tensor(kinetic, dtype=torch.int32)
@@ -110,9 +110,8 @@ class LookaheadCall:
         taken.case = self.case._replace(batch=len(index))
         taken.x, taken.memory = self.x[index], self.memory[index]
         taken.v = None if self.v is None else self.v[index]
-        taken.draw = self.draw[index]
-        row, count, _, key, stream = self.address
-        taken.address = row[index], count[index], taken.draw, key, stream[index]
+        row, count, draw, key, stream = self.address
+        taken.address = row[index], count[index], draw[index], key, stream[index]
         taken.options = {
             k: v if k in ("op", "x0_clamp") else v[index] for k, v in self.options.items()
         }
