@@ -164,7 +164,8 @@ constexpr int64_t kMaxDim = 64;  // as in PyTorch
                       " " + list_of(sizes, dim));
 }
 
-/// A fresh contiguous tensor of `dim` sizes beside `like`: float32, float16, bfloat16 or bool.
+/// A fresh contiguous tensor of `dim` sizes beside `like`: float32, float16, bfloat16, int32 or
+/// bool.
 inline Tensor fresh_tensor(const Arg& like, ScalarType dtype, int64_t dim, const int64_t* sizes) {
   if (dim > kMaxDim) throw std::runtime_error("ardiff: a tensor of more than 64 dimensions");
   int64_t strides[kMaxDim];
@@ -175,6 +176,7 @@ inline Tensor fresh_tensor(const Arg& like, ScalarType dtype, int64_t dim, const
   const int32_t code = dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
                        : dtype == ScalarType::Half   ? aoti_torch_dtype_float16()
                        : dtype == ScalarType::Bool   ? aoti_torch_dtype_bool()
+                       : dtype == ScalarType::Int    ? aoti_torch_dtype_int32()
                                                      : aoti_torch_dtype_float32();
   AtenTensorHandle handle = nullptr;
   if (aoti_torch_empty_strided(dim, sizes, strides, code, like.device_type, like.device_index,
