@@ -1,22 +1,12 @@
-// The Metropolis test of mala_accept: the term of one element (or one element per lane), the order
-// in which a sample's terms are summed, and the decision. All backends written in C++ agree to the
-// bit.
-//
-// Order of a sum: in a chunk of kChunk elements, element i goes to lane i mod kSumLanes; the lanes
-// are halved again and again. Chunk c goes, in float64, to group c mod kGroups; the groups are
-// added from the first to the last. It depends on the number of elements alone. Lanes begin at +0,
-// so none is ever -0, and adding the +0 of an absent element changes nothing.
+// The Metropolis test of mala_accept: the term of one element (or one element per lane) and the
+// decision. All backends written in C++ agree to the bit.
 #pragma once
 
-#include "normal.h"
-#include "philox.h"
+#include "accept_uniform.h"
 #include "step.h"
+#include "sums.h"
 
 namespace ARDIFF_NS {
-
-constexpr int kSumLanes = 32;
-constexpr int kGroups = 32;
-constexpr int64_t kChunk = 256;
 
 /// What is added to the trapezoid of the energy difference.
 enum class Correction { none, simpson, energies };
@@ -89,17 +79,6 @@ ARDIFF_HD F subtract_trapezoid(const AcceptRow<F>& c, const AcceptPair<F>& p, F 
   return term(c.s_o, delta * (p.out_x + p.out_y), acc);
 }
 
-/// The sum over the lanes, which it overwrites: halves them again and again.
-template <int kLanesLeft = kSumLanes>
-ARDIFF_HD float sum_lanes(float (&lanes)[kSumLanes]) {
-  if constexpr (kLanesLeft > 1) {
-    for (int i = 0; i < kLanesLeft / 2; ++i) lanes[i] += lanes[i + kLanesLeft / 2];
-    return sum_lanes<kLanesLeft / 2>(lanes);
-  } else {
-    return lanes[0];
-  }
-}
-
 /// Sums over a chunk, or over chunks in T = double.
 template <class T>
 struct AcceptSums {
@@ -110,14 +89,6 @@ ARDIFF_HD void add_sums(AcceptSums<double>& total, const AcceptSums<double>& par
   total.log_alpha += part.log_alpha;
   total.delta2 += part.delta2;
   total.y2 += part.y2;
-}
-
-/// log of the accept uniform at a sample's address.
-ARDIFF_HD float log_accept_uniform(int64_t key, int64_t stream, int32_t draw) {
-  uint32_t w0 = 0, w1 = counter_word(draw, kAcceptUniform);
-  uint32_t w2 = low_word(stream), w3 = high_word(stream);
-  philox(w0, w1, w2, w3, low_word(key), high_word(key));
-  return -0.5f * neg_two_log<float>(w0);
 }
 
 struct Decision {

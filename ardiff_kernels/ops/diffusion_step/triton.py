@@ -29,6 +29,44 @@ COLUMN = columns(COLUMNS)
 
 
 @triton.jit
+def clamped(x0, x0_clamp):
+    """The data prediction within its bound, if it has one; NaN stays."""
+    if x0_clamp is not None:
+        # Eager Triton passes a Python float as float32, Inductor as float64.
+        bound = tl.full([], x0_clamp, tl.float32)
+        x0 = tl.where(x0 > bound, bound, tl.where(x0 < -bound, -bound, x0))
+    return x0
+
+
+@triton.jit
+def diffusion_update(c, x, x0, memory, origin, sd, n):
+    """The new x and memory of the row at `c`, and whether the row moves the memory; `origin` is
+    the second memory, or the memory without one."""
+    x_new = term(tl.load(c + COLUMN.x_x_lo), x, 0.0)
+    x_new = term(tl.load(c + COLUMN.x_0), x0, x_new)
+    x_new = term(tl.load(c + COLUMN.x_m), memory, x_new)
+    x_new = term(tl.load(c + COLUMN.x_d), x - origin, x_new)
+    x_new = tl.fma(n, sd, x_new)
+    x_new = term(tl.load(c + COLUMN.x_x), x, x_new)
+    m_x = tl.load(c + COLUMN.m_x)
+    m_x_lo = tl.load(c + COLUMN.m_x_lo)
+    m_0 = tl.load(c + COLUMN.m_0)
+    keep = (m_x == 0.0) & (m_x_lo == 0.0) & (m_0 == 0.0)
+    memory_new = term(m_x, x, term(m_0, x0, term(m_x_lo, x, 0.0)))
+    return x_new, memory_new, keep == 0
+
+
+@triton.jit
+def second_update(c, x, memory, second):
+    """The new second memory of the row at `c`, from the old state, and whether the row moves it."""
+    s_x = tl.load(c + COLUMN.s_x)
+    s_m = tl.load(c + COLUMN.s_m)
+    s_2 = tl.load(c + COLUMN.s_2)
+    moves = (s_x != 0.0) | (s_m != 0.0) | (s_2 != 0.0)
+    return term(s_x, x, term(s_m, memory, term(s_2, second, 0.0))), moves
+
+
+@triton.jit
 def diffusion_step_kernel(
     x_ptr, out_ptr, memory_ptr, x_new_ptr, memory_new_ptr, x0_ptr, z_model_ptr,
     uncond_ptr, uncond2_ptr, noise_ptr,
@@ -74,24 +112,11 @@ def diffusion_step_kernel(
         n = one_normal(col, c1, key_ptr, tl.load(stream_ptr + sample), BR, BD)
 
     x0 = term(tl.load(c + COLUMN.p_o), out, term(tl.load(c + COLUMN.p_x), x, 0.0))
-    if x0_clamp is not None:
-        # Eager Triton passes a Python float as float32, Inductor as float64.
-        bound = tl.full([], x0_clamp, tl.float32)
-        x0 = tl.where(x0 > bound, bound, tl.where(x0 < -bound, -bound, x0))
-    x_new = term(tl.load(c + COLUMN.x_x_lo), x, 0.0)
-    x_new = term(tl.load(c + COLUMN.x_0), x0, x_new)
-    x_new = term(tl.load(c + COLUMN.x_m), memory, x_new)
-    x_new = term(tl.load(c + COLUMN.x_d), x - origin, x_new)
-    x_new = tl.fma(n, sd, x_new)
-    x_new = term(tl.load(c + COLUMN.x_x), x, x_new)
-    m_x = tl.load(c + COLUMN.m_x)
-    m_x_lo = tl.load(c + COLUMN.m_x_lo)
-    m_0 = tl.load(c + COLUMN.m_0)
-    keep = (m_x == 0.0) & (m_x_lo == 0.0) & (m_0 == 0.0)
-    memory_new = term(m_x, x, term(m_0, x0, term(m_x_lo, x, 0.0)))
+    x0 = clamped(x0, x0_clamp)
+    x_new, memory_new, moves = diffusion_update(c, x, x0, memory, origin, sd, n)
 
     x_new = tl.where(live, x_new, x)
-    moves = live & (keep == 0)
+    moves = live & moves
     if IN_PLACE:
         mask_memory = mask & moves
     else:
@@ -100,15 +125,12 @@ def diffusion_step_kernel(
     store_tile(x_new_ptr, x_new, sample, x_new_stride, col, lane, mask, ALIGN)
     store_tile(memory_new_ptr, memory_new, sample, memory_new_stride, col, lane, mask_memory, ALIGN)
     if SECOND:
-        s_x = tl.load(c + COLUMN.s_x)
-        s_m = tl.load(c + COLUMN.s_m)
-        s_2 = tl.load(c + COLUMN.s_2)
-        moves = live & ((s_x != 0.0) | (s_m != 0.0) | (s_2 != 0.0))
+        second, moves = second_update(c, x, memory, origin)
+        moves = live & moves
         if IN_PLACE:
             mask_second = mask & moves
         else:
             mask_second = mask
-        second = term(s_x, x, term(s_m, memory, term(s_2, origin, 0.0)))
         second = tl.where(moves, second, origin)
         store_tile(
             memory_new_ptr, second, sample, memory_new_stride, col + d, lane, mask_second, ALIGN

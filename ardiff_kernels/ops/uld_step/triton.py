@@ -29,6 +29,29 @@ COLUMN = columns(COLUMNS)
 
 
 @triton.jit
+def uld_update(c, z, v, out, anchor, z_1, z_2, v_1, n1, n2, n1_v):
+    """The new z and v of the row at `c`, the anchor of a row that begins a stage, and whether it
+    does; z_1, z_2 and v_1 are multiplied by the noise scale, n1_v is n1 as v takes it."""
+    a_z = tl.load(c + COLUMN.a_z)
+    start = a_z != 0.0
+    delta = tl.where(start, 0.0, z - anchor)
+    z_new = term(tl.load(c + COLUMN.z_z_lo), z, 0.0)
+    z_new = term(tl.load(c + COLUMN.z_d), delta, z_new)
+    z_new = term(tl.load(c + COLUMN.z_v), v, z_new)
+    z_new = term(tl.load(c + COLUMN.z_o), out, z_new)
+    z_new = tl.fma(n1, z_1, z_new)
+    z_new = tl.fma(n2, z_2, z_new)
+    z_new = term(tl.load(c + COLUMN.z_z), z, z_new)
+    v_new = term(tl.load(c + COLUMN.v_z), z, 0.0)
+    v_new = term(tl.load(c + COLUMN.v_d), delta, v_new)
+    v_new = term(tl.load(c + COLUMN.v_v), v, v_new)
+    v_new = term(tl.load(c + COLUMN.v_o), out, v_new)
+    v_new = tl.fma(n1_v, v_1, v_new)
+    anchor_new = term(a_z, z, term(tl.load(c + COLUMN.a_z_lo), z, 0.0))
+    return z_new, v_new, anchor_new, start
+
+
+@triton.jit
 def uld_step_kernel(
     z_ptr, v_ptr, out_ptr, anchor_ptr, z_new_ptr, v_new_ptr, anchor_new_ptr, z_model_ptr,
     uncond_ptr, uncond2_ptr, noise_ptr, noise2_ptr,
@@ -72,23 +95,7 @@ def uld_step_kernel(
         n1, n2 = two_normals(col, c1, key_ptr, tl.load(stream_ptr + sample), BR, BD)
         n1_v = n1
 
-    a_z = tl.load(c + COLUMN.a_z)
-    start = a_z != 0.0
-    delta = tl.where(start, 0.0, z - anchor)
-    z_new = term(tl.load(c + COLUMN.z_z_lo), z, 0.0)
-    z_new = term(tl.load(c + COLUMN.z_d), delta, z_new)
-    z_new = term(tl.load(c + COLUMN.z_v), v, z_new)
-    z_new = term(tl.load(c + COLUMN.z_o), out, z_new)
-    z_new = tl.fma(n1, z_1, z_new)
-    z_new = tl.fma(n2, z_2, z_new)
-    z_new = term(tl.load(c + COLUMN.z_z), z, z_new)
-    v_new = term(tl.load(c + COLUMN.v_z), z, 0.0)
-    v_new = term(tl.load(c + COLUMN.v_d), delta, v_new)
-    v_new = term(tl.load(c + COLUMN.v_v), v, v_new)
-    v_new = term(tl.load(c + COLUMN.v_o), out, v_new)
-    v_new = tl.fma(n1_v, v_1, v_new)
-    anchor_new = term(a_z, z, term(tl.load(c + COLUMN.a_z_lo), z, 0.0))
-
+    z_new, v_new, anchor_new, start = uld_update(c, z, v, out, anchor, z_1, z_2, v_1, n1, n2, n1_v)
     z_new = tl.where(live, z_new, z)
     store_tile(z_new_ptr, z_new, sample, z_new_stride, col, lane, mask, ALIGN)
     store_tile(v_new_ptr, tl.where(live, v_new, v), sample, v_new_stride, col, lane, mask, ALIGN)
