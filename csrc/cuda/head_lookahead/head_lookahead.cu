@@ -83,7 +83,7 @@ void run(const char* op, const HeadTensors& t, const HeadLoopTensors& l, const H
   k.two_memories = l.memory.sizes[1] != d;
   k.by_law = !more.tolerance.has_value();
   const double tolerance = more.tolerance.value_or(0.0);
-  k.most = tolerance * tolerance * static_cast<double>(d);
+  k.bound = tolerance * tolerance * static_cast<double>(d);
   k.plan = pointer<float>(more.plan);
   k.rounds = to.rounds;
   k.accepted = to.accepted;

@@ -3,20 +3,19 @@
 // after another only where a state or memory follows from the one before.
 #pragma once
 
-#include "../../math/mala_accept.h"
+#include "../../math/lookahead.h"
 #include "../head/phase.cuh"
-#include "row.cuh"
 
 namespace ardiff {
 
-/// Sums over the elements of a row, in the order of csrc/math/mala_accept.h.
-enum LookaheadSum { kLength, kAlong, kDistance, kSquare, kProduct, kDifferent, kLookaheadSums };
+/// The members of RowSums, in memory.
+enum LookaheadSum { kFirst, kSecond, kSquare, kProduct, kLookaheadSums };
 
 /// Of the rounds; what has two places is written in turn, so that a round knows the last one.
 struct LookaheadRounds {
   int patches, rows;  // N, L
   bool two_memories, by_law;
-  double most;                          // of the distance, tolerance^2 d
+  double bound;                         // tolerance^2 d
   const float* plan;                    // [T, 16]
   int *row[2], *count[2];               // [N], the window of each patch: its first row, how many
   int* place;                           // [N, L], first row of its modulations; -1: not evaluated
@@ -51,7 +50,46 @@ ARDIFF_DEVICE double read_fresh(const double* p) {
 #endif
 }
 
-ARDIFF_DEVICE bool is_finite(double x) { return 0.0 * x == 0.0; }
+/// A row of the table on an element, with the noise scale of the patch.
+struct LookaheadRow {
+  const float *coef, *plan;
+  bool kinetic;  // of uld_step, else of diffusion_step
+  float scale;
+
+  ARDIFF_DEVICE bool calls() const { return plan[LookaheadColumn::calls] != 0.0f; }
+  ARDIFF_DEVICE bool couples() const {
+    return plan[LookaheadColumn::couples] != 0.0f && scale != 0.0f;
+  }
+  ARDIFF_DEVICE bool noisy() const {
+    return kinetic ? UldWindow<float>::noisy(coef, scale)
+                   : DiffusionWindow<float>::noisy(coef, scale);
+  }
+
+  /// f(UldWindow or DiffusionWindow).
+  template <class F>
+  ARDIFF_DEVICE auto visit(F f) const {
+    const PlanRow<float> p = plan_row<float>(plan);
+    return kinetic ? f(UldWindow<float>(coef, p, scale))
+                   : f(DiffusionWindow<float>(coef, p, scale));
+  }
+  ARDIFF_DEVICE MemoryOf<float> remember(float x, float x0, const MemoryOf<float>& m,
+                                         bool two) const {
+    return visit([&](const auto& row) {
+      return two ? row.template remember<true>(x, x0, m) : row.template remember<false>(x, x0, m);
+    });
+  }
+  ARDIFF_DEVICE WindowState<float> advance(const WindowState<float>& s, float x0, float n1,
+                                           float n2, bool two) const {
+    return visit([&](const auto& row) {
+      return two ? row.template advance<true>(s, x0, n1, n2)
+                 : row.template advance<false>(s, x0, n1, n2);
+    });
+  }
+  ARDIFF_DEVICE Difference<float> difference(float apart, const MemoryOf<float>& drafted,
+                                             const MemoryOf<float>& kept) const {
+    return visit([&](const auto& row) { return row.difference(apart, drafted, kept); });
+  }
+};
 
 /// A patch between two rounds: `round` counts from 0, which has nothing to verify.
 struct LookaheadWindow {
@@ -82,22 +120,25 @@ struct LookaheadWindow {
     return static_cast<int32_t>(static_cast<uint32_t>(at(s().draw, b)) + static_cast<uint32_t>(i));
   }
 
-  ARDIFF_DEVICE LookaheadMemory memory(const float* from, int j, int i) const {
+  // Without a second memory the place of it holds the memory.
+  ARDIFF_DEVICE MemoryOf<float> memory(const float* from, int j, int i) const {
     const float* p = from + 2 * at_state(j, 0) + i;
-    return {read_fresh(p), k().two_memories ? read_fresh(p + d()) : 0.0f, k().two_memories};
+    return {read_fresh(p), read_fresh(p + d())};
   }
-  ARDIFF_DEVICE void keep_memory(float* to, int j, int i, const LookaheadMemory& m) const {
+  ARDIFF_DEVICE void keep_memory(float* to, int j, int i, const MemoryOf<float>& m) const {
     float* p = to + 2 * at_state(j, 0) + i;
     p[0] = m.first;
-    if (m.two) p[d()] = m.second;
+    p[d()] = m.second;
   }
-  ARDIFF_DEVICE LookaheadMemory result_memory(int i) const {
-    return {read_fresh(result(1, i)), k().two_memories ? read_fresh(result(1, d() + i)) : 0.0f,
-            k().two_memories};
+  ARDIFF_DEVICE MemoryOf<float> result_memory(int i) const {
+    return {read_fresh(result(1, i)), read_fresh(result(1, k().two_memories ? d() + i : i))};
   }
-  ARDIFF_DEVICE void write_memory(int i, const LookaheadMemory& m) const {
+  ARDIFF_DEVICE void write_memory(int i, const MemoryOf<float>& m) const {
     *result(1, i) = m.first;
-    if (m.two) *result(1, d() + i) = m.second;
+    if (k().two_memories) *result(1, d() + i) = m.second;
+  }
+  ARDIFF_DEVICE Rule rule(const LookaheadRow& r) const {
+    return rule_of(r.couples(), !k().by_law, k().bound);
   }
 
   /// The entry of a row of the table in what a round knows, where `which` are its places; -1: none.
@@ -144,7 +185,7 @@ struct LookaheadWindow {
         return static_cast<const float*>(s().given[which].data) + b * s().given[which].stride + i;
       };
       *result(0, i) = *given(0);
-      write_memory(i, {*given(1), k().two_memories ? given(1)[d()] : 0.0f, k().two_memories});
+      write_memory(i, {*given(1), k().two_memories ? given(1)[d()] : 0.0f});
       if (has_v()) *result(2, i) = *given(2);
     });
     team.threads([&](int thread) {
@@ -160,8 +201,11 @@ struct LookaheadWindow {
 #pragma unroll
     for (int t = 0; t < kSums; ++t) terms[t] = 0.0f;
     const LookaheadRow r = table_row(row + j);
+    const PlanRow<float> p = plan_row<float>(r.plan);
+    const Rule rule = this->rule(r);
     const int entry = known(next(), round > 1, row + j);
     const int before = j > 0 ? j - 1 : known(next(), round > 1, row - 1);
+    const int from = j > 0 ? last() : next();
     const int64_t end = begin + kChunk < d() ? begin + kChunk : d();
 #pragma unroll 1
     for (int64_t e = begin + lane; e < end; e += kSumLanes) {
@@ -169,79 +213,60 @@ struct LookaheadWindow {
       const float x = read_fresh(k().states[last()] + at_state(j, i));
       const float x0 = read_fresh(k().data[last()] + at_row(j, i));
       const float guess = read_fresh(k().drafts + at_row(j, i));
-      const LookaheadDifference apart = row_difference(
-          r, guess, x0, memory(k().drafted_memory, j, i), memory(k().kept_memory, j, i));
-      const float z1 = read_fresh(k().normals + 2 * at_row(j, 0) + i);
-      const float z2 = read_fresh(k().normals + 2 * at_row(j, 0) + d() + i);
+      const Difference<float> apart =
+          r.difference(guess - x0, memory(k().drafted_memory, j, i), memory(k().kept_memory, j, i));
+      const float* normals = k().normals + 2 * at_row(j, 0) + i;
+      const float n1 = read_fresh(normals), n2 = read_fresh(normals + d());
+      float &first = terms[kFirst], &second = terms[kSecond];
+      if (rule == Rule::law) add_decision<Rule::law>(p, apart, n1, n2, first, second);
+      if (rule == Rule::equal) add_decision<Rule::equal>(p, apart, n1, n2, first, second);
+      if (rule == Rule::within) add_decision<Rule::within>(p, apart, n1, n2, first, second);
       float dx = 0.0f, d0 = 0.0f;
       if (entry >= 0) {
         dx = x - read_fresh(k().states[next()] + at_state(entry, i));
         d0 = x0 - read_fresh(k().data[next()] + at_row(entry, i));
       } else if (before >= 0) {
-        const int from = j > 0 ? last() : next();
         const float x0_before = read_fresh(k().data[from] + at_row(before, i));
-        dx = row_moved(r, x, read_fresh(k().states[from] + at_state(before, i)), x0_before);
+        const float x_before = read_fresh(k().states[from] + at_state(before, i));
+        dx = beside_the_mean(p, x, x_before, x0_before);
         d0 = x0 - x0_before;
       }
-      const float distance = r.plan(LookaheadColumn::unit) * apart.x;
-      terms[kLength] = fma(apart.first, apart.first, terms[kLength]);
-      terms[kLength] = fma(apart.second, apart.second, terms[kLength]);
-      terms[kAlong] = fma(z1, apart.first, terms[kAlong]);
-      terms[kAlong] = fma(z2, apart.second, terms[kAlong]);
-      terms[kDistance] = fma(distance, distance, terms[kDistance]);
       terms[kSquare] = fma(dx, dx, terms[kSquare]);
       terms[kProduct] = fma(dx, d0, terms[kProduct]);
-      if (apart.x != 0.0f || apart.v != 0.0f) terms[kDifferent] += 1.0f;
     }
   }
 
-  /// Whether row j holds, as the factor of its reflection, and its gain; NaN where none is
-  /// measured.
-  ARDIFF_DEVICE void decide_row(int64_t row, int j) const {
-    const LookaheadRow r = table_row(row + j);
+  ARDIFF_DEVICE RowSums sums_of(int j) const {
     const double* sums = k().sums + of_row(j) * kLookaheadSums;
-    const double length = read_fresh(sums + kLength), along = read_fresh(sums + kAlong);
-    bool holds = read_fresh(sums + kDifferent) == 0.0;
-    float factor = 0.0f;
-    if (k().by_law && r.couples()) {
-      const float log_ratio = static_cast<float>(-along - 0.5 * length);
-      holds = log_accept_uniform(*s().key, s().stream[b], draw_of(row + j)) <= log_ratio;
-      if (is_finite(length) && length > 0.0) factor = static_cast<float>(-2.0 * along / length);
-    } else if (!k().by_law && k().most > 0.0) {
-      holds = read_fresh(sums + kDistance) <= k().most;
-    }
-    k().factor[of_row(j)] = holds ? from_bits(0x7fc00000u) : factor;
-    const bool any =
-        j > 0 || known(next(), round > 1, row + j) >= 0 || known(next(), round > 1, row - 1) >= 0;
-    const double gain = read_fresh(sums + kProduct) / read_fresh(sums + kSquare);
-    const float measured = static_cast<float>(gain), most = r.plan(LookaheadColumn::g_max);
-    k().gain[last()][of_row(j)] =
-        any && is_finite(measured) ? clamp(measured, 0.0f, most) : from_bits(0x7fc00000u);
+    return {read_fresh(sums + kFirst), read_fresh(sums + kSecond), read_fresh(sums + kSquare),
+            read_fresh(sums + kProduct)};
   }
 
-  /// What follows row by row: the gains that were not measured, and how far the patch is now.
-  ARDIFF_DEVICE void advance(int64_t row, int n) const {
+  /// Whether row j holds (then its factor is NaN), or the factor of its reflection.
+  ARDIFF_DEVICE void decide(int64_t row, int j) const {
+    const Rule rule = this->rule(table_row(row + j));
+    const float log_u =
+        rule == Rule::law ? log_accept_uniform(*s().key, s().stream[b], draw_of(row + j)) : 0.0f;
+    const RowDecision found = decide_row(rule, sums_of(j), log_u, k().bound);
+    k().factor[of_row(j)] = found.holds ? from_bits(0x7fc00000u) : found.factor;
+  }
+
+  /// What follows row by row: the gains, and how far the patch is now.
+  ARDIFF_DEVICE void count_rows(int64_t row, int n) const {
     int accepted = 0;
-    float before = 0.0f;
-    const int entry_before = known(next(), round > 1, row - 1);
-    bool any = entry_before >= 0;
-    if (any) before = read_fresh(k().gain[next()] + of_row(entry_before));
+    float gain_before = 0.0f;
+    const int before = known(next(), round > 1, row - 1);
+    bool any = before >= 0;
+    if (any) gain_before = read_fresh(k().gain[next()] + of_row(before));
 #pragma unroll 1
     for (int j = 0; j < n; ++j) {
-      float* gain = k().gain[last()] + of_row(j);
-      float own = read_fresh(gain);
-      if (own != own) {
-        const LookaheadRow r = table_row(row + j);
-        const int entry = known(next(), round > 1, row + j);
-        const float most = r.plan(LookaheadColumn::g_max);
-        const float scaled = before * r.plan(LookaheadColumn::g_s);
-        own = entry >= 0 ? read_fresh(k().gain[next()] + of_row(entry))
-              : any      ? (scaled < most ? scaled : most)
-                         : r.plan(LookaheadColumn::g_0);
-        *gain = own;
-      }
-      before = own;
+      const float* plan = table_row(row + j).plan;
+      const int entry = known(next(), round > 1, row + j);
+      const float kept = entry >= 0 ? read_fresh(k().gain[next()] + of_row(entry))
+                                    : kept_gain(plan, any, gain_before);
+      gain_before = measured_gain(plan, sums_of(j), any || entry >= 0, kept);
       any = true;
+      k().gain[last()][of_row(j)] = gain_before;
       const float factor = read_fresh(k().factor + of_row(j));
       if (accepted == j && factor != factor) ++accepted;
     }
@@ -253,25 +278,30 @@ struct LookaheadWindow {
   ARDIFF_DEVICE void move(int64_t row, int64_t new_row, int n, int i) const {
     const int passed = static_cast<int>(new_row - row), j = passed - 1;
     const float factor = read_fresh(k().factor + of_row(j));
-    LookaheadState state{read_fresh(k().states[last()] + at_state(passed, i)), 0.0f};
-    if (has_v()) state.v = read_fresh(k().velocities + at_state(passed, i));
-    write_memory(i, memory(k().kept_memory, passed, i));
+    float x = read_fresh(k().states[last()] + at_state(passed, i));
+    float v = has_v() ? read_fresh(k().velocities + at_state(passed, i)) : 0.0f;
     if (factor == factor) {
       const LookaheadRow r = table_row(row + j);
       const float guess = read_fresh(k().drafts + at_row(j, i));
       const float x0 = read_fresh(k().data[last()] + at_row(j, i));
-      const LookaheadMemory kept = memory(k().kept_memory, j, i);
-      const LookaheadDifference apart =
-          row_difference(r, guess, x0, memory(k().drafted_memory, j, i), kept);
+      const MemoryOf<float> kept = memory(k().kept_memory, j, i);
       const float* normals = k().normals + 2 * at_row(j, 0) + i;
-      const float z1 = fma(factor, apart.first, read_fresh(normals));
-      const float z2 = fma(factor, apart.second, read_fresh(normals + d()));
-      state.x = read_fresh(k().states[last()] + at_state(j, i));
+      float n1 = read_fresh(normals), n2 = read_fresh(normals + d());
+      if (rule(r) == Rule::law) {
+        const Difference<float> apart =
+            r.difference(guess - x0, memory(k().drafted_memory, j, i), kept);
+        n1 = fma(factor, apart.one, n1);
+        n2 = fma(factor, apart.two, n2);
+      }
+      WindowState<float> state{read_fresh(k().states[last()] + at_state(j, i)), 0.0f, kept};
       if (has_v()) state.v = read_fresh(k().velocities + at_state(j, i));
-      state = row_state(r, state, x0, kept, z1, z2);
+      state = r.advance(state, x0, n1, n2, k().two_memories);
+      x = state.x;
+      v = state.v;
     }
-    *result(0, i) = state.x;
-    if (has_v()) *result(2, i) = state.v;
+    write_memory(i, memory(k().kept_memory, passed, i));
+    *result(0, i) = x;
+    if (has_v()) *result(2, i) = v;
   }
 
   ARDIFF_DEVICE void verify() const {
@@ -286,12 +316,14 @@ struct LookaheadWindow {
     rows_of(n, d(), [&](int j, int i) {
       const LookaheadRow r = table_row(row + j);
       float x0 = read_fresh(k().drafts + at_row(j, i));
-      if (r.calls())
-        x0 = row_data(r, read_fresh(k().states[last()] + at_state(j, i)), guided(j, i));
+      if (r.calls()) {
+        const float x = read_fresh(k().states[last()] + at_state(j, i));
+        x0 = predicted(plan_row<float>(r.plan), x, guided(j, i));
+      }
       k().data[last()][at_row(j, i)] = x0;
     });
     elements([&](int i) {
-      LookaheadMemory kept = result_memory(i), drafted = kept;
+      MemoryOf<float> kept = result_memory(i), drafted = kept;
 #pragma unroll 1
       for (int j = 0; j <= n; ++j) {
         keep_memory(k().kept_memory, j, i, kept);
@@ -299,8 +331,8 @@ struct LookaheadWindow {
         if (j == n) break;
         const LookaheadRow r = table_row(row + j);
         const float x = read_fresh(k().states[last()] + at_state(j, i));
-        kept = row_memory(r, x, read_fresh(k().data[last()] + at_row(j, i)), kept);
-        drafted = row_memory(r, x, read_fresh(k().drafts + at_row(j, i)), drafted);
+        kept = r.remember(x, read_fresh(k().data[last()] + at_row(j, i)), kept, k().two_memories);
+        drafted = r.remember(x, read_fresh(k().drafts + at_row(j, i)), drafted, k().two_memories);
       }
     });
     team.warps([&](const Warp& warp) {
@@ -318,9 +350,9 @@ struct LookaheadWindow {
         }
       }
     });
-    rows_of(n, 1, [&](int j, int) { decide_row(row, j); });
+    rows_of(n, 1, [&](int j, int) { decide(row, j); });
     team.threads([&](int thread) {
-      if (thread == 0) advance(row, n);
+      if (thread == 0) count_rows(row, n);
     });
     const int64_t new_row = read_fresh(k().row[next()] + b);
     elements([&](int i) { move(row, new_row, n, i); });
@@ -346,11 +378,12 @@ struct LookaheadWindow {
 
   /// Runs an element through n rows on guesses.
   ARDIFF_DEVICE void draft_element(int64_t row, int n, int i) const {
-    LookaheadState state{read_fresh(result(0, i)), has_v() ? read_fresh(result(2, i)) : 0.0f};
-    LookaheadMemory m = result_memory(i);
+    WindowState<float> state{read_fresh(result(0, i)), has_v() ? read_fresh(result(2, i)) : 0.0f,
+                             result_memory(i)};
     float x_before = 0.0f, guess_before = 0.0f, gain_before = 0.0f;
     const int first = known(last(), round > 0, row - 1);
-    if (first >= 0) {
+    const bool any = first >= 0;
+    if (any) {
       x_before = read_fresh(k().states[last()] + at_state(first, i));
       guess_before = read_fresh(k().data[last()] + at_row(first, i));
       gain_before = read_fresh(k().gain[last()] + of_row(first));
@@ -361,31 +394,25 @@ struct LookaheadWindow {
       if (has_v()) k().velocities[at_state(j, i)] = state.v;
       if (j >= n) continue;
       const LookaheadRow r = table_row(row + j);
+      const PlanRow<float> p = plan_row<float>(r.plan);
       const int entry = known(last(), round > 0, row + j);
       float guess, gain;
       if (entry >= 0) {
         gain = read_fresh(k().gain[last()] + of_row(entry));
-        const float apart = state.x - read_fresh(k().states[last()] + at_state(entry, i));
-        guess = fma(gain, apart, read_fresh(k().data[last()] + at_row(entry, i)));
-      } else if (first < 0) {
-        gain = r.plan(LookaheadColumn::g_0);
-        guess = j == 0 ? gain * state.x
-                       : fma(gain, row_moved(r, state.x, x_before, guess_before), guess_before);
+        guess = known_guess(state.x, read_fresh(k().states[last()] + at_state(entry, i)),
+                            read_fresh(k().data[last()] + at_row(entry, i)), gain);
       } else {
-        const float scaled = gain_before * r.plan(LookaheadColumn::g_s);
-        const float most = r.plan(LookaheadColumn::g_max);
-        gain = scaled < most ? scaled : most;
-        guess = fma(gain, row_moved(r, state.x, x_before, guess_before), guess_before);
+        gain = kept_gain(r.plan, any, gain_before);
+        guess =
+            any || j > 0 ? fresh_guess(p, state.x, x_before, guess_before, gain) : gain * state.x;
       }
       k().drafts[at_row(j, i)] = guess;
       const float* normals = k().normals + 2 * at_row(j, 0) + i;
-      const LookaheadState after =
-          row_state(r, state, guess, m, read_fresh(normals), read_fresh(normals + d()));
-      m = row_memory(r, state.x, guess, m);
       x_before = state.x;
       guess_before = guess;
       gain_before = gain;
-      state = after;
+      state =
+          r.advance(state, guess, read_fresh(normals), read_fresh(normals + d()), k().two_memories);
     }
   }
 
