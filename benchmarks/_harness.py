@@ -21,7 +21,19 @@ from ardiff_kernels import collect_env
 
 OURS = "ardiff"
 CORRECTNESS = "error_over_tolerance"
-RIVALS = ("eager", "compile", "graphed-compile", "reference-ddpm", "diffusers", "sdpa", "stock")
+RIVALS = (
+    *("eager", "compile", "graphed-compile", "reference-ddpm", "diffusers", "sdpa", "stock"),
+    "sequential",
+)
+    "eager",
+    "compile",
+    "graphed-compile",
+    "reference-ddpm",
+    "diffusers",
+    "sdpa",
+    "stock",
+    "sequential",
+)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from .guide import Guidance, per_sample
 from .loop.checks import check_signature, check_x0_clamp
 from .loop.cuda_graphs import check_graph, run_captured
 from .loop.divergence import check_mode, find, first_rows, make_sums, report
+from .loop.lookahead import check_lookahead, run_lookahead
 from .loop.model_calls import CountedModel, shaped_energy
 from .loop.run import Decision, make_schedule, run
 from .loop.stats import SampleStats, collect, warn_of_acceptance
@@ -117,6 +118,9 @@ def sample(
     adapt: str | None = None,
     target_acceptance: float = 0.57,
     cuda_graph: bool | Sequence[int] = False,
+    lookahead: int | str | None = None,
+    mode: str | None = None,
+    tolerance: float | None = None,
     **options,
 ) -> Tensor | tuple[Tensor, SampleStats]:
     """Sample with any denoiser. Sample i is a function of (seed, sample_ids[i], patch) alone.
@@ -166,6 +170,13 @@ def sample(
             The batch is padded to the next 2^k or 3 2^k, or to the next of the batch sizes given
             here; of `condition` and the others, tensors whose first size is B are padded with it.
             16 captures are kept, with their memory, until :func:`ardiff.clear_graphs`.
+        lookahead: calls the model at this many rows of each sample at once, or ``"auto"``, and so
+            in fewer rounds one after another: see docs/parallel.md. `model_fn` then gets as many
+            states as that makes, in any number, each with its own level and its sample's row of
+            what in `condition` is a tensor with a row per sample.
+        mode: of the lookahead: ``"speculative"`` (default), samples have exactly the law that they
+            have without it; ``"picard"``, they are those without it, within `tolerance`.
+        tolerance: of ``"picard"``, see :class:`ardiff.loop.lookahead.Lookahead`; default 1e-4.
         return_stats: also return :class:`SampleStats`.
 
     Returns:
@@ -228,6 +239,11 @@ def sample(
     check_x0_clamp(x0_clamp, table)
     check_mode(nonfinite)
     batch = sizes[0]
+    ahead = check_lookahead(lookahead, mode, tolerance)
+    if ahead is not None:
+        ahead.check(table, dtype)
+        if cuda_graph is not False:
+            raise ValueError("lookahead and cuda_graph exclude each other: leave one out")
     if cuda_graph is not False:
         check_graph(cuda_graph, batch, device)
     guided = guided.per_sample(batch, device)
@@ -251,6 +267,11 @@ def sample(
             table, model_fn, x, sizes, buckets=cuda_graph, energy_fn=energy_fn, summed=telling,
             **inputs,
         )  # fmt: skip
+    elif ahead is not None:
+        counted = CountedModel(model_fn, (-1, *sizes[1:]))
+        sums = make_sums(schedule, x) if telling else None
+        x, rounds = run_lookahead(table, counted, x, ahead, sums=sums, **inputs)
+        calls = rounds.evaluated * guided.outputs / max(batch, 1)
     else:
         counted = CountedModel(model_fn, sizes, table.learned_range)
         energy = energy_fn and shaped_energy(energy_fn, sizes)
@@ -261,6 +282,11 @@ def sample(
         torch.cuda.synchronize(x.device)
     x = x.view(sizes)
     stats = collect(table, calls, time.perf_counter() - start, decisions)
+    if ahead is None:
+        stats = dataclasses.replace(stats, rounds=calls // guided.outputs)
+    else:
+        most = int(rounds.rounds.max(initial=0))
+        stats = dataclasses.replace(stats, rounds=most, lookahead=(rounds,))
     if telling and batch:
         levels = schedule.buffers.level
         found = find(first_rows(sums), levels, sample_id_of(stream), patch)

@@ -119,8 +119,10 @@ def advance(
     x0: Tensor,
     memory: Tensor,
     noise: tuple[Tensor, Tensor, Tensor],
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """New state, velocity and memory of a row whose data prediction is x0."""
+    """New state, velocity and memory of a row whose data prediction is x0, of `uld_step` rows with
+    the output `out` where it is given."""
     n, n1, n2 = noise
     kept, second, origin = split(memory, x.shape[1])
     move = term(c.x_x_lo, x) + term(c.x_0, x0) + term(c.x_m, kept) + term(c.x_d, x - origin)
@@ -134,7 +136,8 @@ def advance(
     if not bool(kinetic.any()):
         return x_new, v, memory_new
 
-    out = (x0 - term(p.p_x, x)) * p.o_0
+    if out is None:
+        out = (x0 - term(p.p_x, x)) * p.o_0
     start = c.a_z != 0
     diff = torch.where(start, 0, x - kept)
     move = term(c.z_z_lo, x) + term(c.z_d, diff) + term(c.z_v, v) + term(c.z_o, out)

@@ -85,11 +85,11 @@ def lookahead_verify(
     - without `tolerance`: the coupling of the module accepts it, with the normals of its draw and
       U, word 0 of quad 0 at counter 4 (draw + i) + 2. Where the plan's `couples` is 0 (a row
       without noise, or whose noise does not reach where the means differ) or the noise scale is 0,
-      it holds if the means are equal to the bit. A `uld_step` row is coupled in both normals:
-      delta_1 = dv / v_1, delta_2 = (dz - z_1 delta_1) / z_2, with dz and dv the differences of the
-      means.
-    - with `tolerance`: sum((unit (m' - m))^2) <= tolerance^2 d; for tolerance 0, if the means are
-      equal to the bit. Nothing is reflected.
+      it holds if the row with the model's output gives the drafted state to the bit. A `uld_step`
+      row is coupled in both normals: delta_1 = dv / v_1, delta_2 = (dz - z_1 delta_1) / z_2, with
+      dz and dv the differences of the means.
+    - with `tolerance`: sum((unit (m' - m))^2) <= tolerance^2 d; for tolerance 0, if the row with
+      the model's output gives the drafted state to the bit. Nothing is reflected.
 
     m' and m differ by the data prediction (the guess, and p_x x + p_o out clamped to +-x0_clamp),
     and by the memory, which each has had from its own data predictions since the window began. The

@@ -52,8 +52,11 @@ def lookahead_verify(
         x0 = clamped(term(p.p_x, at) + term(p.p_o, outs[:, j]), given.x0_clamp)
         x0 = torch.where(p.calls != 0, x0, guess)
 
+        out = torch.where(p.calls != 0, outs[:, j], (guess - term(p.p_x, at)) * p.o_0)
+        true = advance(c, p, kinetic, at, at_v, x0, memory, noise, out)
+        equal = (true[0] == states[:, j + 1]) & (true[1] == velocities[:, j + 1])
+        equal = equal.all(1, keepdim=True)
         apart, delta, reach = _differences(c, p, kinetic, guess, x0, drafted_memory, memory)
-        equal = ~torch.stack([a != 0 for a in apart]).any(0).any(1, keepdim=True)
         if given.tolerance is None:
             _, *pair = noise
             normals = [torch.where(kinetic, pair[0], noise[0]), pair[1] * kinetic]
@@ -65,12 +68,11 @@ def lookahead_verify(
             factor = torch.where(length.isfinite() & (length > 0), -2 * along / length, 0)
             factor = torch.where(reach, factor, 0).to(dtype)
             turned = [z + factor * each for z, each in zip(normals, delta, strict=True)]
-            noise = (turned[0], *turned)
+            true = advance(c, p, kinetic, at, at_v, x0, memory, (turned[0], *turned), out)
         elif given.tolerance == 0:
             holds = equal
         else:
-            holds = total((p.unit * apart[0]).square()) <= given.tolerance**2 * d
-        true = advance(c, p, kinetic, at, at_v, x0, memory, noise)
+            holds = total((p.unit * apart).square()) <= given.tolerance**2 * d
         stays, takes = going & live & holds, going & live & ~holds
         x = select(stays, states[:, j + 1], select(takes, true[0], x))
         v = select(stays, velocities[:, j + 1], select(takes, true[1], v))
@@ -95,8 +97,8 @@ def lookahead_verify(
     )
 
 
-def _differences(c, p, kinetic, guess, x0, drafted, true) -> tuple[list, list, Tensor]:
-    """m' - m of position and velocity, delta of the two normals, and whether the row is coupled.
+def _differences(c, p, kinetic, guess, x0, drafted, true) -> tuple[Tensor, list, Tensor]:
+    """m' - m of the position, delta of the two normals, and whether the row is coupled.
 
     0 in delta where it is not.
     """
@@ -109,7 +111,7 @@ def _differences(c, p, kinetic, guess, x0, drafted, true) -> tuple[list, list, T
     reach = p.couples != 0
     one = torch.where(kinetic, _over(dv, c.v_1), _over(dx, c.x_n))
     two = torch.where(kinetic, _over(dz - c.z_1 * one, c.z_2), 0)
-    return [dx, dv], [torch.where(reach, one, 0), torch.where(reach, two, 0)], reach
+    return dx, [torch.where(reach, one, 0), torch.where(reach, two, 0)], reach
 
 
 def _over(value: Tensor, scale: Tensor) -> Tensor:

@@ -76,6 +76,29 @@ class Lookahead:
         """The most rows of a round."""
         return MOST if self.rows == "auto" else int(self.rows)
 
+    def check(self, table: Any, dtype: torch.dtype = torch.float32) -> None:
+        """Refuses, before any work, what cannot be run so.
+
+        Raises:
+            ValueError: a table with accept rows, learned variance or rows that use an output again;
+                one without noise, for speculation; a bfloat16 state.
+            TypeError: what is no StepTable or RaggedTable, as of ``adapt="sample"``.
+        """
+        if not isinstance(table, (StepTable, RaggedTable)):
+            raise TypeError(
+                "lookahead needs a StepTable or a RaggedTable, not one that adapts; got a "
+                + type(table).__name__
+            )
+        if dtype != torch.float32:
+            raise ValueError(f"lookahead needs a float32 state, got {str(dtype)[6:]}")
+        tables = [table] if isinstance(table, StepTable) else table.tables
+        couples = [lookahead_table(each).couples for each in tables]
+        if self.mode == "speculative" and not all(couples):
+            raise ValueError(
+                f"solver {table.solver} adds no noise, by which drafted rows could be kept with "
+                'the exact law: use mode="picard"'
+            )
+
     def next_rows(self, rows: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """L of the samples' next rounds, by the rows that each kept of its last: twice as many."""
         if self.rows != "auto":
@@ -125,6 +148,14 @@ class Rounds(NamedTuple):
     rounds: np.ndarray
     evaluated: int
 
+    def histogram(self, rows: int) -> np.ndarray:
+        """How many windows began at a row and kept so many drafted rows, int64 `[rows, L + 1]`, L
+        the longest window."""
+        _, first, drafted, kept = self.windows.T
+        counts = np.zeros((rows, int(drafted.max(initial=0)) + 1), np.int64)
+        np.add.at(counts, (first, kept), 1)
+        return counts
+
 
 class _Tables:
     """The tables of a run in one: a sample's rows begin at its `first` and end before its `end`."""
@@ -150,7 +181,6 @@ class _Tables:
                 z if each.op is None else each.op for z, each in zip(zeros, found, strict=True)
             ]
             self.op = torch.cat(kinds).to(device)
-        self.couples = all(each.couples for each in found)
         self.second_memory = tables[0].second_memory
 
 
@@ -193,13 +223,9 @@ def run_lookahead(
         ValueError, TypeError: a table that cannot be run with a lookahead, one without noise for
             speculation, a model that only hoists for rows in order, an output that does not fit.
     """
-    batch, d = x.shape
+    batch = len(x)
+    lookahead.check(table, x.dtype)
     tables = _Tables(table, batch, x.device)
-    if lookahead.mode == "speculative" and not tables.couples:
-        raise ValueError(
-            f"solver {table.solver} adds no noise, by which drafted rows could be kept with the "
-            'exact law: use mode="picard"'
-        )
     guided = Guidance.of(uncond, guidance, uncond2, guidance2)
     call = _bind(model, tables, [condition, *guided.conditions], guided.weights, batch)
     run = _Run(tables, lookahead, call, x, key, stream, draw)
@@ -255,10 +281,7 @@ class _Run:
         )  # fmt: skip
         self.x, self._memory = found.x, found.memory
         self._v = None if self._v is None else found.v
-        self._known = {
-            "known_x": states[:, :rows], "known_0": found.x0, "gain": found.gain,
-            "known_row": both[0], "known_count": both[1],
-        }  # fmt: skip
+        self._known = self._learned(states, found, both)
         new, kept = torch.stack([found.row, found.accepted]).cpu().numpy()
         self._sum(row, new)
         live = count > 0
@@ -266,6 +289,13 @@ class _Run:
         self._windows.append(windows.astype(np.int32))
         self._row = np.where(live, new, row)
         self._rows = np.minimum(self._lookahead.next_rows(self._rows, kept), most)
+
+    def _learned(self, states: Tensor, found: Any, window: Tensor) -> dict[str, Tensor]:
+        """What the next round's guesses are made of: this round's states and outputs."""
+        return {
+            "known_x": states[:, :-1], "known_0": found.x0, "gain": found.gain,
+            "known_row": window[0], "known_count": window[1],
+        }  # fmt: skip
 
     def _outputs(self, states: Tensor, row: np.ndarray, count: np.ndarray, rows: int) -> Tensor:
         """The model's outputs at the states of all windows, `[B, rows, d]`."""

@@ -13,7 +13,8 @@ from .checks import check_output
 class CountedModel:
     """Counts the calls of a model, hoisted or plain, and gives it x in the caller's shape.
 
-    With `learned_range` its outputs may have twice as many channels: (B, 2 C, ..) for (B, C, ..).
+    A first size of -1 stands for any number of states. With `learned_range` its outputs may have
+    twice as many channels: (B, 2 C, ..) for (B, C, ..).
     """
 
     def __init__(
@@ -26,6 +27,8 @@ class CountedModel:
             self.hoists_ragged = getattr(model, "hoists_ragged", False)
         if hasattr(model, "hoist_guided"):
             self.hoist_guided = self._hoist_guided
+        if hasattr(model, "hoist_rows"):
+            self.hoist_rows = self._hoist_rows
 
     def _counted(self, function: Callable[..., Tensor], x: Tensor) -> Tensor:
         self.calls += 1
@@ -39,7 +42,7 @@ class CountedModel:
     def __call__(self, x: Tensor, level: Tensor, condition: Any) -> Tensor:
         if not callable(self.model):
             raise TypeError(
-                "samples with tables of their own need a model that can be called with a level for "
+                "samples at rows of their own need a model that can be called with a level for "
                 f"each: {type(self.model).__name__} has only hoist"
             )
         return self._counted(lambda x: self.model(x, level, condition), x)
@@ -57,6 +60,18 @@ class CountedModel:
             self.calls += len(conditions)
             shaped = x.view(self.shape)
             return [self._flat(out, shaped) for out in function(row, shaped)]
+
+        return call
+
+    def _hoist_rows(
+        self, levels: Tensor, conditions: Sequence
+    ) -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
+        function = self.model.hoist_rows(levels, conditions)
+
+        def call(rows: Tensor, samples: Tensor, x: Tensor) -> list[Tensor]:
+            self.calls += len(conditions)
+            shaped = x.view(self.shape)
+            return [self._flat(out, shaped) for out in function(rows, samples, shaped)]
 
         return call
 

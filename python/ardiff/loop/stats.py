@@ -14,6 +14,7 @@ from ..tables.ragged import RaggedTable
 from ..tables.table import StepTable
 from .divergence import ALL_FINITE, Nonfinite
 from .ladder import Ladder
+from .lookahead import Rounds
 
 if TYPE_CHECKING:
     from .run import Decision
@@ -33,7 +34,8 @@ class SampleStats:
     """What a run cost.
 
     Attributes:
-        calls: model calls, counted at the model (guidance makes two or three per row).
+        calls: model calls, counted at the model (guidance makes two or three per row). Of a run
+            with a lookahead the mean over the samples of the states at which the model was called.
         seconds: wall time of the run.
         acceptance: acceptance rate of each stage, float64 `[stages]`; None for solvers without an
             accept step. With a learned or a guided score, which need be no gradient, it is the rate
@@ -47,9 +49,12 @@ class SampleStats:
             without the chance of the decisions, and without the balls of ``rtk-mala-projected``; or
             None.
         nonfinite: the samples that are NaN or infinite, and the first step at which they were.
+        rounds: model calls one after another, those of guidance together: what a run waits for. Of
+            a run with a lookahead those of the sample that took most.
+        lookahead: what the rounds of each patch did, of a run with a lookahead.
     """
 
-    calls: int
+    calls: float
     seconds: float
     acceptance: Tensor | None = None
     rejected_nonfinite: int = 0
@@ -58,6 +63,8 @@ class SampleStats:
     step_scale: Tensor | None = None
     expected_acceptance: Tensor | None = None
     nonfinite: Nonfinite = ALL_FINITE
+    rounds: int = 0
+    lookahead: tuple[Rounds, ...] = ()
 
 
 def stages_of(table: StepTable | RaggedTable | Ladder, batch: int) -> np.ndarray:

@@ -50,11 +50,17 @@ def refusal(table: StepTable) -> str:
 
 
 def lookahead_table(table: StepTable) -> LookaheadTable:
-    """The plan of a table.
+    """The plan of a table; made once, and kept with it.
 
     Raises:
         ValueError: a table that cannot be run with a lookahead, with the reason.
     """
+    if "lookahead" not in table._cache:
+        table._cache["lookahead"] = _made(table)
+    return table._cache["lookahead"]
+
+
+def _made(table: StepTable) -> LookaheadTable:
     why = refusal(table)
     if why:
         raise ValueError(f"solver {table.solver} cannot be run with a lookahead: {why}")
