@@ -85,6 +85,14 @@ struct LookaheadRow {
                  : row.template advance<false>(s, x0, n1, n2);
     });
   }
+  /// The same with the model's output, which a row of uld_step takes as it is.
+  ARDIFF_DEVICE WindowState<float> advance_by(const WindowState<float>& s, float x0, float out,
+                                              float n1, float n2, bool two) const {
+    if (!kinetic || !calls()) return advance(s, x0, n1, n2, two);
+    const UldState<float> next = uld_update(uld_row<float>(coef, scale), uld_starts_stage(coef),
+                                            s.x, s.v, out, s.memory.first, n1, n2);
+    return {next.z, next.v, s.memory};
+  }
   ARDIFF_DEVICE Difference<float> difference(float apart, const MemoryOf<float>& drafted,
                                              const MemoryOf<float>& kept) const {
     return visit([&](const auto& row) { return row.difference(apart, drafted, kept); });
@@ -195,6 +203,22 @@ struct LookaheadWindow {
     });
   }
 
+  /// The state after row j by the model's output, with these normals.
+  ARDIFF_DEVICE WindowState<float> true_state(const LookaheadRow& r, int j, int i, float x0,
+                                              const MemoryOf<float>& kept, float n1,
+                                              float n2) const {
+    WindowState<float> state{read_fresh(k().states[last()] + at_state(j, i)), 0.0f, kept};
+    if (has_v()) state.v = read_fresh(k().velocities + at_state(j, i));
+    return r.advance_by(state, x0, r.kinetic ? guided(j, i) : 0.0f, n1, n2, k().two_memories);
+  }
+
+  /// 1 where the row's own state is another than the drafted one: the sum of Rule::equal.
+  ARDIFF_DEVICE float differs(const WindowState<float>& own, int j, int i) const {
+    const float x = read_fresh(k().states[last()] + at_state(j + 1, i));
+    const float v = has_v() ? read_fresh(k().velocities + at_state(j + 1, i)) : own.v;
+    return own.x == x && own.v == v ? 0.0f : 1.0f;
+  }
+
   /// Terms of the sums of row j, for the elements of a lane in the chunk from `begin`.
   ARDIFF_DEVICE void lane_terms(int64_t row, int j, int64_t begin, int lane,
                                 float (&terms)[kSums]) const {
@@ -213,13 +237,14 @@ struct LookaheadWindow {
       const float x = read_fresh(k().states[last()] + at_state(j, i));
       const float x0 = read_fresh(k().data[last()] + at_row(j, i));
       const float guess = read_fresh(k().drafts + at_row(j, i));
+      const MemoryOf<float> kept = memory(k().kept_memory, j, i);
       const Difference<float> apart =
-          r.difference(guess - x0, memory(k().drafted_memory, j, i), memory(k().kept_memory, j, i));
+          r.difference(guess - x0, memory(k().drafted_memory, j, i), kept);
       const float* normals = k().normals + 2 * at_row(j, 0) + i;
       const float n1 = read_fresh(normals), n2 = read_fresh(normals + d());
       float &first = terms[kFirst], &second = terms[kSecond];
       if (rule == Rule::law) add_decision<Rule::law>(p, apart, n1, n2, first, second);
-      if (rule == Rule::equal) add_decision<Rule::equal>(p, apart, n1, n2, first, second);
+      if (rule == Rule::equal) first += differs(true_state(r, j, i, x0, kept, n1, n2), j, i);
       if (rule == Rule::within) add_decision<Rule::within>(p, apart, n1, n2, first, second);
       float dx = 0.0f, d0 = 0.0f;
       if (entry >= 0) {
@@ -293,9 +318,7 @@ struct LookaheadWindow {
         n1 = fma(factor, apart.one, n1);
         n2 = fma(factor, apart.two, n2);
       }
-      WindowState<float> state{read_fresh(k().states[last()] + at_state(j, i)), 0.0f, kept};
-      if (has_v()) state.v = read_fresh(k().velocities + at_state(j, i));
-      state = r.advance(state, x0, n1, n2, k().two_memories);
+      const WindowState<float> state = true_state(r, j, i, x0, kept, n1, n2);
       x = state.x;
       v = state.v;
     }
