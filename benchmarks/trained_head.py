@@ -23,7 +23,7 @@ from ._heads import MODELS, Shape
 
 FILE = Path(__file__).resolve().parents[1] / "out/mar-b-trained.safetensors"
 IMAGES, HELD_OUT = 6000, 64  # held out: contexts to sample at
-STEPS, BATCH, RATE = 2500, 256, 3e-4
+STEPS, BATCH, RATE = 1500, 64, 4e-4
 
 
 def trained_head(file: Path = FILE) -> tuple[Shape, Head, Tensor]:

@@ -14,6 +14,7 @@
 #include "checks.h"
 
 ARDIFF_DECLARE_KERNEL(philox_normal_tiles, Tiled<NormalArgs>)
+ARDIFF_DECLARE_KERNEL(brownian_increment_tiles, Tiled<IncrementArgs>)
 ARDIFF_DECLARE_KERNEL(uld_step_tiles, Tiled<UldArgs>)
 ARDIFF_DECLARE_KERNEL(diffusion_step_tiles, Tiled<DiffusionArgs>)
 
@@ -135,6 +136,32 @@ void philox_normal(const ardiff_output& out, int64_t rows, int64_t columns, int6
   run_tiles(philox_normal_tiles, a, 1);
 }
 
+void brownian_increment(const ardiff_output& out, int64_t rows, int64_t columns, int64_t key,
+                        const int64_t* stream, const ardiff_floats& start,
+                        const ardiff_floats& end) {
+  const Call call{"brownian_increment", rows, columns};
+  call.check_shape(IncrementArgs::kElementsPerQuad);
+  call.require("out.data", out.data);
+  call.require("stream", stream);
+  call.require("start.data", start.data);
+  call.require("end.data", end.data);
+  IncrementArgs a{};
+  a.B = rows;
+  a.d = columns;
+  a.address = {&key, stream, {}, 0};
+  a.start = call.each("start", start);
+  a.end = call.each("end", end);
+  for (const auto* times : {&start, &end}) {
+    for (int64_t i = 0; times->data && i < times->count; ++i) {
+      if (!(times->data[i] >= 0 && times->data[i] < 4294967296.0f)) {
+        reject(call.op, ": times must lie in [0, 2^32), got ", times->data[i]);
+      }
+    }
+  }
+  a.out = call.output("out", out, kFloat32, columns);
+  run_tiles(brownian_increment_tiles, a, 1);
+}
+
 }  // namespace
 }  // namespace ardiff
 
@@ -153,6 +180,13 @@ ardiff_status ardiff_diffusion_step(ardiff_output x, ardiff_output memory, int64
 ardiff_status ardiff_philox_normal(ardiff_output out, int64_t rows, int64_t columns, int64_t key,
                                    int64_t counter, const int64_t* stream) {
   return ardiff::guarded([&] { ardiff::philox_normal(out, rows, columns, key, counter, stream); });
+}
+
+ardiff_status ardiff_brownian_increment(ardiff_output out, int64_t rows, int64_t columns,
+                                        int64_t key, const int64_t* stream, ardiff_floats start,
+                                        ardiff_floats end) {
+  return ardiff::guarded(
+      [&] { ardiff::brownian_increment(out, rows, columns, key, stream, start, end); });
 }
 
 ardiff_status ardiff_uld_coefficients(double gamma, double tau, ardiff_uld_coefs* out) {

@@ -113,6 +113,14 @@ ARDIFF_API ardiff_status ardiff_diffusion_step(ardiff_output x, ardiff_output me
 ARDIFF_API ardiff_status ardiff_philox_normal(ardiff_output out, int64_t rows, int64_t columns,
                                               int64_t key, int64_t counter, const int64_t* stream);
 
+/* Increments of Brownian paths, (W(end) - W(start)) / sqrt(|end - start|), standard normals,
+ * float32. Times, one for all samples or one each, lie in [0, 2^32), here the signal-to-noise ratio
+ * alpha^2 / sigma^2; equal ones give zeros. The normals of a step in place of the addressed ones.
+ */
+ARDIFF_API ardiff_status ardiff_brownian_increment(ardiff_output out, int64_t rows, int64_t columns,
+                                                   int64_t key, const int64_t* stream,
+                                                   ardiff_floats start, ardiff_floats end);
+
 /* Underdamped Langevin with the gradient G of -log p frozen over a step tau at friction gamma:
  *   z' = z + z_from_v v + z_from_grad G + z_1 n1 + z_2 n2
  *   v' = v_from_v v + v_from_grad G + v_1 n1 */

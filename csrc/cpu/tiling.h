@@ -30,14 +30,15 @@ Tiled<Args> tiled(const Args& a) {
 
 /// Runs a kernel over all tiles, on the calling thread where starting others would cost more; else
 /// `parallel(threads, work)` calls `work()` once on each of at most `available` threads. They take
-/// chunks as they get to them, so a thread that the system delays holds up no other.
+/// chunks as they get to them, so a thread that the system delays holds up no other. `times`: how
+/// often the kernel goes over the elements.
 template <class Args, class Parallel>
 void share_tiles(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t available,
-                 Parallel parallel) {
+                 Parallel parallel, int64_t times = 1) {
   constexpr double kElementsPerThread = 32768;  // a thread that sleeps takes 0.1 ms to wake
   constexpr int64_t kChunksPerThread = 16;
   const int64_t count = args.tiling.count;
-  const double elements = static_cast<double>(args.B) * args.d;
+  const double elements = static_cast<double>(args.B) * args.d * times;
   const int64_t useful = static_cast<int64_t>(elements / kElementsPerThread);
   const int64_t threads = useful > 1 ? std::min<int64_t>({useful, count, available}) : 1;
   if (threads <= 1) {

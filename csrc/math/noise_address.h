@@ -37,6 +37,12 @@ ARDIFF_HD uint32_t counter_word(int32_t draw, Purpose purpose) {
   return static_cast<uint32_t>(draw) * 4u + purpose;
 }
 
+/// Counter word 1 of a node of a Brownian path: its octave in [0, 64), and its place in the heap of
+/// the octave's nodes, in [1, 2^24), 0 for the octave's own increment.
+ARDIFF_HD uint32_t path_node(uint32_t octave, uint32_t heap) {
+  return ((octave << 24) | heap) * 4u + kPathNode;
+}
+
 ARDIFF_HD uint32_t low_word(int64_t x) { return static_cast<uint32_t>(static_cast<uint64_t>(x)); }
 ARDIFF_HD uint32_t high_word(int64_t x) {
   return static_cast<uint32_t>(static_cast<uint64_t>(x) >> 32);

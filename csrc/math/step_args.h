@@ -17,6 +17,10 @@ struct NormalArgs {
   Out out;
 };
 
+struct IncrementArgs : NormalArgs {
+  PerSample<float> start, end;
+};
+
 #define ARDIFF_ROWS(name) In name;
 #define ARDIFF_VALUE(name) PerSample<float> name;
 /// What uld_step and diffusion_step have in common; of the table, B rows and T.

@@ -175,6 +175,7 @@ inline Tensor fresh_tensor(const Arg& like, ScalarType dtype, int64_t dim, const
   }
   const int32_t code = dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
                        : dtype == ScalarType::Half   ? aoti_torch_dtype_float16()
+                       : dtype == ScalarType::Int    ? aoti_torch_dtype_int32()
                        : dtype == ScalarType::Bool   ? aoti_torch_dtype_bool()
                        : dtype == ScalarType::Int    ? aoti_torch_dtype_int32()
                                                      : aoti_torch_dtype_float32();

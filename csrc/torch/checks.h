@@ -37,6 +37,28 @@ inline void check_matrix(const char* op, const Arg& a, ScalarType dtype, int64_t
   fail(op, ": ", a.name, " must be ", name_of(dtype), " ", shape_of(rows, columns), ", ", got(a));
 }
 
+/// A tensor of this shape; its strides may be any.
+inline void check_block(const char* op, const Arg& a, ScalarType dtype,
+                        std::initializer_list<int64_t> sizes) {
+  const int64_t dim = static_cast<int64_t>(sizes.size());
+  if (!a.given() ||
+      (a.dtype == dtype && a.dim == dim && std::equal(sizes.begin(), sizes.end(), a.sizes))) {
+    return;
+  }
+  fail(op, ": ", a.name, " must be ", name_of(dtype), " ", list_of(sizes.begin(), dim), ", ",
+       got(a));
+}
+
+inline void check_exact(const char* op, const Arg& a, ScalarType dtype, const int64_t* sizes,
+                        int64_t dim) {
+  if (!a.given()) return;
+  bool same = a.dtype == dtype && a.dim == dim && a.contiguous();
+  for (int64_t i = 0; same && i < dim; ++i) same = a.sizes[i] == sizes[i];
+  if (same) return;
+  fail(op, ": ", a.name, " must be a contiguous ", name_of(dtype), " ", list_of(sizes, dim), ", ",
+       got(a));
+}
+
 /// Whether `a` has the shape [B, n, ...] of `lead`, or [B, times n, ...].
 inline bool has_shape_of(const Arg& a, const Arg& lead, int64_t times = 1) {
   if (a.dim != lead.dim) return false;
@@ -72,6 +94,11 @@ inline void check_table(const char* op, const Arg& coef) {
     fail(op, ": coef must be a contiguous float32 [T, ", kColumns, "] table with T >= 1, ",
          got(coef));
   }
+}
+
+inline void check_x0_clamp(const char* op, const std::optional<double>& x0_clamp) {
+  if (x0_clamp && !(*x0_clamp > 0))
+    fail(op, ": x0_clamp must be positive, got ", python_float(*x0_clamp));
 }
 
 using ArgList = std::initializer_list<const Arg*>;

@@ -8,11 +8,6 @@
 
 namespace ardiff {
 
-inline void check_x0_clamp(const char* op, const std::optional<double>& x0_clamp) {
-  if (x0_clamp && !(*x0_clamp > 0))
-    fail(op, ": x0_clamp must be positive, got ", python_float(*x0_clamp));
-}
-
 /// kRun makes the step of checked arguments, on the device of that index.
 template <void (*kRun)(const DiffusionArgs&, int32_t)>
 struct DiffusionStep {

@@ -15,16 +15,6 @@ struct KvTensors {
   Arg count, block_table, position, cos, sin, norm, k_scale, v_scale;
 };
 
-inline void check_exact(const char* op, const Arg& a, ScalarType dtype, const int64_t* sizes,
-                        int64_t dim) {
-  if (!a.given()) return;
-  bool same = a.dtype == dtype && a.dim == dim && a.contiguous();
-  for (int64_t i = 0; same && i < dim; ++i) same = a.sizes[i] == sizes[i];
-  if (same) return;
-  fail(op, ": ", a.name, " must be a contiguous ", name_of(dtype), " ", list_of(sizes, dim), ", ",
-       got(a));
-}
-
 inline void check_tokens(const char* op, const Arg& a) {
   if (a.dim != 4) {
     fail(op, ": ", a.name, " must be [B, T, H, D], got ", a.dim, " dimensions");

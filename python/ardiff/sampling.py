@@ -19,6 +19,7 @@ from .loop.cuda_graphs import check_graph, run_captured
 from .loop.divergence import check_mode, find, first_rows, make_sums, report
 from .loop.lookahead import check_lookahead, run_lookahead
 from .loop.model_calls import CountedModel, shaped_energy
+from .loop.path_noise import check_noise_name, path_noise
 from .loop.run import Decision, make_schedule, run
 from .loop.stats import SampleStats, collect, warn_of_acceptance
 from .noise import initial_state, make_key, make_stream, sample_id_of
@@ -109,6 +110,7 @@ def sample(
     guidance2: float | Tensor | None = None,
     temperature: float | Tensor = 1.0,
     x0_clamp: float | None = None,
+    noise: str = "step",
     patch: int = 0,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -153,6 +155,11 @@ def sample(
             steps do not know of it: away from 1 they adjust towards no exact density.
         x0_clamp: positive bound on the data prediction, for solvers without velocity and accept
             steps.
+        noise: where the step noise comes from. ``"step"``: its address holds the number of the
+            step. ``"path"``: it is the increment, between the levels of the step, of a Brownian
+            path that belongs to (seed, sample id, patch), so that samples of one seed are near to
+            each other whatever the number of steps; for solvers without velocity and accept steps.
+            See docs/noise_path.md.
         patch: index of the patch within an autoregressive sample, in [0, 2^20).
         dtype: of the state; float32, or bfloat16 for solvers without kinetic rows.
         energy_fn: ``energy_fn(x, level, condition) -> [B]``, -log of the density at the level up to
@@ -238,6 +245,8 @@ def sample(
         raise ValueError('accept="energy" and energy_fn go together: pass both or neither')
     check_x0_clamp(x0_clamp, table)
     check_mode(nonfinite)
+    check_noise_name(noise)
+    path_of_noise = path_noise(table, device) if noise == "path" else None
     batch = sizes[0]
     ahead = check_lookahead(lookahead, mode, tolerance)
     if ahead is not None:
@@ -260,7 +269,7 @@ def sample(
     schedule = make_schedule(table, x) if telling else None
     inputs = {
         "condition": condition, **guided.arguments(), "noise_scale": noise_scale,
-        "x0_clamp": x0_clamp, "key": key, "stream": stream,
+        "x0_clamp": x0_clamp, "noise": path_of_noise, "key": key, "stream": stream,
     }  # fmt: skip
     if cuda_graph and batch:
         x, decisions, calls, sums = run_captured(

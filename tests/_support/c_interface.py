@@ -53,6 +53,7 @@ def load(path: Path) -> ctypes.CDLL:
     library.ardiff_diffusion_step.argtypes = [Matrix, Matrix, c_int64, Matrix, POINTER(StepArgs)]
     counts = [c_int64] * 4
     library.ardiff_philox_normal.argtypes = [Matrix, *counts, Pointer]
+    library.ardiff_brownian_increment.argtypes = [Matrix, *[c_int64] * 3, Pointer, Each, Each]
     library.ardiff_uld_coefficients.argtypes = [c_double, c_double, POINTER(UldCoefs)]
     library.ardiff_split.argtypes = [c_double, POINTER(c_float), POINTER(c_float)]
     library.ardiff_split.restype = None

@@ -112,6 +112,12 @@ def normals(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, .
     return (torch.ops.ardiff.philox_normal.default(key, 2**32 - 1 - case, stream, d),)
 
 
+def increments(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, ...]:
+    key, stream = torch.randint(-(2**62), 2**62, (1,)), torch.randint(-(2**62), 2**62, (rows,))
+    times = torch.exp2(70 * torch.rand(2, rows) - 38)
+    return (torch.ops.ardiff.brownian_increment.default(key, stream, *times, d),)
+
+
 def words(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, ...]:
     """The Philox words of as many quads as the shape has elements, at random addresses."""
     key, stream = torch.randint(-(2**62), 2**62, (2,)).tolist()
@@ -144,7 +150,10 @@ def disagreements(first: str, second: str) -> tuple[int, list[str]]:
     """Number of cases compared, and those in which a result differs in any bit."""
     found, count = [], 0
     for op, (rows, d), dtype, case in itertools.product(
-        (words, uld, diffusion, gradients, normals, attention), SHAPES, OUTPUTS, range(4)
+        (words, uld, diffusion, gradients, normals, increments, attention),
+        SHAPES,
+        OUTPUTS,
+        range(4),
     ):
         results = []
         for isa in (first, second):

@@ -8,7 +8,12 @@ import torch
 
 import ardiff_kernels
 from ardiff_kernels import testing
-from ardiff_kernels.ops import philox_normal, philox_normal_
+from ardiff_kernels.ops import (
+    brownian_increment,
+    brownian_increment_,
+    philox_normal,
+    philox_normal_,
+)
 from ardiff_kernels.ops._shared.address import normals
 
 from . import calls
@@ -28,6 +33,25 @@ def test_normals_match_the_reference(backend: str, n: int) -> None:
         filled = torch.full((5, n), float("nan"), device=calls.DEVICE)
         philox_normal_(filled, key.to(calls.DEVICE), 9, stream.to(calls.DEVICE))
     testing.assert_within(got.cpu(), expected, testing.NORMAL_TOLERANCE)
+    assert torch.equal(got, filled)
+
+
+@pytest.mark.parametrize("backend", calls.BACKENDS)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("d", [1, 17, 1024, 65537])
+def test_increments_match_the_reference(backend: str, shared: bool, d: int) -> None:
+    calls.require("brownian_increment", backend)
+    key, stream = torch.tensor([0x1234_5678_9ABC]), torch.arange(5) * 2**20 + 7
+    start = torch.tensor([0.0, 2.0**-40, 0.3, 1.0, 1e6])[: 1 if shared else 5]
+    end = torch.tensor([1e-9, 3.0, 0.3000001, 1.75, 2e6])[: 1 if shared else 5]
+    with ardiff_kernels.backend("reference"):
+        expected = brownian_increment(key, stream, start, end, d)
+    given = [t.to(calls.DEVICE) for t in (key, stream, start, end)]
+    with ardiff_kernels.backend(backend):
+        got = brownian_increment(*given, d)
+        filled = torch.full((5, d), float("nan"), device=calls.DEVICE)
+        brownian_increment_(filled, *given)
+    testing.assert_within(got.cpu(), expected, 2 * testing.NORMAL_TOLERANCE)
     assert torch.equal(got, filled)
 
 

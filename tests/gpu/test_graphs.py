@@ -122,3 +122,18 @@ def test_sample_by_replays(solver: str) -> None:
             replayed = ardiff.sample(*arguments, cuda_graph=True, **options, seed=0)
             assert torch.equal(replayed, ardiff.sample(*arguments, **options, seed=0))
     ardiff.clear_graphs()
+
+
+def test_the_noise_of_a_path_by_replays() -> None:
+    """A Brownian path of its own for each seed through one capture: the loop's samples."""
+
+    def model(x, level, condition):
+        return torch.tanh(x + 0.001 * level[:, None])
+
+    ardiff.clear_graphs()
+    for seed in range(3):
+        options = {"noise": "path", "seed": seed, "device": calls.DEVICE}
+        arguments = (model, (5, 6), "vp-cosine", "v_prediction", "ddpm", 25)
+        replayed = ardiff.sample(*arguments, cuda_graph=True, **options)
+        assert torch.equal(replayed, ardiff.sample(*arguments, **options))
+    ardiff.clear_graphs()

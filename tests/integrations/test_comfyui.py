@@ -154,7 +154,9 @@ def test_a_node_can_set_what_the_sampler_takes(comfy, name):
     parameters = inspect.signature(sample).parameters
     assert set(asked) <= set(parameters)
     own = {k for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-    assert own - {"path", "seed", "sample_ids", "dim"} <= set(asked)
+    assert own - {"path", "seed", "sample_ids", "noise", "dim"} <= set(asked)
+    module = importlib.import_module("ardiff.integrations.comfyui")
+    assert ("noise" in asked) == (name in module.BY_PATH)
 
 
 def test_rectified_flow_is_recognised(comfy):
@@ -170,7 +172,7 @@ def test_rectified_flow_is_recognised(comfy):
     def model(x, sigma):
         return Model(CONST)(x, sigma, None)
 
-    direct = {"disable": True, "seed": 3}
+    direct = {"disable": True, "seed": 3, "noise": "path"}
     wanted = kdiffusion.sample_ddpm_fused(model, noise, sigmas, path="flow", **direct)
     assert torch.equal(found, wanted)
     other = kdiffusion.sample_ddpm_fused(model, noise, sigmas, **direct)

@@ -66,6 +66,14 @@ def test_opcheck_philox_normal(implementation):
     torch.library.opcheck(OPS.philox_normal_.default, (torch.zeros(4, 7), key, 1, stream))
 
 
+def test_opcheck_brownian_increment(implementation):
+    key, stream = torch.tensor([3]), torch.arange(2)
+    times = torch.tensor([0.5]), torch.tensor([4.0])
+    torch.library.opcheck(OPS.brownian_increment.default, (key, stream, *times, 7))
+    out = torch.zeros(2, 7)
+    torch.library.opcheck(OPS.brownian_increment_.default, (out, key, stream, *times))
+
+
 @pytest.mark.parametrize("name", calls())
 def test_in_place_twin_gives_the_same_bits(implementation, name):
     call = calls()[name]

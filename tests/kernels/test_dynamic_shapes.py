@@ -108,6 +108,19 @@ def test_one_graph_for_twelve_counters():
     assert counter.frame_count == 1
 
 
+def test_one_graph_for_twelve_batches_of_increments():
+    def increments(stream, start, end):
+        out = torch.empty(len(stream), 8)
+        ops.brownian_increment_(out, torch.tensor([3]), stream, start, end)
+        return ops.brownian_increment(torch.tensor([3]), stream, start, end, 8), out
+
+    function, counter = compiled(increments, fullgraph=True)
+    for rows in SIZES:
+        args = torch.arange(rows), torch.linspace(0, 2, rows), torch.tensor([3.0])
+        assert_equal(function(*args), increments(*args))
+    assert counter.frame_count == 1
+
+
 @pytest.mark.parametrize("solver", ["ddpm", "rtk-mala"])
 def test_a_solver_with_one_set_of_graphs(solver):
     """Steps, and steps that are accepted or rejected, through the loop over rows."""

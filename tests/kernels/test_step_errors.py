@@ -86,6 +86,34 @@ def invalid_calls() -> dict[str, tuple]:
             "philox_normal_: out is written in place but its rows overlap (row stride 0, 8 "
             "elements per row); clone it first",
         ),
+        "increment key": (
+            lambda: ops.brownian_increment(key.float(), stream, some[0, :1], some[0, :1], 4),
+            "brownian_increment: key must be a contiguous int64 [1], got float32 [1]",
+        ),
+        "increment stream": (
+            lambda: ops.brownian_increment(key, stream.int(), some[0, :1], some[0, :1], 4),
+            "brownian_increment: stream must be a contiguous int64 [B], got int32 [4]",
+        ),
+        "increment start": (
+            lambda: ops.brownian_increment(key, stream, some[0, :3], some[0, :1], 4),
+            "brownian_increment: start must be a contiguous float32 [4] or [1], got float32 [3]",
+        ),
+        "increment end dtype": (
+            lambda: ops.brownian_increment(key, stream, some[0, :4], some[0, :4].double(), 4),
+            "brownian_increment: end must be a contiguous float32 [4] or [1], got float64 [4]",
+        ),
+        "increment d": (
+            lambda: ops.brownian_increment(key, stream, some[0, :4], some[0, :4], -1),
+            "brownian_increment: d must lie in [0, 17179869184], got -1",
+        ),
+        "increment out": (
+            lambda: ops.brownian_increment_(some[0], key, stream, some[0, :4], some[0, :4]),
+            "brownian_increment_: out must be [B, d], got 1 dimensions",
+        ),
+        "increment out dtype": (
+            lambda: ops.brownian_increment_(some.half(), key, stream, same[0, :4], same[0, :4]),
+            "brownian_increment_: out must be float32, got float16",
+        ),
         "uld dimensions": (
             change(uld, z=torch.zeros(8)),
             "uld_step: z must be [B, d] or [B, ...], got 1 dimensions",

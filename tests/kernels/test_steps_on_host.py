@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import ardiff_kernels
-from ardiff_kernels import testing
+from ardiff_kernels import ops, testing
 from ardiff_kernels.dispatch import autograd as _autograd
 from ardiff_kernels.dispatch import load
 from tests import ROOT
@@ -21,7 +21,7 @@ from tests._support import build_cache, gradient_calls
 
 NAMESPACE = "ardiff_cuda_on_host"
 OPS = (
-    *("philox_normal", "diffusion_step", "uld_step"),
+    *("philox_normal", "brownian_increment", "diffusion_step", "uld_step"),
     *("diffusion_step_backward", "uld_step_backward"),
 )
 FLAGS = [
@@ -202,6 +202,23 @@ def test_philox_normal(on_host, shape, counter):
     if load.CPU.loaded:
         with ardiff_kernels.backend("cpu"):
             assert torch.equal(got, torch.ops.ardiff.philox_normal(key, counter, stream, n))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), *SHAPES], **ids)
+@pytest.mark.parametrize("shared", [False, True])
+def test_brownian_increment(on_host, shape, shared):
+    rows, d = shape
+    key, stream = torch.tensor([-0x29A31F5CD00DBEE1]), torch.arange(rows) * 2**43 - 7
+    generator = torch.Generator().manual_seed(rows)
+    start = torch.exp2(60 * torch.rand(rows, generator=generator) - 30)
+    end = torch.exp2(60 * torch.rand(1 if shared else rows, generator=generator) - 30)
+    got = on_host.brownian_increment(key, stream, start, end, d)
+    wide = torch.full((rows, d + 3), -9.0)
+    on_host.brownian_increment_(wide[:, :d], key, stream, start, end)
+    assert torch.equal(wide[:, :d], got) and (wide[:, d:] == -9.0).all()
+    if load.CPU.loaded:
+        with ardiff_kernels.backend("cpu"):
+            assert torch.equal(got, ops.brownian_increment(key, stream, start, end, d))
 
 
 def test_bad_input_reads_as_on_the_cpu(on_host):

@@ -330,6 +330,19 @@ def test_picard_is_the_same_with_guidance_clamp_and_temperature():
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("steps", [20, [20, 9, 14]])
+def test_a_path_is_the_same_noise_for_rows_looked_ahead(steps):
+    model = unit_mixture(4).model("vp-cosine", "epsilon", row_by_row=True)
+    options = {
+        "path": "vp-cosine", "prediction": "epsilon", "solver": "ddpm", "steps": steps, "seed": 4,
+        "noise": "path",
+    }  # fmt: skip
+    with ardiff_kernels.backend("reference"):
+        expected = ardiff.sample(model, (3, 4), **options)
+        found = ardiff.sample(model, (3, 4), lookahead=20, mode="picard", tolerance=0.0, **options)
+    assert torch.equal(found, expected)
+
+
 # Accounting and refusals.
 
 

@@ -235,6 +235,13 @@ def test_normals_and_coefficients(library, exact):
         c.matrix(out), 3, 530, int(key), 2**32 - 1, stream.data_ptr()
     )
     assert status == OK and torch.equal(out, ops.philox_normal(key, 2**32 - 1, stream, 530))
+    start, end = torch.tensor([0.5]), torch.tensor([0.0, 0.75, 3e6])
+    address = int(key), stream.data_ptr()
+    status = library.ardiff_brownian_increment(
+        c.matrix(out), 3, 530, *address, c.each(start), c.each(end)
+    )
+    wanted = ops.brownian_increment(key, stream, start, end, 530)
+    assert status == OK and torch.equal(out, wanted)
     for gamma, tau in ((2.0, 0.3), (1e-6, 1e-3), (40.0, 3.0)):
         found = c.UldCoefs()
         assert library.ardiff_uld_coefficients(gamma, tau, found) == OK
@@ -328,6 +335,15 @@ def test_bad_states_are_refused(library):
     normal, stream = "ardiff_philox_normal", where[4].data_ptr()
     refused("counter must lie in [0, 4294967295]", normal, good, 3, 5, 0, 2**32, stream)
     refused("stream must not be NULL", normal, good, 3, 5, 0, 1, None)
+    increment, one, two = "ardiff_brownian_increment", torch.ones(1), torch.ones(2)
+    negative = -one
+    address = good, 3, 5, 0, stream
+    refused("end must have count 1 or 3, got 2", increment, *address, c.each(one),
+            c.each(two))  # fmt: skip
+    refused("start.data must not be NULL", increment, *address, c.each(None), c.each(one))
+    refused(
+        "times must lie in [0, 2^32), got -1", increment, *address, c.each(one), c.each(negative)
+    )
     refused("must be positive and finite, got gamma 0", "ardiff_uld_coefficients", 0.0, 1.0,
             c.UldCoefs())  # fmt: skip
     assert not x.any()

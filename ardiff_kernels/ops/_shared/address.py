@@ -44,6 +44,16 @@ def counter_word(draw: Tensor | int, purpose: Purpose = Purpose.STEP_NOISE) -> T
     return (draw << PURPOSE_BITS) + int(purpose)
 
 
+PATH_OCTAVES = 64  # of a Brownian path's time, see brownian_increment
+PATH_HEAP_BITS = 24
+
+
+def path_node(octave: Tensor, heap: Tensor | int) -> Tensor:
+    """Counter word c1 of a node of a Brownian path: its octave in [0, 64), and its place in the
+    heap of the octave's nodes, in [1, 2^24), 0 for the octave's own increment."""
+    return counter_word((octave << PATH_HEAP_BITS) + heap, Purpose.PATH_NODE)
+
+
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
 

@@ -7,12 +7,10 @@
 #endif
 
 #include "../../math/mala_accept.h"
-#include "../tile.h"
+#include "../sums.h"
 
 namespace ARDIFF_NS {
 namespace {
-
-constexpr int kVectors = kSumLanes / kLanes;
 
 struct alignas(64) Scratch {
   float out_x[kChunk], out_y[kChunk], out_mid[kChunk];
@@ -56,8 +54,6 @@ ARDIFF_INLINE void add_element(const AcceptRow<F>& row, const Chunk& c, int64_t 
   }
 }
 
-using Vectors = VFloat[kVectors];
-
 template <class M>
 ARDIFF_INLINE void add_vector(const AcceptRow<VFloat>& row, const Chunk& c, int64_t i, int j,
                               Vectors (&sums)[M::kSums]) {
@@ -87,19 +83,6 @@ __attribute__((noinline)) void add_rest(const float* coef, const Chunk& c, int64
   for (int s = 0; s < M::kSums; ++s) {
     for (int j = 0; j < kVectors; ++j) sums[s][j] = load_as<VFloat>(lanes[s] + j * kLanes);
   }
-}
-
-/// sum_lanes, by vectors as long as there are several.
-ARDIFF_INLINE float sum_vectors(Vectors& vectors) {
-  for (int half = kVectors / 2; half > 0; half /= 2) {
-    for (int j = 0; j < half; ++j) vectors[j] = vectors[j] + vectors[j + half];
-  }
-  float lanes[kLanes];
-  store_as(lanes, vectors[0]);
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  }
-  return lanes[0];
 }
 
 /// Sums of a chunk.

@@ -10,13 +10,9 @@
 #include "../../math/mala_accept.h"
 #include "../../math/step_args.h"
 #include "../phases.cuh"
-#include "../unit.cuh"
+#include "../sums.cuh"
 
 namespace ardiff {
-
-constexpr int kGroupThreads = kSumLanes / static_cast<int>(kUnit);
-constexpr int kBlockGroups = kThreads / kGroupThreads;
-static_assert(kBlockGroups == kGroups && kSumLanes == 32 && kUnit == 4);
 
 /// The arguments and their division.
 struct AcceptWork : AcceptArgs {

@@ -74,6 +74,8 @@ class ARSampler:
         batch: images drawn together; bounds memory, not n.
         backend: forces a backend of `ardiff_kernels`; None takes the best.
         weights: of the head's blocks, `float32`, `bfloat16` or `int8`.
+        noise: ``step``, or ``path``: the step noise of a patch is that of a Brownian path, so that
+            images of one seed are near to each other whatever the steps; see `ardiff.sample`.
         encode, denoise: a caller's own functions, ``encode(patches) -> context`` and ``denoise(x,
             level, context) -> output``, in place of `model`; with them go patches, patch_dim, path,
             prediction, and if wanted null, decode and device: see
@@ -108,6 +110,7 @@ class ARSampler:
         batch: int = 128,
         backend: str | None = None,
         weights: str = "float32",
+        noise: str = "step",
         encode: Any = None,
         denoise: Any = None,
         **options,
@@ -149,7 +152,7 @@ class ARSampler:
             )
         self.steps = each
         solver = default_solver(min(each)) if solver is None else solver
-        self._solver = PatchSolver(model, solver, options, weights)
+        self._solver = PatchSolver(model, solver, options, weights, noise)
         self.tables = [self._solver.table(n) for n in each]
         self.table = self.tables[0]
 

@@ -15,6 +15,7 @@ from ..heads.base import Head
 from ..heads.edm import EDMHead
 from ..heads.fused import FusedHead, fused
 from ..loop.divergence import first_rows, make_sums
+from ..loop.path_noise import PathNoise, check_noise_name, path_noise
 from ..loop.run import Decision, Runnable, make_schedule, run
 from ..noise import Spans, initial_state, make_key, stream_of
 from ..solvers import solver as make_table
@@ -27,6 +28,7 @@ from .kv_cache import KVCache
 from .patch_model import Sampled
 from .requests import Request
 
+_Prepared = tuple[Runnable, Schedule, PathNoise | None]
 _SCHEDULES = 64  # kept; the least recently used goes first
 
 
@@ -91,11 +93,19 @@ class PatchSolver:
         model: whose denoiser is called; forward hooks that its head has at a call are called.
         name, options: a name of `ardiff.solvers` and its options.
         weights: see `ardiff.heads.fused.FusedHead`.
+        noise: ``step`` or ``path``, see `ardiff.sample`.
     """
 
     def __init__(
-        self, model: Sampled | OwnModel, name: str, options: dict, weights: str = "float32"
+        self,
+        model: Sampled | OwnModel,
+        name: str,
+        options: dict,
+        weights: str = "float32",
+        noise: str = "step",
     ) -> None:
+        check_noise_name(noise)
+        self._by_path = noise == "path"
         self.model, self._weights = model, weights
         own = isinstance(model, OwnModel)
         self._plain = own and not isinstance(model.denoiser, (Head, EDMHead, FusedHead))
@@ -109,7 +119,7 @@ class PatchSolver:
         self._choices = {**own, **model.grid, **options}
         if "dim" in solver_options(name):
             self._choices.setdefault("dim", model.patch_dim)
-        self._schedules: OrderedDict[tuple, tuple[Runnable, Schedule]] = OrderedDict()
+        self._schedules: OrderedDict[tuple, _Prepared] = OrderedDict()
 
     def _head(self) -> Any:
         """What the loop calls: a head of ours fused, a caller's own function as it is."""
@@ -128,6 +138,8 @@ class PatchSolver:
                 'accept="energy" needs a density, which a model of this kind lacks; use '
                 '"trapezoid" or "simpson"'
             )
+        if self._by_path:
+            path_noise(table, "cpu")
         return table
 
     def draw(
@@ -169,19 +181,19 @@ class PatchSolver:
             modifiers["noise_scale"] = torch.tensor(scale, dtype=torch.float32, device=device)
         keys = _keys([request.seed for request, _, _ in slots], device)
         steps = [request.steps[index] for request, index, _ in slots]
-        table, schedule = self._schedule(steps, stream)
+        table, schedule, noise = self._schedule(steps, stream)
         x = initial_state(table, keys, stream, model.patch_dim)
         sums = None if watched is None else make_sums(schedule, x)
         x = run(
             schedule, self._head(), x, key=keys, stream=stream,
-            condition=context, decisions=decisions, sums=sums, **modifiers,
+            condition=context, decisions=decisions, sums=sums, noise=noise, **modifiers,
         )  # fmt: skip
         if watched is not None:
             watched.append((first_rows(sums), schedule.buffers.level))
         return model.clip(x, torch.tensor([place for _, _, place in slots], device=device))
 
-    def _schedule(self, steps: list[int], like: Tensor) -> tuple[Runnable, Schedule]:
-        """The table of each patch, and what the loop does for them."""
+    def _schedule(self, steps: list[int], like: Tensor) -> _Prepared:
+        """The table of each patch, what the loop does for them, and its path."""
         kinds, kept = sorted(set(steps)), self._schedules
         place = (like.device, *(steps if len(kinds) > 1 else kinds))
         if place not in kept:
@@ -189,7 +201,8 @@ class PatchSolver:
             table = tables[0]
             if len(kinds) > 1:
                 table = RaggedTable(tables, [kinds.index(n) for n in steps])
-            kept[place] = (table, make_schedule(table, like))
+            noise = path_noise(table, like.device) if self._by_path else None
+            kept[place] = (table, make_schedule(table, like), noise)
             if len(kept) > _SCHEDULES:
                 kept.popitem(last=False)
         kept.move_to_end(place)

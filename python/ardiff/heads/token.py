@@ -18,6 +18,7 @@ from ardiff_kernels import ops
 from ..batch_invariant import batch_invariant as batch_invariant_mode
 from ..guide import Guidance, per_sample
 from ..loop.cuda_graphs import check_graph, run_captured
+from ..loop.path_noise import check_noise_name, path_noise
 from ..loop.run import Decision, Runnable, make_schedule, run
 from ..noise import initial_state
 from ..tables.plan import Schedule
@@ -46,7 +47,7 @@ def denoise_token(
     guidance2: float | Tensor | None = None,
     temperature: float | Tensor = 1.0,
     x0_clamp: float | None = None,
-    noise: Tensor | None = None,
+    noise: Tensor | str | None = None,
     weights: str = "float32",
     batch_invariant: bool = False,
     budget: int = BUDGET,
@@ -69,7 +70,9 @@ def denoise_token(
         uncond, guidance, uncond2, guidance2: contexts like `context` and weights, a number or one
             per token, of u + w (c - u) and of u2 + w2 (u - u2) + w (c - u).
         temperature: factor on the step noise, a number or one per token.
-        x0_clamp, noise: as of :func:`ardiff.loop.run.run`.
+        x0_clamp: as of :func:`ardiff.loop.run.run`.
+        noise: as there; or ``"path"``: increments of a Brownian path, as of :func:`ardiff.sample`,
+            for runs that do not share a stream, with a table that is no schedule yet.
         weights, batch_invariant, budget: see :class:`FusedHead`.
         start: the initial state `[B, d]`; default the addressed normals of the table's scale.
         decisions: as of :func:`ardiff.loop.run.run`.
@@ -80,8 +83,8 @@ def denoise_token(
 
     Raises:
         ValueError, TypeError: shapes that do not go together, guidance without its context, an
-            unknown head without `start`, `cuda_graph` with `noise` or with a table that is no
-            StepTable or RaggedTable.
+            unknown head without `start`, `cuda_graph` with given `noise` or with a table that is no
+            StepTable or RaggedTable; ``"path"`` with a table that has none, or with `draw`.
 
     Example:
         >>> import ardiff, torch
@@ -97,6 +100,14 @@ def denoise_token(
     batch, device = len(context), context.device
     if stream.shape != (batch,):
         raise ValueError(f"stream must have shape [{batch}], one per context, {_shape(stream)}")
+    if isinstance(noise, str):
+        check_noise_name(noise)
+        if noise == "path" and draw:
+            raise ValueError(
+                f'noise="path" knows no draw, got draw={draw}: runs that share a stream would '
+                "share their noise; give each a stream of its own"
+            )
+        noise = path_noise(table, device) if noise == "path" else None
     guided = Guidance.of(uncond, guidance, uncond2, guidance2)
     for name, other in zip(("uncond", "uncond2"), guided.conditions, strict=False):
         if other.shape != context.shape:
@@ -116,7 +127,7 @@ def denoise_token(
             raise TypeError(
                 "cuda_graph needs a StepTable or a RaggedTable, got a " + type(table).__name__
             )
-        if noise is not None:
+        if isinstance(noise, Tensor):
             raise ValueError("cuda_graph and noise exclude each other: leave one out")
     guided, scale = guided.per_sample(batch, device), {}
     if isinstance(temperature, Tensor) or temperature != 1:
@@ -128,7 +139,7 @@ def denoise_token(
         with mode:
             found = run_captured(
                 table, model, start, tuple(start.shape), buckets=cuda_graph, key=key, draw=draw,
-                stream=stream, condition=context, x0_clamp=x0_clamp, **modifiers,
+                stream=stream, condition=context, x0_clamp=x0_clamp, noise=noise, **modifiers,
             )  # fmt: skip
         if decisions is not None:
             decisions += found.decisions

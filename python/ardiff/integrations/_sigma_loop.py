@@ -13,10 +13,12 @@ from tqdm.auto import tqdm
 
 from ..guide import per_sample
 from ..loop.checks import OUTPUT_DTYPES, check_output
+from ..loop.path_noise import check_noise_name
 from ..loop.rows import Decision, Rows
 from ..loop.run import make_schedule
 from ..loop.stats import collect, warn_of_acceptance
 from ..noise import MAX_PATCHES, make_key, make_stream
+from ._path_noise import PathNoiseSampler, of_flow, signed
 from ._sigma_plan import SigmaPlan
 
 
@@ -25,10 +27,11 @@ class Noise:
 
     Args:
         x: `[B, ...]`, what the sampler's normals are like.
-        sampler: ``sampler(sigma, sigma_next)``, or None.
+        sampler: ``sampler(sigma, sigma_next)``, or None. It goes before `noise`.
         seed: int64 or uint64; None: ``extra_args["seed"]``, else drawn from torch's generator.
         sample_ids: as of :func:`ardiff.noise.make_stream`.
-        plan: whose first sigma is part of the address.
+        plan: whose first sigma is part of the address of ``step`` noise.
+        noise: ``step``, or ``path``: a :class:`PathNoiseSampler` of the seed and ids.
     """
 
     def __init__(
@@ -39,10 +42,14 @@ class Noise:
         extra_args: dict | None,
         sample_ids: Sequence[int] | Tensor | None,
         plan: SigmaPlan,
+        noise: str = "step",
     ) -> None:
-        seed = (extra_args or {}).get("seed") if seed is None else seed
-        if isinstance(seed, int) and 2**63 <= seed < 2**64:
-            seed -= 2**64
+        check_noise_name(noise)
+        seed = signed((extra_args or {}).get("seed") if seed is None else seed)
+        if noise == "path" and sampler is None:
+            plan.require_whole_intervals()
+            scale = of_flow if plan.path == "flow" else torch.clone
+            sampler = PathNoiseSampler(x, seed=seed, transform=scale, sample_ids=sample_ids)
         self.key = make_key(seed, x.device)
         first = np.float32(plan.sigmas[0] if plan.sigmas else 0).tobytes()
         patch = zlib.crc32(first) % MAX_PATCHES

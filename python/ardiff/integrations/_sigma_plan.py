@@ -61,6 +61,20 @@ class SigmaPlan:
     def intervals(self) -> int:
         return max(len(self.sigmas) - 1, 0)
 
+    @property
+    def path(self) -> str:
+        """The name of the path of the sigmas."""
+        return "edm" if self.table is None else self.table.path
+
+    def require_whole_intervals(self) -> None:
+        """ValueError unless each row that adds noise adds that of a whole interval of sigmas."""
+        whole = {"noise": (0.0, 1.0)}
+        if any(draws and draws != whole for draws in self.draws):
+            raise ValueError(
+                'noise="path" needs a solver that adds noise once on each interval of sigmas, such '
+                f"as ddpm, ddim or dpmpp-2m-sde; {self.table.solver} adds more within one"
+            )
+
 
 # Solvers that follow the ODE towards noise where they add none, and those of them whose step to
 # sigma = 1 of path flow has a limit: the higher orders divide by a log-SNR that has none.

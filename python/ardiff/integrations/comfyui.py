@@ -38,10 +38,17 @@ def path_of(model: Any) -> str:
     return "flow" if isinstance(model.inner_model.inner_model.model_sampling, flow) else "edm"
 
 
-def _in_comfyui(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
+# Whose noise is by default that of a path, as ComfyUI's own samplers of this kind have it: an image
+# keeps its composition when the number of steps changes.
+BY_PATH = ("ddpm_fused", "ddim_fused", "ddpm_ei_fused", "dpmpp_2m_sde_fused", "flow_sde_fused")
+
+
+def _in_comfyui(name: str, sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(sample)
     def inside(model: Any, x: Tensor, sigmas: Tensor, *args: Any, **options: Any) -> Tensor:
         options.setdefault("path", path_of(model))
+        if name in BY_PATH:
+            options.setdefault("noise", "path")
         return sample(model, x, sigmas, *args, **options)
 
     inside.ardiff = True
@@ -54,7 +61,7 @@ def _name(solver: str) -> str:
 
 _ALL = {_name(solver): sample for solver, sample in SOLVER_SAMPLERS.items()}
 _ALL = SAMPLERS | {name: sample for name, sample in _ALL.items() if name not in SAMPLERS}
-FUNCTIONS = {name: _in_comfyui(sample) for name, sample in _ALL.items()}
+FUNCTIONS = {name: _in_comfyui(name, sample) for name, sample in _ALL.items()}
 
 
 def register() -> None:
@@ -89,10 +96,11 @@ _STAGES = {
     "s_noise": _number(1.0, 0.0, 100.0),
 }
 _ETA = {"eta": _number(1.0, 0.0, 100.0), "s_noise": _number(1.0, 0.0, 100.0)}
+_NOISE = {"noise": (["path", "step"], {"tooltip": "path: nearly the same image at any steps"})}
 _CHOICES = {"accept": ["trapezoid", "simpson"], "solver_type": ["midpoint", "heun"]}
 _OWN_DEFAULT = {"min": 0.0, "max": 10000.0, "step": 0.01, "round": False}
 _OWN_DEFAULT |= {"default": 0.0, "tooltip": "0: the solver's own default"}
-_NOT_ASKED = ("path", "seed", "sample_ids", "dim")
+_NOT_ASKED = ("path", "seed", "sample_ids", "noise", "dim")
 
 
 def _inputs(sample: Callable[..., Tensor]) -> dict[str, tuple]:
@@ -123,6 +131,10 @@ OPTIONS = {name: _inputs(sample) for name, sample in _ALL.items() if name not in
     "ddpm_fused": _ETA,
     "dpmpp_2m_sde_fused": {**_ETA, "solver_type": (["midpoint", "heun"],)},
 }
+
+
+for _each in BY_PATH:
+    OPTIONS[_each] = OPTIONS[_each] | _NOISE
 
 
 class SamplerNode:

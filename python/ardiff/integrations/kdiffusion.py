@@ -18,7 +18,9 @@ With `stages` it is once per stage, and i is the interval in which the stage beg
 Noise: ``noise_sampler(sigma, sigma_next)`` where given. Else it is addressed, by `seed`, or
 ``extra_args["seed"]`` (ComfyUI passes it there), or a key drawn from torch's own generator: sample
 i is then the same in any batch. The first sigma is part of the address, so that the second half of
-a run that was split does not repeat the noise of the first.
+a run that was split does not repeat the noise of the first. With ``noise="path"`` it is the
+increment of a Brownian path between the sigmas, which a :class:`PathNoiseSampler` gives to samplers
+of k-diffusion too: a run that was split has the noise of the whole.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from torch import Tensor
 from ..solvers import SOLVERS, check_options, solver_options, table_function
 from ..solvers._rtk import stages as rtk
 from ..solvers._rtk.adjusted import langevin_tau
+from ._path_noise import PathNoiseSampler as PathNoiseSampler
 from ._sigma_loop import Noise, run_plan
 from ._sigma_plan import solver_plan, stage_plan
 
@@ -44,7 +47,7 @@ def sample_ddpm_fused(
     model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict | None = None,
     callback: Callable | None = None, disable: bool | None = None, eta: float = 1.0,
     s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None, *, path: str = "edm",
-    seed: int | None = None, sample_ids: Sequence[int] | Tensor | None = None,
+    seed: int | None = None, sample_ids: Sequence[int] | Tensor | None = None, noise: str = "step",
 ) -> Tensor:  # fmt: skip
     """DDPM's ancestral step: k-diffusion's `sample_euler_ancestral`, for any eta.
 
@@ -57,6 +60,9 @@ def sample_ddpm_fused(
         seed: of the addressed noise, int64 or ComfyUI's uint64; goes before ``extra_args["seed"]``,
             and the model does not see it.
         sample_ids: `B` ids that address the noise, default 0 to B - 1.
+        noise: ``step``, or ``path``: that of a :class:`PathNoiseSampler` of the seed, so that runs
+            of one seed are near to each other whatever their sigmas. For solvers that add noise
+            once on each interval. `noise_sampler` goes before it.
 
     Returns:
         x at the last sigma, like the x given.
@@ -66,8 +72,8 @@ def sample_ddpm_fused(
             that does not fit x.
     """
     plan = solver_plan("ddim", path, _host(sigmas), eta=float(eta))
-    noise = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
-    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, noise)
+    drawn = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan, noise)
+    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, drawn)
 
 
 def sample_dpmpp_2m_sde_fused(
@@ -75,7 +81,7 @@ def sample_dpmpp_2m_sde_fused(
     callback: Callable | None = None, disable: bool | None = None, eta: float = 1.0,
     s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
     solver_type: str = "midpoint", *, path: str = "edm", seed: int | None = None,
-    sample_ids: Sequence[int] | Tensor | None = None,
+    sample_ids: Sequence[int] | Tensor | None = None, noise: str = "step",
 ) -> Tensor:  # fmt: skip
     """DPM-Solver++(2M) SDE: k-diffusion's `sample_dpmpp_2m_sde`, one model call per interval.
 
@@ -84,8 +90,8 @@ def sample_dpmpp_2m_sde_fused(
     """
     options = {"eta": float(eta), "solver_type": solver_type}
     plan = solver_plan("dpmpp-2m-sde", path, _host(sigmas), **options)
-    noise = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
-    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, noise)
+    drawn = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan, noise)
+    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, drawn)
 
 
 def sample_rtk_uld(
@@ -177,7 +183,8 @@ def _sampler_of(solver: str) -> Callable[..., Tensor]:
         model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict | None = None,
         callback: Callable | None = None, disable: bool | None = None, eta: float | None = None,
         s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None, *, path: str = "edm",
-        seed: int | None = None, sample_ids: Sequence[int] | Tensor | None = None, **options,
+        seed: int | None = None, sample_ids: Sequence[int] | Tensor | None = None,
+        noise: str = "step", **options,
     ) -> Tensor:  # fmt: skip
         if "stages" in options:
             raise ValueError(f"{name} takes no stages: there is one for each interval of sigmas")
@@ -188,8 +195,8 @@ def _sampler_of(solver: str) -> Callable[..., Tensor]:
         if "dim" in own:
             given.setdefault("dim", math.prod(x.shape[1:]))
         plan = solver_plan(solver, path, _host(sigmas), **given)
-        noise = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
-        return run_plan(plan, model, x, extra_args, callback, disable, s_noise, noise)
+        drawn = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan, noise)
+        return run_plan(plan, model, x, extra_args, callback, disable, s_noise, drawn)
 
     shown = inspect.signature(sample)
     defaults = inspect.signature(table_function(solver)).parameters

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..tables.plan import Schedule
+from .path_noise import PathNoise
 
 OUTPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -80,11 +81,19 @@ def check_x0_clamp(x0_clamp: float | None, table: Any) -> None:
     _need_diffusion("x0_clamp", table)
 
 
-def check_noise(noise: Tensor | None, schedule: Schedule, x: Tensor) -> None:
-    """Raises unless None, or normals `[T, B, d]` for a schedule of diffusion rows alone."""
+def check_noise(noise: Tensor | PathNoise | None, schedule: Schedule, x: Tensor) -> None:
+    """Raises unless None, or normals `[T, B, d]` or a path for a schedule of diffusion rows
+    alone."""
     if noise is None:
         return
     _need_diffusion("noise", schedule)
+    if isinstance(noise, PathNoise):
+        if len(noise.times) != len(schedule.plan):
+            raise ValueError(
+                f"the path's noise is of {len(noise.times)} rows, the table has "
+                f"{len(schedule.plan)}: make it of the table that runs"
+            )
+        return
     shape = [len(schedule.plan), *x.shape]
     if list(noise.shape) != shape:
         raise ValueError(

@@ -20,14 +20,17 @@ from torch.utils._pytree import tree_map
 from ardiff_kernels import ops
 
 from ..guide import Guidance
+from ..noise import Spans
 from ..tables.lookahead import lookahead_table
 from ..tables.ragged import RaggedTable
 from ..tables.table import StepTable
 from .checks import check_output
+from .path_noise import PathNoise
 from .run import _outside
 
 MODES = ("speculative", "picard")
 MOST = 16  # rows that "auto" looks ahead at most
+_FURTHER = 10  # and beyond those that the last round kept: what is evaluated there guesses later
 TOLERANCE = 1e-4
 
 Outputs = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
@@ -103,7 +106,7 @@ class Lookahead:
         """L of the samples' next rounds, by the rows that each kept of its last: twice as many."""
         if self.rows != "auto":
             return rows
-        return np.clip(2 * kept + 2, 4, MOST)
+        return np.minimum(kept + _FURTHER, MOST)
 
 
 def check_lookahead(
@@ -190,7 +193,7 @@ def run_lookahead(
     x: Tensor,
     lookahead: Lookahead,
     *,
-    key: Tensor,
+    key: Tensor | Spans,
     stream: Tensor,
     draw: int = 0,
     condition: Any = None,
@@ -200,7 +203,7 @@ def run_lookahead(
     guidance2: Tensor | None = None,
     noise_scale: Tensor | None = None,
     x0_clamp: float | None = None,
-    noise: Tensor | None = None,
+    noise: Tensor | PathNoise | None = None,
     sums: Tensor | None = None,
 ) -> tuple[Tensor, Rounds]:
     """Run every row of `table` on `model` in rounds, from the initial state `x`.
@@ -213,7 +216,7 @@ def run_lookahead(
         x: float32 `[B, d]`; not changed.
         draw: of row 0.
         noise: float32 `[T, B, d]`, normals in place of the addressed ones, for tables of
-            ``diffusion`` rows alone.
+            ``diffusion`` rows alone; or those of a path.
         others: as of :func:`ardiff.loop.run.run`.
 
     Returns:
@@ -249,12 +252,12 @@ class _Run:
         first = torch.from_numpy(draw - tables.first).to(x.device, torch.int32)
         self._address = first, key, stream
         self._row = tables.first.copy()
-        self._rows = np.full(batch, lookahead.most if lookahead.rows != "auto" else MOST // 2)
+        self._rows = np.full(batch, lookahead.most)
         self._known: dict[str, Tensor] = {}
         self._windows: list[np.ndarray] = []
         self._evaluated = 0
         self.options: dict[str, Any] = {}
-        self.noise: Tensor | None = None
+        self.noise: Tensor | PathNoise | None = None
         self.sums: Tensor | None = None
 
     @property
@@ -270,14 +273,14 @@ class _Run:
         rows = int(count.max())
         place = (tables.coef, tables.plan, *both, *self._address)
         options = {**self.options, "op": tables.op, **self._known, "noise": self._normals(rows)}
-        states, velocities, drafts = ops.lookahead_draft(
-            self.x, self._memory, *place, rows, v=self._v, **options
+        states, velocities, drafts = self._launch(
+            ops.lookahead_draft, (self.x, self._memory), place, (rows,), v=self._v, **options
         )
         outs = self._outputs(states, row, count, rows)
         kinetic = {} if self._v is None else {"velocities": velocities}
-        found = ops.lookahead_verify(
-            states, drafts, outs, self._memory, *place, **kinetic, **options,
-            tolerance=self._lookahead.tolerance,
+        found = self._launch(
+            ops.lookahead_verify, (states, drafts, outs, self._memory), place, (), **kinetic,
+            **options, tolerance=self._lookahead.tolerance,
         )  # fmt: skip
         self.x, self._memory = found.x, found.memory
         self._v = None if self._v is None else found.v
@@ -289,6 +292,26 @@ class _Run:
         self._windows.append(windows.astype(np.int32))
         self._row = np.where(live, new, row)
         self._rows = np.minimum(self._lookahead.next_rows(self._rows, kept), most)
+
+    def _launch(
+        self, launch: Callable, tensors: tuple, place: tuple, more: tuple, **options: Any
+    ) -> Any:
+        """One launch of an op, or one for each key."""
+        coef, plan, row, count, draw, key, stream = place
+        if isinstance(key, Tensor):
+            return launch(*tensors, *place, *more, **options)
+        parts = []
+        for rows, own in key:
+            shared = ("op", "x0_clamp", "tolerance")
+            cut = {
+                name: value if name in shared or value is None or len(value) == 1 else value[rows]
+                for name, value in options.items()
+            }
+            at = (coef, plan, row[rows], count[rows], draw[rows], own, stream[rows])
+            parts.append(launch(*(t[rows] for t in tensors), *at, *more, **cut))
+        whole = [torch.cat(each) for each in zip(*parts, strict=True)]
+        kind = type(parts[0])
+        return kind(*whole) if hasattr(kind, "_fields") else whole
 
     def _learned(self, states: Tensor, found: Any, window: Tensor) -> dict[str, Tensor]:
         """What the next round's guesses are made of: this round's states and outputs."""
@@ -326,9 +349,11 @@ class _Run:
         """The given normals of each sample's window, `[B, rows, d]`."""
         if self.noise is None:
             return None
-        last = len(self.noise) - 1
-        at = np.minimum((self._row - self._tables.first)[:, None] + np.arange(rows), last)
-        at = torch.from_numpy(at).to(self.x.device)
+        at = (self._row - self._tables.first)[:, None] + np.arange(rows)
+        if isinstance(self.noise, PathNoise):
+            at = torch.from_numpy(np.minimum(at, len(self.noise.times) - 1)).to(self.x.device)
+            return self.noise.at(at, *self._address[1:], self.x.shape[1])
+        at = torch.from_numpy(np.minimum(at, len(self.noise) - 1)).to(self.x.device)
         return self.noise[at, torch.arange(len(at), device=self.x.device)[:, None]]
 
     def _sum(self, row: np.ndarray, new: np.ndarray) -> None:

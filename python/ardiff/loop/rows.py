@@ -91,6 +91,7 @@ class Rows:
         index: the iteration that is executed next.
         state: position, memory, velocity, last output and origin.
         key, stream: may be set anew between iterations.
+        spans: the samples that share a key, None where all do.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Rows:
     ) -> None:
         program = schedule if isinstance(schedule, Program) else Program.of(schedule)
         schedule, self._steps, self._draws, has_midpoints = program
-        spans = None if isinstance(key, Tensor) else key
+        self.spans = spans = None if isinstance(key, Tensor) else key
         self.state = State(
             x,
             schedule,

@@ -16,6 +16,7 @@ from ..tables.ragged import RaggedTable
 from ..tables.table import DeviceTable, StepTable
 from .checks import check_noise, check_output, check_x0_clamp
 from .ladder import Ladder
+from .path_noise import PathNoise
 from .rows import Decision, Rows
 
 Runnable = StepTable | DeviceTable | RaggedTable | Ladder | Schedule
@@ -130,7 +131,7 @@ def run(
     guidance2: Tensor | None = None,
     noise_scale: Tensor | None = None,
     x0_clamp: float | None = None,
-    noise: Tensor | None = None,
+    noise: Tensor | PathNoise | None = None,
     energy_fn: Callable[[Tensor, Tensor, Any], Tensor] | None = None,
     decisions: list[Decision] | None = None,
     sums: Tensor | None = None,
@@ -163,7 +164,8 @@ def run(
         noise_scale: float32 `[B]` or `[1]`, the temperature of the step noise.
         x0_clamp: positive bound on the data prediction, for tables of ``diffusion`` rows alone.
         noise: float32 `[T, B, d]`, normals of each row in place of the addressed ones, for tables
-            of ``diffusion`` rows alone.
+            of ``diffusion`` rows alone; or the :class:`~ardiff.loop.path_noise.PathNoise` of the
+            table, whose increments are made row by row.
         energy_fn: ``energy_fn(x, level, condition) -> [B]``, -log p up to a constant of the level,
             for tables whose accept rows compare energies.
         decisions: a list to which each accept row's :class:`Decision` is appended.
@@ -215,10 +217,19 @@ def run(
                     for out in outs:
                         check_output(out, x, schedule.learned_range)
                 rows.take(outs)
-            rows.execute(**({} if noise is None else {"noise": noise[rows.index]}))
+            rows.execute(**_normals(noise, rows))
             if kept is not None:
                 torch.sum(rows.x, 1, dtype=torch.float32, out=kept[rows.index - 1])
     return rows.x if compiling else rows.x.clone()
+
+
+def _normals(noise: Tensor | PathNoise | None, rows: Rows) -> dict[str, Tensor]:
+    """The normals of the next row, where they are not the addressed ones."""
+    if isinstance(noise, PathNoise):
+        found = noise.normals(rows.index, rows.spans or rows.key, rows.stream, rows.x.shape[1])
+    else:
+        found = None if noise is None else noise[rows.index]
+    return {} if found is None else {"noise": found}
 
 
 def make_schedule(table: Runnable, x: Tensor) -> Schedule:

@@ -47,7 +47,7 @@ def compiled(nvcc) -> dict[str, Compiled]:
 def test_every_op_has_a_source():
     steps = {"diffusion_step", "uld_step"}
     found = {s.stem for s in SOURCES}
-    ops = {"philox_normal", "kv_append", "kv_attention", *steps}
+    ops = {"philox_normal", "brownian_increment", "kv_append", "kv_attention", *steps}
     assert {*ops, *(f"{step}_backward" for step in steps)} <= found
 
 
@@ -133,7 +133,7 @@ def test_the_library_loads_and_registers_without_a_gpu(nvcc, compiled):
     done = subprocess.run(run, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = dict(line.split() for line in done.stdout.splitlines())
-    for op in ("philox_normal", "diffusion_step", "uld_step"):
+    for op in ("philox_normal", "brownian_increment", "diffusion_step", "uld_step"):
         assert found[op] == found[f"{op}_"] == "True"
     assert found["head_step"] == found["head_loop"] == found["head_loop_"] == "True"
     assert found["head_lookahead"] == "True"

@@ -10,7 +10,7 @@ from tests.kernels.compiled import kernel_budget
 pytest.importorskip("triton")
 SCRIPT = Path(__file__).with_name("triton_static.py")
 OPS = {
-    *("philox_normal", "diffusion_step", "uld_step"),
+    *("philox_normal", "brownian_increment", "diffusion_step", "uld_step"),
     *("diffusion_step_backward", "uld_step_backward"),
 }
 
@@ -50,6 +50,7 @@ def test_nothing_passes_between_lanes(compiled):
     ("op", "loads", "stores"),
     [
         *(("uld_step", 8, 6), ("diffusion_step", 6, 4), ("philox_normal", 0, 2)),
+        ("brownian_increment", 0, 2),
         *(("uld_step_backward", 6, 8), ("diffusion_step_backward", 6, 6)),
     ],
 )

@@ -33,6 +33,7 @@ PER_SAMPLE = dict(
     SCALE_SHARED=False,
 )  # fmt: skip
 SHARED = {name: True for name in PER_SAMPLE}
+ONE_TIME = dict(START_SHARED=True, END_SHARED=True)
 PLAIN = dict(LEARNED=False, SECOND=False)
 
 GUIDED = dict(uncond="fp32", guidance="fp32")
@@ -41,6 +42,7 @@ NARROW_GUIDED = dict(out="bf16", uncond="bf16", guidance="fp32", z_model="bf16")
 NOISE = dict(noise="fp32", noise2="fp32")
 EVERYTHING = dict(THREE_WAY, x0="fp32", x0_clamp="fp32", noise="fp32", z_model="bf16")
 ULD, DIFFUSION, PHILOX = "uld_step", "diffusion_step", "philox_normal"
+PATH = "brownian_increment"
 ULD_BACKWARD, DIFFUSION_BACKWARD = "uld_step_backward", "diffusion_step_backward"
 NEW_OUTPUTS = dict.fromkeys(("out", "uncond", "new_out", "new_uncond"), "bf16")
 BF16_STATE = dict.fromkeys(("x", "memory", "x_new", "memory_new", "x0", "out"), "bf16")
@@ -60,6 +62,9 @@ class Case(NamedTuple):
 CASES = [
     Case(PHILOX, "large", LARGE, {}, {}),
     Case(PHILOX, "small", SMALL, {}, {}, False),
+    Case(PATH, "large", LARGE, {}, ONE_TIME),
+    Case(PATH, "small", SMALL, {}, ONE_TIME, False),
+    Case(PATH, "small, times per sample", SMALL, {}, dict.fromkeys(ONE_TIME, False), False),
     Case(ULD, "large", LARGE, {}, SHARED),
     Case(ULD, "large, bf16 output, guided, z_model", LARGE, NARROW_GUIDED, PER_SAMPLE),
     Case(ULD, "large, three-way", LARGE, THREE_WAY, PER_SAMPLE, False),

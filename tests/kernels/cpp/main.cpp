@@ -1,6 +1,7 @@
 // Tests of the C++ CPU kernels under sanitizers; `make sanitize` builds and runs them. They need
 // torch's headers but not its libraries: the threads are std::thread's, which ThreadSanitizer
 // knows.
+#include "brownian_increment.h"
 #include "diffusion_step.h"
 #include "diffusion_step_backward.h"
 #include "head_step.h"
@@ -34,6 +35,7 @@ AOTITorchError torch_get_num_threads(uint32_t* count) {
 
 int main() {
   ardiff_test::test_philox_normal();
+  ardiff_test::test_brownian_increment();
   ardiff_test::test_uld_step();
   ardiff_test::test_diffusion_step();
   ardiff_test::test_uld_step_backward();

@@ -204,13 +204,20 @@ def quads(col, QUADS: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
-def one_normal(col, c1, key_ptr, stream, BR: tl.constexpr, BD: tl.constexpr):
-    """Addressed normals, one per element: quad i // 4 in the order (cos, sin, cos, sin)."""
+def quad_normals(col, c1, key_ptr, stream, BR: tl.constexpr, BD: tl.constexpr):
+    """The four addressed normals of each lane's quad, in the order (cos, sin, cos, sin)."""
     k0, k1 = low_high(tl.load(key_ptr))
     s0, s1 = low_high(stream)
     w0, w1, w2, w3 = philox4(quads(col, 1, BR, BD), c1, s0, s1, k0, k1)
     a, b = box_muller(w0, w1)
     c, d = box_muller(w2, w3)
+    return a, b, c, d
+
+
+@triton.jit
+def one_normal(col, c1, key_ptr, stream, BR: tl.constexpr, BD: tl.constexpr):
+    """Addressed normals, one per element: quad i // 4."""
+    a, b, c, d = quad_normals(col, c1, key_ptr, stream, BR, BD)
     return interleave4(a, b, c, d, BR, BD)
 
 

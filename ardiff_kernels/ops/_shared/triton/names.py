@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import triton.language as tl
 
-from ..address import PURPOSE_BITS, Purpose
+from ..address import PATH_HEAP_BITS, PURPOSE_BITS, Purpose
 from ..tables import TABLE_WIDTH
 
 
@@ -31,4 +31,5 @@ def columns(names: tuple[str, ...]) -> Names:
 
 PURPOSE = Names(Purpose.__members__)
 PURPOSE_SHIFT = tl.constexpr(PURPOSE_BITS)
+HEAP_SHIFT = tl.constexpr(PATH_HEAP_BITS)
 ROW_WIDTH = tl.constexpr(TABLE_WIDTH)
