@@ -164,8 +164,7 @@ constexpr int64_t kMaxDim = 64;  // as in PyTorch
                       " " + list_of(sizes, dim));
 }
 
-/// A fresh contiguous tensor of `dim` sizes beside `like`: float32, float16, bfloat16, int32 or
-/// bool.
+/// A fresh contiguous tensor of `dim` sizes beside `like`: float32, float16, bfloat16 or bool.
 inline Tensor fresh_tensor(const Arg& like, ScalarType dtype, int64_t dim, const int64_t* sizes) {
   if (dim > kMaxDim) throw std::runtime_error("ardiff: a tensor of more than 64 dimensions");
   int64_t strides[kMaxDim];
@@ -177,7 +176,6 @@ inline Tensor fresh_tensor(const Arg& like, ScalarType dtype, int64_t dim, const
                        : dtype == ScalarType::Half   ? aoti_torch_dtype_float16()
                        : dtype == ScalarType::Int    ? aoti_torch_dtype_int32()
                        : dtype == ScalarType::Bool   ? aoti_torch_dtype_bool()
-                       : dtype == ScalarType::Int    ? aoti_torch_dtype_int32()
                                                      : aoti_torch_dtype_float32();
   AtenTensorHandle handle = nullptr;
   if (aoti_torch_empty_strided(dim, sizes, strides, code, like.device_type, like.device_index,
