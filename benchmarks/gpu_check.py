@@ -19,7 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITE = "bandwidth"
-HEADS = ("mar-b/N=1/bfloat16", "mar-b/N=16/bfloat16", "mar-b/N=256/bfloat16")
+# Suite and tokens of a case of its own process.
+TOKENS = (("head", 1), ("head", 16), ("head", 256), ("lookahead", 1), ("lookahead", 16))
 TESTS = ("tests/gpu", "tests/kernels")
 
 
@@ -108,11 +109,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             *("--device", args.device, "--json", str(bench)),
         ],
     }
-    heads = [out / f"bench-head-{i}.json" for i in range(len(HEADS))]
-    for case, path in zip(HEADS, heads, strict=True):
+    of_tokens = [out / f"bench-{suite}-{n}.json" for suite, n in TOKENS]
+    for (suite, n), path in zip(TOKENS, of_tokens, strict=True):
         path.unlink(missing_ok=True)
-        commands[f"head {case.split('/')[1]}"] = [
-            *(python, "-m", "ardiff", "bench", "head", "--case", case),
+        commands[f"{suite} N={n}"] = [
+            *(python, "-m", "ardiff", "bench", suite, "--case", f"mar-b/N={n}/bfloat16"),
             *("--device", args.device, "--json", str(path)),
         ]
     steps = [run_step(name, command, out / f"{name}.log") for name, command in commands.items()]
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "environment": load(doctor),
         "steps": [asdict(step) for step in steps],
         "tests": tests,
-        "rows": [row for path in (bench, *heads) for row in load(path).get("rows", [])],
+        "rows": [row for path in (bench, *of_tokens) for row in load(path).get("rows", [])],
     }
     target = out / "gpu-check.json"
     save(target, report)

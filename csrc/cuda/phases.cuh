@@ -5,7 +5,8 @@
 // There are two kinds of kernels. Blocks that know nothing of one another run as
 // Body::flow(args, shared, team). Blocks that wait for one another as well, all of which must run
 // at once, run as Body::phase(args, team, memory, i) for each i of Body::phases(args), behind
-// Body::begin(args, team, memory).
+// Body::begin(args, team, memory), until Body::ended(args, i) says before phase i, in all blocks
+// alike, that no more is to be done.
 //
 // Compiled by a plain C++ compiler the same code is walked on the host, one thread after the other,
 // forwards or backwards: a phase in which a thread needs what another does in the same phase gives
@@ -290,6 +291,7 @@ __global__ void __launch_bounds__(Body::Team::kSize, 1)
 #pragma unroll 1
   for (int64_t phase = 0; phase < phases; ++phase) {
     if (phase) cooperative_groups::this_grid().sync();
+    if (Body::ended(a, phase)) break;
     Body::phase(a, team, memory, phase);
   }
 }
@@ -325,10 +327,14 @@ void walk_grid(const Args& a, int blocks, int64_t bytes) {
   const auto run = [&](int i, int64_t phase) {
     Body::phase(a, team(i), shared(team(i).block), phase);
   };
-  for (int64_t outer = 0; outer < (walk.waits ? phases : blocks); ++outer) {
-    for (int64_t inner = 0; inner < (walk.waits ? blocks : phases); ++inner) {
-      walk.waits ? run(static_cast<int>(inner), outer) : run(static_cast<int>(outer), inner);
+  if (walk.waits) {
+    for (int64_t phase = 0; phase < phases && !Body::ended(a, phase); ++phase) {
+      for (int i = 0; i < blocks; ++i) run(i, phase);
     }
+    return;
+  }
+  for (int i = 0; i < blocks; ++i) {
+    for (int64_t phase = 0; phase < phases && !Body::ended(a, phase); ++phase) run(i, phase);
   }
 }
 

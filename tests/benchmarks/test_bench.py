@@ -205,8 +205,8 @@ def test_gpu_check_runs_every_step_and_reports_failure(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(gpu_check, "run_step", failing)
     assert gpu_check.main(["--out", str(tmp_path)]) == 1
-    heads = ["head N=1", "head N=16", "head N=256"]
-    assert done == ["build", "doctor", "tests", "benchmarks", *heads]
+    tokens = ["head N=1", "head N=16", "head N=256", "lookahead N=1", "lookahead N=16"]
+    assert done == ["build", "doctor", "tests", "benchmarks", *tokens]
     report = json.loads((tmp_path / "gpu-check.json").read_text())
     assert report["passed"] is False and report["tests"]["passed"] == 0
 

@@ -14,7 +14,8 @@ from ...dispatch import backends
 from .checks import ways_of
 
 
-def _part(op: str, x: Tensor) -> Callable:
+def part(op: str, x: Tensor) -> Callable:
+    """The op that the reference calls: in float64 its reference."""
     if x.dtype == torch.float64:
         return backends.reference_function(op)
     return getattr(torch.ops.ardiff, op).default
@@ -53,15 +54,15 @@ def head_loop(
     for k, (index, kinetic) in enumerate(zip(set.tolist(), kinds, strict=True)):
         if not 0 <= index < len(modulation):
             continue
-        outs = _part("head_step", x)(x, modulation, index, weights, scales, **head)
+        outs = part("head_step", x)(x, modulation, index, weights, scales, **head)
         out, *uncond = outs.unbind(0)
         options |= dict(zip(("uncond_out", "uncond_out2"), uncond, strict=False))
         place = (coef, rows[k], draw + k, key, stream)
         if kinetic:
-            step = _part("uld_step", x)
+            step = part("uld_step", x)
             x, velocity, memory = step(x, velocity, out, memory, *place, **options)
         else:
-            step = _part("diffusion_step", x)
+            step = part("diffusion_step", x)
             x, memory, _ = step(x, out, memory, *place, **options)
     return x, memory, velocity
 

@@ -12,6 +12,7 @@ from .._shared.triton.window import (
     PLAN,
     advance,
     entry,
+    guessed_output,
     known_gain,
     known_tile,
     row_normals,
@@ -23,7 +24,11 @@ from .._shared.triton.window import (
 from ..diffusion_step.triton import clamped
 
 
-@triton.jit(do_not_specialize=["T", "L", "K", "nd"])
+# Strides change with the rows of a round; ALIGN says what divides them.
+@triton.jit(do_not_specialize=[
+    "x_stride", "memory_stride", "v_stride", "known_x_stride", "known_0_stride", "noise_stride",
+    "states_stride", "velocities_stride", "drafts_stride", "T", "L", "K", "nd",
+])  # fmt: skip
 def lookahead_draft_kernel(
     x_ptr, memory_ptr, v_ptr, known_x_ptr, known_0_ptr, noise_ptr,
     states_ptr, velocities_ptr, drafts_ptr,
@@ -93,8 +98,9 @@ def lookahead_draft_kernel(
             col, lane, mask, KINETIC, BD, ALIGN,
         )  # fmt: skip
         x, v, memory, second = advance(
-            c, p, kinetic, scale, x, v, guess, memory, second, n1, n2, KINETIC, SECOND
-        )
+            c, kinetic, scale, x, v, guess, guessed_output(p, x, guess), memory, second, n1, n2,
+            KINETIC, SECOND,
+        )  # fmt: skip
         here = here * d + col
         store_tile(drafts_ptr, guess, sample, drafts_stride, here, lane, mask, ALIGN)
         store_tile(states_ptr, x, sample, states_stride, here + d, lane, mask, ALIGN)

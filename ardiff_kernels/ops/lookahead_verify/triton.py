@@ -20,6 +20,7 @@ from .._shared.triton.window import (
     ULD,
     advance,
     entry,
+    guessed_output,
     known_gain,
     known_tile,
     row_normals,
@@ -40,13 +41,15 @@ def data_prediction(
     states_ptr, drafts_ptr, outs_ptr, states_stride, drafts_stride, outs_stride,
     p, x0_clamp, sample, here, lane, mask, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """The state of a row, its guess and its data prediction by the model."""
+    """The state of a row, its guess, its data prediction by the model, and the model's output; the
+    last two are the guess's where the row does not call the model."""
     x = load_tile(states_ptr, sample, states_stride, here, lane, mask, ALIGN)
     guess = load_tile(drafts_ptr, sample, drafts_stride, here, lane, mask, ALIGN)
     calls = tl.load(p + PLAN.calls) != 0.0
     out = load_tile(outs_ptr, sample, outs_stride, here, lane, mask, ALIGN)
     x0 = term(tl.load(p + PLAN.p_o), out, term(tl.load(p + PLAN.p_x), x, 0.0))
-    return x, guess, tl.where(calls, clamped(x0, x0_clamp), guess)
+    x0 = tl.where(calls, clamped(x0, x0_clamp), guess)
+    return x, guess, x0, tl.where(calls, out, guessed_output(p, x, guess))
 
 
 @triton.jit
@@ -69,12 +72,11 @@ def differences(
     c, p, kinetic, scale, guess, x0, drafted, drafted_origin, memory, origin,
     KINETIC: tl.constexpr,
 ):  # fmt: skip
-    """m' - m of position and velocity, and delta of the two normals."""
+    """m' - m of the position, and delta of the two normals."""
     apart = guess - x0
     dx = term(tl.load(c + DIFFUSION.x_0), apart, 0.0)
     dx = term(tl.load(c + DIFFUSION.x_m), drafted - memory, dx)
     dx = term(-tl.load(c + DIFFUSION.x_d), drafted_origin - origin, dx)
-    dv = tl.zeros_like(dx)
     one = over(dx, tl.load(c + DIFFUSION.x_n) * scale)
     two = tl.zeros_like(dx)
     if KINETIC:
@@ -85,7 +87,7 @@ def differences(
             one = over(dv, tl.load(c + ULD.v_1) * scale)
             two = tl.fma(one, -tl.load(c + ULD.z_1) * scale, dx)
             two = over(two, tl.load(c + ULD.z_2) * scale)
-    return dx, dv, one, two
+    return dx, one, two
 
 
 @triton.jit
@@ -126,6 +128,28 @@ def store_memory(
 
 
 @triton.jit
+def differs(
+    states_ptr, velocities_ptr, states_stride, velocities_stride, c, kinetic, scale,
+    x, x0, out, memory, second, n1, n2, sample, j, d, col, lane, mask,
+    KINETIC: tl.constexpr, SECOND: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    """Where the row by the model does not give the drafted state and velocity (int32)."""
+    here = j * d + col
+    v = tl.zeros_like(x)
+    if KINETIC:
+        v = load_tile(velocities_ptr, sample, velocities_stride, here, lane, mask, ALIGN)
+    x, v, memory, second = advance(
+        c, kinetic, scale, x, v, x0, out, memory, second, n1, n2, KINETIC, SECOND
+    )
+    drafted = load_tile(states_ptr, sample, states_stride, here + d, lane, mask, ALIGN)
+    differ = (x != drafted).to(tl.int32)
+    if KINETIC:
+        drafted = load_tile(velocities_ptr, sample, velocities_stride, here + d, lane, mask, ALIGN)
+        differ |= (v != drafted).to(tl.int32)
+    return tl.where(mask, differ, 0)
+
+
+@triton.jit
 def decide(
     states_ptr, drafts_ptr, outs_ptr, memory_ptr, velocities_ptr, noise_ptr, x_new_ptr, v_new_ptr,
     memory_new_ptr, drafted_ptr, coef_ptr, plan_ptr, draw_ptr, key_ptr, stream_ptr, op_ptr,
@@ -161,33 +185,31 @@ def decide(
     while going:
         tl.debug_barrier()  # the memories that the program has written are read
         c, p, kinetic = table_rows(coef_ptr, plan_ptr, op_ptr, row, j)
-        reach = (tl.load(p + PLAN.couples) != 0.0) & (scale != 0.0)
+        coupled = row != row
+        if RULE == LAW:
+            coupled = (tl.load(p + PLAN.couples) != 0.0) & (scale != 0.0)
         unequal = tl.zeros([BD], tl.int32)
         squares = tl.zeros([BD], tl.float64)
         products = tl.zeros([BD], tl.float64)
         for start in range(0, BD if ONE_TILE else d, BD):
             col = zero + start
             mask = lane < tl.multiple_of(d - col, ALIGN)
-            if RULE == LAW:
+            if RULE != NEAR:
                 n1, n2 = row_normals(
                     noise_ptr, noise_stride, key_ptr, stream, draw + j.to(tl.int32), kinetic,
                     sample, j, d, col, lane, mask, KINETIC, BD, ALIGN,
                 )  # fmt: skip
-            x, guess, x0 = data_prediction(
+            x, guess, x0, out = data_prediction(
                 states_ptr, drafts_ptr, outs_ptr, states_stride, drafts_stride, outs_stride,
                 p, x0_clamp, sample, j * d + col, lane, mask, ALIGN,
             )  # fmt: skip
             memory, second, drafted, drafted2 = memories(
-                memory_new_ptr, drafted_ptr, sample, col, d,
-                lane, mask, SECOND, ALIGN,
-            )  # fmt: skip
-            dx, dv, one, two = differences(
-                c, p, kinetic, scale, guess, x0, drafted, drafted2, memory, second, KINETIC
+                memory_new_ptr, drafted_ptr, sample, col, d, lane, mask, SECOND, ALIGN
             )
-            apart = dx != 0.0
-            if KINETIC:
-                apart |= dv != 0.0
-            unequal |= apart.to(tl.int32)
+            if RULE != EQUAL:
+                dx, one, two = differences(
+                    c, p, kinetic, scale, guess, x0, drafted, drafted2, memory, second, KINETIC
+                )
             if RULE == NEAR:
                 far = tl.load(p + PLAN.unit) * dx
                 squares += (far * far).to(tl.float64)
@@ -199,6 +221,13 @@ def decide(
                     product = tl.fma(n2, two, product)
                 squares += square.to(tl.float64)
                 products += product.to(tl.float64)
+            if RULE != NEAR:
+                if coupled == 0:
+                    unequal |= differs(
+                        states_ptr, velocities_ptr, states_stride, velocities_stride, c, kinetic,
+                        scale, x, x0, out, memory, second, n1, n2, sample, j, d, col, lane, mask,
+                        KINETIC, SECOND, ALIGN,
+                    )  # fmt: skip
 
         holds = tl.max(unequal, 0) == 0
         if RULE == NEAR:
@@ -209,27 +238,27 @@ def decide(
             along = total(products, 1)
             log_u = log_uniform(key_ptr, stream, draw + j.to(tl.int32))
             stays = log_u <= (-along - 0.5 * length).to(tl.float32)
-            holds = tl.where(reach, stays, holds)
+            holds = tl.where(coupled, stays, holds)
             factor = tl.where(length > 0.0, quotient(-2.0 * along, length), 0.0)
 
         if holds:
             for start in range(0, BD if ONE_TILE else d, BD):
                 col = zero + start
                 mask = lane < tl.multiple_of(d - col, ALIGN)
-                x, guess, x0 = data_prediction(
+                x, guess, x0, out = data_prediction(
                     states_ptr, drafts_ptr, outs_ptr, states_stride, drafts_stride, outs_stride,
                     p, x0_clamp, sample, j * d + col, lane, mask, ALIGN,
                 )  # fmt: skip
                 memory, second, drafted, drafted2 = memories(
-                    memory_new_ptr, drafted_ptr, sample, col, d,
-                    lane, mask, SECOND, ALIGN,
-                )  # fmt: skip
+                    memory_new_ptr, drafted_ptr, sample, col, d, lane, mask, SECOND, ALIGN
+                )
                 none = tl.zeros([BD], tl.float32)
                 x_new, v_new, memory, second = advance(
-                    c, p, kinetic, scale, x, none, x0, memory, second, none, none, KINETIC, SECOND
-                )
+                    c, kinetic, scale, x, none, x0, none, memory, second, none, none, KINETIC,
+                    SECOND,
+                )  # fmt: skip
                 x_draft, v_draft, drafted, drafted2 = advance(
-                    c, p, kinetic, scale, x, none, guess, drafted, drafted2, none, none, KINETIC,
+                    c, kinetic, scale, x, none, guess, none, drafted, drafted2, none, none, KINETIC,
                     SECOND,
                 )  # fmt: skip
                 store_memory(
@@ -253,28 +282,27 @@ def decide(
             v = load_tile(velocities_ptr, sample, velocities_stride, here, lane, mask, ALIGN)
         if taken:
             c, p, kinetic = table_rows(coef_ptr, plan_ptr, op_ptr, row, j)
-            reach = (tl.load(p + PLAN.couples) != 0.0) & (scale != 0.0)
-            x, guess, x0 = data_prediction(
+            coupled = (tl.load(p + PLAN.couples) != 0.0) & (scale != 0.0)
+            x, guess, x0, out = data_prediction(
                 states_ptr, drafts_ptr, outs_ptr, states_stride, drafts_stride, outs_stride,
                 p, x0_clamp, sample, here, lane, mask, ALIGN,
             )  # fmt: skip
             memory, second, drafted, drafted2 = memories(
-                memory_new_ptr, drafted_ptr, sample, col, d,
-                lane, mask, SECOND, ALIGN,
+                memory_new_ptr, drafted_ptr, sample, col, d, lane, mask, SECOND, ALIGN,
             )  # fmt: skip
             n1, n2 = row_normals(
                 noise_ptr, noise_stride, key_ptr, stream, draw + j.to(tl.int32), kinetic,
                 sample, j, d, col, lane, mask, KINETIC, BD, ALIGN,
             )  # fmt: skip
             if RULE == LAW:
-                dx, dv, one, two = differences(
+                dx, one, two = differences(
                     c, p, kinetic, scale, guess, x0, drafted, drafted2, memory, second, KINETIC
                 )
-                n1 = tl.where(reach, tl.fma(one, factor, n1), n1)
+                n1 = tl.where(coupled, tl.fma(one, factor, n1), n1)
                 if KINETIC:
-                    n2 = tl.where(reach, tl.fma(two, factor, n2), n2)
+                    n2 = tl.where(coupled, tl.fma(two, factor, n2), n2)
             x, v, memory, second = advance(
-                c, p, kinetic, scale, x, v, x0, memory, second, n1, n2, KINETIC, SECOND
+                c, kinetic, scale, x, v, x0, out, memory, second, n1, n2, KINETIC, SECOND
             )
             store_memory(
                 memory_new_ptr, memory, second, sample, col, d, lane, mask,
@@ -314,7 +342,7 @@ def estimate(
             col = zero + start
             mask = lane < tl.multiple_of(d - col, ALIGN)
             here = j * d + col
-            x, guess, x0 = data_prediction(
+            x, guess, x0, out = data_prediction(
                 states_ptr, drafts_ptr, outs_ptr, states_stride, drafts_stride, outs_stride,
                 p, x0_clamp, sample, here, lane, mask, ALIGN,
             )  # fmt: skip
@@ -338,7 +366,7 @@ def estimate(
                         ALIGN,
                     )  # fmt: skip
                 else:
-                    at, guess, before = data_prediction(
+                    at, guess, before, out = data_prediction(
                         states_ptr, drafts_ptr, outs_ptr, states_stride, drafts_stride,
                         outs_stride, p - ROW_WIDTH, x0_clamp, sample, here - d, lane, mask,
                         ALIGN,
@@ -366,7 +394,11 @@ def estimate(
             store_tile(x0_ptr, none, sample, (zero + L) * d, j * d + col, lane, mask, ALIGN)
 
 
-@triton.jit(do_not_specialize=["T", "L", "K"])
+# Strides change with the rows of a round; ALIGN says what divides them.
+@triton.jit(do_not_specialize=[
+    "states_stride", "drafts_stride", "outs_stride", "memory_stride", "velocities_stride",
+    "known_x_stride", "known_0_stride", "noise_stride", "T", "L", "K",
+])  # fmt: skip
 def lookahead_verify_kernel(
     states_ptr, drafts_ptr, outs_ptr, memory_ptr, velocities_ptr, known_x_ptr, known_0_ptr,
     noise_ptr,

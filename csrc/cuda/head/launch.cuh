@@ -80,12 +80,12 @@ inline Tensor head_scratch(HeadArgs& a, const Arg& like, int64_t more) {
   return scratch;
 }
 
-template <class W, bool kLoop>
-void launch_head_as(HeadArgs& a, const char* op, int32_t device) {
-  using Body = HeadBody<W, kLoop>;
-  const Grid most = grid_of<Body, HeadArgs>(device);
+/// Launches a head's kernel, of which a block keeps its weights in shared memory with `keep`.
+template <class Body, class Args>
+void launch_head_as(Args& a, const char* op, int32_t device, bool keep) {
+  const Grid most = grid_of<Body, Args>(device);
   const int blocks = blocks_of(a, most.blocks);
-  const int bytes = static_cast<int>(divide_memory(a, most.bytes, blocks, kLoop));
+  const int bytes = static_cast<int>(divide_memory(a, most.bytes, blocks, keep));
   if (bytes == 0) {
     fail(op, ": a row of ", a.tile_stride, " activations does not fit into the ", most.bytes,
          " bytes of shared memory that a block has; use ardiff_kernels.backend(\"triton\")");
@@ -93,14 +93,14 @@ void launch_head_as(HeadArgs& a, const char* op, int32_t device) {
   launch_grid<Body>(a, {blocks, bytes}, device);
 }
 
-template <bool kLoop>
-void launch_head(HeadArgs& a, const char* op, ScalarType weights, int32_t device) {
+template <template <class> class Body, class Args>
+void launch_head(Args& a, const char* op, ScalarType weights, int32_t device, bool keep) {
 #ifdef __CUDACC__
   const torch::stable::accelerator::DeviceGuard guard(device);
 #endif
-  if (weights == ScalarType::Float) return launch_head_as<float, kLoop>(a, op, device);
-  if (weights == ScalarType::BFloat16) return launch_head_as<BFloat16, kLoop>(a, op, device);
-  launch_head_as<Int8, kLoop>(a, op, device);
+  if (weights == ScalarType::Float) return launch_head_as<Body<float>>(a, op, device, keep);
+  if (weights == ScalarType::BFloat16) return launch_head_as<Body<BFloat16>>(a, op, device, keep);
+  launch_head_as<Body<Int8>>(a, op, device, keep);
 }
 
 }  // namespace ardiff

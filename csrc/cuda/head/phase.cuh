@@ -27,13 +27,32 @@ ARDIFF_DEVICE HeadMemory memory_of(const HeadArgs& a, float* shared) {
   return m;
 }
 
+/// The modulations of a row of activations: row `row` of those from `first` on.
+struct ModulationRow {
+  const void* first;
+  int64_t row;
+};
+
+/// Rows of activations as they are given: of all patches, under the modulations of one set.
+struct GivenRows {
+  const void* set;
+
+  ARDIFF_DEVICE ModulationRow modulation_of(const HeadArgs& a, int64_t row) const {
+    return {set, a.modulation_rows == a.R ? row : row / a.N};
+  }
+  ARDIFF_DEVICE Four<float> input(const HeadArgs& a, int64_t row, int i, int n) const {
+    return load<float, false>(a.x, row, i, n);
+  }
+  ARDIFF_DEVICE bool any(const HeadArgs&, int64_t, int) const { return true; }
+};
+
 /// Elements [i, i + n) of vector `index` (shift, scale or gate) of a row's modulation of a block;
 /// the final layer is block `depth`.
-ARDIFF_DEVICE Four<float> modulation(const HeadArgs& a, const void* set, int64_t row, int block,
+ARDIFF_DEVICE Four<float> modulation(const HeadArgs& a, const ModulationRow& m, int block,
                                      int index, int i, int n) {
-  const int64_t at_row = a.modulation_rows == a.R ? row : row / a.N;
   const int64_t column = (3 * block + index) * static_cast<int64_t>(a.width) + i;
-  const int64_t place = at_row * a.modulation_columns() + column;
+  const int64_t place = m.row * a.modulation_columns() + column;
+  const void* set = m.first;
   if (a.modulation_bfloat16) {
     const In from{static_cast<const BFloat16*>(set) + place, 0};
     return widened(a.modulation_vector ? load<BFloat16, true>(from, 0, 0, n)
@@ -43,15 +62,16 @@ ARDIFF_DEVICE Four<float> modulation(const HeadArgs& a, const void* set, int64_t
   return a.modulation_vector ? load<float, true>(from, 0, 0, n) : load<float, false>(from, 0, 0, n);
 }
 
-/// One layer at one step, for one block of threads.
-template <class W, bool kLoop>
+/// One layer at one step, for one block of threads. `Rows` knows the rows of activations: their
+/// inputs and modulations, and which of them are to be evaluated.
+template <class W, bool kLoop, class Rows = GivenRows>
 struct HeadLayerPhase {
   const HeadArgs& a;
   const HeadTeam& team;
   const HeadMemory memory;
   const int layer;
   const int64_t step;
-  const void* set;  // of modulations
+  const Rows rows;
 
   ARDIFF_DEVICE const HeadLayer& l() const { return a.layer[layer]; }
   ARDIFF_DEVICE int block() const { return (layer - 1) / 2; }
@@ -68,7 +88,7 @@ struct HeadLayerPhase {
       if (step == a.solver.steps && !mine) return {};
       return solve(a, step - 1, row, quad, mine);
     }
-    return load<float, false>(a.x, row, 4 * quad, left < 4 ? left : 4);
+    return rows.input(a, row, 4 * quad, left < 4 ? left : 4);
   }
 
   /// Four elements of a row of activations, zeros past its end.
@@ -114,14 +134,15 @@ struct HeadLayerPhase {
       return part;
     });
     const float factor = 1.0f / sqrt(square / static_cast<float>(width) + a.eps);
+    const ModulationRow own = rows.modulation_of(a, whole_row);
     warp.lanes([&](int lane) {
 #pragma unroll 4
       for (int q = lane; q < quads; q += kLanes) {
         const int n = width - 4 * q < 4 ? width - 4 * q : 4;
         float* p = tile.at(row, HeadTile::place(q, slice));
         Four<float> x = read_four(p);
-        const Four<float> shift = modulation(a, set, whole_row, block(), 0, 4 * q, n);
-        const Four<float> scale = modulation(a, set, whole_row, block(), 1, 4 * q, n);
+        const Four<float> shift = modulation(a, own, block(), 0, 4 * q, n);
+        const Four<float> scale = modulation(a, own, block(), 1, 4 * q, n);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           x.v[k] = k < n ? fma((x.v[k] - mean) * factor, scale.v[k], shift.v[k]) : 0.0f;
@@ -183,11 +204,12 @@ struct HeadLayerPhase {
         return;
       case HeadPart::outer: {
         float* h = a.h + row * a.h_stride + o;
-        const int64_t at_row = a.modulation_rows == a.R ? row : row / a.N;
+        const ModulationRow own = rows.modulation_of(a, row);
         const int64_t column = (3 * block() + 2) * static_cast<int64_t>(a.width) + o;
-        const int64_t place = at_row * a.modulation_columns() + column;
-        const float gate = a.modulation_bfloat16 ? widen(static_cast<const BFloat16*>(set)[place])
-                                                 : static_cast<const float*>(set)[place];
+        const int64_t place = own.row * a.modulation_columns() + column;
+        const float gate = a.modulation_bfloat16
+                               ? widen(static_cast<const BFloat16*>(own.first)[place])
+                               : static_cast<const float*>(own.first)[place];
         *h = fma(gate, x, read_fresh(h));
         return;
       }
@@ -201,7 +223,7 @@ struct HeadLayerPhase {
 
   ARDIFF_DEVICE void run() const {
     const HeadPart part = part_of(a, layer);
-    const int halves = halves_of(a, layer), rows = l().rows / halves;
+    const int halves = halves_of(a, layer), outs = l().rows / halves;
     const int owned = groups_of_block(groups_of(a, layer), team.block, team.blocks);
     if (owned == 0) return;
     const HeadPartials partials{memory.partials, a.tile, slices_of(l()), halves};
@@ -210,6 +232,7 @@ struct HeadLayerPhase {
     const int64_t all = part == HeadPart::input ? a.N : a.R;
     for (int64_t begin = 0; begin < all; begin += a.tile) {
       const int count = static_cast<int>(all - begin < a.tile ? all - begin : a.tile);
+      if (!rows.any(a, begin, count)) continue;
       fill_tile(part, begin, count);
       if (kLoop && step == a.solver.steps) continue;
       for (int first = 0; first < owned; first += at_once) {
@@ -226,7 +249,7 @@ struct HeadLayerPhase {
             const int group = i / kGroupRows / count, row = i / kGroupRows % count;
             const int o =
                 (team.block + (first + group) * team.blocks) * kGroupRows + i % kGroupRows;
-            if (o < rows) finish(part, partials, group, rows, begin + row, row, o);
+            if (o < outs) finish(part, partials, group, outs, begin + row, row, o);
           }
         });
       }
@@ -248,6 +271,8 @@ struct HeadBody {
     return kLoop ? static_cast<int64_t>(a.solver.steps) * a.layers() + 1 : a.layers();
   }
 
+  ARDIFF_DEVICE static bool ended(const HeadArgs&, int64_t) { return false; }
+
   ARDIFF_DEVICE static void phase(const HeadArgs& a, const Team& team, float* shared,
                                   int64_t phase) {
     const int64_t step = phase / a.layers();
@@ -258,9 +283,9 @@ struct HeadBody {
       const int64_t size = a.modulation_columns() * a.modulation_rows;
       const char* set = static_cast<const char*>(a.modulation) +
                         (chosen ? a.solver.set[step] : 0) * size * (a.modulation_bfloat16 ? 2 : 4);
-      HeadLayerPhase<W, kLoop>{a, team, memory, layer, step, set}.run();
+      HeadLayerPhase<W, kLoop>{a, team, memory, layer, step, {set}}.run();
     } else {
-      HeadLayerPhase<W, kLoop>{a, team, memory, layer, step, a.modulation}.run();
+      HeadLayerPhase<W, kLoop>{a, team, memory, layer, step, {a.modulation}}.run();
     }
   }
 };

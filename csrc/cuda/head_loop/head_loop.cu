@@ -10,6 +10,9 @@
 namespace ardiff {
 namespace {
 
+template <class W>
+using LoopBody = HeadBody<W, true>;
+
 void run(const char* op, const HeadTensors& t, const HeadLoopTensors& l, const HeadOptions& o,
          const Arg (&from)[kStates], const Arg (&to)[kStates]) {
   HeadArgs a{};
@@ -45,7 +48,7 @@ void run(const char* op, const HeadTensors& t, const HeadLoopTensors& l, const H
   s.kept[1] = s.kept[0] + state;
   const int64_t size = a.modulation_columns() * a.modulation_rows;
   a.modulation_vector = a.modulation_vector && (s.sets == 1 || size % 8 == 0);
-  launch_head<true>(a, op, t.weights[2].dtype, t.x.device_index);
+  launch_head<LoopBody>(a, op, t.weights[2].dtype, t.x.device_index, true);
 }
 
 }  // namespace

@@ -10,6 +10,9 @@
 namespace ardiff {
 namespace {
 
+template <class W>
+using StepBody = HeadBody<W, false>;
+
 void run(const HeadTensors& t, const HeadOptions& options, int64_t set, float* out) {
   HeadArgs a{};
   fill_head(a, "head_step", t, options);
@@ -20,7 +23,7 @@ void run(const HeadTensors& t, const HeadOptions& options, int64_t set, float* o
   a.out = out;
   a.out_stride = a.outs;
   const Tensor scratch = head_scratch(a, t.x, 0);
-  launch_head<false>(a, "head_step", t.weights[2].dtype, t.x.device_index);
+  launch_head<StepBody>(a, "head_step", t.weights[2].dtype, t.x.device_index, false);
 }
 
 }  // namespace

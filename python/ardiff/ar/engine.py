@@ -13,6 +13,7 @@ from torch import Tensor
 import ardiff_kernels
 
 from ..batch_invariant import batch_invariant as batch_invariant_mode
+from ..loop.lookahead import check_lookahead
 from ..noise import make_key
 from ..solvers import default_solver
 from .kv_cache import KVCache
@@ -63,6 +64,7 @@ class AREngine:
         batch_invariant: compute each request as if it were alone, to the bit; slower.
         backend: forces a backend of `ardiff_kernels`; None takes the best.
         weights: of the head's blocks, `float32`, `bfloat16` or `int8`.
+        lookahead, mode, tolerance: as of :func:`ardiff.sample`, of each patch's run.
         options: the solver's own and the time grid, by default the model's.
 
     Attributes:
@@ -88,13 +90,17 @@ class AREngine:
         batch_invariant: bool = False,
         backend: str | None = None,
         weights: str = "float32",
+        lookahead: int | str | None = None,
+        mode: str | None = None,
+        tolerance: float | None = None,
         **options,
     ) -> None:
         model = sampled_model(model)
         self.model, self.steps, self.backend = model, steps, backend
         self.batch_invariant = batch_invariant
         solver = default_solver(steps) if solver is None else solver
-        self._solver = PatchSolver(model, solver, options, weights)
+        ahead = check_lookahead(lookahead, mode, tolerance)
+        self._solver = PatchSolver(model, solver, options, weights, lookahead=ahead)
         self._solver.table(steps)
         self.plan = model.encoder.plan_cache(
             rows, capacity, block_size=block_size, blocks=blocks,

@@ -17,6 +17,7 @@ import ardiff_kernels
 
 from ..guide import Guidance, number
 from ..loop.divergence import Nonfinite, check_mode, find, report
+from ..loop.lookahead import Rounds, check_lookahead
 from ..loop.run import Decision
 from ..loop.stats import SampleStats, collect, pool, warn_of_acceptance
 from ..models.checkpoint import load_model as load
@@ -74,6 +75,9 @@ class ARSampler:
         batch: images drawn together; bounds memory, not n.
         backend: forces a backend of `ardiff_kernels`; None takes the best.
         weights: of the head's blocks, `float32`, `bfloat16` or `int8`.
+        lookahead, mode, tolerance: as of :func:`ardiff.sample`, of each patch's run. `stats` then
+            has the mean of the states evaluated per image as `calls`, and in `lookahead` what the
+            rounds of each patch did, batch after batch.
         noise: ``step``, or ``path``: the step noise of a patch is that of a Brownian path, so that
             images of one seed are near to each other whatever the steps; see `ardiff.sample`.
         encode, denoise: a caller's own functions, ``encode(patches) -> context`` and ``denoise(x,
@@ -111,6 +115,9 @@ class ARSampler:
         backend: str | None = None,
         weights: str = "float32",
         noise: str = "step",
+        lookahead: int | str | None = None,
+        mode: str | None = None,
+        tolerance: float | None = None,
         encode: Any = None,
         denoise: Any = None,
         **options,
@@ -152,7 +159,8 @@ class ARSampler:
             )
         self.steps = each
         solver = default_solver(min(each)) if solver is None else solver
-        self._solver = PatchSolver(model, solver, options, weights, noise)
+        self.lookahead = check_lookahead(lookahead, mode, tolerance)
+        self._solver = PatchSolver(model, solver, options, weights, noise, self.lookahead)
         self.tables = [self._solver.table(n) for n in each]
         self.table = self.tables[0]
 
@@ -217,8 +225,9 @@ class ARSampler:
         parts: list[list[Tensor]] = []
         fared: list[SampleStats] = []
         watched: list[_Watched] = []
+        rounds: list[Rounds] = []
         start = time.perf_counter()
-        for part in self._draw(ids, seed, fared, watched, *given):
+        for part in self._draw(ids, seed, fared, watched, rounds, *given):
             if part.index == 0:
                 parts.append([])
             parts[-1].append(part.pixels)
@@ -231,7 +240,12 @@ class ARSampler:
             torch.cuda.synchronize(whole.device)
         seconds = time.perf_counter() - start
         calls = sum(table.calls for table in self.tables[given[1].shape[1] :])
+        waited = calls * len(parts)
+        if self.lookahead is not None:
+            calls = sum(made.evaluated for made in rounds) / max(n, 1)
+            waited = sum(int(made.rounds.max(initial=0)) for made in rounds)
         stats = pool(calls * self.guidance.outputs, seconds, fared)
+        stats = replace(stats, rounds=waited, lookahead=tuple(rounds))
         stats = replace(stats, nonfinite=Nonfinite.of([find(*each) for each in watched]))
         report(stats.nonfinite, n, nonfinite, patches=True)
         warn_of_acceptance(stats, self.tables[0].solver)
@@ -253,7 +267,9 @@ class ARSampler:
         Arguments and errors as `sample`'s; past `batch` images, one batch follows another.
         """
         ids, seed = _checked_ids(n, sample_ids, first), int(make_key(seed, "cpu"))
-        return self._draw(ids, seed, [], None, *self._checked_inputs(len(ids), condition, prefix))
+        return self._draw(
+            ids, seed, [], None, None, *self._checked_inputs(len(ids), condition, prefix)
+        )
 
     def _draw(
         self,
@@ -261,13 +277,14 @@ class ARSampler:
         seed: int,
         fared: list[SampleStats],
         watched: list[_Watched] | None,
+        rounds: list[Rounds] | None,
         condition: Tensor | None,
         known: Tensor,
     ) -> Iterator[StreamedPatch]:
         for first in range(0, len(ids), self.batch):
             part = slice(first, first + self.batch)
             rows = None if condition is None else condition[part]
-            yield from self._draw_batch(ids[part], seed, fared, watched, rows, known[part])
+            yield from self._draw_batch(ids[part], seed, fared, watched, rounds, rows, known[part])
 
     def _draw_batch(
         self,
@@ -275,6 +292,7 @@ class ARSampler:
         seed: int,
         fared: list[SampleStats],
         watched: list[_Watched] | None,
+        rounds: list[Rounds] | None,
         condition: Tensor | None,
         known: Tensor,
     ) -> Iterator[StreamedPatch]:
@@ -288,7 +306,7 @@ class ARSampler:
                 if k < known.shape[1]:
                     made = known[:, k]
                 else:
-                    made = self._solver.draw(running, context, decisions, found)
+                    made = self._solver.draw(running, context, decisions, found, rounds)
             if watched is not None:
                 watched += [(rows, levels, ids, k) for rows, levels in found]
             for request, patch in zip(running, made.split(1), strict=True):

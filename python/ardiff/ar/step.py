@@ -15,6 +15,7 @@ from ..heads.base import Head
 from ..heads.edm import EDMHead
 from ..heads.fused import FusedHead, fused
 from ..loop.divergence import first_rows, make_sums
+from ..loop.lookahead import Lookahead, Rounds, run_lookahead
 from ..loop.path_noise import PathNoise, check_noise_name, path_noise
 from ..loop.run import Decision, Runnable, make_schedule, run
 from ..noise import Spans, initial_state, make_key, stream_of
@@ -94,6 +95,7 @@ class PatchSolver:
         name, options: a name of `ardiff.solvers` and its options.
         weights: see `ardiff.heads.fused.FusedHead`.
         noise: ``step`` or ``path``, see `ardiff.sample`.
+        lookahead: how far each patch's run looks ahead, if it does.
     """
 
     def __init__(
@@ -103,8 +105,10 @@ class PatchSolver:
         options: dict,
         weights: str = "float32",
         noise: str = "step",
+        lookahead: Lookahead | None = None,
     ) -> None:
         check_noise_name(noise)
+        self._lookahead = lookahead
         self._by_path = noise == "path"
         self.model, self._weights = model, weights
         own = isinstance(model, OwnModel)
@@ -140,6 +144,8 @@ class PatchSolver:
             )
         if self._by_path:
             path_noise(table, "cpu")
+        if self._lookahead is not None:
+            self._lookahead.check(table)
         return table
 
     def draw(
@@ -148,6 +154,7 @@ class PatchSolver:
         contexts: Sequence[Any],
         decisions: list[Decision] | None = None,
         watched: list[tuple[Tensor, Tensor]] | None = None,
+        rounds: list[Rounds] | None = None,
     ) -> Tensor:
         """The next patches `[B, d]` of requests in order of seed, from their `contexts`.
 
@@ -157,6 +164,7 @@ class PatchSolver:
             decisions: as of :func:`ardiff.loop.run.run`.
             watched: a list to which is appended, int64 `[B]`, the first row after which each patch
                 was not finite (-1 for none), and the levels of the rows.
+            rounds: a list to which is appended what the rounds of a run with a lookahead did.
         """
         context, *others = contexts
         model, device = self.model, self.model.start.device
@@ -184,10 +192,16 @@ class PatchSolver:
         table, schedule, noise = self._schedule(steps, stream)
         x = initial_state(table, keys, stream, model.patch_dim)
         sums = None if watched is None else make_sums(schedule, x)
-        x = run(
-            schedule, self._head(), x, key=keys, stream=stream,
-            condition=context, decisions=decisions, sums=sums, noise=noise, **modifiers,
-        )  # fmt: skip
+        given = {
+            "key": keys, "stream": stream, "condition": context, "sums": sums, "noise": noise,
+            **modifiers,
+        }  # fmt: skip
+        if self._lookahead is None:
+            x = run(schedule, self._head(), x, decisions=decisions, **given)
+        else:
+            x, made = run_lookahead(table, self._head(), x, self._lookahead, **given)
+            if rounds is not None:
+                rounds.append(made)
         if watched is not None:
             watched.append((first_rows(sums), schedule.buffers.level))
         return model.clip(x, torch.tensor([place for _, _, place in slots], device=device))

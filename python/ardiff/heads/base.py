@@ -141,6 +141,20 @@ class Head(nn.Module):
 
         return step
 
+    def hoist_rows(
+        self, levels: Tensor, conditions: Sequence[Tensor]
+    ) -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
+        """As :meth:`hoist`, for states at rows of their own, see
+        :class:`ardiff.loop.lookahead.RowwiseModel`."""
+        layers = self.loop_calls()
+        sets = [OwnModulations(self, levels, c) for c in conditions]
+
+        def call(rows: Tensor, samples: Tensor, x: Tensor) -> list[Tensor]:
+            parts = [each.of(rows, samples).split(self.width, -1) for each in sets]
+            return [evaluate(self, x, modulation, layers) for modulation in parts]
+
+        return call
+
 
 def evaluate(
     head: Head,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -41,6 +42,29 @@ class EDMHead:
 
         def step(row: int, x: Tensor) -> Tensor:
             return x * skip[row] + inner(row, x * entering[row]) * leaving[row]
+
+        return step
+
+    def hoist_rows(
+        self, levels: Tensor, conditions: Sequence[Tensor]
+    ) -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
+        """As `Head.hoist_rows`, with the preconditioning around it."""
+        return self.around_rows(
+            self.head.hoist_rows(self.noise_level(levels), conditions), levels, False
+        )
+
+    @staticmethod
+    def around_rows(
+        call: Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]], levels: Tensor, invariant: bool
+    ) -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
+        """The preconditioning around ``call(rows, samples, x)``, an output for each condition."""
+        entering, skip, leaving = (f[:, 0].float() for f in _factors(levels))
+
+        def step(rows: Tensor, samples: Tensor, x: Tensor) -> list[Tensor]:
+            skipped, scale = x * skip[rows], leaving[rows]
+            outs = call(rows, samples, x * entering[rows])
+            with batch_invariant_mode() if invariant else nullcontext():
+                return [torch.addcmul(skipped, out, scale) for out in outs]
 
         return step
 

@@ -113,6 +113,20 @@ class FusedHead:
             return EDMHead.around(call, levels, len(conditions), sets.invariant)
         return lambda row, x: call(row, x).unbind(0)
 
+    def hoist_rows(
+        self, levels: Tensor, conditions: Sequence[Tensor]
+    ) -> Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]:
+        """As `Head.hoist_rows`: all states and conditions are one `head_step`."""
+        sets = self.modulations(levels, conditions)
+        evaluation = _evaluation(sets, len(conditions))
+
+        def call(rows: Tensor, samples: Tensor, x: Tensor) -> Sequence[Tensor]:
+            return evaluation(sets.of(rows, samples)[None], 0, x).unbind(0)
+
+        if isinstance(self.model, EDMHead):
+            return EDMHead.around_rows(call, levels, sets.invariant)
+        return call
+
     def modulations(self, levels: Tensor, conditions: Sequence[Tensor]) -> Modulations:
         """All that the loop's part of the head needs at these levels beside x."""
         invariant = self.batch_invariant
@@ -143,29 +157,29 @@ def _tell(reason: str) -> None:
 
 def _loop(sets: Modulations, conditions: Sequence[Tensor]) -> Callable[[int, Tensor], Tensor]:
     """``f(row, x) -> [conditions, N, out]``."""
-    packed, count = sets.packed, len(conditions)
+    evaluation = _evaluation(sets, len(conditions))
+    return lambda row, x: evaluation(*sets.at(row), x)
+
+
+def _evaluation(sets: Modulations, count: int) -> Callable[[Tensor, int, Tensor], Tensor]:
+    """``f(modulations [S, count N, M], place, x) -> [count, N, out]``: the head at a set."""
+    packed = sets.packed
     head = packed.head
     options = {
         "norm": head.norm, "mlp": head.mlp, "depth": head.depth, "eps": head.eps, "ways": count,
         "batch_invariant": sets.invariant,
     }  # fmt: skip
-    if plain_is_faster(packed, count * len(conditions[0])) and not sets.invariant:
-        layers = [
-            partial(F.linear, weight=weight, bias=bias if len(bias) else None)
-            for weight, bias in zip(packed.weights[::2], packed.weights[1::2], strict=True)
-        ]
+    layers = [
+        partial(F.linear, weight=weight, bias=bias if len(bias) else None)
+        for weight, bias in zip(packed.weights[::2], packed.weights[1::2], strict=True)
+    ]
 
-        def plain(row: int, x: Tensor) -> Tensor:
-            held, place = sets.at(row)
-            modulation = held[place].view(count, -1, held.shape[2])
-            x = x.float().expand(count, *x.shape)
-            return evaluate(head, x, modulation.split(head.width, -1), layers)
-
-        return plain
-
-    def call(row: int, x: Tensor) -> Tensor:
-        held, place = sets.at(row)
+    def call(held: Tensor, place: int, x: Tensor) -> Tensor:
         x = x if x.dtype == torch.float32 else x.float()
+        if not sets.invariant and plain_is_faster(packed, count * len(x)):
+            modulation = held[place].view(count, -1, held.shape[2])
+            x = x.expand(count, *x.shape)
+            return evaluate(head, x, modulation.split(head.width, -1), layers)
         return ops.head_step(x, held, place, packed.weights, packed.scales, **options)
 
     return call

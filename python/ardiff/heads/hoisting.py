@@ -160,6 +160,13 @@ class OwnModulations(Sets):
         y = F.silu(self._time[first : first + self.held] + self._context)
         return F.linear(y, *self._layer)
 
+    def of(self, rows: Tensor, samples: Tensor) -> Tensor:
+        """`[n, M]`, of one level for all samples: of each of these rows for its sample, int64
+        `[n]`. Where not all rows are held they are made anew."""
+        if self.held == self.sets:
+            return self.at(0)[0][rows, samples]
+        return F.linear(F.silu(self._time[rows, 0] + self._context[samples]), *self._layer)
+
 
 class Modulations(Sets):
     """Modulations from packed weights, one set per distinct level.
@@ -226,6 +233,33 @@ class Modulations(Sets):
                 end += 1
             yield slice(begin, end), held, own[begin:end]
             begin = end
+
+    def of(self, rows: Tensor, samples: Tensor) -> Tensor:
+        """`[C n, M]`, of one level for all samples: of each of these rows for its sample, int64
+        `[n]`, condition after condition. Where not all sets are held they are made anew.
+
+        Those of neighbouring rows of one sample under one condition are a view.
+        """
+        places = numbers(tuple(self._set), rows.device)[rows].long()
+        count = len(self._contexts)
+        if self.held == self.sets:
+            held, _ = self.at(0)
+            if self._batch == count == 1 and places.is_cpu and self._neighbours(places):
+                return held[int(places[0]) : int(places[0]) + len(places), 0]
+            chosen = 0 if self._batch == 1 else samples
+            each = held.view(len(held), count, self._batch, -1)
+            return torch.cat([each[places, way, chosen] for way in range(count)])
+        y = [
+            self._activated(self._time[places, 0], c[samples] if len(c) > 1 else c)
+            for c in self._contexts
+        ]
+        out = self._bias.new_empty(count * len(rows), len(self._bias))
+        self._product(torch.cat(y), out)
+        return out
+
+    @staticmethod
+    def _neighbours(places: Tensor) -> bool:
+        return bool((places.diff() == 1).all())
 
     def _make(self, first: int) -> Tensor:
         """Into the same memory for every run, which is returned whole."""

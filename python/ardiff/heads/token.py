@@ -17,7 +17,9 @@ from ardiff_kernels import ops
 
 from ..batch_invariant import batch_invariant as batch_invariant_mode
 from ..guide import Guidance, per_sample
+from ..loop.checks import check_x0_clamp
 from ..loop.cuda_graphs import check_graph, run_captured
+from ..loop.lookahead import Rounds, check_lookahead, run_lookahead
 from ..loop.path_noise import check_noise_name, path_noise
 from ..loop.run import Decision, Runnable, make_schedule, run
 from ..noise import initial_state
@@ -54,6 +56,10 @@ def denoise_token(
     start: Tensor | None = None,
     decisions: list[Decision] | None = None,
     cuda_graph: bool | Sequence[int] = False,
+    lookahead: int | str | None = None,
+    mode: str | None = None,
+    tolerance: float | None = None,
+    rounds: list[Rounds] | None = None,
 ) -> Tensor:
     """Draws a token for each context: a whole solver run, with the head hoisted and fused.
 
@@ -77,6 +83,8 @@ def denoise_token(
         start: the initial state `[B, d]`; default the addressed normals of the table's scale.
         decisions: as of :func:`ardiff.loop.run.run`.
         cuda_graph: as of :func:`ardiff.sample`: all steps are one launch.
+        lookahead, mode, tolerance: as of :func:`ardiff.sample`: rows looked ahead.
+        rounds: a list to which is appended what the rounds of such a run did.
 
     Returns:
         float32 `[B, d]`.
@@ -84,7 +92,8 @@ def denoise_token(
     Raises:
         ValueError, TypeError: shapes that do not go together, guidance without its context, an
             unknown head without `start`, `cuda_graph` with given `noise` or with a table that is no
-            StepTable or RaggedTable; ``"path"`` with a table that has none, or with `draw`.
+            StepTable or RaggedTable; ``"path"`` with a table that has none, or with `draw`; what a
+            lookahead refuses.
 
     Example:
         >>> import ardiff, torch
@@ -108,6 +117,12 @@ def denoise_token(
                 "share their noise; give each a stream of its own"
             )
         noise = path_noise(table, device) if noise == "path" else None
+    ahead = check_lookahead(lookahead, mode, tolerance)
+    if ahead is not None:
+        ahead.check(table, torch.float32 if start is None else start.dtype)
+        check_x0_clamp(x0_clamp, table)
+        if cuda_graph is not False:
+            raise ValueError("lookahead and cuda_graph exclude each other: leave one out")
     guided = Guidance.of(uncond, guidance, uncond2, guidance2)
     for name, other in zip(("uncond", "uncond2"), guided.conditions, strict=False):
         if other.shape != context.shape:
@@ -134,9 +149,9 @@ def denoise_token(
         scale["noise_scale"] = per_sample("temperature", temperature, batch, device, low=0.0)
     modifiers = {**guided.arguments(), **scale}
     plainly = batch_invariant and not isinstance(model, FusedHead)
-    mode = batch_invariant_mode() if plainly else nullcontext()
+    context_mode = batch_invariant_mode() if plainly else nullcontext()
     if cuda_graph and batch:
-        with mode:
+        with context_mode:
             found = run_captured(
                 table, model, start, tuple(start.shape), buckets=cuda_graph, key=key, draw=draw,
                 stream=stream, condition=context, x0_clamp=x0_clamp, noise=noise, **modifiers,
@@ -144,6 +159,15 @@ def denoise_token(
         if decisions is not None:
             decisions += found.decisions
         return found.x
+    if ahead is not None:
+        with context_mode:
+            x, made = run_lookahead(
+                table, model, start, ahead, key=key, stream=stream, draw=draw, condition=context,
+                x0_clamp=x0_clamp, noise=noise, **modifiers,
+            )  # fmt: skip
+        if rounds is not None:
+            rounds.append(made)
+        return x
     schedule = make_schedule(table, start)
     if draw:
         buffers = schedule.buffers
@@ -159,7 +183,7 @@ def denoise_token(
                     **scale,
                 )  # fmt: skip
             return found.clone()  # no inference tensor
-    with mode:
+    with context_mode:
         return run(
             schedule, model, start, key=key, stream=stream, condition=context, decisions=decisions,
             x0_clamp=x0_clamp, noise=noise, **modifiers,

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..guide import per_sample
 from ..loop.checks import OUTPUT_DTYPES, check_output
+from ..loop.lookahead import Lookahead, run_lookahead
 from ..loop.path_noise import check_noise_name
 from ..loop.rows import Decision, Rows
 from ..loop.run import make_schedule
@@ -86,17 +87,30 @@ def run_plan(
     disable: bool | None,
     s_noise: float,
     noise: Noise,
+    lookahead: Lookahead | None = None,
 ) -> Tensor:
     """Every row of the plan's table, of which no tensor that was shown is ever written.
+
+    With a lookahead the model is called with the states of several rows of each sample at once, of
+    `extra_args` those that are tensors with a row per sample repeated for them.
 
     Returns:
         x at the last sigma, of the shape and dtype of `x`.
 
     Raises:
-        ValueError, TypeError: a model output or drawn noise that does not fit x.
+        ValueError, TypeError: a model output or drawn noise that does not fit x; a callback or a
+            noise sampler beside a lookahead.
     """
     if plan.table is None:
         return x
+    if lookahead is not None:
+        if callback is not None or noise.sampler is not None:
+            what = "a callback" if callback is not None else "a noise sampler"
+            raise ValueError(
+                f"lookahead takes several rows at once, and {what} is asked for one after the "
+                "other: leave one out"
+            )
+        return _run_ahead(plan, model, x, extra_args, s_noise, noise, lookahead)
     shape, dtype, table = x.shape, x.dtype, plan.table
     schedule = make_schedule(table, x)
     levels = torch.tensor(plan.levels, dtype=torch.float32, device=x.device)
@@ -136,3 +150,27 @@ def run_plan(
             rows.execute(**noise.given(plan, k, levels))
     warn_of_acceptance(collect(table, 0, 0.0, decisions), table.solver)
     return shown(rows.x)
+
+
+def _run_ahead(
+    plan: SigmaPlan,
+    model: Callable[..., Tensor],
+    x: Tensor,
+    extra_args: dict | None,
+    s_noise: float,
+    noise: Noise,
+    lookahead: Lookahead,
+) -> Tensor:
+    def denoised(z: Tensor, sigma: Tensor, extra: dict) -> Tensor:
+        own = z.view(len(z), *x.shape[1:]).to(x.dtype)
+        out = model(own, sigma.to(x.dtype), **extra)
+        check_output(out, own, False, (*OUTPUT_DTYPES, torch.float64))
+        out = out.reshape(len(z), -1)
+        return out.float() if out.dtype == torch.float64 else out
+
+    scale = None if s_noise == 1 else per_sample("s_noise", s_noise, 1, x.device, low=0)
+    found, _ = run_lookahead(
+        plan.table, denoised, x.reshape(len(x), -1).float(), lookahead, key=noise.key,
+        stream=noise.stream, condition=extra_args or {}, noise_scale=scale,
+    )  # fmt: skip
+    return found.view(x.shape).to(x.dtype)

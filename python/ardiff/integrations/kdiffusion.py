@@ -33,6 +33,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..loop.lookahead import check_lookahead
 from ..solvers import SOLVERS, check_options, solver_options, table_function
 from ..solvers._rtk import stages as rtk
 from ..solvers._rtk.adjusted import langevin_tau
@@ -48,6 +49,7 @@ def sample_ddpm_fused(
     callback: Callable | None = None, disable: bool | None = None, eta: float = 1.0,
     s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None, *, path: str = "edm",
     seed: int | None = None, sample_ids: Sequence[int] | Tensor | None = None, noise: str = "step",
+    lookahead: int | str | None = None, mode: str | None = None, tolerance: float | None = None,
 ) -> Tensor:  # fmt: skip
     """DDPM's ancestral step: k-diffusion's `sample_euler_ancestral`, for any eta.
 
@@ -63,6 +65,8 @@ def sample_ddpm_fused(
         noise: ``step``, or ``path``: that of a :class:`PathNoiseSampler` of the seed, so that runs
             of one seed are near to each other whatever their sigmas. For solvers that add noise
             once on each interval. `noise_sampler` goes before it.
+        lookahead, mode, tolerance: as of :func:`ardiff.sample`: rows looked ahead, without a
+            callback, and with addressed noise alone.
 
     Returns:
         x at the last sigma, like the x given.
@@ -71,9 +75,10 @@ def sample_ddpm_fused(
         ValueError, TypeError: sigmas out of order, an eta out of range, a model output
             that does not fit x.
     """
+    ahead = check_lookahead(lookahead, mode, tolerance)
     plan = solver_plan("ddim", path, _host(sigmas), eta=float(eta))
     drawn = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan, noise)
-    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, drawn)
+    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, drawn, ahead)
 
 
 def sample_dpmpp_2m_sde_fused(
@@ -82,6 +87,7 @@ def sample_dpmpp_2m_sde_fused(
     s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
     solver_type: str = "midpoint", *, path: str = "edm", seed: int | None = None,
     sample_ids: Sequence[int] | Tensor | None = None, noise: str = "step",
+    lookahead: int | str | None = None, mode: str | None = None, tolerance: float | None = None,
 ) -> Tensor:  # fmt: skip
     """DPM-Solver++(2M) SDE: k-diffusion's `sample_dpmpp_2m_sde`, one model call per interval.
 
@@ -89,9 +95,10 @@ def sample_dpmpp_2m_sde_fused(
     :func:`sample_ddpm_fused`'s.
     """
     options = {"eta": float(eta), "solver_type": solver_type}
+    ahead = check_lookahead(lookahead, mode, tolerance)
     plan = solver_plan("dpmpp-2m-sde", path, _host(sigmas), **options)
     drawn = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan, noise)
-    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, drawn)
+    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, drawn, ahead)
 
 
 def sample_rtk_uld(

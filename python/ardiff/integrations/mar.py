@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..guide import Guidance, per_sample
 from ..heads.fused import FusedHead
+from ..loop.lookahead import Lookahead, check_lookahead, run_lookahead
 from ..loop.run import make_schedule, run
 from ..noise import initial_state, make_key, make_stream
 from ..solvers import solver as make_table
@@ -115,6 +116,15 @@ class _Outputs:
             return call
         return lambda row, x: [out[:, : self.dim] for out in call(row, x)]
 
+    def hoist_rows(
+        self, levels: Tensor, conditions: Sequence[Tensor]
+    ) -> Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]:
+        """Of tables without learned variance."""
+        call = self.fused.hoist_rows(levels, conditions)
+        return lambda rows, samples, x: [
+            out[:, : self.dim].contiguous() for out in call(rows, samples, x)
+        ]
+
 
 class MARSampler(HeadSampler):
     """What :func:`accelerate` returns.
@@ -145,6 +155,14 @@ class MARSampler(HeadSampler):
             )
         if self.table.energy:
             raise ValueError('accept="energy" needs a density; use "trapezoid" or "simpson"')
+        self._lookahead: Lookahead | None = options["lookahead"]
+        if self._lookahead is not None:
+            if self.table.learned_range:
+                raise ValueError(
+                    "lookahead: MAR's own ddpm takes the variance of its noise from the model, "
+                    "which no draft knows; choose a solver that has its own, such as dpmpp-2m-sde"
+                )
+            self._lookahead.check(self.table)
         self._schedules: dict[torch.device, Schedule] = {}
 
     def head(self) -> FusedHead:
@@ -242,10 +260,13 @@ class MARSampler(HeadSampler):
             modifiers["noise"] = noise[1:, :rows].contiguous()
         if device not in self._schedules:
             self._schedules[device] = make_schedule(self.table, start)
-        x = run(
-            self._schedules[device], _Outputs(fused, dim, learned, halves),
-            torch.cat([start, start]) if halves else start, key=key, stream=stream, **modifiers,
-        )  # fmt: skip
+        outputs = _Outputs(fused, dim, learned, halves)
+        modifiers |= {"key": key, "stream": stream}
+        if self._lookahead is not None:
+            x, _ = run_lookahead(self.table, outputs, start, self._lookahead, **modifiers)
+        else:
+            start = torch.cat([start, start]) if halves else start
+            x = run(self._schedules[device], outputs, start, **modifiers)
         return x if len(x) == len(z) else torch.cat([x, x])
 
 
@@ -273,6 +294,9 @@ def accelerate(
     steps: int | str | None = None,
     weights: str | None = None,
     batch_invariant: bool = False,
+    lookahead: int | str | None = None,
+    mode: str | None = None,
+    tolerance: float | None = None,
     **options: Any,
 ) -> MARSampler:
     """Replaces ``model.diffloss.sample`` by the head engine; :func:`restore` undoes it.
@@ -290,6 +314,8 @@ def accelerate(
             for another solver; 100 where it has none.
         weights: dtype of the blocks' weights (``float32``, ``bfloat16``, ``int8``), None: theirs.
         batch_invariant: a token's bits depend on its context and noise alone.
+        lookahead, mode, tolerance: as of :func:`ardiff.sample`, of each token's run; for solvers
+            other than ``ddpm``, whose learned variance no draft knows.
         options: of the solver, such as `stages`, `inner`, `tau`, `gamma`.
 
     Returns:
@@ -305,6 +331,7 @@ def accelerate(
         {
             "solver": solver, "steps": steps, "weights": weights,
             "batch_invariant": batch_invariant, "options": options,
+            "lookahead": check_lookahead(lookahead, mode, tolerance),
         },
     )  # fmt: skip
 

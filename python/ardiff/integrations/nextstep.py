@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..guide import Guidance
 from ..heads.fused import FusedHead
+from ..loop.lookahead import check_lookahead, run_lookahead
 from ..loop.run import run
 from ..noise import initial_state, make_key, stream_of
 from ..tables.table import StepTable, TableBuilder
@@ -57,7 +58,7 @@ def velocity_table(steps: int, shift: float = 1.0, last_step_size: float = 0.04)
     and the last step is x + last_step_size v. The rows' x0 is the velocity itself.
     """
     times = shifted_times(steps, shift, last_step_size)
-    builder = TableBuilder("flow", "flow", "nextstep")
+    builder = TableBuilder("nextstep", "flow", "nextstep")  # its t is 1 at the data
     for t, dt in zip(times, np.diff(times), strict=False):
         builder.add(
             "diffusion", t, p_o=1.0, x_x=1 - dt, x_0=dt * (1 + t), x_n=np.sqrt(2 * (1 - t) * dt)
@@ -152,12 +153,23 @@ class NextStepSampler(HeadSampler):
             condition, *others = c.to(weight).chunk(ways)
             guidance = Guidance(tuple(others), (cfg, cfg2)[: len(others)])
             modifiers |= guidance.per_sample(count, c.device, ("cfg", "cfg2")).arguments()
-            x = run(table, fused, start, key=key, stream=stream, condition=condition, **modifiers)
+            modifiers |= {"key": key, "stream": stream, "condition": condition}
+            ahead = self.options["lookahead"]
+            if ahead is None:
+                x = run(table, fused, start, **modifiers)
+            else:
+                x, _ = run_lookahead(table, fused, start, ahead, **modifiers)
         return x.to(c.dtype, copy=True)  # no inference tensor
 
 
 def accelerate(
-    model: nn.Module, *, weights: str | None = None, batch_invariant: bool = False
+    model: nn.Module,
+    *,
+    weights: str | None = None,
+    batch_invariant: bool = False,
+    lookahead: int | str | None = None,
+    mode: str | None = None,
+    tolerance: float | None = None,
 ) -> NextStepSampler:
     """Replaces ``model.image_head.sample`` by the head engine; :func:`restore` undoes it.
 
@@ -169,6 +181,7 @@ def accelerate(
         model: with an `image_head` whose `net` has MAR's state-dict names, or that `image_head`.
         weights: dtype of the blocks' weights (``float32``, ``bfloat16``, ``int8``), None: theirs.
         batch_invariant: a token's bits depend on its conditions and noise alone.
+        lookahead, mode, tolerance: as of :func:`ardiff.sample`, of each token's run.
 
     Returns:
         The sampler now in place; its ``sample`` takes given noise too.
@@ -178,7 +191,8 @@ def accelerate(
         ValueError: a head of another form, unknown weights.
         RuntimeError: a `sample` of other parameters, or one that was replaced already.
     """
-    options = {"weights": weights, "batch_invariant": batch_invariant}
+    ahead = check_lookahead(lookahead, mode, tolerance)
+    options = {"weights": weights, "batch_invariant": batch_invariant, "lookahead": ahead}
     return install(NextStepSampler, owner_of("NextStep", model, "image_head"), options)
 
 

@@ -20,15 +20,18 @@ from torch.utils._pytree import tree_map
 from ardiff_kernels import ops
 
 from ..guide import Guidance
+from ..noise import Spans
 from ..tables.lookahead import lookahead_table
 from ..tables.ragged import RaggedTable
-from ..tables.table import StepTable
+from ..tables.table import DIFFUSION_COLUMNS, StepTable
 from .checks import check_output
 from .path_noise import PathNoise
 from .run import _outside
+from .state import launch
 
 MODES = ("speculative", "picard")
 MOST = 16  # rows that "auto" looks ahead at most
+_FURTHER = 10  # and beyond those that the last round kept: what is evaluated there guesses later
 TOLERANCE = 1e-4
 
 Outputs = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
@@ -104,7 +107,7 @@ class Lookahead:
         """L of the samples' next rounds, by the rows that each kept of its last: twice as many."""
         if self.rows != "auto":
             return rows
-        return np.clip(2 * kept + 2, 4, MOST)
+        return np.minimum(kept + _FURTHER, MOST)
 
 
 def check_lookahead(
@@ -191,7 +194,7 @@ def run_lookahead(
     x: Tensor,
     lookahead: Lookahead,
     *,
-    key: Tensor,
+    key: Tensor | Spans,
     stream: Tensor,
     draw: int = 0,
     condition: Any = None,
@@ -235,7 +238,7 @@ def run_lookahead(
     with torch.inference_mode():
         while run.live.any():
             run.round()
-        return run.x.clone(), run.rounds()
+    return run.x.clone(), run.rounds()
 
 
 class _Run:
@@ -250,7 +253,7 @@ class _Run:
         first = torch.from_numpy(draw - tables.first).to(x.device, torch.int32)
         self._address = first, key, stream
         self._row = tables.first.copy()
-        self._rows = np.full(batch, lookahead.most if lookahead.rows != "auto" else MOST // 2)
+        self._rows = np.full(batch, lookahead.most)
         self._known: dict[str, Tensor] = {}
         self._windows: list[np.ndarray] = []
         self._evaluated = 0
@@ -271,14 +274,14 @@ class _Run:
         rows = int(count.max())
         place = (tables.coef, tables.plan, *both, *self._address)
         options = {**self.options, "op": tables.op, **self._known, "noise": self._normals(rows)}
-        states, velocities, drafts = ops.lookahead_draft(
-            self.x, self._memory, *place, rows, v=self._v, **options
+        states, velocities, drafts = self._launch(
+            ops.lookahead_draft, (self.x, self._memory), place, (rows,), v=self._v, **options
         )
         outs = self._outputs(states, row, count, rows)
         kinetic = {} if self._v is None else {"velocities": velocities}
-        found = ops.lookahead_verify(
-            states, drafts, outs, self._memory, *place, **kinetic, **options,
-            tolerance=self._lookahead.tolerance,
+        found = self._launch(
+            ops.lookahead_verify, (states, drafts, outs, self._memory), place, (), **kinetic,
+            **options, tolerance=self._lookahead.tolerance,
         )  # fmt: skip
         self.x, self._memory = found.x, found.memory
         self._v = None if self._v is None else found.v
@@ -290,6 +293,26 @@ class _Run:
         self._windows.append(windows.astype(np.int32))
         self._row = np.where(live, new, row)
         self._rows = np.minimum(self._lookahead.next_rows(self._rows, kept), most)
+
+    def _launch(
+        self, launch: Callable, tensors: tuple, place: tuple, more: tuple, **options: Any
+    ) -> Any:
+        """One launch of an op, or one for each key."""
+        coef, plan, row, count, draw, key, stream = place
+        if isinstance(key, Tensor):
+            return launch(*tensors, *place, *more, **options)
+        parts = []
+        for rows, own in key:
+            shared = ("op", "x0_clamp", "tolerance")
+            cut = {
+                name: value if name in shared or value is None or len(value) == 1 else value[rows]
+                for name, value in options.items()
+            }
+            at = (coef, plan, row[rows], count[rows], draw[rows], own, stream[rows])
+            parts.append(launch(*(t[rows] for t in tensors), *at, *more, **cut))
+        whole = [torch.cat(each) for each in zip(*parts, strict=True)]
+        kind = type(parts[0])
+        return kind(*whole) if hasattr(kind, "_fields") else whole
 
     def _learned(self, states: Tensor, found: Any, window: Tensor) -> dict[str, Tensor]:
         """What the next round's guesses are made of: this round's states and outputs."""
@@ -375,6 +398,11 @@ def _bind(
             f"lookahead evaluates rows in any order: {type(model).__name__} has only hoist, give "
             "it hoist_rows or make it callable"
         )
+    # A row that makes the guided output the new state: guidance as the step ops round it.
+    coef = torch.zeros(1, 16, device=tables.level.device)
+    coef[0, [DIFFUSION_COLUMNS.index(name) for name in ("p_o", "x_0")]] = 1.0
+    guide = (coef, *torch.zeros(2, 1, dtype=torch.int32, device=coef.device))
+    key = torch.zeros(1, dtype=torch.int64, device=coef.device)
     checked = False
 
     def call(rows: Tensor, samples: Tensor, x: Tensor) -> Tensor:
@@ -386,11 +414,13 @@ def _bind(
             checked = True
         if len(outs) == 1:
             return outs[0]
-        c, u, *rest = (out.float() for out in outs)
-        w, *more = (each[samples, None] if len(each) > 1 else each for each in weights)
-        if not rest:
-            return u + w * (c - u)
-        return rest[0] + more[0] * (u - rest[0]) + w * (c - u)
+        names = ("uncond_out", "uncond_out2"), ("guidance", "guidance2")
+        factors = [each[samples] if len(each) > 1 else each for each in weights]
+        options = dict(zip(names[0], outs[1:], strict=False))
+        options |= dict(zip(names[1], factors, strict=False))
+        return launch(
+            "diffusion", x, outs[0], x, *guide, key, key.expand(len(x)).contiguous(), **options
+        )[0]
 
     return call
 

@@ -61,13 +61,12 @@ class PathNoise(NamedTuple):
         ]
         return torch.cat(parts)
 
-    def at(self, rows: Tensor, key: Tensor, stream: Tensor, d: int) -> Tensor:
+    def at(self, rows: Tensor, key: Tensor | Spans, stream: Tensor, d: int) -> Tensor:
         """The normals float32 `[B, L, d]` of iterations that differ between samples.
 
         Args:
             rows: int64 `[B, L]`.
-            key: int64 `[1]`.
-            stream: int64 `[B]`.
+            key, stream: as of :meth:`normals`.
         """
         batch, count = rows.shape
         none = torch.zeros(1, device=stream.device)
@@ -75,8 +74,14 @@ class PathNoise(NamedTuple):
         times = torch.stack([torch.stack([t.expand(batch) for t in pair]) for pair in pairs])
         samples = torch.arange(batch, device=rows.device)[:, None]
         start, end = times[rows, :, samples].view(-1, 2).t().contiguous()
-        normals = ops.brownian_increment(key, stream.repeat_interleave(count), start, end, d)
-        return normals.view(batch, count, d)
+        streams = stream.repeat_interleave(count)
+        spans = [(slice(0, batch), key)] if isinstance(key, Tensor) else key
+        flat = [(slice(part.start * count, part.stop * count), own) for part, own in spans]
+        parts = [
+            ops.brownian_increment(own, streams[part], start[part], end[part], d)
+            for part, own in flat
+        ]
+        return torch.cat(parts).view(batch, count, d)
 
 
 def check_noise_name(noise: str) -> None:

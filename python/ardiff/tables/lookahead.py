@@ -49,15 +49,23 @@ def refusal(table: StepTable) -> str:
     return ""
 
 
-def lookahead_table(table: StepTable) -> LookaheadTable:
-    """The plan of a table; made once, and kept with it.
+def lookahead_table(table: StepTable, device: torch.device | str = "cpu") -> LookaheadTable:
+    """The plan of a table, all but calls_model on `device`; made once, and kept with it.
 
     Raises:
         ValueError: a table that cannot be run with a lookahead, with the reason.
     """
-    if "lookahead" not in table._cache:
-        table._cache["lookahead"] = _made(table)
-    return table._cache["lookahead"]
+    device = torch.device(device)
+    name = f"lookahead {device}"
+    if name not in table._cache:
+        found = _made(table)
+        moved = {
+            field: None if t is None else t.to(device)
+            for field, t in found._asdict().items()
+            if field in ("coef", "plan", "op", "level")
+        }
+        table._cache[name] = found._replace(**moved)
+    return table._cache[name]
 
 
 def _made(table: StepTable) -> LookaheadTable:

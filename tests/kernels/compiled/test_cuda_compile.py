@@ -13,7 +13,7 @@ from tests._support import build_cache
 from tests.kernels.compiled import cuda_static, kernel_budget, sass
 from tests.kernels.compiled.cuda_static import SOURCES, TORCH, Compiled
 
-HEADS = ("head_loop", "head_step")
+HEADS = ("head_lookahead", "head_loop", "head_step")
 REGISTERED = """
 import sys, torch
 import ardiff_kernels
@@ -102,7 +102,8 @@ def test_float32_moves_in_128_bits(compiled, source, body, loads, stores):
 @pytest.mark.parametrize("source", HEADS)
 def test_weights_of_a_head_are_read_in_128_bits(compiled, source):
     """Four rows of a matrix at a time, by every kernel; one kernel for each type of weights."""
-    rows = [row for row in compiled[source].rows if row["case"].startswith("grid_phases<HeadBody<")]
+    bodies = ("grid_phases<HeadBody<", "grid_phases<HeadLookaheadBody<")
+    rows = [row for row in compiled[source].rows if row["case"].startswith(bodies)]
     assert len(rows) == 6 and rows == compiled[source].rows
     for row in rows:
         assert row["load_128"] >= 4 and row["local_instructions"] == 0, row
@@ -135,5 +136,6 @@ def test_the_library_loads_and_registers_without_a_gpu(nvcc, compiled):
     for op in ("philox_normal", "brownian_increment", "diffusion_step", "uld_step"):
         assert found[op] == found[f"{op}_"] == "True"
     assert found["head_step"] == found["head_loop"] == found["head_loop_"] == "True"
+    assert found["head_lookahead"] == "True"
     assert found["diffusion_step_backward"] == found["uld_step_backward"] == "True"
     assert found["kv_append"] == found["kv_append_"] == found["kv_attention"] == "True"

@@ -2,9 +2,7 @@
 and threads, in both orders (csrc/cuda/phases.cuh): within twice the error of PyTorch's modules, and
 to the bit whatever the device and a patch's company. Shared and scratch memory begin as NaN."""
 
-import ctypes
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,62 +14,12 @@ from tests import ROOT
 from tests._support import build_cache
 from tests.kernels.head_loop.calls import INVALID, assert_refused, errors, loop_call
 from tests.kernels.head_step.calls import BF16, F32, FORMS, I8, head_call
-
-NAMESPACE = "ardiff_head_on_host"
-OPS = ("head_step", "head_loop")
-FLAGS = [
-    *("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-w", "-DTORCH_STABLE_ONLY"),
-    "-DTORCH_TARGET_VERSION=0x020A000000000000",
-    *(f"-DARDIFF_CUDA_NAMESPACE={NAMESPACE}", "-DARDIFF_CUDA_KEY=CPU"),
-]
-# Blocks of the device, bytes of shared memory of a block, whether blocks and threads go backwards.
-USUAL = (3, 32 << 10, False)
-DEVICES = [USUAL, (1, 64 << 10, True), (7, 24 << 10, True), (132, 227 << 10, False)]
-
-
-class Host:
-    """The ops of the CUDA sources on CPU tensors, and the device that the host plays."""
-
-    def __init__(self, libraries):
-        self.ops = getattr(torch.ops, NAMESPACE)
-        self.libraries = [ctypes.CDLL(str(path)) for path in libraries]
-        self.on(*USUAL)
-
-    def on(self, blocks, memory, backwards, waits=True):
-        for library in self.libraries:
-            arguments = ctypes.c_int(blocks), ctypes.c_int(memory), ctypes.c_bool(backwards)
-            library.ardiff_walk(*arguments, ctypes.c_bool(waits))
-
-    def step(self, call):
-        return self.ops.head_step(*call.args.values(), **call.options)
-
-
-@pytest.fixture(scope="module")
-def compiled():
-    cxx = build_cache.find_compiler()
-    if cxx is None:
-        pytest.skip("no C++ compiler was found")
-
-    def compile_one(op):
-        source = ROOT / f"csrc/cuda/{op}/{op}.cu"
-        return build_cache.host_library(cxx, f"{op}_on_host", source, FLAGS)
-
-    with ThreadPoolExecutor(2) as pool:
-        libraries = list(pool.map(compile_one, OPS))
-    definitions = torch.library.Library(NAMESPACE, "DEF")
-    for name in ("head_step", "head_loop", "head_loop_"):
-        schema = str(getattr(torch.ops.ardiff, name).default._schema)
-        definitions.define(schema.removeprefix("ardiff::"))
-    for library in libraries:
-        torch.ops.load_library(str(library))
-    yield Host(libraries)
-    definitions._destroy()
+from tests.kernels.head_step.on_host import DEVICES, USUAL, usual_host
 
 
 @pytest.fixture
-def host(compiled):
-    compiled.on(*USUAL)
-    return compiled
+def host():
+    return usual_host()
 
 
 def excess(found, call):

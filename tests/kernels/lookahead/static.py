@@ -77,7 +77,7 @@ def source(case: Case, lanes: int) -> tuple[ASTSource, dict[str, int]]:
             attributes[(index,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32" if stem in OPTIONAL and not name.endswith("_stride") else "i32"
-            if (name == "d" or name.endswith("_stride")) and case.d % 16 == 0:
+            if name == "d" and case.d % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, constants, attributes), {"num_warps": window.warps(cols)}
 

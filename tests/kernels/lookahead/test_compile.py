@@ -39,9 +39,9 @@ def test_no_spills_and_little_shared_memory(compiled):
 
 
 def test_registers_leave_room(compiled):
-    """Draft: 640 threads per multiprocessor. Verify: it has one program per sample and rule."""
+    """Draft: 640 threads per multiprocessor. Verify, with two programs per sample: 384."""
     for row in compiled:
-        threads = 640 if row["op"] == "lookahead_draft" else 512
+        threads = 640 if row["op"] == "lookahead_draft" else 384
         assert row["target"] == "gfx942" or row["registers"] * threads <= 65536, named(row)
 
 

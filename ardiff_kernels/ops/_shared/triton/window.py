@@ -98,16 +98,21 @@ def row_normals(
 
 
 @triton.jit
+def guessed_output(p, x, guess):
+    """The output of a `uld_step` row whose data prediction is the guess."""
+    # The fused product keeps the compiler from fusing in one kernel and not in another.
+    return term(-tl.load(p + PLAN.p_x), x, guess) * tl.load(p + PLAN.o_0)
+
+
+@triton.jit
 def advance(
-    c, p, kinetic, scale, x, v, x0, memory, second, n1, n2,
+    c, kinetic, scale, x, v, x0, out, memory, second, n1, n2,
     KINETIC: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
-    """New state, velocity, memory and second memory of a row whose data prediction is x0. Without
-    a second memory `second` is not used, and comes back as it was."""
+    """New state, velocity, memory and second memory of a row whose data prediction is x0, and of
+    `uld_step` whose output is `out`. Without a second memory `second` comes back as it was."""
     if KINETIC:
         if kinetic:
-            # The fused product keeps the compiler from fusing in one kernel and not in another.
-            out = term(-tl.load(p + PLAN.p_x), x, x0) * tl.load(p + PLAN.o_0)
             z_1 = tl.load(c + ULD.z_1) * scale
             z_2 = tl.load(c + ULD.z_2) * scale
             v_1 = tl.load(c + ULD.v_1) * scale
