@@ -316,6 +316,7 @@ struct VerifyBody {
   ARDIFF_HD static void end(const VerifyArgs& a, int64_t b, int64_t rows, int64_t accepted,
                             int64_t ended, int thread) {
     units(a.d, thread, [&](int64_t i, int n) {
+#pragma unroll 1
       for (int64_t j = rows; j < a.L; ++j) {
         store<float, kVector>(a.x0, b, j * a.d + i, n, {});
       }
@@ -327,6 +328,7 @@ struct VerifyBody {
       }
     });
     if (thread != 0) return;
+#pragma unroll 1
     for (int64_t j = rows; j < a.L; ++j) a.gain_new[b * a.L + j] = 0.0f;
     a.accepted[b] = static_cast<int32_t>(accepted);
     a.row_new[b] = static_cast<int32_t>(a.row[b] + accepted + ended);
