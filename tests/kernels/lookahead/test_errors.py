@@ -106,7 +106,8 @@ BOTH = {
     "clamp": (dict(x0_clamp=-1.0), "x0_clamp must be positive, got -1.0"),
     "known_x strides": (
         dict(known=True, known_x=torch.zeros(4, 5, 16)[..., ::2]),
-        "known_x must be contiguous inside a row, got strides [80, 16, 2]; call .contiguous() first",
+        "known_x must be contiguous inside a row, got strides [80, 16, 2]; call .contiguous() "
+        "first",
     ),
     "memory strides": (
         dict(memory=torch.zeros(4, 16)[:, ::2]),
