@@ -21,6 +21,8 @@ from .edm import EDMHead
 from .hoisting import BUDGET, Modulations
 from .packing import WEIGHTS, PackedHead, pack, unknown
 
+# Of a launch of all steps: above, it reads the weights once for each 8 rows.
+MOST_ROWS = 64  # tokens times conditions, times rows looked ahead
 _log = logging.getLogger(__name__)
 # By the dtype of weights on a CPU: an evaluation of MAR-B took head_step 71 ms and PyTorch 78 at 64
 # rows, 292 and 228 at 256; VibeVoice 243 and 298, 938 and 703 (AMD EPYC with AVX2, two threads,

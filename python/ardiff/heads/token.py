@@ -23,15 +23,16 @@ from ..loop.lookahead import Rounds, check_lookahead, run_lookahead
 from ..loop.path_noise import check_noise_name, path_noise
 from ..loop.run import Decision, Runnable, make_schedule, run
 from ..noise import initial_state
+from ..tables.lookahead import lookahead_table
 from ..tables.plan import Schedule
 from ..tables.ragged import RaggedTable
 from ..tables.table import DeviceTable, StepTable
 from .base import Head
 from .edm import EDMHead
-from .fused import FusedHead, fused
+from .fused import MOST_ROWS, FusedHead, fused
 from .hoisting import BUDGET, Modulations, numbers
+from .token_lookahead import all_held, rounds_of, run_token_lookahead, unsuitable_lookahead
 
-MOST_ROWS = 64  # tokens times conditions; above, the launch reads the weights once for each 8 rows
 _KINDS = ("diffusion", "uld")
 
 
@@ -159,7 +160,23 @@ def denoise_token(
         if decisions is not None:
             decisions += found.decisions
         return found.x
+    conditions = [context, *guided.conditions]
+    addressed = x0_clamp is None and noise is None
+    bare = addressed and isinstance(model, FusedHead) and isinstance(model.model, Head)
     if ahead is not None:
+        if bare and not unsuitable_lookahead(table, start, ahead, len(conditions)):
+            levels = lookahead_table(table, device).level
+            with torch.inference_mode():
+                sets = model.modulations(levels, conditions)
+                if all_held(sets):
+                    x, found = run_token_lookahead(
+                        table, sets, start, ahead, key=key, stream=stream, draw=draw,
+                        **guided.factors(), **scale,
+                    )  # fmt: skip
+                    if rounds is not None:
+                        rounds.append(rounds_of(found))
+            if all_held(sets):
+                return x.clone()  # no inference tensor
         with context_mode:
             x, made = run_lookahead(
                 table, model, start, ahead, key=key, stream=stream, draw=draw, condition=context,
@@ -172,17 +189,13 @@ def denoise_token(
     if draw:
         buffers = schedule.buffers
         schedule = schedule._replace(buffers=buffers._replace(draw=buffers.draw + draw))
-    conditions = [context, *guided.conditions]
-    addressed = x0_clamp is None and noise is None
-    if addressed and isinstance(model, FusedHead) and isinstance(model.model, Head):
-        if not unsuitable(table, schedule, start, len(conditions)):
-            with torch.inference_mode():
-                sets = model.modulations(schedule.buffers.level, conditions)
-                found = run_token(
-                    schedule, table.op, sets, start, key=key, stream=stream, **guided.factors(),
-                    **scale,
-                )  # fmt: skip
-            return found.clone()  # no inference tensor
+    if bare and not unsuitable(table, schedule, start, len(conditions)):
+        with torch.inference_mode():
+            sets = model.modulations(schedule.buffers.level, conditions)
+            found = run_token(
+                schedule, table.op, sets, start, key=key, stream=stream, **guided.factors(), **scale
+            )
+        return found.clone()  # no inference tensor
     with context_mode:
         return run(
             schedule, model, start, key=key, stream=stream, condition=context, decisions=decisions,

@@ -18,8 +18,8 @@ from ardiff_kernels.ops.head_lookahead import Looked
 from ..loop.lookahead import Lookahead, Rounds
 from ..tables.lookahead import lookahead_table, refusal
 from ..tables.table import StepTable
+from .fused import MOST_ROWS
 from .hoisting import Modulations, numbers
-from .token import MOST_ROWS
 
 
 def unsuitable_lookahead(table: Any, x: Tensor, lookahead: Lookahead, conditions: int) -> str:
