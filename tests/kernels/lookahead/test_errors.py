@@ -193,3 +193,20 @@ def test_the_call_itself_is_valid(backend, op):
         args, options = arguments(f"lookahead_{op}", **new)
         with ardiff_kernels.backend(backend):
             getattr(ops, f"lookahead_{op}")(*args, **options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_gradient(backend):
+    call = LookaheadCall(Case(4, 8))
+    with ardiff_kernels.backend(backend):
+        drafted = call.draft()
+        call.memory.requires_grad_()
+        calls = {
+            "lookahead_draft": call.draft,
+            "lookahead_verify": lambda: call.verify(drafted, drafted[2]),
+        }
+        for op, function in calls.items():
+            with pytest.raises(RuntimeError, match=f"^{op}: memory requires grad but this op has"):
+                function()
+            with torch.no_grad():
+                function()
