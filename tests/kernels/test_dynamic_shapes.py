@@ -16,6 +16,7 @@ from tests.kernels.head_loop.calls import loop_call
 from tests.kernels.head_step.calls import head_call
 from tests.kernels.kv_append.calls import append_call
 from tests.kernels.kv_attention.calls import attention_call
+from tests.kernels.lookahead.calls import Case, LookaheadCall
 from tests.kernels.mala_accept.calls import accept_call
 
 SIZES = range(7, 19)  # the first is no other size of a call: equal ones are taken as one symbol
@@ -56,12 +57,30 @@ def loop(rows: int) -> testing.Call:
     return call.changed(draw=torch.arange(rows).int(), noise_scale=torch.linspace(0, 2, rows))
 
 
+def draft(rows: int) -> testing.Call:
+    call = LookaheadCall(Case(rows, 8, second=True, scale=True))
+    values = call.x, call.memory, call.coef, call.plan, *call.address, call.case.rows
+    names = "x memory coef plan row count draw key stream rows".split()
+    return testing.Call("lookahead_draft", dict(zip(names, values, strict=True)), call.options)
+
+
+def verify(rows: int) -> testing.Call:
+    call = LookaheadCall(Case(rows, 8, second=True, scale=True))
+    states, _, drafts = call.draft()
+    values = states, drafts, call.outs(states, drafts), call.memory, call.coef, call.plan
+    names = "states drafts outs memory coef plan row count draw key stream".split()
+    args = dict(zip(names, (*values, *call.address), strict=True))
+    return testing.Call("lookahead_verify", args, call.options)
+
+
 CALLS: dict[str, Callable[[int], testing.Call]] = {
     "diffusion_step": step(testing.diffusion_call, second_memory=True),
     "uld_step": step(testing.uld_call),
     "diffusion_step_backward": backward(testing.diffusion_call),
     "uld_step_backward": backward(testing.uld_call),
     "mala_accept": lambda rows: accept_call(rows, 8, velocity=True, ball=True),
+    "lookahead_draft": draft,
+    "lookahead_verify": verify,
     "head_step": lambda rows: head_call(rows, ways=2),
     "head_loop": loop,
     "kv_append": append,

@@ -131,7 +131,7 @@ def advance(
     memory_new = torch.where(keeps, kept, term(c.m_x, x) + term(c.m_x_lo, x) + term(c.m_0, x0))
     if second is not None:
         keeps = (c.s_x == 0) & (c.s_m == 0) & (c.s_2 == 0)
-        moved = term(c.s_x, x) + term(c.s_m, kept) + term(c.s_2, second)
+        moved = term(c.s_x, x) + (term(c.s_m, kept) + term(c.s_2, second))
         memory_new = torch.cat([memory_new, torch.where(keeps, second, moved)], 1)
     if not bool(kinetic.any()):
         return x_new, v, memory_new

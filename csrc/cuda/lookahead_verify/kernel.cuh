@@ -162,8 +162,7 @@ struct VerifyBody {
     }
   }
 
-  /// The terms of the row's decision. Absent elements have none: the factors of theirs may be
-  /// infinite, and their normals are not zero.
+  /// The terms of the row's decision.
   template <class Row>
   ARDIFF_HD static void add_terms(const VerifyArgs& a, const VerifyRow& row, int64_t i, int n,
                                   Four<float>& first, Four<float>& second) {
@@ -182,7 +181,7 @@ struct VerifyBody {
       Four<float> v_next{};
       if (Row::kKinetic) v_next = load<float, kVector>(a.velocities, row.b, place + a.d, n);
       const UnitState s = advance(a, row, each, i, n, x, x0, memory, normals);
-      for (int k = 0; k < kUnit; ++k) {
+      for (int k = 0; k < kUnit; ++k) {  // the normals of absent elements are not zero
         if (k < n) add_unequal({s.x.v[k], s.v.v[k], {}}, x_next.v[k], v_next.v[k], first.v[k]);
       }
       return;
@@ -190,7 +189,6 @@ struct VerifyBody {
     const Four<float> guess = load<float, kVector>(a.drafts, row.b, place, n);
     const UnitMemory drafted = load_memory<kVector>(a, read(a.drafted), row.b, i, n);
     for (int k = 0; k < kUnit; ++k) {
-      if (k >= n) continue;
       const Difference<float> apart =
           each.difference(guess.v[k] - x0.v[k], drafted.at(k), memory.at(k));
       const float n1 = normals.first.v[k], n2 = normals.second.v[k];
@@ -318,6 +316,7 @@ struct VerifyBody {
   ARDIFF_HD static void end(const VerifyArgs& a, int64_t b, int64_t rows, int64_t accepted,
                             int64_t ended, int thread) {
     units(a.d, thread, [&](int64_t i, int n) {
+#pragma unroll 1
       for (int64_t j = rows; j < a.L; ++j) {
         store<float, kVector>(a.x0, b, j * a.d + i, n, {});
       }
@@ -329,6 +328,7 @@ struct VerifyBody {
       }
     });
     if (thread != 0) return;
+#pragma unroll 1
     for (int64_t j = rows; j < a.L; ++j) a.gain_new[b * a.L + j] = 0.0f;
     a.accepted[b] = static_cast<int32_t>(accepted);
     a.row_new[b] = static_cast<int32_t>(a.row[b] + accepted + ended);

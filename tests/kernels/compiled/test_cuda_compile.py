@@ -14,6 +14,7 @@ from tests.kernels.compiled import cuda_static, kernel_budget, sass
 from tests.kernels.compiled.cuda_static import SOURCES, TORCH, Compiled
 
 HEADS = ("head_lookahead", "head_loop", "head_step")
+LOOKAHEADS = ("lookahead_draft", "lookahead_verify")
 REGISTERED = """
 import sys, torch
 import ardiff_kernels
@@ -47,7 +48,8 @@ def compiled(nvcc) -> dict[str, Compiled]:
 def test_every_op_has_a_source():
     steps = {"diffusion_step", "uld_step"}
     found = {s.stem for s in SOURCES}
-    ops = {"philox_normal", "brownian_increment", "kv_append", "kv_attention", *steps}
+    ops = {"philox_normal", "brownian_increment", "kv_append", "kv_attention"}
+    ops |= {*steps, *LOOKAHEADS}
     assert {*ops, *(f"{step}_backward" for step in steps)} <= found
 
 
@@ -59,8 +61,10 @@ def test_no_spills(compiled, source):
         assert row["spill_bytes"] == 0 and row["stack"] == 0, row
         if "SplitBody" in row["case"]:
             continue
-        # Three blocks of 256 threads on a multiprocessor; a head's kernel has one, by design.
-        assert row["registers"] <= (255 if source in HEADS else 80), row
+        # Three blocks of 256 threads on a multiprocessor; a head's kernel has one, by design, and
+        # two are of a kernel that has all of a row at once: state, memories, guess, normals.
+        limit = 255 if source in HEADS else 128 if source in LOOKAHEADS else 80
+        assert row["registers"] <= limit, row
 
 
 @pytest.mark.parametrize(("queries", "blocks"), [(4, 5), (8, 4)])
@@ -139,3 +143,4 @@ def test_the_library_loads_and_registers_without_a_gpu(nvcc, compiled):
     assert found["head_lookahead"] == "True"
     assert found["diffusion_step_backward"] == found["uld_step_backward"] == "True"
     assert found["kv_append"] == found["kv_append_"] == found["kv_attention"] == "True"
+    assert found["lookahead_draft"] == found["lookahead_verify"] == "True"
