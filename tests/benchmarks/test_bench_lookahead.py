@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import asdict
 
-import pytest
-
-from ardiff.heads.token import denoise_token
 from benchmarks import _harness, bench_lookahead
 
-pytestmark = pytest.mark.skipif(
-    "lookahead" not in inspect.signature(denoise_token).parameters,
-    reason="denoise_token takes no lookahead",
-)
 QUICK = _harness.Settings(rounds=2, seconds=1e-4)
 
 

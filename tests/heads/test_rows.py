@@ -51,12 +51,14 @@ def test_rows_in_any_order_are_the_head(edm, fused, budget, ways, monkeypatch):
 
 
 @pytest.mark.parametrize("edm", [False, True])
-def test_neighbouring_rows_of_one_sample(edm):
-    plain, levels, x = _head(edm), _levels(edm)[[0, 1, 3, 4]], torch.randn(2, DIM)
-    c, rows, first = torch.randn(1, CONTEXT), torch.tensor([1, 2]), torch.zeros(2).long()
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [0, 2, 1, 3], [0, 0, 1, 3]])
+def test_rows_under_one_condition(edm, rows):
+    """Neighbouring ones, which are a view, and others that begin and end like them."""
+    plain, levels, x = _head(edm), _levels(edm)[[0, 1, 3, 4]], torch.randn(4, DIM)
+    c, rows, first = torch.randn(1, CONTEXT), torch.tensor(rows), torch.zeros(4).long()
     with torch.inference_mode():
         (found,) = FusedHead(plain).hoist_rows(levels, [c])(rows, first, x)
-        expected = plain(x, levels[rows], c.expand(2, -1))
+        expected = plain(x, levels[rows], c.expand(4, -1))
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
 
 

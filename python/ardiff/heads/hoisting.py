@@ -238,20 +238,21 @@ class Modulations(Sets):
         """`[C n, M]`, of one level for all samples: of each of these rows for its sample, int64
         `[n]`, condition after condition. Where not all sets are held they are made anew.
 
-        Those of neighbouring rows of one sample under one condition are a view; its rows ascend.
+        Those of neighbouring rows under one condition that all samples share are a view.
         """
         count = len(self._contexts)
-        if self.held == self.sets:
-            held, _ = self.at(0)
-            if self._batch == count == 1 and rows.is_cpu and self.sets == len(self._set):
-                first, last = int(rows[0]), int(rows[-1])
-                if last - first == len(rows) - 1:
-                    return held[first : last + 1, 0]
+        whole = self.held == self.sets
+        if whole and self._batch == count == 1 and rows.is_cpu and self.sets == len(self._set):
+            first = int(rows[0])
+            # All of them: samples at their own pace may end where one sample's rows would.
+            if torch.equal(rows, torch.arange(first, first + len(rows))):
+                return self.at(0)[0][first : first + len(rows), 0]
         places = numbers(tuple(self._set), rows.device)[rows].long()
-        if self.held == self.sets:
-            chosen = 0 if self._batch == 1 else samples
-            each = held.view(len(held), count, self._batch, -1)
-            return torch.cat([each[places, way, chosen] for way in range(count)])
+        if whole:
+            held = self.at(0)[0].flatten(0, 1)
+            own = places * (count * self._batch) + (samples if self._batch > 1 else 0)
+            ways = torch.arange(count, device=rows.device) * self._batch
+            return held.index_select(0, (own + ways[:, None]).flatten())
         y = [
             self._activated(self._time[places, 0], c[samples] if len(c) > 1 else c)
             for c in self._contexts
