@@ -11,7 +11,7 @@ namespace ARDIFF_NS {
 constexpr int kParts = 8;      // of a sum
 constexpr int kTileOut = 4;    // rows of the matrix in a tile
 constexpr int kTileRows = 3;   // rows of the batch in a tile
-constexpr int kFewRows = 8;    // up to which the matrix is read as it streams by
+constexpr int kFewRows = 16;   // up to which the matrix is read as it streams by
 constexpr int kRowBlock = 64;  // rows whose activations stay in the second-level cache
 constexpr int kBlock = 512;    // columns whose weights stay in the first-level cache
 

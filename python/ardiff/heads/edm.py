@@ -58,11 +58,11 @@ class EDMHead:
         call: Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]], levels: Tensor, invariant: bool
     ) -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
         """The preconditioning around ``call(rows, samples, x)``, an output for each condition."""
-        entering, skip, leaving = (f[:, 0].float() for f in _factors(levels))
+        factors = torch.stack([f[:, 0].float() for f in _factors(levels)])
 
         def step(rows: Tensor, samples: Tensor, x: Tensor) -> list[Tensor]:
-            skipped, scale = x * skip[rows], leaving[rows]
-            outs = call(rows, samples, x * entering[rows])
+            entering, skip, scale = factors.index_select(1, rows).unbind(0)
+            skipped, outs = x * skip, call(rows, samples, x * entering)
             with batch_invariant_mode() if invariant else nullcontext():
                 return [torch.addcmul(skipped, out, scale) for out in outs]
 

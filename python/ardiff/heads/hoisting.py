@@ -238,14 +238,17 @@ class Modulations(Sets):
         """`[C n, M]`, of one level for all samples: of each of these rows for its sample, int64
         `[n]`, condition after condition. Where not all sets are held they are made anew.
 
-        Those of neighbouring rows of one sample under one condition are a view.
+        Those of neighbouring rows of one sample under one condition are a view; its rows ascend.
         """
-        places = numbers(tuple(self._set), rows.device)[rows].long()
         count = len(self._contexts)
         if self.held == self.sets:
             held, _ = self.at(0)
-            if self._batch == count == 1 and places.is_cpu and self._neighbours(places):
-                return held[int(places[0]) : int(places[0]) + len(places), 0]
+            if self._batch == count == 1 and rows.is_cpu and self.sets == len(self._set):
+                first, last = int(rows[0]), int(rows[-1])
+                if last - first == len(rows) - 1:
+                    return held[first : last + 1, 0]
+        places = numbers(tuple(self._set), rows.device)[rows].long()
+        if self.held == self.sets:
             chosen = 0 if self._batch == 1 else samples
             each = held.view(len(held), count, self._batch, -1)
             return torch.cat([each[places, way, chosen] for way in range(count)])
@@ -256,10 +259,6 @@ class Modulations(Sets):
         out = self._bias.new_empty(count * len(rows), len(self._bias))
         self._product(torch.cat(y), out)
         return out
-
-    @staticmethod
-    def _neighbours(places: Tensor) -> bool:
-        return bool((places.diff() == 1).all())
 
     def _make(self, first: int) -> Tensor:
         """Into the same memory for every run, which is returned whole."""

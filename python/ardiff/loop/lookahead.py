@@ -186,6 +186,9 @@ class _Tables:
             ]
             self.op = torch.cat(kinds).to(device)
         self.second_memory = tables[0].second_memory
+        self.all_call = bool(self.calls_model.all())
+        self.rows = torch.arange(len(self.level), device=device)
+        self.zeros = torch.zeros_like(self.rows)
 
 
 def run_lookahead(
@@ -236,9 +239,9 @@ def run_lookahead(
     run.options = {"noise_scale": noise_scale, "x0_clamp": x0_clamp}
     run.noise, run.sums = noise, sums
     with torch.inference_mode():
-        while run.live.any():
+        while run.live:
             run.round()
-    return run.x.clone(), run.rounds()
+    return run.finish()
 
 
 class _Run:
@@ -255,24 +258,25 @@ class _Run:
         self._row = tables.first.copy()
         self._rows = np.full(batch, lookahead.most)
         self._known: dict[str, Tensor] = {}
-        self._windows: list[np.ndarray] = []
+        self._done: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._passed: list[tuple[np.ndarray, np.ndarray, Tensor]] = []
         self._evaluated = 0
         self.options: dict[str, Any] = {}
         self.noise: Tensor | PathNoise | None = None
         self.sums: Tensor | None = None
 
     @property
-    def live(self) -> np.ndarray:
-        return self._row < self._tables.end
+    def live(self) -> bool:
+        """Whether any sample has rows left."""
+        return bool((self._row < self._tables.end).any())
 
     def round(self) -> None:
         """Drafts, calls the model, verifies."""
-        tables, device, most = self._tables, self.x.device, self._lookahead.most
-        row, batch = self._row, len(self._row)
+        tables, row = self._tables, self._row
         count = np.minimum(self._rows, tables.end - row)
-        both = torch.tensor(np.stack([row, count]), dtype=torch.int32, device=device)
+        both = torch.from_numpy(np.array((row, count), np.int32)).to(self.x.device)
         rows = int(count.max())
-        place = (tables.coef, tables.plan, *both, *self._address)
+        place = (tables.coef, tables.plan, both[0], both[1], *self._address)
         options = {**self.options, "op": tables.op, **self._known, "noise": self._normals(rows)}
         states, velocities, drafts = self._launch(
             ops.lookahead_draft, (self.x, self._memory), place, (rows,), v=self._v, **options
@@ -286,13 +290,12 @@ class _Run:
         self.x, self._memory = found.x, found.memory
         self._v = None if self._v is None else found.v
         self._known = self._learned(states, found, both)
-        new, kept = torch.stack([found.row, found.accepted]).cpu().numpy()
-        self._sum(row, new)
-        live = count > 0
-        windows = np.stack([np.arange(batch), row - tables.first, count, kept], 1)[live]
-        self._windows.append(windows.astype(np.int32))
-        self._row = np.where(live, new, row)
-        self._rows = np.minimum(self._lookahead.next_rows(self._rows, kept), most)
+        new, kept = _on_host(found.row, found.accepted)
+        self._done.append((row, count, kept))
+        if self.sums is not None:
+            self._passed.append((row, new, torch.sum(self.x, 1, dtype=torch.float32)))
+        self._row = np.where(count > 0, new, row)
+        self._rows = self._lookahead.next_rows(self._rows, kept)
 
     def _launch(
         self, launch: Callable, tensors: tuple, place: tuple, more: tuple, **options: Any
@@ -323,28 +326,26 @@ class _Run:
 
     def _outputs(self, states: Tensor, row: np.ndarray, count: np.ndarray, rows: int) -> Tensor:
         """The model's outputs at the states of all windows, `[B, rows, d]`."""
-        batch, d = self.x.shape
-        window = np.arange(rows)
-        wanted = window < count[:, None]
-        at = np.minimum(row[:, None] + window, len(self._tables.level) - 1)
-        wanted &= self._tables.calls_model[at]
-        sample, j = np.nonzero(wanted)
+        tables, (batch, d) = self._tables, self.x.shape
+        if batch == 1 and tables.all_call:  # no copies
+            self._evaluated += rows
+            at = slice(int(row[0]), int(row[0]) + rows)
+            out = self._call(tables.rows[at], tables.zeros[at], states[0, :rows])
+            return out.view(1, rows, d)
+        window, device = np.arange(rows), states.device
+        at = np.minimum(row[:, None] + window, len(tables.level) - 1)
+        sample, j = np.nonzero((window < count[:, None]) & tables.calls_model[at])
         self._evaluated += len(sample)
-        device = states.device
-        if batch == 1 and len(j) == rows:
-            flat = states[0, :rows]
-        else:
-            chosen = torch.from_numpy(sample * (rows + 1) + j).to(device)
-            flat = states.flatten(0, 1)[chosen]
         if not len(sample):
             return torch.zeros(batch, rows, d, device=device)
-        of_row = torch.from_numpy(at[sample, j]).to(device)
-        out = self._call(of_row, torch.from_numpy(sample).to(device), flat)
+        of_row, of_sample, of_state, of_out = torch.from_numpy(
+            np.stack([at[sample, j], sample, sample * (rows + 1) + j, sample * rows + j])
+        ).to(device)
+        out = self._call(of_row, of_sample, states.flatten(0, 1).index_select(0, of_state))
         if len(sample) == batch * rows:
             return out.view(batch, rows, d)
         outs = out.new_zeros(batch * rows, d)
-        outs[torch.from_numpy(sample * rows + j).to(device)] = out
-        return outs.view(batch, rows, d)
+        return outs.index_copy_(0, of_out, out).view(batch, rows, d)
 
     def _normals(self, rows: int) -> Tensor | None:
         """The given normals of each sample's window, `[B, rows, d]`."""
@@ -357,24 +358,32 @@ class _Run:
         at = torch.from_numpy(np.minimum(at, len(self.noise) - 1)).to(self.x.device)
         return self.noise[at, torch.arange(len(at), device=self.x.device)[:, None]]
 
-    def _sum(self, row: np.ndarray, new: np.ndarray) -> None:
-        """The sum of each state, for all rows that the round has passed."""
-        if self.sums is None:
-            return
-        ranks = torch.arange(len(self.sums), device=self.x.device)[:, None]
-        begin, end = (
-            torch.from_numpy((each - self._tables.first).astype(np.int64)).to(self.x.device)
-            for each in (row, new)
-        )
-        now = torch.sum(self.x, 1, dtype=torch.float32)
-        passed = (ranks >= begin) & (ranks < end)
-        self.sums.copy_(torch.where(passed, now, self.sums))
+    def finish(self) -> tuple[Tensor, Rounds]:
+        """The final state and what the rounds did."""
+        if self.sums is not None:
+            self._write_sums(self.sums)
+        windows = [np.zeros((0, 4), np.int32)]
+        for row, count, kept in self._done:
+            each = np.stack([np.arange(len(row)), row - self._tables.first, count, kept], 1)
+            windows.append(each[count > 0].astype(np.int32))
+        whole = np.concatenate(windows)
+        rounds = np.bincount(whole[:, 0], minlength=len(self.x))
+        return self.x.clone(), Rounds(whole, rounds, self._evaluated)
 
-    def rounds(self) -> Rounds:
-        windows = np.zeros((0, 4), np.int32)
-        if self._windows:
-            windows = np.concatenate(self._windows)
-        return Rounds(windows, np.bincount(windows[:, 0], minlength=len(self.x)), self._evaluated)
+    def _write_sums(self, sums: Tensor) -> None:
+        """The sum of each state after a round, for all rows that the round passed."""
+        ranks = torch.arange(len(sums), device=sums.device)[:, None]
+        for row, new, now in self._passed:
+            ends = np.array((row, new), np.int64) - self._tables.first
+            begin, end = torch.from_numpy(ends).to(sums.device)
+            sums.copy_(torch.where((ranks >= begin) & (ranks < end), now, sums))
+
+
+def _on_host(*counts: Tensor) -> tuple[np.ndarray, ...]:
+    """int32 `[B]` on the host, from a GPU in one copy."""
+    if counts[0].is_cpu:
+        return tuple(each.numpy() for each in counts)
+    return tuple(torch.stack(counts).cpu().numpy())
 
 
 def _bind(
