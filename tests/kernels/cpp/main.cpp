@@ -7,6 +7,8 @@
 #include "head_step.h"
 #include "kv_append.h"
 #include "kv_attention.h"
+#include "lookahead_draft.h"
+#include "lookahead_verify.h"
 #include "mala_accept.h"
 #include "philox_normal.h"
 #include "uld_step.h"
@@ -41,6 +43,8 @@ int main() {
   ardiff_test::test_uld_step_backward();
   ardiff_test::test_diffusion_step_backward();
   ardiff_test::test_mala_accept();
+  ardiff_test::test_lookahead_draft();
+  ardiff_test::test_lookahead_verify();
   ardiff_test::test_head_step();
   ardiff_test::test_kv_append();
   ardiff_test::test_kv_attention();
