@@ -116,7 +116,7 @@ def _contexts() -> Tensor:
 class _Frozen(ahead._Run):
     """A run whose guesses are the last data prediction."""
 
-    def _learned(self, states: Tensor, found: Any, window: Tensor) -> dict[str, Tensor]:
+    def _learned(self, states: Tensor, found: Any, window: tuple[Tensor, ...]) -> dict[str, Tensor]:
         last = (found.row - window[0] - 1).clamp(min=0).long()
         samples = torch.arange(len(last))
         return {

@@ -165,26 +165,28 @@ class _Tables:
     """The tables of a run in one: a sample's rows begin at its `first` and end before its `end`."""
 
     def __init__(self, table: StepTable | RaggedTable, batch: int, device: torch.device) -> None:
-        tables = [table] if isinstance(table, StepTable) else list(table.tables)
-        index = np.zeros(batch, np.int64)
-        if isinstance(table, RaggedTable):
-            index = table.index.numpy()
-        found = [lookahead_table(each) for each in tables]
-        ends = np.cumsum([len(each.level) for each in found])
-        self.first, self.end = (ends - [len(each.level) for each in found])[index], ends[index]
+        if isinstance(table, StepTable):
+            tables, index = [table], np.zeros(batch, np.int64)
+        else:
+            tables, index = list(table.tables), table.index.numpy()
+        found = [lookahead_table(each, device) for each in tables]
+        lengths = np.array([len(each.calls_model) for each in found])
+        ends = lengths.cumsum()
+        self.first, self.end = (ends - lengths)[index], ends[index]
 
         def joined(name: str) -> Tensor:
-            return torch.cat([getattr(each, name) for each in found]).to(device)
+            parts = [getattr(each, name) for each in found]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
 
         self.coef, self.plan, self.level = joined("coef"), joined("plan"), joined("level")
-        self.calls_model = torch.cat([each.calls_model for each in found]).numpy()
+        self.calls_model = joined("calls_model").numpy()
         self.op = None
         if any(each.op is not None for each in found):
-            zeros = [torch.zeros(len(each.level), dtype=torch.int32) for each in found]
+            zeros = [torch.zeros(n, dtype=torch.int32, device=device) for n in lengths]
             kinds = [
                 z if each.op is None else each.op for z, each in zip(zeros, found, strict=True)
             ]
-            self.op = torch.cat(kinds).to(device)
+            self.op = torch.cat(kinds)
         self.second_memory = tables[0].second_memory
         self.all_call = bool(self.calls_model.all())
         self.rows = torch.arange(len(self.level), device=device)
@@ -276,7 +278,7 @@ class _Run:
         count = np.minimum(self._rows, tables.end - row)
         both = torch.from_numpy(np.array((row, count), np.int32)).to(self.x.device)
         rows = int(count.max())
-        place = (tables.coef, tables.plan, both[0], both[1], *self._address)
+        place = (tables.coef, tables.plan, *both.unbind(0), *self._address)
         options = {**self.options, "op": tables.op, **self._known, "noise": self._normals(rows)}
         states, velocities, drafts = self._launch(
             ops.lookahead_draft, (self.x, self._memory), place, (rows,), v=self._v, **options
@@ -289,7 +291,7 @@ class _Run:
         )  # fmt: skip
         self.x, self._memory = found.x, found.memory
         self._v = None if self._v is None else found.v
-        self._known = self._learned(states, found, both)
+        self._known = self._learned(states, found, place[2:4])
         new, kept = _on_host(found.row, found.accepted)
         self._done.append((row, count, kept))
         if self.sums is not None:
@@ -317,7 +319,7 @@ class _Run:
         kind = type(parts[0])
         return kind(*whole) if hasattr(kind, "_fields") else whole
 
-    def _learned(self, states: Tensor, found: Any, window: Tensor) -> dict[str, Tensor]:
+    def _learned(self, states: Tensor, found: Any, window: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """What the next round's guesses are made of: this round's states and outputs."""
         return {
             "known_x": states[:, :-1], "known_0": found.x0, "gain": found.gain,
@@ -362,11 +364,11 @@ class _Run:
         """The final state and what the rounds did."""
         if self.sums is not None:
             self._write_sums(self.sums)
-        windows = [np.zeros((0, 4), np.int32)]
-        for row, count, kept in self._done:
-            each = np.stack([np.arange(len(row)), row - self._tables.first, count, kept], 1)
-            windows.append(each[count > 0].astype(np.int32))
-        whole = np.concatenate(windows)
+        done = np.array(self._done, np.int32).reshape(-1, 3, len(self.x))
+        row, count, kept = done.transpose(1, 0, 2)
+        sample = np.broadcast_to(np.arange(len(self.x), dtype=np.int32), row.shape)
+        first = self._tables.first.astype(np.int32)
+        whole = np.stack([sample, row - first, count, kept], -1)[count > 0]
         rounds = np.bincount(whole[:, 0], minlength=len(self.x))
         return self.x.clone(), Rounds(whole, rounds, self._evaluated)
 

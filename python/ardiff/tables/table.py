@@ -265,12 +265,12 @@ class StepTable:
         """Model calls of one run (twice as many with guidance)."""
         return int(self.calls_model.sum())
 
-    @property
+    @functools.cached_property
     def second_memory(self) -> bool:
         """Whether a row uses the second half of a memory `[B, 2 d]`."""
         return any(self.column(name).any() for name in SECOND_MEMORY)
 
-    @property
+    @functools.cached_property
     def learned_range(self) -> bool:
         """Whether a model may learn the variance and return `[B, 2 d]`, see `diffusion_step`; one
         that returns `[B, d]` has the variance x_n^2."""
