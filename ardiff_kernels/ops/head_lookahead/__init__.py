@@ -39,7 +39,7 @@ _call = define(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     check=check_head_lookahead,
     fake=_fake,
-    parts=("head_step", "lookahead_draft", "lookahead_verify"),
+    parts=("head_step", "diffusion_step", "lookahead_draft", "lookahead_verify"),
 )
 _autograd.without_gradient("head_lookahead", "train the module itself")
 

@@ -7,12 +7,13 @@ It runs on whatever backend serves these; in float64 when x is float64 (the orac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
-from .._shared.rows import compute_dtype, guided
+from .._shared.rows import compute_dtype
+from .._shared.tables import TABLE_WIDTH
+from ..diffusion_step import COLUMNS as DIFFUSION
 from ..head_loop.checks import ways_of
 from ..head_loop.reference import part
 from ..lookahead_draft import COLUMNS
@@ -83,8 +84,8 @@ def head_lookahead(
             given = {
                 name: t if t is None or len(t) == 1 else t[sample] for name, t in weights_of.items()
             }
-            others = dict(zip(("uncond_out", "uncond_out2"), [*uncond, None, None], strict=False))
-            outs[sample, j] = guided(out, SimpleNamespace(**given, **others), d, dtype)
+            others = dict(zip(("uncond_out", "uncond_out2"), uncond, strict=False))
+            outs[sample, j] = _guided(out, given | others, stream[sample], key)
         kinetic = {} if velocity is None else {"velocities": velocities}
         x, new_v, memory, x0, gain, new, kept = verify(
             states, drafts, outs, memory, *place, **kinetic, **options, **known,
@@ -100,3 +101,13 @@ def head_lookahead(
         accepted += kept
         row = new
     return x, memory, x.new_empty(0) if v is None else velocity, rounds, accepted, evaluated
+
+
+def _guided(out: Tensor, options: dict[str, Tensor | None], stream: Tensor, key: Tensor) -> Tensor:
+    """The guided output as the step ops round it: a row that makes it the new state."""
+    coef = torch.zeros(1, TABLE_WIDTH, device=out.device)
+    coef[0, [DIFFUSION.index(name) for name in ("p_o", "x_0")]] = 1.0
+    zero = torch.zeros(1, dtype=torch.int32, device=out.device)
+    state = torch.zeros_like(out)
+    place = (coef, zero, zero, key, stream)
+    return part("diffusion_step", state)(state, out, state, *place, **options)[0]

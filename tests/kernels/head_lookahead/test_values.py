@@ -58,7 +58,7 @@ def by_executor(case, call, monkeypatch):
     first = lookahead._Run.round
 
     def from_the_velocity(run):
-        if not run._windows and run._v is not None:
+        if not run._done and run._v is not None:
             run._v = o["v"].clone()
         first(run)
 
