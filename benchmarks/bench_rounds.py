@@ -41,7 +41,7 @@ CASES = (
     *(f"mixture-64/{name}/steps=48/L=8" for name in ("dpmpp-2m-sde", "rtk-harmonic", "rtk-uld")),
     *(f"mixture-64/{name}/steps=128/L=picard-128" for name in ("ddpm", "dpmpp-2m")),
     "sun-shadow/ddpm/steps=48/L=8",
-    *(f"sun-shadow/ddpm/steps=100/L={rows}" for rows in _LOOKAHEADS),
+    *(f"sun-shadow/ddpm/steps=100/L={rows}" for rows in ("12", *_LOOKAHEADS)),
     "sun-shadow/dpmpp-2m-sde/steps=48/L=8",
     "sun-shadow/dpmpp-2m/steps=64/L=picard-64",
     *(f"mar-b/ddpm/steps=100/L={rows}" for rows in _LOOKAHEADS),

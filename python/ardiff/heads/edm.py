@@ -61,8 +61,9 @@ class EDMHead:
         factors = torch.stack([f[:, 0].float() for f in _factors(levels)])
 
         def step(rows: Tensor, samples: Tensor, x: Tensor) -> list[Tensor]:
-            entering, skip, scale = factors.index_select(1, rows).unbind(0)
-            skipped, outs = x * skip, call(rows, samples, x * entering)
+            own = factors.index_select(1, rows)
+            entering, skipped = torch.mul(x, own[:2]).unbind(0)
+            scale, outs = own[2], call(rows, samples, entering)
             with batch_invariant_mode() if invariant else nullcontext():
                 return [torch.addcmul(skipped, out, scale) for out in outs]
 
