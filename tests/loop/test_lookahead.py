@@ -371,6 +371,15 @@ def test_stats_count_rounds_and_states():
     assert stats.rounds == stats.calls == len(calls) == 20
 
 
+def test_no_samples():
+    found, stats = ardiff.sample(
+        lambda x, level, condition: x, (0, 3), path="vp-cosine", prediction="epsilon",
+        solver="ddpm", steps=5, lookahead=4, return_stats=True,
+    )  # fmt: skip
+    assert found.shape == (0, 3)
+    assert (stats.rounds, stats.calls) == (0, 0)
+
+
 def test_a_diverging_sample_is_named_and_the_others_are_whole():
     mixture = unit_mixture(4).model("vp-cosine", "epsilon", row_by_row=True)
 

@@ -364,7 +364,7 @@ class _Run:
         """The final state and what the rounds did."""
         if self.sums is not None:
             self._write_sums(self.sums)
-        done = np.array(self._done, np.int32).reshape(-1, 3, len(self.x))
+        done = np.array(self._done, np.int32).reshape(len(self._done), 3, len(self.x))
         row, count, kept = done.transpose(1, 0, 2)
         sample = np.broadcast_to(np.arange(len(self.x), dtype=np.int32), row.shape)
         first = self._tables.first.astype(np.int32)
