@@ -88,3 +88,18 @@ def test_modulations_that_are_not_all_held_are_refused():
     assert not all_held(head.modulations(lookahead_table(table).level, [c]))
     with pytest.raises(ValueError, match="needs all 9 sets of modulations at once, and the budget"):
         token("mar", table, c, Lookahead(4), budget=1)
+
+
+@pytest.mark.parametrize("budget", [1, 1 << 24])
+def test_denoise_token_takes_it(budget, monkeypatch):
+    """Where it is the way to run a token and the budget holds all modulations, else rounds."""
+    monkeypatch.setattr("ardiff.heads.token.unsuitable_lookahead", lambda *args: "")
+    head, table, c = head_of("mar"), table_of("mar", "ddpm", 9), rows(3, CONTEXT)
+    place = (head, c, table, KEY, 5, streams(3))
+    exact = {"lookahead": 4, "mode": "picard", "tolerance": 0.0, "budget": budget}
+    options, made = {"batch_invariant": True, **guided(3, True)}, []
+    with ardiff_kernels.backend("reference"):
+        expected = denoise_token(*place, **options)
+        found = denoise_token(*place, **options, **exact, rounds=made)
+    assert torch.equal(found, expected) and not found.is_inference()
+    assert (len(made[0].windows) > 0) == (budget == 1)

@@ -23,7 +23,6 @@ from ..loop.lookahead import Rounds, check_lookahead, run_lookahead
 from ..loop.path_noise import check_noise_name, path_noise
 from ..loop.run import Decision, Runnable, make_schedule, run
 from ..noise import initial_state
-from ..tables.lookahead import lookahead_table
 from ..tables.plan import Schedule
 from ..tables.ragged import RaggedTable
 from ..tables.table import DeviceTable, StepTable
@@ -31,7 +30,7 @@ from .base import Head
 from .edm import EDMHead
 from .fused import MOST_ROWS, FusedHead, fused
 from .hoisting import BUDGET, Modulations, numbers
-from .token_lookahead import all_held, rounds_of, run_token_lookahead, unsuitable_lookahead
+from .token_lookahead import token_in_one_launch, unsuitable_lookahead
 
 _KINDS = ("diffusion", "uld")
 
@@ -164,27 +163,21 @@ def denoise_token(
     addressed = x0_clamp is None and noise is None
     bare = addressed and isinstance(model, FusedHead) and isinstance(model.model, Head)
     if ahead is not None:
+        made = None
         if bare and not unsuitable_lookahead(table, start, ahead, len(conditions)):
-            levels = lookahead_table(table, device).level
-            with torch.inference_mode():
-                sets = model.modulations(levels, conditions)
-                if all_held(sets):
-                    x, found = run_token_lookahead(
-                        table, sets, start, ahead, key=key, stream=stream, draw=draw,
-                        **guided.factors(), **scale,
-                    )  # fmt: skip
-                    if rounds is not None:
-                        rounds.append(rounds_of(found))
-            if all_held(sets):
-                return x.clone()  # no inference tensor
-        with context_mode:
-            x, made = run_lookahead(
-                table, model, start, ahead, key=key, stream=stream, draw=draw, condition=context,
-                x0_clamp=x0_clamp, noise=noise, **modifiers,
+            made = token_in_one_launch(
+                model, table, start, ahead, conditions, key=key, stream=stream, draw=draw,
+                **guided.factors(), **scale,
             )  # fmt: skip
+        if made is None:
+            with context_mode:
+                made = run_lookahead(
+                    table, model, start, ahead, key=key, stream=stream, draw=draw,
+                    condition=context, x0_clamp=x0_clamp, noise=noise, **modifiers,
+                )  # fmt: skip
         if rounds is not None:
-            rounds.append(made)
-        return x
+            rounds.append(made[1])
+        return made[0]
     schedule = make_schedule(table, start)
     if draw:
         buffers = schedule.buffers

@@ -5,6 +5,7 @@ What :mod:`ardiff.heads.token` is to the loop over rows, this is to :mod:`ardiff
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from ardiff_kernels.ops.head_lookahead import Looked
 from ..loop.lookahead import Lookahead, Rounds
 from ..tables.lookahead import lookahead_table, refusal
 from ..tables.table import StepTable
-from .fused import MOST_ROWS
+from .fused import MOST_ROWS, FusedHead
 from .hoisting import Modulations, numbers
 
 
@@ -51,6 +52,24 @@ def unsuitable_rounds(table: Any, lookahead: Lookahead) -> str:
 def all_held(sets: Modulations) -> bool:
     """Whether the budget holds the modulations of all rows, which rounds need in any order."""
     return sets.held >= sets.sets
+
+
+def token_in_one_launch(
+    model: FusedHead,
+    table: StepTable,
+    x: Tensor,
+    lookahead: Lookahead,
+    conditions: Sequence[Tensor],
+    **others: Any,
+) -> tuple[Tensor, Rounds] | None:
+    """As :func:`ardiff.loop.lookahead.run_lookahead`, by `head_lookahead`; None where the budget of
+    the head does not hold all modulations. `others` as of :func:`run_token_lookahead`."""
+    with torch.inference_mode():
+        sets = model.modulations(lookahead_table(table, x.device).level, conditions)
+        if not all_held(sets):
+            return None
+        x, found = run_token_lookahead(table, sets, x, lookahead, **others)
+    return x.clone(), rounds_of(found)  # no inference tensor
 
 
 def run_token_lookahead(

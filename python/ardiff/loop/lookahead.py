@@ -104,7 +104,7 @@ class Lookahead:
             )
 
     def next_rows(self, rows: np.ndarray, kept: np.ndarray) -> np.ndarray:
-        """L of the samples' next rounds, by the rows that each kept of its last: twice as many."""
+        """L of the samples' next rounds, by the rows that each kept of its last."""
         if self.rows != "auto":
             return rows
         return np.minimum(kept + _FURTHER, MOST)
