@@ -30,8 +30,8 @@ MUTANTS = {
         "log_u = step_word(key, draw + window.row + j, stream).to(dtype)",
     ),
     "drafted memory": (
-        "memory = select(stays | takes, true[2], memory)",
-        "memory = select(stays, drafted[2], select(takes, true[2], memory))",
+        "memory = torch.where(stays | takes, true[2], memory)",
+        "memory = torch.where(stays, drafted[2], torch.where(takes, true[2], memory))",
     ),
 }
 

@@ -100,10 +100,6 @@ def clamped(x0: Tensor, bound: float | None) -> Tensor:
     return x0 if bound is None else x0.clamp(-bound, bound)
 
 
-def select(condition: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    return torch.where(condition, one, other)
-
-
 def split(memory: Tensor, d: int) -> tuple[Tensor, Tensor | None, Tensor]:
     """Memory, the second or None, and the origin of x_d."""
     first, *second = memory.split(d, 1)

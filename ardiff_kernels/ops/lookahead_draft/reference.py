@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...dispatch.library import options as given_options
 from .._shared.rows import compute_dtype
-from .._shared.window import Window, advance, clamped, select
+from .._shared.window import Window, advance, clamped
 
 
 def lookahead_draft(
@@ -47,7 +47,7 @@ def lookahead_draft(
         gain_before = torch.where(known.found, known.gain, g)
         new = advance(c, p, window.kinetic(j), x, v, guess, memory, window.noise(j))
         x_before, guess_before = x, guess
-        x, v, memory = (select(live, a, b) for a, b in zip(new, (x, v, memory), strict=True))
+        x, v, memory = (torch.where(live, a, b) for a, b in zip(new, (x, v, memory), strict=True))
         states.append(x)
         velocities.append(v)
         drafts.append(torch.where(live, guess, 0))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...dispatch.library import options as given_options
 from .._shared.rows import compute_dtype, term
-from .._shared.window import Window, advance, clamped, select, split
+from .._shared.window import Window, advance, clamped, split
 from ..mala_accept.reference import log_uniform, total
 from . import Verified
 
@@ -74,11 +74,11 @@ def lookahead_verify(
         else:
             holds = total((p.unit * apart).square()) <= given.tolerance**2 * d
         stays, takes = going & live & holds, going & live & ~holds
-        x = select(stays, states[:, j + 1], select(takes, true[0], x))
-        v = select(stays, velocities[:, j + 1], select(takes, true[1], v))
+        x = torch.where(stays, states[:, j + 1], torch.where(takes, true[0], x))
+        v = torch.where(stays, velocities[:, j + 1], torch.where(takes, true[1], v))
         drafted = advance(c, p, kinetic, at, at_v, guess, drafted_memory, noise)
-        drafted_memory = select(stays, drafted[2], drafted_memory)
-        memory = select(stays | takes, true[2], memory)
+        drafted_memory = torch.where(stays, drafted[2], drafted_memory)
+        memory = torch.where(stays | takes, true[2], memory)
         accepted, ended = accepted + stays[:, 0], ended + takes[:, 0]
         going = stays
 
