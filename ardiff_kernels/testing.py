@@ -147,8 +147,8 @@ def random_rows(seed: int, rows: int, d: int, dtype: torch.dtype = torch.float32
 
 
 def table(columns: tuple[str, ...], rows: list[dict[str, float]]) -> Tensor:
-    """float32 `[T, 16]` from rows of named coefficients; a `*_lo` column takes its pair's rest."""
-    packed = torch.zeros(len(rows), 16, dtype=torch.float32)
+    """float32 `[T, 20]` from rows of named coefficients; a `*_lo` column takes its pair's rest."""
+    packed = torch.zeros(len(rows), 20, dtype=torch.float32)
     for i, row in enumerate(rows):
         for name, value in row.items():
             packed[i, columns.index(name)] = value

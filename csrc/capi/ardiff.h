@@ -21,7 +21,7 @@
 /* Grows when a program built against an older header would no longer work with the library. */
 #define ARDIFF_ABI_VERSION 1
 
-#define ARDIFF_COEF_COLUMNS 16
+#define ARDIFF_COEF_COLUMNS 20
 
 #ifdef __cplusplus
 extern "C" {
@@ -71,7 +71,7 @@ typedef struct ardiff_step_args {
 
   int64_t rows;          /* samples, B >= 0 */
   int64_t columns;       /* elements of a sample, d >= 1 */
-  const float* coef;     /* the table [coef_rows, 16]: ardiff.solver(...).coef() in Python */
+  const float* coef;     /* the table [coef_rows, 20]: ardiff.solver(...).coef() in Python */
   int64_t coef_rows;     /* T >= 1 */
   ardiff_ints row;       /* each sample's row; outside [0, T) it is finished and copied unchanged */
   ardiff_ints draw;      /* each sample's step count, which addresses the noise */

@@ -6,7 +6,7 @@
 namespace ardiff {
 
 /// Of every table; those that an op does not name are not read.
-constexpr int kColumns = 16;
+constexpr int kColumns = 20;
 
 /// Of uld_step.
 struct UldColumn {
@@ -47,6 +47,10 @@ struct DiffusionColumn {
     s_x,
     s_m,
     s_2,
+    x_3,
+    t_2,
+    x_u,
+    m_u,
   };
 };
 

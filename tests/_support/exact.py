@@ -165,3 +165,10 @@ def torch_print() -> str:
         for narrow, wide in ((24, 32), (32, 32), (256, 32), (32, 96), (32, 192), (6, 32), (32, 6)):
             found.append(F.linear(numbers(rows, narrow), numbers(wide, narrow, seed=2)))
     return "torch-" + _short(*(t.numpy() for t in found))
+
+
+def used_columns(table: StepTable) -> np.ndarray:
+    """The coefficients without the columns behind the sixteenth, where none of them is used: the
+    bits of a table do not change when rows grow wider."""
+    first, rest = np.split(table.coefficients, [16], 1)
+    return table.coefficients if rest.any() else first

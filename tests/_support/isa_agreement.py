@@ -36,8 +36,8 @@ def common(rows: int, d: int, width: int, dtype: torch.dtype, case: int) -> dict
 
 def table(length: int) -> Tensor:
     """Random rows with a third of the coefficients zero and values that underflow and vanish."""
-    coef = torch.randn(length, 16)
-    coef[torch.rand(length, 16) < 0.35] = 0.0
+    coef = torch.randn(length, 20)
+    coef[torch.rand(length, 20) < 0.35] = 0.0
     return coef
 
 

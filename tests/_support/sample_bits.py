@@ -34,7 +34,9 @@ from ardiff.tables.paths import PATHS, PREDICTIONS
 from ardiff.tables.table import StepTable
 from ardiff_kernels import testing
 from tests import ROOT
-from tests._support.exact import digest, numpy_print, one_thread, rounded_tables, torch_print
+from tests._support.exact import (
+    digest, numpy_print, one_thread, rounded_tables, torch_print, used_columns,
+)  # fmt: skip
 from tests._support.integration_cases import integration_cases
 from tests._support.model_cases import model_cases
 from tests._support.sample_cases import DIM, Case, sample_cases
@@ -72,7 +74,7 @@ def bits(case: Case) -> dict[str, str]:
 
 def table_bits(table: StepTable) -> str:
     """A digest of all that a table holds, in float64."""
-    numbers = (table.coefficients, table.level, table.ball_margin, np.float64(table.init_scale))
+    numbers = (used_columns(table), table.level, table.ball_margin, np.float64(table.init_scale))
     flags = (table.calls_model, table.saves_origin, table.midpoint, np.bool_(table.energy))
     found = hashlib.sha256(repr((table.op, table.path, table.prediction, table.solver)).encode())
     for array in (*numbers, *flags):

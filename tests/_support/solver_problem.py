@@ -54,7 +54,7 @@ def states(table, problem):
     key, stream = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     x = torch.tensor(table.init_scale * problem.start)[None]
     v = torch.full_like(x, torch.nan)
-    memory = torch.full((1, x.shape[1] * (1 + table.second_memory)), torch.nan)
+    memory = torch.full((1, x.shape[1] * table.memories), torch.nan)
     memory = memory.double()
     out, origin, ball = torch.full_like(x, torch.nan), {}, None
     for i, level in enumerate(table.level):

@@ -77,7 +77,7 @@ def test_tables_that_it_cannot_run_are_run_row_by_row(anywhere, solver, monkeypa
     monkeypatch.undo()
     assert torch.equal(found, denoise_token(head, c, table, KEY, 0, streams(2)))
     runs_all = all(table.calls_model) and set(table.op) <= {"diffusion", "uld"}
-    assert (reason == "") == (runs_all and not table.second_memory)
+    assert (reason == "") == (runs_all and table.memories == 1)
 
 
 def test_tables_of_its_own_for_each_token():

@@ -25,7 +25,7 @@ def model(x, t, width=1):
 
 def run(table, x, noises, width=1, clamp=None):
     device = table.to("cpu")
-    memory = torch.full((len(x), x.shape[1] * (1 + table.second_memory)), torch.nan)
+    memory = torch.full((len(x), x.shape[1] * table.memories), torch.nan)
     for i, row in enumerate(device.row.split(1)):
         out = model(x, table.level[i], width)
         x, memory, _ = ops.diffusion_step(

@@ -122,7 +122,7 @@ def test_a_second_memory_is_as_wide_as_the_table_needs():
     """A memory of the wrong width gave other samples and no error."""
     sigmas = SIGMAS["edm"]
     table = table_of("rtk-harmonic", sigmas, "edm", {})
-    assert table.second_memory
+    assert table.memories == 2
     stage = tuple(range(len(table)))
     plan = _sigma_plan.SigmaPlan(
         tuple(sigmas), table, (*table.level.tolist(), 0.0), stage, {}, ({},) * len(table)

@@ -13,7 +13,7 @@ from ardiff_kernels.ops import diffusion_step_backward, uld_step_backward
 def invalid_calls() -> dict[str, tuple]:
     """Calls and their messages; tensors on the default device."""
     some, one = torch.zeros(4, 8), torch.ones(1)
-    coef, row = torch.zeros(3, 16), torch.zeros(4, dtype=torch.int32)
+    coef, row = torch.zeros(3, 20), torch.zeros(4, dtype=torch.int32)
     address = (coef, row, row, torch.tensor([1]), torch.arange(4))
     return {
         "uld none": (
@@ -43,7 +43,7 @@ def invalid_calls() -> dict[str, tuple]:
         ),
         "uld table": (
             lambda: uld_step_backward(some, None, None, coef[:, :14], row),
-            "uld_step_backward: coef must be a contiguous float32 [T, 16] table with T >= 1, got "
+            "uld_step_backward: coef must be a contiguous float32 [T, 20] table with T >= 1, got "
             "float32 [3, 14]",
         ),
         "uld row": (

@@ -46,7 +46,7 @@ def invalid_calls() -> dict[str, tuple]:
         torch.tensor([1]),
         torch.arange(4),
         torch.zeros(40),
-        torch.zeros(4, 16),
+        torch.zeros(4, 20),
     )
     return {
         "philox key dtype": (
@@ -152,18 +152,18 @@ def invalid_calls() -> dict[str, tuple]:
         ),
         "uld table columns": (
             change(uld, coef=torch.zeros(3, 14)),
-            "uld_step: coef must be a contiguous float32 [T, 16] table with T >= 1, "
+            "uld_step: coef must be a contiguous float32 [T, 20] table with T >= 1, "
             "got float32 [3, 14]",
         ),
         "uld table dtype": (
-            change(uld, coef=torch.zeros(3, 16, dtype=F64)),
-            "uld_step: coef must be a contiguous float32 [T, 16] table with T >= 1, "
-            "got float64 [3, 16]",
+            change(uld, coef=torch.zeros(3, 20, dtype=F64)),
+            "uld_step: coef must be a contiguous float32 [T, 20] table with T >= 1, "
+            "got float64 [3, 20]",
         ),
         "uld empty table": (
-            change(uld, coef=torch.zeros(0, 16)),
-            "uld_step: coef must be a contiguous float32 [T, 16] table with T >= 1, "
-            "got float32 [0, 16]",
+            change(uld, coef=torch.zeros(0, 20)),
+            "uld_step: coef must be a contiguous float32 [T, 20] table with T >= 1, "
+            "got float32 [0, 20]",
         ),
         "uld row dtype": (
             change(uld, row=torch.zeros(4, dtype=I64)),

@@ -34,7 +34,7 @@ def start(table, **kwargs):
 
 def by_hand(table, x, key, stream, call=model):
     """The table executed with the functional ops, one row at a time."""
-    width = x.shape[1] * (1 + table.second_memory)
+    width = x.shape[1] * table.memories
     coef, memory, v = table.coef(), torch.zeros(len(x), width), torch.zeros_like(x)
     out, origin, kinetic, ball = torch.full_like(x, torch.nan), {}, "uld" in table.op, None
     for i, level in enumerate(table.level):

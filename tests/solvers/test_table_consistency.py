@@ -75,7 +75,7 @@ def test_every_row_keeps_to_the_noiseless_path(solver, path):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_coefficient_changed_by_a_thousandth_is_found(solver):
     table = table_of(solver, "ou", "v_prediction")
-    moves = MOVES | ({"x_d"} if table.second_memory else set())
+    moves = MOVES | ({"x_d"} if table.memories > 1 else set())
     found = collections.defaultdict(list)
     for row, column in np.argwhere(np.abs(table.coefficients) > 1e-9):  # not the rounding of a 0
         coefficients = table.coefficients.copy()

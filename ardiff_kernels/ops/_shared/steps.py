@@ -27,9 +27,9 @@ VALUES = ("guidance", "guidance2", "noise_scale")  # float32 [B] or [1]
 NORMALS = ("noise", "noise2")  # float32 of the state's shape
 
 
-def _widened(shape: Sequence[int]) -> tuple[int, ...]:
+def _widened(shape: Sequence[int], times: int) -> tuple[int, ...]:
     rows, n, *rest = shape
-    return (rows, 2 * n, *rest)
+    return (rows, times * n, *rest)
 
 
 def check_step(
@@ -46,11 +46,11 @@ def check_step(
     key: Tensor,
     stream: Tensor,
     options: Mapping[str, Tensor | None],
-    second_memory: bool = False,
+    memories: int = 1,
 ) -> None:
     """Checks common to the step ops; `state` lists the state tensors, the leading one first.
 
-    With `second_memory`, `state["memory"]` may be twice as long in dimension 1.
+    `state["memory"]` may be up to `memories` times as long in dimension 1.
     """
     lead, x = next(iter(state.items()))
     check_dimensions(op, lead, x)
@@ -64,9 +64,11 @@ def check_step(
             f"{op}: {lead} must have between 1 and {limit} elements per row, got {d}"
         )
     for name, t in state.items():
-        double = _widened(x.shape) if second_memory and name == "memory" else None
-        if t.shape != x.shape and tuple(t.shape) != double:
-            wide = f" (or {shape_text(double)} with a second memory)" if double else ""
+        most = memories if name == "memory" else 1
+        longer = [_widened(x.shape, times) for times in range(2, most + 1)]
+        if t.shape != x.shape and tuple(t.shape) not in longer:
+            wide = " or ".join(map(shape_text, longer))
+            wide = f" (or {wide} with more memories)" if wide else ""
             raise RuntimeError(
                 f"{op}: {name} must have the shape of {lead} {shape_text(x.shape)}{wide}, "
                 f"got {shape_text(t.shape)}"
@@ -81,7 +83,7 @@ def check_step(
             f"{op}: model_out must be float32, float16 or bfloat16, "
             f"got {dtype_name(model_out.dtype)}"
         )
-    double = _widened(x.shape) if learned_range else None
+    double = _widened(x.shape, 2) if learned_range else None
     wide = f" (or {shape_text(double)} with learned-range variance)" if double else ""
     if model_out.shape != x.shape and tuple(model_out.shape) != double:
         raise RuntimeError(

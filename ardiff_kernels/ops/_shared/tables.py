@@ -1,4 +1,4 @@
-"""The tables of coefficients, float32 `[T, 16]`, of the step ops and of `mala_accept`.
+"""The tables of coefficients, float32 `[T, 20]`, of the step ops and of `mala_accept`.
 
 An op names the columns that it reads in its `COLUMNS`, in their order. That is the one place of the
 order: references and Triton kernels take a column by its name, and `csrc/math/columns.h` is written
@@ -7,4 +7,4 @@ from the same tuples (`columns.py`).
 
 from __future__ import annotations
 
-TABLE_WIDTH = 16
+TABLE_WIDTH = 20

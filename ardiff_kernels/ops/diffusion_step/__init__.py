@@ -19,6 +19,8 @@ COLUMNS = (
     *("m_x", "m_x_lo", "m_0"),
     *("lv_min", "lv_max"),
     *("s_x", "s_m", "s_2"),
+    *("x_3", "t_2"),
+    *("x_u", "m_u"),
 )
 
 
@@ -50,13 +52,17 @@ def diffusion_step(
     With D = x - memory and a normal n::
 
         x0      = p_x x + p_o out                      (clamped to +-x0_clamp if given)
-        x'      = x_x x + x_0 x0 + x_m memory + x_d D + x_n n
-        memory' = m_x x + m_0 x0, or memory where these columns are all zero
+        x0u     = p_x x + p_o uncond_out               (clamped as x0)
+        x'      = x_x x + x_0 x0 + x_u x0u + x_m memory + x_d D + x_n n
+        memory' = m_x x + m_0 x0 + m_u x0u, or memory where these columns are all zero
 
     With `memory` of `[B, 2d]` the second half is memory2 (an anchor or an older prediction). Then
     D = x - memory2, and from the old values::
 
         memory2' = s_x x + s_m memory + s_2 memory2, or memory2 where these columns are all zero
+
+    With `memory` of `[B, 3d]` the last third is memory3: x' has the term x_3 memory3 besides, and
+    memory3' = t_2 memory2, or memory3 where t_2 is zero.
 
     One row is a step of DDPM, DDIM, DPM-Solver++(2M), an Euler or flow step, or of unadjusted
     Langevin with `memory` as the anchor. x_x and m_x are float32 pairs (hi, lo). A zero
@@ -67,18 +73,18 @@ def diffusion_step(
         x: `[B, d]`, float32 or bfloat16 (computed in float32, rounded to nearest even); unit inner
             stride, any row stride. Or `[B, ...]`, contiguous inside a row: then so are the others,
             and what is `[B, 2d]` below is twice as long in dimension 1.
-        memory: like x, or `[B, 2d]` with a second memory.
+        memory: like x, or `[B, 2d]` or `[B, 3d]` with a second and a third memory.
         model_out: `[B, d]` float32, float16 or bfloat16; or `[B, 2d]`, whose second half r in
             [-1, 1] interpolates the log-variance of the noise between lv_min and lv_max (Nichol &
             Dhariwal 2021) on rows with x_n != 0. Guidance acts on the first half only.
-        coef: float32 `[T, 16]`, columns `COLUMNS`.
+        coef: float32 `[T, 20]`, columns `COLUMNS`.
         row: int32 `[B]` or `[1]`, the row of each sample; outside [0, T) a sample is finished, its
             state is copied unchanged and its x0 is its state.
         draw: int32 `[B]` or `[1]`, each sample's step count, which addresses the noise.
         key: int64 `[1]`.
         stream: int64 `[B]`, sample_id * 2^20 + patch.
         uncond_out, guidance: classifier-free guidance u + w (c - u); like `model_out`, and
-            float32 `[B]` or `[1]`.
+            float32 `[B]` or `[1]`. Without them x0u is x0.
         uncond_out2, guidance2: three-way guidance u2 + w2 (u1 - u2) + w (c - u1).
         noise_scale: float32 `[B]` or `[1]`, multiplies the step noise (temperature).
         noise: float32 `[B, d]` normals used in place of the addressed ones.
@@ -97,7 +103,7 @@ def diffusion_step(
         >>> import torch
         >>> from ardiff_kernels import ops
         >>> from ardiff_kernels.ops.diffusion_step import COLUMNS
-        >>> coef = torch.zeros(1, 16)
+        >>> coef = torch.zeros(1, 20)
         >>> for column, value in {"p_x": 1.0, "p_o": -0.5, "x_x": 1.5, "x_0": -0.5}.items():
         ...     coef[0, COLUMNS.index(column)] = value
         >>> x, out = torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 8.0]])

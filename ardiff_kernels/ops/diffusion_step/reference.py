@@ -29,13 +29,16 @@ def diffusion_step(
     dtype = compute_dtype(x)
     given = given_options("diffusion_step", options)
     c, live = lookup(coef, COLUMNS, row, rows, dtype)
-    old, (kept, *second) = x.to(dtype), memory.to(dtype).split(d, 1)
-    origin = second[0] if second else kept
+    old, (kept, *more) = x.to(dtype), memory.to(dtype).split(d, 1)
+    origin, third = more[0] if more else kept, more[1] if len(more) == 2 else None
 
-    out = guided(model_out, given, d, dtype)
-    x0 = term(c.p_x, old) + term(c.p_o, out)
-    if given.x0_clamp is not None:
-        x0 = x0.clamp(-given.x0_clamp, given.x0_clamp)
+    def data_prediction(out: Tensor) -> Tensor:
+        x0 = term(c.p_x, old) + term(c.p_o, out)
+        clamp = given.x0_clamp
+        return x0 if clamp is None else x0.clamp(-clamp, clamp)
+
+    x0 = data_prediction(guided(model_out, given, d, dtype))
+    x0u = x0 if given.uncond_out is None else data_prediction(given.uncond_out[:, :d].to(dtype))
 
     scale = c.x_n
     if model_out.shape[1] == 2 * d:
@@ -50,13 +53,20 @@ def diffusion_step(
         n = normals(key, counter_word(draw), stream, d)
 
     move = term(c.x_x_lo, old) + term(c.x_0, x0) + term(c.x_m, kept) + term(c.x_d, old - origin)
+    move = move + term(c.x_u, x0u)
+    if third is not None:
+        move = move + term(c.x_3, third)
     x_new = term(c.x_x, old) + (move + term(scale, n.to(dtype)))
-    keeps = (c.m_x == 0) & (c.m_x_lo == 0) & (c.m_0 == 0)
-    memory_new = torch.where(keeps, kept, term(c.m_x, old) + term(c.m_x_lo, old) + term(c.m_0, x0))
-    if second:
+    keeps = (c.m_x == 0) & (c.m_x_lo == 0) & (c.m_0 == 0) & (c.m_u == 0)
+    update = term(c.m_x, old) + term(c.m_x_lo, old) + term(c.m_0, x0) + term(c.m_u, x0u)
+    memories = [torch.where(keeps, kept, update)]
+    if more:
         keeps = (c.s_x == 0) & (c.s_m == 0) & (c.s_2 == 0)
         update = term(c.s_x, old) + (term(c.s_m, kept) + term(c.s_2, origin))
-        memory_new = torch.cat((memory_new, torch.where(keeps, origin, update)), 1)
+        memories.append(torch.where(keeps, origin, update))
+    if third is not None:
+        memories.append(torch.where(c.t_2 == 0, third, term(c.t_2, origin)))
+    memory_new = torch.cat(memories, 1)
     return (
         torch.where(live, x_new, old).to(x.dtype),
         torch.where(live, memory_new, memory.to(dtype)).to(x.dtype),

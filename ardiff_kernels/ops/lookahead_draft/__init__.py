@@ -29,7 +29,7 @@ from ...dispatch import autograd as _autograd
 from ...dispatch.library import operator
 from .checks import check_lookahead_draft
 
-# Of the plan, float32 [T, 16], which says of each row of a table what `coef` does not.
+# Of the plan, float32 [T, 20], which says of each row of a table what `coef` does not.
 COLUMNS = (
     *("p_x", "p_o", "o_0"),  # x0 = p_x x + p_o out; o_0 = 1 / p_o, or 0
     *("r_x", "r_0"),  # of the mean above; r_x x_ + r_0 D_
@@ -84,8 +84,8 @@ def lookahead_draft(
     Args:
         x: float32 `[B, d]`, the states; unit inner stride.
         memory: float32 `[B, d]`, or `[B, 2d]` with a second memory; of `uld` rows the anchor.
-        coef: float32 `[T, 16]`, as of the step ops.
-        plan: float32 `[T, 16]`, columns `COLUMNS`.
+        coef: float32 `[T, 20]`, as of the step ops.
+        plan: float32 `[T, 20]`, columns `COLUMNS`.
         row: int32 `[B]`, the next row of each sample; outside [0, T) no row is run.
         count: int32 `[B]`, how many rows at most; below 1 none.
         draw: int32 `[B]` or `[1]`, the noise draw of row 0.

@@ -96,7 +96,7 @@ def mala_accept(
         x, y, anchor: origin, proposal and kernel's centre, float32 `[B, d]`; unit inner stride. Or
             `[B, ...]`, contiguous inside a row: then so are the others.
         out_x, out_y: model outputs there, `[B, d]` float32, float16 or bfloat16.
-        coef: float32 `[T, 16]`, columns `COLUMNS`.
+        coef: float32 `[T, 20]`, columns `COLUMNS`.
         row: int32 `[B]` or `[1]`; outside [0, T) a sample is finished: y and what belongs to it
             are returned unchanged, not accepted, with log_alpha 0.
         draw: int32 `[B]` or `[1]`, each sample's step count, which addresses the uniform.
@@ -124,7 +124,7 @@ def mala_accept(
         >>> import torch
         >>> from ardiff_kernels import ops
         >>> from ardiff_kernels.ops.mala_accept import COLUMNS
-        >>> coef = torch.zeros(1, 16)
+        >>> coef = torch.zeros(1, 20)
         >>> for column, value in {"g_z": 1.0, "c_d": -0.5, "c_v": 1.0}.items():
         ...     coef[0, COLUMNS.index(column)] = value
         >>> x, y = torch.tensor([[2.0], [0.0]]), torch.tensor([[0.0], [9.0]])

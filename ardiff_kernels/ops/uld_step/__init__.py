@@ -59,7 +59,7 @@ def uld_step(
         z, v, anchor: float32 `[B, d]`; unit inner stride, any row stride. Or `[B, ...]`, contiguous
             inside a row: then so are the others.
         model_out: `[B, d]` float32, float16 or bfloat16.
-        coef: float32 `[T, 16]`, columns `COLUMNS`.
+        coef: float32 `[T, 20]`, columns `COLUMNS`.
         row: int32 `[B]` or `[1]`, the row of each sample; outside [0, T) a sample is finished and
             its state is copied unchanged.
         draw: int32 `[B]` or `[1]`, each sample's step count, which addresses the noise.
@@ -84,7 +84,7 @@ def uld_step(
         >>> import torch
         >>> from ardiff_kernels import ops
         >>> from ardiff_kernels.ops.uld_step import COLUMNS
-        >>> coef = torch.zeros(1, 16)
+        >>> coef = torch.zeros(1, 20)
         >>> for column, value in {"z_z": 1.0, "z_v": 0.5, "v_v": 0.25, "a_z": 1.0}.items():
         ...     coef[0, COLUMNS.index(column)] = value
         >>> z, v = torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 8.0]])

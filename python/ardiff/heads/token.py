@@ -222,7 +222,7 @@ def unsuitable_table(table: Runnable, schedule: Schedule) -> str:
     """Why `head_loop` cannot run the rows of the table; empty if it can."""
     if not isinstance(table, (StepTable, DeviceTable)):
         return "samples have tables of their own"
-    if schedule.second_memory or schedule.energy or any(table.midpoint):
+    if schedule.memories > 1 or schedule.energy or any(table.midpoint):
         return "the table has a second memory, energies or midpoints"
     if schedule.learned_range:
         return "the table's variance may be the head's"

@@ -111,7 +111,7 @@ def run_token_lookahead(
     plan, packed = lookahead_table(table, x.device), sets.packed
     head = packed.head
     ((_, held, places),) = sets.runs()
-    memory = x.new_zeros(len(x), x.shape[1] * (2 if table.second_memory else 1))
+    memory = x.new_zeros(len(x), x.shape[1] * table.memories)
     found = ops.head_lookahead(
         x, memory, held, places, packed.weights, packed.scales, plan.coef, plan.plan,
         numbers((draw,), x.device), key, stream, _rows(table, lookahead),

@@ -187,7 +187,7 @@ class _Tables:
                 z if each.op is None else each.op for z, each in zip(zeros, found, strict=True)
             ]
             self.op = torch.cat(kinds)
-        self.second_memory = tables[0].second_memory
+        self.memories = tables[0].memories
         self.all_call = bool(self.calls_model.all())
         self.rows = torch.arange(len(self.level), device=device)
         self.zeros = torch.zeros_like(self.rows)
@@ -253,7 +253,7 @@ class _Run:
         batch, d = x.shape
         self._tables, self._lookahead, self._call = tables, lookahead, call
         self.x = x.clone(memory_format=torch.contiguous_format)
-        self._memory = x.new_zeros(batch, d * (2 if tables.second_memory else 1))
+        self._memory = x.new_zeros(batch, d * tables.memories)
         self._v = None if tables.op is None else torch.zeros_like(self.x)
         first = torch.from_numpy(draw - tables.first).to(x.device, torch.int32)
         self._address = first, key, stream

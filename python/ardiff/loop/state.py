@@ -14,7 +14,7 @@ from ardiff_kernels import ops
 from ..noise import Address, Spans
 from ..tables.plan import Flag, Kind, Schedule, Step
 
-TableRow = tuple[Tensor, Tensor]  # the coefficients [T, 16], and the row in them of each sample
+TableRow = tuple[Tensor, Tensor]  # the coefficients [T, 20], and the row in them of each sample
 
 FUNCTIONAL = {
     "diffusion": torch.ops.ardiff.diffusion_step.default,
@@ -71,7 +71,7 @@ class State:
     ) -> None:
         self.x, self.memory, self.v = x, memory, v
         if memory is None:
-            wide = x.shape[1] * (2 if schedule.second_memory else 1)
+            wide = x.shape[1] * schedule.memories
             self.memory = x.new_zeros(x.shape[0], wide, *x.shape[2:])
         if v is None and schedule.kinetic:
             self.v = torch.zeros_like(x)

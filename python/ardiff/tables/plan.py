@@ -56,7 +56,7 @@ class Buffers(NamedTuple):
     """The tensors of a schedule.
 
     Attributes:
-        coef: float32 `[rows of all tables, 16]`.
+        coef: float32 `[rows of all tables, 20]`.
         level: float32 `[iterations]`, or `[iterations, B]` where samples have their own tables.
         draw: int32 `[iterations]`, counted from 0; it addresses the noise.
         row: int32 `[launches, 1]` or `[launches, B]`.
@@ -78,14 +78,14 @@ class Schedule(NamedTuple):
     Attributes:
         plan: one step per iteration.
         buffers: what its steps refer to.
-        kinetic, accepts, second_memory, learned_range, energy: what the state and the run need.
+        kinetic, accepts, memories, learned_range, energy: what the state and the run need.
     """
 
     plan: tuple[Step, ...]
     buffers: Buffers
     kinetic: bool
     accepts: bool
-    second_memory: bool
+    memories: int
     learned_range: bool
     energy: bool
 
@@ -141,6 +141,6 @@ def uniform(table: DeviceTable) -> Schedule:
         table.coef, table.level, table.row, table.row[:, None], none.bool(), none.float()
     )
     return Schedule(
-        tuple(plan), buffers, "uld" in table.op, "accept" in table.op, table.second_memory,
+        tuple(plan), buffers, "uld" in table.op, "accept" in table.op, table.memories,
         table.learned_range, table.energy,
     )  # fmt: skip

@@ -45,7 +45,7 @@ class RaggedTable:
         self.tables = tuple(tables)
         if not self.tables:
             raise ValueError("a RaggedTable needs one StepTable or more")
-        for name in ("path", "prediction", "second_memory", "learned_range", "energy"):
+        for name in ("path", "prediction", "memories", "learned_range", "energy"):
             kinds = {getattr(table, name) for table in self.tables}
             if len(kinds) > 1:
                 raise ValueError(
@@ -60,7 +60,7 @@ class RaggedTable:
         self.index = self.index.long()
         first = self.tables[0]
         self.path, self.prediction = first.path, first.prediction
-        self.second_memory, self.energy = first.second_memory, first.energy
+        self.memories, self.energy = first.memories, first.energy
         self.learned_range = first.learned_range
         self.solver = "+".join(sorted({table.solver for table in self.tables}))
         self.op = tuple(sorted({op for table in self.tables for op in table.op}))
@@ -153,6 +153,6 @@ class RaggedTable:
             buffer(margins, torch.float32, len(margins), batch),
         )
         return Schedule(
-            tuple(plan), buffers, "uld" in self.op, "accept" in self.op, self.second_memory,
+            tuple(plan), buffers, "uld" in self.op, "accept" in self.op, self.memories,
             self.learned_range, self.energy,
         )  # fmt: skip

@@ -1,6 +1,6 @@
 r"""StepTable: a sampler as a table of coefficients, one row per call of a step op.
 
-How to read a row. Each row names its op, and its 16 numbers are that op's columns, drawn below. A
+How to read a row. Each row names its op, and its 20 numbers are that op's columns, drawn below. A
 column is a weight: the letter before the underscore is what is made, the one after it is what is
 multiplied. So x_0 is the weight of x0 in the new x. A column that is 0 drops its term. All of a row
 is read from the old values. `out` is what the model returned, at this row if it calls the model,
@@ -17,6 +17,10 @@ A ``diffusion`` row moves a state x, with a memory beside it of the same shape::
               +x_d (x - memory)                             (below)
               +x_n n
 
+    x_3 t_2 | x_u m_u
+    \_____/   \_____/
+    memory3   unconditional prediction (both below)
+
 x0 is the data prediction, p_x and p_o what turns `out` into it. Solvers of second order keep the
 last x0 as memory (m_0 = 1); Langevin rows keep the centre of their kernel there, the anchor, by
 m_x, and pull towards it by x_d. Where m_x and m_0 are 0 the memory stays, and where s_x, s_m and
@@ -25,6 +29,12 @@ s_2 are 0 memory2 stays. DDPM, say, is p_x, p_o, x_x, x_0 and x_n.
 - *Second memory.* Where any row of a table has s_x, s_m or s_2, its memory is `[B, 2 d]`: memory,
   then memory2, say the last x0 and the one before (s_m = 1 shifts). x_d then multiplies
   x - memory2, so that a weight w on memory2 is x_d = -w together with w more on x_x.
+- *Third memory.* Where any row has x_3 or t_2, the memory is `[B, 3 d]`: new x has x_3 memory3
+  besides, and the new memory3 is t_2 memory2; where t_2 is 0 memory3 stays. That is what a method
+  of third order needs: three predictions besides the present one.
+- *Unconditional prediction.* x_u and m_u are weights, in the new x and in the new memory, of the
+  data prediction p_x x + p_o uncond_out of the model without its condition (the ``-cfg-pp`` solvers
+  step along its noise); without guidance it is x0.
 - *Learned range.* Where any row has lv_min or lv_max, a model may return `[B, 2 d]`, whose second
   half r in [-1, 1] places the log of the noise's variance between the two (Nichol & Dhariwal 2021);
   with a model that returns `[B, d]` the standard deviation is x_n.
@@ -32,7 +42,7 @@ s_2 are 0 memory2 stays. DDPM, say, is p_x, p_o, x_x, x_0 and x_n.
 A ``uld`` row moves a position z and a velocity v, with an anchor beside them; D = z - anchor, but 0
 on a row that sets the anchor::
 
-    z_z z_z_lo z_d z_v z_o z_1 z_2 | v_z v_d v_v v_o v_1 | a_z a_z_lo | 2 unused
+    z_z z_z_lo z_d z_v z_o z_1 z_2 | v_z v_d v_v v_o v_1 | a_z a_z_lo | 6 unused
     \____________________________/   \_________________/   \________/
     new z =                          new v =               new anchor =
      z_z z                            v_z z                 a_z z, or the anchor
@@ -46,7 +56,7 @@ worked into the weights of z and `out`: no x0 is formed.
 
 An ``accept`` row compares a proposal y, the state, with its origin x, and keeps one of the two::
 
-    g_z g_d g_o | s_z s_o | c_g c_d c_v | r2 R2 | 6 unused
+    g_z g_d g_o | s_z s_o | c_g c_d c_v | r2 R2 | 10 unused
     \_________/   \_____/   \_________/   \___/
     gradient      score     log of the    balls about x and about 0 (squared radii, 0: none)
     G(z) =        S(z) =    acceptance    that y must lie in
@@ -92,9 +102,10 @@ from ardiff_kernels.ops.uld_step import COLUMNS as ULD_COLUMNS
 
 from .paths import PATHS, Path, check_prediction, data_coefficients, get_path
 
-WIDTH = 16
+WIDTH = 20
 COLUMNS = {"diffusion": DIFFUSION_COLUMNS, "uld": ULD_COLUMNS, "accept": ACCEPT_COLUMNS}
-SECOND_MEMORY = ("s_x", "s_m", "s_2")
+SECOND_MEMORY, THIRD_MEMORY = ("s_x", "s_m", "s_2"), ("x_3", "t_2")
+UNCONDITIONAL = ("x_u", "m_u")
 NOISE = ("x_n", "z_1", "z_2", "v_1")
 LEARNED_RANGE = ("lv_min", "lv_max")
 
@@ -103,12 +114,12 @@ class DeviceTable(NamedTuple):
     """A table's tensors on one device, as the run loop reads them (see :meth:`StepTable.to`).
 
     Attributes:
-        coef: float32 `[T, 16]`, pair columns split into (hi, lo).
+        coef: float32 `[T, 20]`, pair columns split into (hi, lo).
         level: float32 `[T]`, the level at which the model is called.
         row: int32 `[T]`, 0 to T - 1.
         op, calls_model, saves_origin, midpoint, ball_margin: as in :class:`StepTable`.
         init_scale: standard deviation of the initial state.
-        second_memory, learned_range, energy: as in :class:`StepTable`.
+        memories, learned_range, energy: as in :class:`StepTable`.
     """
 
     coef: torch.Tensor
@@ -120,7 +131,7 @@ class DeviceTable(NamedTuple):
     midpoint: tuple[bool, ...]
     ball_margin: tuple[float, ...]
     init_scale: float
-    second_memory: bool
+    memories: int
     learned_range: bool
     energy: bool
 
@@ -130,7 +141,7 @@ class StepTable:
     """The rows of a sampler, in float64.
 
     Attributes:
-        coefficients: float64 `[T, 16]` in the columns of each row's op (:data:`COLUMNS`). A column
+        coefficients: float64 `[T, 20]` in the columns of each row's op (:data:`COLUMNS`). A column
             that has a `_lo` partner holds the full double, the partner 0.
         level: float64 `[T]`, the level at which each row's model call is made.
         calls_model: bool `[T]`; a row without a call has a zero coefficient on the output.
@@ -266,9 +277,16 @@ class StepTable:
         return int(self.calls_model.sum())
 
     @functools.cached_property
-    def second_memory(self) -> bool:
-        """Whether a row uses the second half of a memory `[B, 2 d]`."""
-        return any(self.column(name).any() for name in SECOND_MEMORY)
+    def memories(self) -> int:
+        """1, 2 or 3: the run carries a memory `[B, memories d]`."""
+        if any(self.column(name).any() for name in THIRD_MEMORY):
+            return 3
+        return 2 if any(self.column(name).any() for name in SECOND_MEMORY) else 1
+
+    @functools.cached_property
+    def unconditional(self) -> bool:
+        """Whether a row reads the unconditional data prediction, which guidance gives."""
+        return any(self.column(name).any() for name in UNCONDITIONAL)
 
     @functools.cached_property
     def learned_range(self) -> bool:
@@ -305,7 +323,7 @@ class StepTable:
         return np.array([row[place] if place >= 0 else 0.0 for row, place in rows])
 
     def coef(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """The table as the ops read it: float32 `[T, 16]`, pair columns split into (hi, lo)."""
+        """The table as the ops read it: float32 `[T, 20]`, pair columns split into (hi, lo)."""
         full = self.coefficients
         packed = full.astype(np.float32)
         for row, op in enumerate(self.op):
@@ -341,7 +359,7 @@ class StepTable:
                 tuple(self.midpoint.tolist()),
                 tuple(self.ball_margin.tolist()),
                 float(self.init_scale),
-                self.second_memory,
+                self.memories,
                 self.learned_range,
                 self.energy,
             )

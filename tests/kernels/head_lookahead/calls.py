@@ -56,7 +56,7 @@ def look_call(
         given["tolerance"] = tolerance
     args = {
         "x": head.args["x"],
-        "memory": torch.zeros(N, d * (2 if found.second_memory else 1)),
+        "memory": torch.zeros(N, d * found.memories),
         "modulation": head.args["modulation"],
         "set": (torch.arange(len(plan.coef)) % 3).int(),
         "weights": head.args["weights"],
@@ -111,7 +111,7 @@ INVALID = {
     ),
     "plan": (
         lambda call: call.changed(plan=torch.zeros(9, 15)),
-        "plan must be a contiguous float32 [9, 16], got float32 [9, 15]",
+        "plan must be a contiguous float32 [9, 20], got float32 [9, 15]",
     ),
     "set": (
         lambda call: call.changed(set=torch.zeros(9)),

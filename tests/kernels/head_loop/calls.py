@@ -61,7 +61,7 @@ def loop_call(N: int, ways: int = 1, kinetic: bool = False, d: int = 6, **option
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, device="cpu").to(head.args["x"].device)
 
-    coef = 0.4 * normal(STEPS, 16).abs()
+    coef = 0.4 * normal(STEPS, 20).abs()
     coef[3, DIFFUSION.index("x_n")] = 0.0
     if kinetic:
         coef[:, ULD.index("a_z") :] = 0.0
@@ -133,7 +133,7 @@ INVALID = {
     ),
     "coef": (
         lambda call: call.changed(coef=torch.zeros(5, 15)),
-        "coef must be a contiguous float32 [T, 16] table with T >= 1, got float32 [5, 15]",
+        "coef must be a contiguous float32 [T, 20] table with T >= 1, got float32 [5, 15]",
     ),
     "set": (
         lambda call: call.changed(set=torch.zeros(5)),

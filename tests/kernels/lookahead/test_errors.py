@@ -40,11 +40,11 @@ BOTH = {
     ),
     "coef": (
         dict(coef=torch.zeros(8, 15)),
-        "coef must be a contiguous float32 [T, 16] table with T >= 1, got float32 [8, 15]",
+        "coef must be a contiguous float32 [T, 20] table with T >= 1, got float32 [8, 15]",
     ),
     "plan": (
-        dict(plan=torch.zeros(7, 16)),
-        "plan must be a contiguous float32 [8, 16], got float32 [7, 16]",
+        dict(plan=torch.zeros(7, 20)),
+        "plan must be a contiguous float32 [8, 20], got float32 [7, 20]",
     ),
     "row": (
         dict(row=torch.zeros(4, dtype=I64)),

@@ -12,7 +12,7 @@ from tests.kernels.mala_accept.calls import accept_call
 
 F16, F64, I64 = torch.float16, torch.float64, torch.int64
 M, V = torch.zeros(4, 8), torch.zeros(4)
-TABLE = "coef must be a contiguous float32 [T, 16] table with T >= 1, got "
+TABLE = "coef must be a contiguous float32 [T, 20] table with T >= 1, got "
 
 
 def call(**new):

@@ -219,7 +219,7 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
         memory = self._memory
         if memory is None:
             wide = (len(x), 2 * x.shape[1], *x.shape[2:])
-            memory = x.new_empty(wide) if rows.table.second_memory else x
+            memory = x.new_empty(wide) if rows.table.memories > 1 else x
         if self.config.thresholding:
             rows, out = self._plain(x, out, index)
         row = rows.row[index]
