@@ -35,7 +35,12 @@ from ardiff.tables.table import StepTable
 from ardiff_kernels import testing
 from tests import ROOT
 from tests._support.exact import (
-    digest, numpy_print, one_thread, rounded_tables, torch_print, used_columns,
+    digest,
+    numpy_print,
+    one_thread,
+    rounded_tables,
+    torch_print,
+    used_columns,
 )  # fmt: skip
 from tests._support.integration_cases import integration_cases
 from tests._support.model_cases import model_cases
