@@ -124,7 +124,7 @@ def deep(value):
 
 
 @pytest.mark.parametrize("make", [testing.uld_call, testing.diffusion_call])
-@pytest.mark.parametrize("more", [{}, {"learned_range": True, "second_memory": True}], **ids)
+@pytest.mark.parametrize("more", [{}, {"learned_range": True, "memories": 2}], **ids)
 def test_rows_of_several_dimensions(on_host, make, more):
     call = make(3, 24, **(more if make is testing.diffusion_call else {}))
     op = getattr(on_host, call.op)
@@ -174,7 +174,7 @@ def test_diffusion_step(on_host, shape, learned_range, state, dtype):
 @pytest.mark.parametrize("shape", SHAPES, **ids)
 @pytest.mark.parametrize("state", [torch.float32, torch.bfloat16], **ids)
 def test_second_memory(on_host, shape, state):
-    call = testing.diffusion_call(*shape, state_dtype=state, second_memory=True)
+    call = testing.diffusion_call(*shape, state_dtype=state, memories=2)
     assert_alike(on_host, finish_some(call))
 
 
