@@ -2,7 +2,8 @@
 
 A solver is a file: ``dpmpp_2m.py`` is found as ``dpmpp-2m``. It defines
 ``table(path, prediction, levels, steps, *, denoise_last, <its own options>) -> StepTable``, where
-``levels(n)`` returns the time grid of n levels, noisiest first.
+``levels(n)`` returns the time grid of n levels, noisiest first. Where ``levels.named`` is true the
+grid was asked for by its name, and a solver may place levels between its ends otherwise.
 """
 
 from __future__ import annotations
@@ -160,5 +161,6 @@ def _build(name, path, prediction, steps, grid_key, denoise_last, options) -> St
             )
         return np.array(grid)
 
+    levels.named = isinstance(grid, str)
     make = table_function(name)
     return make(path, prediction, levels, steps, denoise_last=denoise_last, **dict(options))
