@@ -92,7 +92,7 @@ def solver(
     path: str | Path,
     prediction: str,
     steps: int,
-    grid: str | Sequence[float] | np.ndarray = "log-snr",
+    grid: str | Sequence[float] | np.ndarray | None = None,
     ratio_max: float = 40.0,
     ratio_min: float = 0.002,
     rho: float = 7.0,
@@ -107,7 +107,8 @@ def solver(
         prediction: what the model returns, one of :data:`ardiff.tables.paths.PREDICTIONS`.
         steps: upper bound on the model calls; ``table.calls`` says how many there are.
         grid: ``log-snr``, ``uniform`` or ``karras`` (see
-            :func:`ardiff.tables.paths.time_grid`), or the levels themselves, decreasing.
+            :func:`ardiff.tables.paths.time_grid`), or the levels themselves, decreasing. None is
+            ``log-snr``, but for ``learned``, which has levels of its own.
         ratio_max, ratio_min, rho: the ends and the exponent of the grid.
         denoise_last: end with a data prediction, a step to level 0.
         options: the solver's own. ``ddim`` and ``dpmpp-2m-sde`` take `eta`, the share of the
@@ -137,7 +138,8 @@ def solver(
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
         raise ValueError(f"steps must be an integer of 1 or more, got {steps!r}")
     try:
-        levels_key = grid if isinstance(grid, str) else tuple(float(level) for level in grid)
+        named = grid is None or isinstance(grid, str)
+        levels_key = grid if named else tuple(float(level) for level in grid)
     except TypeError:
         raise TypeError(f"grid must be a name or a sequence of levels, got {grid!r}") from None
     grid_key = (levels_key, float(ratio_max), float(ratio_min), float(rho))
@@ -151,8 +153,13 @@ def solver(
 @functools.lru_cache(maxsize=64)  # one of 1,000 steps takes 0.3 MB
 def _build(name, path, prediction, steps, grid_key, denoise_last, options) -> StepTable:
     grid, ratio_max, ratio_min, rho = grid_key
+    make, options = table_function(name), dict(options)
+    own_levels = getattr(sys.modules[make.__module__], "own_levels", None)
+    grid = "log-snr" if grid is None and own_levels is None else grid
 
     def levels(n: int) -> np.ndarray:
+        if grid is None:
+            return own_levels(path, n, **options)
         if isinstance(grid, str):
             return time_grid(path, n, grid, ratio_max=ratio_max, ratio_min=ratio_min, rho=rho)
         if len(grid) != n:
@@ -161,5 +168,4 @@ def _build(name, path, prediction, steps, grid_key, denoise_last, options) -> St
             )
         return np.array(grid)
 
-    make = table_function(name)
-    return make(path, prediction, levels, steps, denoise_last=denoise_last, **dict(options))
+    return make(path, prediction, levels, steps, denoise_last=denoise_last, **options)

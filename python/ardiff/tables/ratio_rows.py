@@ -21,29 +21,40 @@ COLUMNS = ("s", "y", "d0", "d1", "d2", "d3", "noise")
 _READ = ("p_x", "p_o", "x_x", "x_0", "x_m", "x_d", "x_n", "x_3", "m_0", "s_m", "t_2")
 
 
-def to_table(rows: np.ndarray, path: str | Path, prediction: str, name: str) -> StepTable:
+def to_table(
+    rows: np.ndarray,
+    path: str | Path,
+    prediction: str,
+    name: str,
+    levels: np.ndarray | None = None,
+) -> StepTable:
     """The table of `rows` on a path, for models of a prediction type.
 
     Args:
-        rows: float64 `[N, 7]`, the columns of :data:`COLUMNS`; the state after the last is the
-            sample. A level s outside of what the path covers is called at the nearest one that it
-            does, and the row keeps its weights.
+        rows: float64 `[N, 7]`, the columns of :data:`COLUMNS`.
         name: of the solver, which the table carries.
+        levels: at which the model is called, `[N]`; by default those of the column s, or the
+            nearest that the path covers. With one more, `[N + 1]`, the state after the last row is
+            at that level; else it is the sample.
 
     Raises:
         ValueError: an epsilon or score model at alpha = 0.
     """
     path = get_path(path)
     rows = np.asarray(rows, np.float64)
+    if levels is None:
+        levels = path.level(np.clip(rows[:, 0], path.ratio_min, path.ratio_max))
     builder = TableBuilder(path, prediction, name)
-    level = path.level(np.clip(rows[:, 0], path.ratio_min, path.ratio_max))
-    alpha = np.append(path.alpha(level), 1.0)
+    alpha = path.alpha(levels)
+    alpha = alpha if len(levels) > len(rows) else np.append(alpha, 1.0)
+    # where alpha is 0 the row's s stands for infinity
+    alpha = np.where(alpha == 0, 1 / np.append(rows[:, 0], 1.0)[: len(alpha)], alpha)
     second, third = rows[:, 4:6].any(), rows[:, 5].any()
     for i, (_, y, d0, d1, d2, d3, noise) in enumerate(rows):
         a, b = alpha[i], alpha[i + 1]
-        p_x, p_o = builder.data_prediction(level[i])
+        p_x, p_o = builder.data_prediction(levels[i])
         builder.add(
-            "diffusion", level[i], p_x=p_x, p_o=p_o,
+            "diffusion", levels[i], p_x=p_x, p_o=p_o,
             x_x=b * (y / a + d2), x_d=-b * d2,  # d2 (x - (x - memory2)): d2 on memory2
             x_0=b * d0, x_m=b * d1, x_3=b * d3, x_n=b * noise,
             m_0=1.0, s_m=float(second), t_2=float(third),

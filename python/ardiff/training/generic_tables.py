@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.mixture import random_mixture
-from .table_family import adams_rows, simulate
-from .table_fit import Case
+from .table_fit import Case, adams_rows, simulate
 
 TRAINING_SEEDS = range(2001, 2043)
 HELD_OUT_SEEDS = range(1, 37)

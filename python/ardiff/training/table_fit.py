@@ -7,12 +7,65 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .table_family import Denoiser, Family, simulate
+from ..tables.table_family import Family
 
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # D(y, s), s a scalar tensor
+Trace = tuple[int, Tensor, list[Tensor]]  # a row, its y, and its D with those before
 Progress = Callable[[int, int, float], None]  # iterations done, of how many, held-out error
+
+
+def simulate(
+    denoise: Denoiser,
+    rows: Tensor,
+    y: Tensor,
+    noise: Tensor | None = None,
+    *,
+    trace: list[Trace] | None = None,
+    begin: Trace | None = None,
+) -> Tensor:
+    """The samples of `rows` `[N, 7]` from y; `noise` are normals `[N, *y.shape]`.
+
+    To `trace` is appended what each row begins with; a run may `begin` with such an entry.
+    """
+    rows = rows.to(y.dtype)
+    first, y, terms = (0, y, []) if begin is None else begin
+    for i in range(first, len(rows)):
+        if begin is None or i > first:
+            terms = [denoise(y, rows[i, 0]), *terms[:3]]
+        if trace is not None:
+            trace.append((i, y, terms))
+        y = rows[i, 1] * y
+        for weight, term in zip(rows[i, 2:6], terms, strict=False):
+            y = y + weight * term
+        if noise is not None:
+            y = y + rows[i, 6] * noise[i]
+    return y
+
+
+def adams_rows(s: np.ndarray, order: int = 3) -> np.ndarray:
+    """Exponential Adams-Bashforth rows of order 1 to 3 on the levels s, the last a prediction.
+
+    With l = -log s, y_b = e^-h y_a + int_a^b e^(l - l_b) P(l) dl, P the polynomial through the
+    present prediction and those before: DPM-Solver++ (Lu et al. 2022) with its integral exact.
+    """
+    points, weights = np.polynomial.legendre.leggauss(16)
+    lam, rows = -np.log(s), []
+    for i in range(len(s) - 1):
+        h = lam[i + 1] - lam[i]
+        at = lam[i] + h * (points + 1) / 2
+        kernel = weights * h / 2 * np.exp(at - lam[i + 1])
+        nodes = lam[max(i - order + 1, 0) : i + 1][::-1]
+        row = np.zeros(7)
+        row[0], row[1] = s[i], np.exp(-h)
+        for j, node in enumerate(nodes):
+            others = np.delete(nodes, j)
+            row[2 + j] = kernel @ np.prod((at[:, None] - others) / (node - others), 1)
+        rows.append(row)
+    return np.array([*rows, [s[-1], 0, 1, 0, 0, 0, 0]])
 
 
 @dataclass(frozen=True)
@@ -84,9 +137,9 @@ def gauss_newton(
     """Levenberg-Marquardt (Marquardt 1963) with forward differences.
 
     The loss is minimised as least squares whose weights are the slope of the robust loss at the
-    present ends (iteratively reweighted). An iteration runs the table once for each parameter,
-    which it shifts by `width`, on one batch after another. After each the table is tried on the
-    held-out cases; it ends where `patience` trials in a row have not been better, or with the
+    present ends (iteratively reweighted). An iteration shifts each parameter by `width` and runs
+    the table from its row on; it takes one batch after another. After each the table is tried on
+    the held-out cases; it ends where `patience` trials in a row have not been better, or with the
     budget.
 
     Args:
@@ -130,12 +183,13 @@ def _normal_equations(
     family: Family, now: Tensor, cases: Sequence[Case], places: Tensor, width: float
 ) -> tuple[Tensor, Tensor, float]:
     """J^T W J and J^T W e of all cases, and their loss; J by forward differences."""
-    count, values = len(places), []
+    count, values, steps = len(places), [], family.steps
     matrix = torch.zeros(count, count, dtype=torch.float64)
     slope = torch.zeros(count, dtype=torch.float64)
     shifted = [now.flatten().index_add(0, p, now.new_tensor([width])) for p in places.split(1)]
     for case in cases:
-        at = simulate(case.denoise, family.rows(now), case.start)
+        trace: list[Trace] = []
+        at = simulate(case.denoise, family.rows(now), case.start, trace=trace)
         values.append(case.loss(at))
         e = (at - case.end).double()
         e2 = e.square().sum(-1)
@@ -144,8 +198,9 @@ def _normal_equations(
         weight = (1 + e2 / case.spread) ** -2 / (robust.mean(1, keepdim=True) + 1e-30)
         weight = (weight / (e2.shape[1] * e2.shape[0] * len(cases))).sqrt()[..., None]
         columns = []
-        for parameters in shifted:
-            moved = simulate(case.denoise, family.rows(parameters.view_as(now)), case.start)
+        for place, parameters in zip(places.tolist(), shifted, strict=True):
+            rows = family.rows(parameters.view_as(now))
+            moved = simulate(case.denoise, rows, case.start, begin=trace[place % steps])
             columns.append((weight * ((moved - at).double() / width)).flatten())
         jacobian = torch.stack(columns)
         matrix += jacobian @ jacobian.T

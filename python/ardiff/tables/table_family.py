@@ -12,13 +12,10 @@ r) and a rho above 0 is a point of the family. The first row has no D1 and the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]  # D(y, s), s a scalar tensor
 _LEAST = 1e-4  # a row's rho is at least this, so that its logarithm exists
 
 
@@ -83,41 +80,3 @@ class Family:
     def allowed(self) -> Tensor:
         """What a table may have, learned or not."""
         return Family(self.steps, self.first, True, True).free
-
-
-def simulate(denoise: Denoiser, rows: Tensor, y: Tensor, noise: Tensor | None = None) -> Tensor:
-    """The samples of `rows` `[N, 7]` from y; `noise` are normals `[N, *y.shape]`."""
-    last: list[Tensor] = []
-    rows = rows.to(y.dtype)
-    for i, row in enumerate(rows):
-        now = denoise(y, row[0])
-        terms = [now, *last]
-        y = row[1] * y
-        for weight, term in zip(row[2:6], terms, strict=False):
-            y = y + weight * term
-        if noise is not None:
-            y = y + row[6] * noise[i]
-        last = terms[:3]
-    return y
-
-
-def adams_rows(s: np.ndarray, order: int = 3) -> np.ndarray:
-    """Exponential Adams-Bashforth rows of order 1 to 3 on the levels s, the last a prediction.
-
-    With l = -log s, y_b = e^-h y_a + int_a^b e^(l - l_b) P(l) dl, P the polynomial through the
-    present prediction and those before: DPM-Solver++ (Lu et al. 2022) with its integral exact.
-    """
-    points, weights = np.polynomial.legendre.leggauss(16)
-    lam, rows = -np.log(s), []
-    for i in range(len(s) - 1):
-        h = lam[i + 1] - lam[i]
-        at = lam[i] + h * (points + 1) / 2
-        kernel = weights * h / 2 * np.exp(at - lam[i + 1])
-        nodes = lam[max(i - order + 1, 0) : i + 1][::-1]
-        row = np.zeros(7)
-        row[0], row[1] = s[i], np.exp(-h)
-        for j, node in enumerate(nodes):
-            others = np.delete(nodes, j)
-            row[2 + j] = kernel @ np.prod((at[:, None] - others) / (node - others), 1)
-        rows.append(row)
-    return np.array([*rows, [s[-1], 0, 1, 0, 0, 0, 0]])
