@@ -93,7 +93,7 @@ def solver(
     path: str | Path,
     prediction: str,
     steps: int,
-    grid: str | Sequence[float] | np.ndarray = "log-snr",
+    grid: str | Sequence[float] | np.ndarray | None = None,
     ratio_max: float = 40.0,
     ratio_min: float = 0.002,
     rho: float | None = None,
@@ -109,7 +109,8 @@ def solver(
         prediction: what the model returns, one of :data:`ardiff.tables.paths.PREDICTIONS`.
         steps: upper bound on the model calls; ``table.calls`` says how many there are.
         grid: one of :data:`ardiff.tables.paths.GRIDS`, such as ``log-snr``, ``karras`` or
-            ``ays-sdxl``, or the levels themselves, decreasing. docs/solvers.md lists them.
+            ``ays-sdxl``, or the levels themselves, decreasing. docs/solvers.md lists them. None is
+            ``log-snr``, but for ``learned``, which has levels of its own.
         ratio_max, ratio_min, rho, shift: of a named grid, its ends, its exponent and the shift of
             its levels; see :func:`ardiff.tables.paths.time_grid`.
         denoise_last: end with a data prediction, a step to level 0.
@@ -133,10 +134,11 @@ def solver(
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
         raise ValueError(f"steps must be an integer of 1 or more, got {steps!r}")
     try:
-        levels_key = grid if isinstance(grid, str) else tuple(float(level) for level in grid)
+        named = grid is None or isinstance(grid, str)
+        levels_key = grid if named else tuple(float(level) for level in grid)
     except TypeError:
         raise TypeError(f"grid must be a name or a sequence of levels, got {grid!r}") from None
-    if shift != 1 and not isinstance(grid, str):
+    if shift != 1 and not named:
         raise ValueError("shift moves the levels of a named grid: shift the given levels yourself")
     exponent = None if rho is None else float(rho)
     grid_key = (levels_key, float(ratio_max), float(ratio_min), exponent, float(shift))
@@ -151,8 +153,13 @@ def solver(
 def _build(name, path, prediction, steps, grid_key, denoise_last, options) -> StepTable:
     grid, *rest = grid_key
     grid_options = dict(zip(("ratio_max", "ratio_min", "rho", "shift"), rest, strict=True))
+    make, options = table_function(name), dict(options)
+    own_levels = getattr(sys.modules[make.__module__], "own_levels", None)
+    grid = "log-snr" if grid is None and own_levels is None else grid
 
     def levels(n: int) -> np.ndarray:
+        if grid is None:
+            return own_levels(path, n, **options)
         if isinstance(grid, str):
             return time_grid(path, n, grid, **grid_options)
         if len(grid) != n:
@@ -161,6 +168,10 @@ def _build(name, path, prediction, steps, grid_key, denoise_last, options) -> St
             )
         return np.array(grid)
 
+<<<<<<< HEAD
     levels.named = isinstance(grid, str)
     make = table_function(name)
     return make(path, prediction, levels, steps, denoise_last=denoise_last, **dict(options))
+=======
+    return make(path, prediction, levels, steps, denoise_last=denoise_last, **options)
+>>>>>>> learn
