@@ -168,10 +168,5 @@ def _build(name, path, prediction, steps, grid_key, denoise_last, options) -> St
             )
         return np.array(grid)
 
-<<<<<<< HEAD
-    levels.named = isinstance(grid, str)
-    make = table_function(name)
-    return make(path, prediction, levels, steps, denoise_last=denoise_last, **dict(options))
-=======
+    levels.named = grid is None or isinstance(grid, str)
     return make(path, prediction, levels, steps, denoise_last=denoise_last, **options)
->>>>>>> learn
