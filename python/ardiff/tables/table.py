@@ -116,7 +116,7 @@ class DeviceTable(NamedTuple):
         row: int32 `[T]`, 0 to T - 1.
         op, calls_model, saves_origin, midpoint, ball_margin: as in :class:`StepTable`.
         init_scale: standard deviation of the initial state.
-        memories, learned_range, energy: as in :class:`StepTable`.
+        memories, unconditional, learned_range, energy: as in :class:`StepTable`.
     """
 
     coef: torch.Tensor
@@ -129,6 +129,7 @@ class DeviceTable(NamedTuple):
     ball_margin: tuple[float, ...]
     init_scale: float
     memories: int
+    unconditional: bool
     learned_range: bool
     energy: bool
 
@@ -392,6 +393,7 @@ class StepTable:
                 tuple(self.ball_margin.tolist()),
                 float(self.init_scale),
                 self.memories,
+                self.unconditional,
                 self.learned_range,
                 self.energy,
             )
