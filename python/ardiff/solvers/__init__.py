@@ -35,6 +35,8 @@ SOLVERS = tuple(sorted(_MODULES))
 
 def table_function(name: str) -> Callable[..., StepTable]:
     """The function ``table`` of a solver's module; ValueError for an unknown name."""
+    if name == "unipc-2":
+        raise ValueError("unknown solver 'unipc-2': it is 'unipc' now, whose order is 2 by default")
     if name not in _MODULES:
         raise ValueError(f"unknown solver {name!r}; known solvers: {', '.join(SOLVERS)}")
     return importlib.import_module(f"{__name__}.{_MODULES[name]}").table
