@@ -16,12 +16,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..tables.paths import Path, check_prediction, get_path, time_grid
+from ..tables.paths import Path, check_prediction, get_path
 from ..tables.table import StepTable
 from ._default import default_solver
+from ._levels import check_steps, grid_key, levels_of
+from ._tableau import from_tableau, phi
 
 __all__ = [
-    "SOLVERS", "check_options", "default_solver", "solver", "solver_options", "table_function",
+    "SOLVERS", "check_options", "default_solver", "from_tableau", "phi", "solver",
+    "solver_options", "table_function",
 ]  # fmt: skip
 
 _MODULES = {
@@ -134,32 +137,15 @@ def solver(
         (9, 'uld')
     """
     given = check_options(name, options)
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
-        raise ValueError(f"steps must be an integer of 1 or more, got {steps!r}")
-    try:
-        levels_key = grid if isinstance(grid, str) else tuple(float(level) for level in grid)
-    except TypeError:
-        raise TypeError(f"grid must be a name or a sequence of levels, got {grid!r}") from None
-    grid_key = (levels_key, float(ratio_max), float(ratio_min), float(rho))
+    steps, key = check_steps(steps), grid_key(grid, ratio_max, ratio_min, rho)
     options_key = tuple(sorted(given.items()))
     return _build(
-        name, get_path(path), check_prediction(prediction), int(steps), grid_key,
-        bool(denoise_last), options_key,
+        name, get_path(path), check_prediction(prediction), steps, key, bool(denoise_last),
+        options_key,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=64)  # one of 1,000 steps takes 0.3 MB
-def _build(name, path, prediction, steps, grid_key, denoise_last, options) -> StepTable:
-    grid, ratio_max, ratio_min, rho = grid_key
-
-    def levels(n: int) -> np.ndarray:
-        if isinstance(grid, str):
-            return time_grid(path, n, grid, ratio_max=ratio_max, ratio_min=ratio_min, rho=rho)
-        if len(grid) != n:
-            raise ValueError(
-                f"{name} with steps={steps} needs {n} levels, the grid has {len(grid)}"
-            )
-        return np.array(grid)
-
-    make = table_function(name)
+def _build(name, path, prediction, steps, key, denoise_last, options) -> StepTable:
+    levels, make = levels_of(name, path, steps, key), table_function(name)
     return make(path, prediction, levels, steps, denoise_last=denoise_last, **dict(options))
