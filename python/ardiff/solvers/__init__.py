@@ -153,13 +153,11 @@ def solver(
 @functools.lru_cache(maxsize=64)  # one of 1,000 steps takes 0.3 MB
 def _build(name, path, prediction, steps, grid_key, denoise_last, options) -> StepTable:
     grid, ratio_max, ratio_min, rho = grid_key
-    make, options = table_function(name), dict(options)
-    own_levels = getattr(sys.modules[make.__module__], "own_levels", None)
-    grid = "log-snr" if grid is None and own_levels is None else grid
+    make = table_function(name)
+    own = grid is None and getattr(sys.modules[make.__module__], "OWN_LEVELS", False)
+    grid = "log-snr" if grid is None else grid
 
     def levels(n: int) -> np.ndarray:
-        if grid is None:
-            return own_levels(path, n, **options)
         if isinstance(grid, str):
             return time_grid(path, n, grid, ratio_max=ratio_max, ratio_min=ratio_min, rho=rho)
         if len(grid) != n:
@@ -168,4 +166,5 @@ def _build(name, path, prediction, steps, grid_key, denoise_last, options) -> St
             )
         return np.array(grid)
 
-    return make(path, prediction, levels, steps, denoise_last=denoise_last, **options)
+    levels = None if own else levels
+    return make(path, prediction, levels, steps, denoise_last=denoise_last, **dict(options))
