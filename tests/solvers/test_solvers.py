@@ -329,7 +329,7 @@ VARIANTS = [(name, {}) for name in CASES] + [
 
 
 def test_every_solver_has_a_case():
-    missing = set(SOLVERS) - set(CASES) - set(ADJUSTED)
+    missing = set(SOLVERS) - set(CASES) - set(ADJUSTED) - {"learned"}  # test_learned.py
     assert not missing, "add the new solver's formulas to CASES"
 
 
