@@ -90,20 +90,17 @@ digits in float32. In :attr:`StepTable.coefficients` they are 0; :meth:`StepTabl
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ardiff_kernels.ops.diffusion_step import COLUMNS as DIFFUSION_COLUMNS
-from ardiff_kernels.ops.mala_accept import COLUMNS as ACCEPT_COLUMNS
-from ardiff_kernels.ops.uld_step import COLUMNS as ULD_COLUMNS
-
+from .columns import COLUMNS, WIDTH
 from .paths import PATHS, Path, check_prediction, data_coefficients, get_path
+from .table_file import read_fields, write_table
 
-WIDTH = 20
-COLUMNS = {"diffusion": DIFFUSION_COLUMNS, "uld": ULD_COLUMNS, "accept": ACCEPT_COLUMNS}
 SECOND_MEMORY, THIRD_MEMORY = ("s_x", "s_m", "s_2"), ("x_3", "t_2")
 UNCONDITIONAL = ("x_u", "m_u")
 NOISE = ("x_n", "z_1", "z_2", "v_1")
@@ -166,7 +163,7 @@ class StepTable:
         >>> import ardiff
         >>> table = ardiff.solver("ddim", path="vp-linear", prediction="epsilon", steps=4)
         >>> len(table), table.calls, table.coefficients.shape
-        (4, 4, (4, 16))
+        (4, 4, (4, 20))
     """
 
     coefficients: np.ndarray
@@ -270,6 +267,41 @@ class StepTable:
             weights = ", ".join(f"{name} {value:.5g}" for name, value in weights if value)
             lines.append(f"{row} {op} {self.level[row]:.5g} {', '.join(marks)}: {weights}".rstrip())
         return "\n".join(lines)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the table as a readable JSON file, whole or not at all; name it ``.table.json``.
+
+        :meth:`load` gives the same table, to the bit. See :mod:`ardiff.tables.table_file`.
+
+        Raises:
+            ValueError: a number in a column that its op does not have, or too many rows.
+            OSError: the file cannot be written.
+
+        Example:
+            >>> import ardiff, tempfile
+            >>> table = ardiff.solver("dpmpp-2m", path="flow", prediction="flow", steps=8)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     table.save(f"{folder}/mine.table.json")
+            ...     loaded = ardiff.StepTable.load(f"{folder}/mine.table.json")
+            >>> str(loaded) == str(table)
+            True
+        """
+        write_table(path, self)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> StepTable:
+        """The table that :meth:`save` wrote.
+
+        Raises:
+            ValueError: not a table file, one that is damaged or of a newer version, or values that
+                no table has; the message names the file and the place.
+            OSError: the file is not there or cannot be read.
+        """
+        fields = read_fields(path)
+        try:
+            return cls(**fields)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from None
 
     @property
     def calls(self) -> int:
