@@ -36,24 +36,20 @@ def grid_key(
     return levels, float(ratio_max), float(ratio_min), exponent, float(shift)
 
 
-def levels_of(
-    name: str, path: Path, steps: int, key: tuple, own: Callable[[int], np.ndarray] | None = None
-) -> Levels:
-    """What solver `name` asks for its levels; `own` are those that it has where no grid is asked
-    for, ``log-snr`` if None."""
+def levels_of(name: str, path: Path, steps: int, key: tuple) -> Levels:
+    """What solver `name` asks for its levels; no grid is ``log-snr``."""
     grid, *rest = key
+    grid = "log-snr" if grid is None else grid
     options = dict(zip(("ratio_max", "ratio_min", "rho", "shift"), rest, strict=True))
 
     def levels(n: int) -> np.ndarray:
-        if grid is None and own is not None:
-            return own(n)
-        if grid is None or isinstance(grid, str):
-            return time_grid(path, n, grid or "log-snr", **options)
+        if isinstance(grid, str):
+            return time_grid(path, n, grid, **options)
         if len(grid) != n:
             raise ValueError(
                 f"{name} with steps={steps} needs {n} levels, the grid has {len(grid)}"
             )
         return np.array(grid)
 
-    levels.named = grid is None or isinstance(grid, str)
+    levels.named = isinstance(grid, str)
     return levels
