@@ -21,9 +21,10 @@ from ardiff_kernels import ops
 
 from ..guide import Guidance
 from ..noise import Spans
+from ..tables.columns import DIFFUSION_COLUMNS, WIDTH
 from ..tables.lookahead import lookahead_table
 from ..tables.ragged import RaggedTable
-from ..tables.table import DIFFUSION_COLUMNS, WIDTH, StepTable
+from ..tables.table import StepTable
 from .checks import check_output
 from .path_noise import PathNoise
 from .run import _outside
