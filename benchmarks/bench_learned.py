@@ -18,7 +18,6 @@ end point alone. Each rival is the best, by the distance in question, of three g
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
