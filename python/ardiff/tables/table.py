@@ -318,6 +318,18 @@ class StepTable:
             raise TypeError(f"table must be a StepTable or the name of a table file, got {kind}")
         return table
 
+    @classmethod
+    def alone(cls, table: StepTable | str | os.PathLike, **others: object) -> StepTable:
+        """`table` as of :meth:`of`, which leaves no other choice of a solver.
+
+        Raises:
+            TypeError: one of `others` is not None.
+        """
+        given = [name for name, value in others.items() if value is not None]
+        if given:
+            raise TypeError(f"a table fixes the solver: do not pass {', '.join(given)} beside it")
+        return cls.of(table)
+
     def on(self, path: str | Path | None = None, prediction: str | None = None) -> StepTable:
         """This table for models on another path or of another prediction type; None keeps it.
 
