@@ -45,7 +45,7 @@ def assert_same(found, expected):
 
 
 def test_the_solvers_that_can_be_moved():
-    assert {"ddim", "ddpm", "dpmpp-2m", "dpmpp-2m-sde", "unipc-2", "heun"} <= {*MOVABLE}
+    assert {"ddim", "ddpm", "dpmpp-2m", "dpmpp-2m-sde", "unipc", "heun"} <= {*MOVABLE}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_for_models_of_another_prediction(prediction):
 
 def test_samples_are_the_same_on_every_path():
     """A run on a nonlinear model, from the same y, ends at the same data."""
-    table = make("unipc-2", "edm")
+    table = make("unipc", "edm")
     ends = []
     for path, prediction in (("edm", "sample"), ("flow", "flow"), ("vp-linear", "epsilon")):
         problem = Problem(path)

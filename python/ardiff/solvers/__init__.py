@@ -2,7 +2,8 @@
 
 A solver is a file: ``dpmpp_2m.py`` is found as ``dpmpp-2m``. It defines
 ``table(path, prediction, levels, steps, *, denoise_last, <its own options>) -> StepTable``, where
-``levels(n)`` returns the time grid of n levels, noisiest first.
+``levels(n)`` returns the time grid of n levels, noisiest first. Where ``levels.named`` is true the
+grid was asked for by its name, and a solver may place levels between its ends otherwise.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..tables.paths import Path, check_prediction, get_path, time_grid
+from ..tables.paths import Path, check_prediction, get_path
 from ..tables.table import StepTable
 from ._default import default_solver
+from ._levels import check_steps, grid_key, levels_of
+from ._tableau import from_tableau, phi
 
 __all__ = [
-    "SOLVERS", "check_options", "default_solver", "solver", "solver_options", "table_function",
+    "SOLVERS", "check_options", "default_solver", "from_tableau", "phi", "solver",
+    "solver_options", "table_function",
 ]  # fmt: skip
 
 _MODULES = {
@@ -34,6 +38,8 @@ SOLVERS = tuple(sorted(_MODULES))
 
 def table_function(name: str) -> Callable[..., StepTable]:
     """The function ``table`` of a solver's module; ValueError for an unknown name."""
+    if name == "unipc-2":
+        raise ValueError("unknown solver 'unipc-2': it is 'unipc' now, whose order is 2 by default")
     if name not in _MODULES:
         raise ValueError(f"unknown solver {name!r}; known solvers: {', '.join(SOLVERS)}")
     return importlib.import_module(f"{__name__}.{_MODULES[name]}").table
@@ -92,7 +98,7 @@ def solver(
     path: str | Path,
     prediction: str,
     steps: int,
-    grid: str | Sequence[float] | np.ndarray = "log-snr",
+    grid: str | Sequence[float] | np.ndarray | None = None,
     ratio_max: float = 40.0,
     ratio_min: float = 0.002,
     rho: float | None = None,
@@ -108,7 +114,8 @@ def solver(
         prediction: what the model returns, one of :data:`ardiff.tables.paths.PREDICTIONS`.
         steps: upper bound on the model calls; ``table.calls`` says how many there are.
         grid: one of :data:`ardiff.tables.paths.GRIDS`, such as ``log-snr``, ``karras`` or
-            ``ays-sdxl``, or the levels themselves, decreasing. docs/solvers.md lists them.
+            ``ays-sdxl``, or the levels themselves, decreasing. docs/solvers.md lists them. None is
+            ``log-snr``, but for ``learned``, which has levels of its own.
         ratio_max, ratio_min, rho, shift: of a named grid, its ends, its exponent and the shift of
             its levels; see :func:`ardiff.tables.paths.time_grid`.
         denoise_last: end with a data prediction, a step to level 0.
@@ -129,36 +136,17 @@ def solver(
         (9, 'uld')
     """
     given = check_options(name, options)
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
-        raise ValueError(f"steps must be an integer of 1 or more, got {steps!r}")
-    try:
-        levels_key = grid if isinstance(grid, str) else tuple(float(level) for level in grid)
-    except TypeError:
-        raise TypeError(f"grid must be a name or a sequence of levels, got {grid!r}") from None
-    if shift != 1 and not isinstance(grid, str):
-        raise ValueError("shift moves the levels of a named grid: shift the given levels yourself")
-    exponent = None if rho is None else float(rho)
-    grid_key = (levels_key, float(ratio_max), float(ratio_min), exponent, float(shift))
+    steps, key = check_steps(steps), grid_key(grid, ratio_max, ratio_min, rho, shift)
     options_key = tuple(sorted(given.items()))
     return _build(
-        name, get_path(path), check_prediction(prediction), int(steps), grid_key,
-        bool(denoise_last), options_key,
+        name, get_path(path), check_prediction(prediction), steps, key, bool(denoise_last),
+        options_key,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=64)  # one of 1,000 steps takes 0.3 MB
-def _build(name, path, prediction, steps, grid_key, denoise_last, options) -> StepTable:
-    grid, *rest = grid_key
-    grid_options = dict(zip(("ratio_max", "ratio_min", "rho", "shift"), rest, strict=True))
-
-    def levels(n: int) -> np.ndarray:
-        if isinstance(grid, str):
-            return time_grid(path, n, grid, **grid_options)
-        if len(grid) != n:
-            raise ValueError(
-                f"{name} with steps={steps} needs {n} levels, the grid has {len(grid)}"
-            )
-        return np.array(grid)
-
+def _build(name, path, prediction, steps, key, denoise_last, options) -> StepTable:
     make = table_function(name)
+    own = key[0] is None and getattr(sys.modules[make.__module__], "OWN_LEVELS", False)
+    levels = None if own else levels_of(name, path, steps, key)
     return make(path, prediction, levels, steps, denoise_last=denoise_last, **dict(options))

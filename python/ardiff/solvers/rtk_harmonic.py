@@ -26,5 +26,5 @@ def table(
     inner = posterior.Inner(math.exp(-tau), -math.expm1(-tau), window, warm_start)
     return posterior.table(
         name, path, prediction, levels, steps, denoise_last, inner, posterior.ancestral,
-        extrapolates=warm_start != "ancestral",
+        extrapolates=warm_start != "ancestral", without="the ancestral step alone",
     )  # fmt: skip

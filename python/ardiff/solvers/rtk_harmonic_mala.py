@@ -50,6 +50,7 @@ def table(
     )  # fmt: skip
     if stages is not None and len(grid) != stages + 1:
         raise ValueError(f"{name} with stages={stages} makes more model calls than steps={steps}")
+    window.warn_if_empty(name, path, grid, "the ancestral step alone", stacklevel=5)
     return metropolis.hamiltonian_table(
         name, path, prediction, grid, plan, kick=math.tan(tau / 2), drift=math.sin(tau),
         leapfrog=1, persistence=math.exp(-gamma * tau), accept=accept, window=window,

@@ -34,5 +34,6 @@ def table(
     window = rtk.window(name, window_low, window_high)
     inner = posterior.Inner(math.exp(-tau), gain, window, warm_start)
     return posterior.table(
-        name, path, prediction, levels, steps, denoise_last, inner, ode, extrapolates=True
-    )
+        name, path, prediction, levels, steps, denoise_last, inner, ode, extrapolates=True,
+        without="dpmpp-2m",
+    )  # fmt: skip

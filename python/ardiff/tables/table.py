@@ -117,7 +117,7 @@ class DeviceTable(NamedTuple):
         row: int32 `[T]`, 0 to T - 1.
         op, calls_model, saves_origin, midpoint, ball_margin: as in :class:`StepTable`.
         init_scale: standard deviation of the initial state.
-        memories, learned_range, energy: as in :class:`StepTable`.
+        memories, unconditional, learned_range, energy: as in :class:`StepTable`.
     """
 
     coef: torch.Tensor
@@ -130,6 +130,7 @@ class DeviceTable(NamedTuple):
     ball_margin: tuple[float, ...]
     init_scale: float
     memories: int
+    unconditional: bool
     learned_range: bool
     energy: bool
 
@@ -458,6 +459,7 @@ class StepTable:
                 tuple(self.ball_margin.tolist()),
                 float(self.init_scale),
                 self.memories,
+                self.unconditional,
                 self.learned_range,
                 self.energy,
             )

@@ -11,7 +11,9 @@ F = (1 - k) (D_b(z) - De) / sqrt(V). An inner step, with e = e^-tau,
 
     q <- e q + gain F + sqrt(1 - e^2) xi,
 
-is made in the stages with s_b in a window, and D_b(z) serves as the next stage's D_a.
+is made in the stages with s_b in a window, and D_b(z) serves as the next stage's D_a. Where none is
+on a grid given by its name, the nearest level is moved to the window's edge; on levels given one by
+one, and where the grid's ends do not enclose the window, a warning says that there is none.
 
 In z an inner step reads z <- e z + T + gain (1 - k) D_b + sqrt(V (1 - e^2)) xi with
 T = (1 - e) k y_a + (1 - e - gain) (1 - k) De. As `diffusion_step` rows, with D_a in memory and
@@ -94,15 +96,21 @@ def table(
     inner: Inner,
     outside: Callable[[Transition], Mean],
     extrapolates: bool,
+    without: str,
 ) -> StepTable:
     """As many stages as `steps` calls allow; `outside(t)` is the start, and all, of the others.
 
     `extrapolates`: whether those take the second-order De; the others do by their warm start.
+    `without`: what the solver is where no stage ends in the window.
+
+    Warns:
+        UserWarning: no stage does, though a level of a named grid is moved to have one.
     """
     grid = rtk.fit_grid(
-        name, levels, steps + 1 - int(denoise_last),
+        name, inner.window.levels(path, levels), steps + 1 - int(denoise_last),
         lambda grid: count_calls(path, grid, inner.window, denoise_last), steps,
     )  # fmt: skip
+    inner.window.warn_if_empty(name, path, grid, without, stacklevel=6)
     builder, known, previous = TableBuilder(path, prediction, name), False, None
     for a, b in zip(grid[:-1], grid[1:], strict=True):
         t = transition(path, a, b)

@@ -10,6 +10,7 @@ transition kernel framework (Huang et al. 2024).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from ...tables.table import StepTable, TableBuilder
 
 WARM_STARTS = ("ancestral", "gaussian-factor")
 DEFAULT_INNER = 2
+EDGE = 1e-9  # how far inside of a window's edge a level is put, relative: rounding must not undo it
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,47 @@ class Window:
 
     def holds(self, t: Transition) -> bool:
         return self.low <= t.sigma_b / t.alpha_b <= self.high
+
+    def levels(self, path: Path, levels: Callable[[int], np.ndarray]) -> Callable:
+        """`levels` such that a stage ends in the window, where its place is ours to choose.
+
+        On a coarse grid the window can fall between two levels. Of a grid given by its name the
+        nearest level between the ends is then moved to the window's edge; levels that the caller
+        chose one by one stay, and so does a grid whose ends do not enclose the window.
+        """
+        if not getattr(levels, "named", False):
+            return levels
+        return lambda count: self._moved(path, levels(count))
+
+    def _moved(self, path: Path, grid: np.ndarray) -> np.ndarray:
+        ends = path.sigma(grid[1:]) / path.alpha(grid[1:])
+        low, high = self.low * (1 + EDGE), self.high * (1 - EDGE)
+        inside = (self.low <= ends) & (ends <= self.high)
+        if len(grid) < 3 or inside.any() or not ends[-1] < low < path.ratio(grid[0]) or low > high:
+            return grid
+        edge = np.clip(ends[:-1], low, high)
+        nearest = np.argmin(np.abs(np.log(edge / ends[:-1])))
+        grid = grid.copy()
+        grid[1 + nearest] = path.level(edge[nearest])
+        return grid
+
+    def warn_if_empty(
+        self, name: str, path: Path, grid: np.ndarray, without: str, stacklevel: int
+    ) -> None:
+        """Warns where no stage of a grid ends in the window; `without` says what remains then.
+
+        `stacklevel`: of the caller of `ardiff.solver`.
+        """
+        ends = path.sigma(grid[1:]) / path.alpha(grid[1:])
+        if not ((self.low <= ends) & (ends <= self.high)).any():
+            around = [*ends[ends > self.high][-1:], *ends[ends < self.low][:1]]
+            warnings.warn(
+                f"{name}: no stage ends at a sigma / alpha in the window [{self.low:g}, "
+                f"{self.high:g}], the nearest are {' and '.join(f'{end:.3g}' for end in around)}. "
+                f"So it makes no inner step and is {without}: take more steps, give a level in the "
+                "window, or pass window_low and window_high that hold one",
+                stacklevel=stacklevel,
+            )
 
 
 EVERYWHERE = Window(0.0, np.inf)
