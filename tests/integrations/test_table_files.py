@@ -152,13 +152,13 @@ def test_k_diffusion(path, file):
     def model(x, sigma):
         return torch.tanh(x) / (1 + sigma[:, None] ** 2)
 
-    name = file("unipc-2", "vp-linear", "epsilon")
+    name = file("unipc", "vp-linear", "epsilon")
     sigmas = kdiffusion.table_sigmas(name, path)
     assert len(sigmas) == 7 and sigmas[-1] == 0 and sigmas.dtype == torch.float32
     x, seen = rows(3, 5) * sigmas[0], []
     options = {"path": path, "disable": True}
     found = kdiffusion.sample_table(model, x, sigmas, table=name, callback=seen.append, **options)
-    expected = kdiffusion.sample_unipc_2(model, x, sigmas, **options)
+    expected = kdiffusion.sample_unipc(model, x, sigmas, **options)
     assert relative_rms(found, expected) < 1e-5
     assert [call["i"] for call in seen] == list(range(6))
     np.testing.assert_allclose([float(call["sigma"]) for call in seen], sigmas[:-1], rtol=1e-6)

@@ -334,9 +334,10 @@ class StepTable:
     def on(self, path: str | Path | None = None, prediction: str | None = None) -> StepTable:
         """This table for models on another path or of another prediction type; None keeps it.
 
-        The samples are those that the solver would give there, for the model knows the data from
-        x / alpha and sigma / alpha alone: one learned table serves models of every kind. A table
-        moved from ``edm`` counts as ending at the data.
+        The samples are the same, for what a model knows of the data depends on x / alpha and
+        sigma / alpha alone: one learned table serves models of every kind. It is the table that the
+        solver makes there, unless that steps in coordinates of its path, as ``euler-ancestral`` on
+        ``flow``. A table moved from ``edm`` counts as ending at the data.
 
         Raises:
             ValueError: rows of other ops or without a model call, a memory that holds states, a
