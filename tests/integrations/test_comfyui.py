@@ -22,7 +22,7 @@ EVERY = [name.replace("-", "_") + ("" if name.startswith("rtk-") else "_fused") 
 NAMES = (*FIRST, *(name for name in EVERY if name not in FIRST))
 DETERMINISTIC = (
     "ddim_fused", "dpmpp_2m_fused", "flow_euler_fused", "heun_fused", "learned_fused",
-    "unipc_2_fused",
+    "unipc_fused",
 )  # fmt: skip
 WINDOW = {"rtk_hybrid": {"window_high": 0.7}}  # its own holds none of the sigmas here
 NOT_FROM_NOISE = ("ddpm_ei_fused", "heun_fused")  # which cannot begin at alpha = 0

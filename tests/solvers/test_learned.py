@@ -112,8 +112,8 @@ def test_given_levels_have_the_rows_of_unipc():
     levels = [10.0, 4.0, 1.5, 0.4, 0.1]
     for grid in (levels, "karras"):
         options = {"path": "edm", "prediction": "epsilon", "steps": 5, "grid": grid}
-        table, other = (ardiff.solver(name, **options) for name in ("learned", "unipc-2"))
-        assert table.solver == "unipc-2"
+        table, other = (ardiff.solver(name, **options) for name in ("learned", "unipc"))
+        assert table.solver == "unipc"
         np.testing.assert_array_equal(table.coefficients, other.coefficients)
 
 
@@ -138,7 +138,7 @@ def test_ends_nearer_to_the_exact_ode_than_standard_tables(name, guidance):
     cases = train_learned.cases(range(1, 7), 24, (1.0, 1.0), 3, **given)
     for steps in (5, 8):
         best = math.inf
-        for solver in ("dpmpp-2m", "unipc-2"):
+        for solver in ("dpmpp-2m", "unipc"):
             for grid in ({}, {"ratio_min": 0.02}, {"grid": "karras"}):
                 options = {"path": "edm", "prediction": "sample", "steps": steps, **grid}
                 best = min(best, error(cases, from_table(ardiff.solver(solver, **options))))

@@ -56,7 +56,7 @@ def test_a_learned_table_beats_its_start_where_neither_was_seen():
     assert made.others[made.start] == made.start_error
     ids = range(200)
     learned = endpoint_error(made.table, model, ids)
-    for name in ("dpmpp-2m", "unipc-2"):
+    for name in ("dpmpp-2m", "unipc"):
         for grid in ({}, {"ratio_min": 0.02}, {"grid": "karras"}):
             table = ardiff.solver(name, path="edm", prediction="sample", steps=6, **grid)
             assert learned < 0.5 * endpoint_error(table, model, ids), (name, grid)
@@ -122,7 +122,7 @@ def test_the_table_is_saved_and_runs_to_the_bit(tmp_path):
 
 def test_the_report_names_every_standard_table():
     text, drawing = str(found()), found().svg()
-    assert "dpmpp-2m, karras" in text and "unipc-2, log-snr, 0.02" in text
+    assert "dpmpp-2m, karras" in text and "unipc, log-snr, 0.02" in text
     assert len(text.splitlines()) == 3 + len(found().others) + 4
     assert drawing.startswith("<svg") and drawing.count("<polyline") == 5
 
@@ -170,7 +170,7 @@ def test_a_condition_may_differ_by_batch():
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpmpp-2m", "dpmpp-2m-sde", "unipc-2"])
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpmpp-2m", "dpmpp-2m-sde", "unipc"])
 def test_rows_and_parameters_hold_what_a_table_does(path, solver):
     """Table to rows to table, and rows to parameters to rows, to rounding."""
     table = ardiff.solver(solver, path=path, prediction="v_prediction", steps=7)

@@ -7,7 +7,7 @@ prediction and D1, D2, D3 those of the steps before, a step is
     rho = e^(a - h),
 
 and the last row, of its own rho, makes the sample. p = 1, a = q = r = 0 is DPM-Solver++(2M) (Lu et
-al. 2022); UniPC-2 and the other predictor-correctors with two earlier predictions are such rows
+al. 2022); UniPC and the other predictor-correctors with two earlier predictions are such rows
 too. The levels and a, p, q, r and the last rho have been fitted for each number of steps, so that
 samples end where the exact ODE ends from the same start; docs/learned_tables.md has the method, the
 data and what was measured. r is not 0 above 16 steps alone.
@@ -18,7 +18,7 @@ data of norm 1 times `scale`, and the error is about half as large.
 
 The tables have levels of their own: `grid` must be left out. `steps` is a bound, as ever: the table
 is that of the largest trained number that is not above it. On given levels, such as a list of
-sigmas, nothing is learned; the table is that of ``unipc-2`` and says so by its name.
+sigmas, nothing is learned; the table is that of ``unipc`` and says so by its name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 from ..tables import ratio_rows
 from ..tables.paths import Path
 from ..tables.table import StepTable
-from . import _learned, unipc_2
+from . import _learned, unipc
 
 OWN_LEVELS = True  # where no grid is given, `levels` is None
 
@@ -40,7 +40,7 @@ def table(path, prediction, levels, steps, *, scale=None, denoise_last=True) -> 
     if scale is not None and (isinstance(scale, (str, bool)) or not 0 < scale < math.inf):
         raise ValueError(f"learned: scale must be positive and finite, got {scale!r}")
     if levels is not None:
-        return unipc_2.table(path, prediction, levels, steps, denoise_last=denoise_last)
+        return unipc.table(path, prediction, levels, steps, denoise_last=denoise_last)
     tables = _learned.entries("wide" if scale is None else "unit")
     count = max(n for n in tables if n == 1 or n <= steps + (not denoise_last))
     if not denoise_last and count == 1:
