@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+from collections import ChainMap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -186,6 +187,9 @@ DIFFUSION_ROWS = [
     dict(p_o=1.0, x_x=0.95, x_0=0.1, x_d=0.06, x_n=0.05, m_x=1.234567891, lv_min=-4.0, lv_max=-2.0)
     | dict(s_x=0.9, s_m=-0.06, s_2=0.1),
 ]
+# What these rows have besides with a third memory, and with the unconditional prediction.
+THIRD_MEMORY = [dict(x_3=-0.06, t_2=1.0), dict(x_3=0.08), dict(t_2=-0.9)]
+UNCONDITIONAL = [dict(x_u=-0.09, m_u=0.4), dict(x_u=0.05), dict(m_u=-0.3)]
 
 
 def uld_call(rows: int, d: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Call:
@@ -207,17 +211,20 @@ def diffusion_call(
     seed: int = 0,
     state_dtype: torch.dtype = torch.float32,
     learned_range: bool = False,
-    second_memory: bool = False,
+    memories: int = 1,
+    unconditional: bool = False,
 ) -> Call:
-    """A random `diffusion_step` call with multistep, anchored and learned-range rows."""
+    """A random `diffusion_step` call with multistep, anchored and learned-range rows; with the
+    columns of the unconditional prediction if `unconditional`."""
     address = _address(rows, len(DIFFUSION_ROWS), seed)
     width = 2 * d if learned_range else d
     state = {
         "x": random_rows(seed, rows, d, state_dtype),
         "model_out": random_rows(seed + 1, rows, width, dtype),
-        "memory": random_rows(seed + 2, rows, 2 * d if second_memory else d, state_dtype),
+        "memory": random_rows(seed + 2, rows, memories * d, state_dtype),
     }
-    coef = table(DIFFUSION_COLUMNS, DIFFUSION_ROWS)
+    kinds = [DIFFUSION_ROWS, *[THIRD_MEMORY] * (memories == 3), *[UNCONDITIONAL] * unconditional]
+    coef = table(DIFFUSION_COLUMNS, [dict(ChainMap(*row)) for row in zip(*kinds, strict=True)])
     return Call("diffusion_step", {**state, "coef": coef, **address})
 
 
@@ -294,29 +301,36 @@ def uld_bounds(call: Call) -> tuple[Tensor, Tensor, Tensor]:
 def diffusion_bounds(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Tolerances on x, memory and x0 of `diffusion_step`, float64 `[B, d]`.
 
-    2 ulp of the largest term, the terms of x0 included where x0 enters, and 2e-6 times the noise
-    coefficient. Both halves of a `[B, 2d]` memory.
+    2 ulp of the largest term, the terms of x0 included where x0 enters, 2 ulp of the largest x0u
+    where it enters, and 2e-6 times the noise coefficient. All parts of a memory.
     """
     c = _columns(call)
     x = call.args["x"].double().abs()
     d = x.shape[1]
-    memory, *second = call.args["memory"].double().abs().split(d, 1)
-    origin = second[0] if second else memory
+    memory, *more = call.args["memory"].double().abs().split(d, 1)
+    origin = more[0] if more else memory
     data = [c["p_x"] * x, c["p_o"] * _output_magnitude(call, d)]
+    uncond = call.options.get("uncond_out")
+    data_u = data if uncond is None else [data[0], c["p_o"] * uncond[:, :d].double().abs()]
+    largest_u = data_u[0].abs() + data_u[1].abs()
     scale = c["x_n"].abs()
     model_out = call.args["model_out"]
     if model_out.shape[1] == 2 * d:
         share = 0.5 * (model_out[:, d:].double() + 1)
         scale = torch.exp(0.5 * (c["lv_min"] + share * (c["lv_max"] - c["lv_min"])))
     terms = [c["x_x"] * x, c["x_m"] * memory, c["x_d"] * x, c["x_d"] * origin]
+    terms += [c["x_3"] * t for t in more[1:]]
     x_bound = _ulps_of_largest(terms + [c["x_0"] * t for t in data])
+    x_bound = x_bound + _ulps_of_largest([c["x_u"] * largest_u])
     x_bound = x_bound + NORMAL_TOLERANCE * _noise_scale(call) * scale
-    memory_terms = [memory, c["m_x"] * x, *(c["m_0"] * t for t in data)]
-    memory_bound = _ulps_of_largest(memory_terms)
-    if second:
+    terms = [memory, c["m_x"] * x, *(c["m_0"] * t for t in data)]
+    bounds = [_ulps_of_largest(terms) + _ulps_of_largest([c["m_u"] * largest_u])]
+    if more:
         terms = [origin, c["s_x"] * x, c["s_m"] * memory, c["s_2"] * origin]
-        memory_bound = torch.cat((memory_bound, _ulps_of_largest(terms)), 1)
-    return x_bound, memory_bound, _ulps_of_largest(data)
+        bounds.append(_ulps_of_largest(terms))
+    if len(more) == 2:
+        bounds.append(_ulps_of_largest([more[1], c["t_2"] * origin]))
+    return x_bound, torch.cat(bounds, 1), _ulps_of_largest(data)
 
 
 def assert_within(got: Tensor, expected: Tensor, bound: Tensor | float) -> None:

@@ -96,9 +96,9 @@ void diffusion_step(const ardiff_output& x, const ardiff_output& memory, int64_t
   const ardiff_step_args t = read_args(op, args);
   const Call call{op, t.rows, t.columns};
   DiffusionArgs a = step_args<DiffusionArgs>(call, t, true);
-  if (memory_columns != a.d && memory_columns != 2 * a.d) {
-    reject(op, ": memory_columns must be ", a.d, " or twice as many with a second memory, got ",
-           memory_columns);
+  if (memory_columns != a.d && memory_columns != 2 * a.d && memory_columns != 3 * a.d) {
+    reject(op, ": memory_columns must be ", a.d, ", or two or three times as many with more ",
+           "memories, got ", memory_columns);
   }
   if (t.noise2.data) reject(op, ": takes one normal per element: noise2 must be absent");
   if (!(t.x0_clamp >= 0))
@@ -106,7 +106,7 @@ void diffusion_step(const ardiff_output& x, const ardiff_output& memory, int64_t
   call.require("x.data", x.data);
   call.require("memory.data", memory.data);
   a.learned_range = t.model_columns == 2 * a.d;
-  a.second_memory = memory_columns != a.d;
+  a.memories = static_cast<int>(memory_columns / a.d);
   a.x0_limit = t.x0_clamp > 0 ? t.x0_clamp : INFINITY;
   a.x_new = call.output("x", x, kFloat32 | kBFloat16, a.d);
   const unsigned same = 1u << x.dtype;

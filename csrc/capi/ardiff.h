@@ -103,8 +103,8 @@ ARDIFF_API ardiff_status ardiff_uld_step(ardiff_output z, ardiff_output v, ardif
                                          const ardiff_step_args* args);
 
 /* One row of a diffusion sampler, in place: state x and memory, float32 or bfloat16. memory_columns
- * is args->columns, or twice as many with a second memory. x0 (data NULL: not wanted) receives the
- * data prediction. One normal per element. */
+ * is args->columns, or two or three times as many with more memories. x0 (data NULL: not wanted)
+ * receives the data prediction. One normal per element. */
 ARDIFF_API ardiff_status ardiff_diffusion_step(ardiff_output x, ardiff_output memory,
                                                int64_t memory_columns, ardiff_output x0,
                                                const ardiff_step_args* args);

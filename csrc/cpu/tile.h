@@ -231,27 +231,29 @@ inline void write(const Out& out, int64_t b, int64_t i0, int64_t n, const float*
   });
 }
 
-/// The same, multiplied by `factor`.
+/// The same, multiplied by `factor`, and with `more` (null: nothing) added.
 inline void write_scaled(const Out& out, int64_t b, int64_t i0, int64_t n, const float* values,
-                         float factor) {
+                         float factor, const float* more = nullptr) {
   if (!out.data) return;
   with_type(out.type, [&](auto tag) {
     using T = typename decltype(tag)::type;
     T* p = address<T>(out, b, i0);
     for_each_lane(n, [&](int64_t i, auto lane) {
       using F = decltype(lane);
-      store_as(p + i, load_as<F>(values + i) * F(factor));
+      const F value = load_as<F>(values + i);
+      store_as(p + i, more ? fma(value, F(factor), load_as<F>(more + i)) : value * F(factor));
     });
   });
 }
 
-/// Spreads the gradient of the guided output over the model outputs.
+/// Spreads the gradient of the guided output over the model outputs; `uncond` (null: nothing) is
+/// added to that of the first unconditional one.
 inline void write_outputs(const StepArgs& a, const OutputGradients& to, int64_t b, int64_t i0,
-                          int64_t n, const float* values) {
+                          int64_t n, const float* values, const float* uncond = nullptr) {
   const OutputWeights w = output_weights(to.ways, a.guidance.data ? at(a.guidance, b) : 0.0f,
                                          a.guidance2.data ? at(a.guidance2, b) : 0.0f);
   write_scaled(to.cond, b, i0, n, values, w.cond);
-  write_scaled(to.uncond, b, i0, n, values, w.uncond);
+  write_scaled(to.uncond, b, i0, n, values, w.uncond, uncond);
   write_scaled(to.uncond2, b, i0, n, values, w.uncond2);
 }
 

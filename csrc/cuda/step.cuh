@@ -74,17 +74,22 @@ ARDIFF_HD void store_if_wanted(const Out& out, int64_t b, int64_t i, int n, cons
   if (out.data) store<T, kVector>(out, b, i, n, narrowed<T>(x));
 }
 
-/// Spreads the gradient of the guided output over the model outputs.
+/// Spreads the gradient of the guided output over the model outputs; where `adds`, `uncond` is
+/// added to that of the first unconditional one.
 template <class Model, bool kVector>
 ARDIFF_HD void store_outputs(const StepArgs& a, const OutputGradients& to, int64_t b, int64_t i,
-                             int n, const Four<float>& g) {
+                             int n, const Four<float>& g, const Four<float>& uncond = {},
+                             bool adds = false) {
   const OutputWeights w = output_weights(to.ways, a.guidance.data ? at(a.guidance, b) : 0.0f,
                                          a.guidance2.data ? at(a.guidance2, b) : 0.0f);
   const float weights[] = {w.cond, w.uncond, w.uncond2};
   const Out* const outs[] = {&to.cond, &to.uncond, &to.uncond2};
   for (int way = 0; way < 3; ++way) {
     Four<float> scaled;
-    for (int k = 0; k < kUnit; ++k) scaled.v[k] = weights[way] * g.v[k];
+    for (int k = 0; k < kUnit; ++k) {
+      scaled.v[k] =
+          adds && way == 1 ? fma(g.v[k], weights[way], uncond.v[k]) : weights[way] * g.v[k];
+    }
     store_if_wanted<Model, kVector>(*outs[way], b, i, n, scaled);
   }
 }

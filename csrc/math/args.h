@@ -40,13 +40,16 @@ ARDIFF_HD T at(const PerSample<T>& p, int64_t b) {
 
 ARDIFF_HD int64_t size_of(Type type) { return type == Type::float32 ? 4 : 2; }
 
-/// The part of a [B, 2d] tensor from column d on; absent where the tensor is.
-ARDIFF_HD In second_half(In a, int64_t d) {
-  if (a.data) a.data = static_cast<const char*>(a.data) + d * size_of(a.type);
+/// Part `k` of a [B, n d] tensor, from column k d on; absent where the tensor is, or without such a
+/// part.
+ARDIFF_HD In part_of(In a, int k, int n, int64_t d) {
+  if (k >= n) return {};
+  if (a.data) a.data = static_cast<const char*>(a.data) + k * d * size_of(a.type);
   return a;
 }
-ARDIFF_HD Out second_half(Out a, int64_t d) {
-  if (a.data) a.data = static_cast<char*>(a.data) + d * size_of(a.type);
+ARDIFF_HD Out part_of(Out a, int k, int n, int64_t d) {
+  if (k >= n) return {};
+  if (a.data) a.data = static_cast<char*>(a.data) + k * d * size_of(a.type);
   return a;
 }
 

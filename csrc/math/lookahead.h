@@ -102,7 +102,7 @@ struct DiffusionWindow {
   /// The memory after the row, from the state before it.
   template <bool kSecond>
   ARDIFF_HD MemoryOf<F> remember(F x, F x0, MemoryOf<F> m) const {
-    const F first = keep ? m.first : term(c.m_x, x, term(c.m_0, x0, product(c.m_x_lo, x)));
+    const F first = keep ? m.first : first_memory(c, x, x0);
     if constexpr (!kSecond) return {first, first};
     return {first, keep_second ? m.second : second_memory(c, x, m.first, m.second)};
   }

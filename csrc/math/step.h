@@ -95,6 +95,8 @@ struct DiffusionRow {
   F m_x, m_x_lo, m_0;
   F lv_min, lv_max;
   F s_x, s_m, s_2;
+  F x_3, t_2;
+  F x_u, m_u;
 };
 
 template <class F>
@@ -103,19 +105,36 @@ ARDIFF_HD DiffusionRow<F> diffusion_row(const float* c) {
   return {F(c[Column::p_x]),    F(c[Column::p_o]),    F(c[Column::x_x]), F(c[Column::x_x_lo]),
           F(c[Column::x_0]),    F(c[Column::x_m]),    F(c[Column::x_d]), F(c[Column::x_n]),
           F(c[Column::m_x]),    F(c[Column::m_x_lo]), F(c[Column::m_0]), F(c[Column::lv_min]),
-          F(c[Column::lv_max]), F(c[Column::s_x]),    F(c[Column::s_m]), F(c[Column::s_2])};
+          F(c[Column::lv_max]), F(c[Column::s_x]),    F(c[Column::s_m]), F(c[Column::s_2]),
+          F(c[Column::x_3]),    F(c[Column::t_2]),    F(c[Column::x_u]), F(c[Column::m_u])};
 }
 
 /// Whether the row leaves the memory as it is.
 ARDIFF_HD bool diffusion_keeps_memory(const float* c) {
   return c[DiffusionColumn::m_x] == 0.0f && c[DiffusionColumn::m_x_lo] == 0.0f &&
-         c[DiffusionColumn::m_0] == 0.0f;
+         c[DiffusionColumn::m_0] == 0.0f && c[DiffusionColumn::m_u] == 0.0f;
 }
 
 /// Whether the row leaves the second memory as it is.
 ARDIFF_HD bool diffusion_keeps_second_memory(const float* c) {
   return c[DiffusionColumn::s_x] == 0.0f && c[DiffusionColumn::s_m] == 0.0f &&
          c[DiffusionColumn::s_2] == 0.0f;
+}
+
+/// Whether the row leaves the third memory as it is.
+ARDIFF_HD bool diffusion_keeps_third_memory(const float* c) {
+  return c[DiffusionColumn::t_2] == 0.0f;
+}
+
+/// Whether the row has a term in the unconditional data prediction.
+ARDIFF_HD bool diffusion_takes_unconditional(const float* c) {
+  return c[DiffusionColumn::x_u] != 0.0f || c[DiffusionColumn::m_u] != 0.0f;
+}
+
+/// Whether the row has a term in the third memory or in the unconditional data prediction. Few
+/// tables have one: the others run without these terms.
+ARDIFF_HD bool diffusion_has_more_terms(const float* c) {
+  return c[DiffusionColumn::x_3] != 0.0f || diffusion_takes_unconditional(c);
 }
 
 /// The standard deviation from the second half r of a [B, 2d] model output; r = -1 and 1 give the
@@ -137,25 +156,48 @@ struct DiffusionState {
   F x, memory;
 };
 
+/// What only rows with diffusion_has_more_terms read: the third memory (zero without one) and the
+/// (clamped) unconditional data prediction (x0 without an unconditional output).
+template <class F>
+struct MoreTerms {
+  F memory3, x0u;
+};
+
+/// The new memory where the row changes it; `more` is null without diffusion_has_more_terms.
+template <class F>
+ARDIFF_HD F first_memory(const DiffusionRow<F>& c, F x, F x0, const MoreTerms<F>* more = nullptr) {
+  F memory_new = term(c.m_0, x0, product(c.m_x_lo, x));
+  if (more) memory_new = term(c.m_u, more->x0u, memory_new);
+  return term(c.m_x, x, memory_new);
+}
+
 /// The new state from the (clamped) data prediction x0. `deviation` is x_n, or
 /// learned_deviation where the model gives it, times the sample's noise scale. `keep_memory` is
-/// diffusion_keeps_memory of the row; `origin` is the second memory, or the memory without one.
+/// diffusion_keeps_memory of the row; `origin` is the second memory, or the memory without one;
+/// `more` is null without diffusion_has_more_terms.
 template <class F>
 ARDIFF_HD DiffusionState<F> diffusion_update(const DiffusionRow<F>& c, bool keep_memory, F x, F x0,
-                                             F memory, F origin, F deviation, F n) {
+                                             F memory, F origin, F deviation, F n,
+                                             const MoreTerms<F>* more = nullptr) {
   F x_new = term(c.x_0, x0, product(c.x_x_lo, x));
+  if (more) x_new = term(c.x_3, more->memory3, term(c.x_u, more->x0u, x_new));
   x_new = term(c.x_m, memory, x_new);
   x_new = term(c.x_d, x - origin, x_new);
   x_new = term(deviation, n, x_new);
   x_new = term(c.x_x, x, x_new);
-  if (keep_memory) return {x_new, memory};
-  return {x_new, term(c.m_x, x, term(c.m_0, x0, product(c.m_x_lo, x)))};
+  return {x_new, keep_memory ? memory : first_memory(c, x, x0, more)};
 }
 
 /// The new second memory, from the old state.
 template <class F>
 ARDIFF_HD F second_memory(const DiffusionRow<F>& c, F x, F memory, F memory2) {
   return term(c.s_x, x, term(c.s_m, memory, product(c.s_2, memory2)));
+}
+
+/// The new third memory where the row changes it, from the old second.
+template <class F>
+ARDIFF_HD F third_memory(const DiffusionRow<F>& c, F memory2) {
+  return product(c.t_2, memory2);
 }
 
 }  // namespace ARDIFF_NS

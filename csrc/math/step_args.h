@@ -46,7 +46,7 @@ struct UldArgs : StepArgs {
 struct DiffusionArgs : StepArgs {
   static constexpr int64_t kElementsPerQuad = 4;
   bool learned_range;  // model_out is [B, 2d]
-  bool second_memory;  // memory is [B, 2d]
+  int memories;        // 1 to 3: memory is [B, memories d]
   float x0_limit;      // infinite: no clamp
   In x, memory;
   Out x_new, memory_new, x0;
@@ -72,7 +72,8 @@ struct UldBackwardArgs : StepArgs {
 /// The same for diffusion_step, whose own tensors are there.
 struct DiffusionBackwardArgs : StepArgs {
   static constexpr int64_t kElementsPerQuad = 4;
-  bool learned_range, clamped, second_memory;
+  bool learned_range, clamped;
+  int memories;  // 1 to 3: those of the memory are [B, memories d]
   float x0_clamp;
   In x, grad_x, grad_memory, grad_x0;
   OutputGradients outputs;

@@ -37,7 +37,7 @@ struct DiffusionStep {
 
  private:
   static StepRules rules(const char* op, bool in_place) {
-    return {op, true, DiffusionArgs::kElementsPerQuad, true, false, in_place, true};
+    return {op, true, DiffusionArgs::kElementsPerQuad, true, false, in_place, 3};
   }
 
   static void check(const StepRules& rules, const Arg& x, const Arg& memory, const StepTensors& t,
@@ -50,7 +50,7 @@ struct DiffusionStep {
                   const Arg& x0, const StepTensors& t, std::optional<double> x0_clamp) {
     DiffusionArgs a = step_args<DiffusionArgs>(x, t);
     a.learned_range = t.model_out.width() == 2 * a.d;
-    a.second_memory = memory.width() != a.d;
+    a.memories = static_cast<int>(memory.width() / a.d);
     a.x0_limit = static_cast<float>(x0_clamp.value_or(INFINITY));
     a.x = input(x);
     a.memory = input(memory);

@@ -41,7 +41,7 @@ struct StepRules {
   bool learned_range;       // model_out may be [B, 2d], or twice as long in dimension 1
   bool two_noises;
   bool in_place;
-  bool second_memory = false;  // the state after the leading one may be [B, 2d]
+  int memories = 1;  // the state after the leading one may be as many times as long
 };
 
 #define ARDIFF_CHECK_OUTPUT(name) check_rows(op, t.name, t.model_out.dtype, t.model_out);
@@ -87,11 +87,17 @@ inline void check_step(const StepRules& rules, const Arg& lead, const Arg& a, co
   }
   for (const Arg* s : {&a, &b}) {
     if (!s->given()) continue;
-    const bool wide = rules.second_memory && s == &a;
-    if (!has_shape_of(*s, lead) && !(wide && has_shape_of(*s, lead, 2))) {
-      fail(op, ": ", s->name, " must have the shape of ", lead.name, " ", shape_of(lead),
-           wide ? " (or " + shape_of(lead, 2) + " with a second memory)" : std::string(), ", got ",
-           shape_of(*s));
+    const int most = s == &a ? rules.memories : 1;
+    bool fits = has_shape_of(*s, lead);
+    std::string wide;
+    for (int times = 2; times <= most && !fits; ++times) {
+      fits = has_shape_of(*s, lead, times);
+      wide += (wide.empty() ? " (or " : " or ") + shape_of(lead, times);
+    }
+    if (!fits) {
+      if (!wide.empty()) wide += " with more memories)";
+      fail(op, ": ", s->name, " must have the shape of ", lead.name, " ", shape_of(lead), wide,
+           ", got ", shape_of(*s));
     }
     if (s->dtype != lead.dtype) {
       fail(op, ": ", s->name, " must have the dtype of ", lead.name, " (", name_of(lead.dtype),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .tables.paths import get_path
     from .tables.ragged import RaggedTable
     from .tables.table import StepTable
+    from .training.learn_table import learn_table
 
 _EXPORTS = {
     "sample": ("ardiff.sampling", "sample"),
@@ -37,13 +38,14 @@ _EXPORTS = {
     "get_path": ("ardiff.tables.paths", "get_path"),
     "StepTable": ("ardiff.tables.table", "StepTable"),
     "RaggedTable": ("ardiff.tables.ragged", "RaggedTable"),
+    "learn_table": ("ardiff.training.learn_table", "learn_table"),
     "paths": ("ardiff.tables.paths", None),
     "__version__": ("ardiff_kernels", "__version__"),
 }
 __all__ = [
     "AREngine", "ARSampler", "AcceptanceWarning", "NonfiniteWarning", "RaggedTable", "StepTable",
-    "adapted_solver", "clear_graphs", "default_solver", "get_path", "load", "paths", "sample",
-    "solver",
+    "adapted_solver", "clear_graphs", "default_solver", "get_path", "learn_table", "load", "paths",
+    "sample", "solver",
 ]  # fmt: skip
 
 _moved.install()

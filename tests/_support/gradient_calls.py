@@ -52,6 +52,7 @@ def finish_first(call: Call) -> Call:
     return call
 
 
+ALL_TERMS = dict(memories=3, unconditional=True)
 SMALL = {
     "uld": lambda: uld((5, 3)),
     "uld-guided": lambda: uld((5, 3), guidance=1),
@@ -60,9 +61,14 @@ SMALL = {
     "diffusion-guided-clamped": lambda: diffusion((5, 3), guidance=1, clamp=0.7123),
     "diffusion-given-noise": lambda: diffusion((5, 3), guidance=2, noise=True),
     "diffusion-learned-range": lambda: diffusion((5, 3), guidance=2, learned_range=True),
-    "diffusion-second-memory": lambda: diffusion((5, 3), second_memory=True),
+    "diffusion-second-memory": lambda: diffusion((5, 3), memories=2),
+    "diffusion-third-memory": lambda: diffusion((5, 3), memories=3),
+    "diffusion-unconditional": lambda: diffusion((5, 3), unconditional=True, clamp=0.7123),
+    "diffusion-unconditional-guided": lambda: diffusion(
+        (5, 3), guidance=1, unconditional=True, clamp=0.7123
+    ),
     "diffusion-everything": lambda: diffusion(
-        (5, 3), guidance=2, noise=True, clamp=0.7123, learned_range=True, second_memory=True
+        (5, 3), guidance=2, noise=True, clamp=0.7123, learned_range=True, **ALL_TERMS
     ),
 }
 LARGER: dict[str, Callable[[], Call]] = {
@@ -71,7 +77,10 @@ LARGER: dict[str, Callable[[], Call]] = {
     "uld-many": lambda: uld((70, 8), torch.bfloat16),
     "diffusion-17": lambda: diffusion((7, 17), torch.float16, guidance=1, clamp=0.7123),
     "diffusion-bf16": lambda: diffusion(
-        (6, 20), torch.bfloat16, clamp=0.7123, state_dtype=torch.bfloat16, second_memory=True
+        (6, 20), torch.bfloat16, clamp=0.7123, state_dtype=torch.bfloat16, memories=2
+    ),
+    "diffusion-bf16-all-terms": lambda: diffusion(
+        (6, 20), torch.bfloat16, guidance=2, clamp=0.7123, state_dtype=torch.bfloat16, **ALL_TERMS
     ),
     "diffusion-large": lambda: diffusion((2, 1027), torch.float16, learned_range=True),
     "diffusion-many": lambda: diffusion((70, 8), torch.bfloat16, guidance=2, noise=True),

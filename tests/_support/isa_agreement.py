@@ -69,7 +69,7 @@ def uld(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, ...]:
 def diffusion(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, ...]:
     state = torch.bfloat16 if case in (1, 3) else torch.float32
     x = torch.randn(rows, d).to(state)
-    memory = torch.randn(rows, 2 * d if case > 1 else d).to(state)
+    memory = torch.randn(rows, (1, 2, 3, 3)[case] * d).to(state)
     width = 2 * d if case % 2 else d
     out = torch.randn(rows, width).to(dtype)
     out[-1, -1] = float("inf")
@@ -85,9 +85,9 @@ def diffusion(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor,
 
 def gradients(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor, ...]:
     """Both backward ops; a NaN, an infinity and values past float16 among the gradients."""
-    wide = case % 2 == 1
+    wide, memories = case % 2 == 1, (1, 2, 3, 3)[case]
     state = torch.bfloat16 if case in (1, 3) else torch.float32
-    grads = [torch.randn(rows, d * (2 if wide and i == 1 else 1)) for i in range(3)]
+    grads = [torch.randn(rows, d * (memories if i == 1 else 1)) for i in range(3)]
     grads[0][0, d // 2], grads[1][-1, 0] = float("nan"), float("inf")
     grads[2][0] *= 1e5
     coef, row, *address = arguments(rows, case)
@@ -103,7 +103,7 @@ def gradients(rows: int, d: int, dtype: torch.dtype, case: int) -> tuple[Tensor,
     clamp = 0.7 if case in (0, 1) else None
     step_backward = torch.ops.ardiff.diffusion_step_backward.default
     inputs = (x, out, coef, row, row[:1].abs(), *address[1:])
-    more = step_backward(*grads, *inputs, **options, x0_clamp=clamp, second_memory=wide)
+    more = step_backward(*grads, *inputs, **options, x0_clamp=clamp, memories=memories)
     return *results, *more
 
 

@@ -23,7 +23,7 @@ from ardiff.tables.lookahead import lookahead_table
 from ardiff.tables.ragged import RaggedTable
 from tests._support.head_cases import CONTEXT, KEY, guided, head_of, rows, streams, table_of
 
-SOLVERS = {"ddpm": 9, "dpmpp-2m-sde": 9, "unipc-2": 9, "rtk-uld": 12}
+SOLVERS = {"ddpm": 9, "dpmpp-2m-sde": 9, "unipc": 9, "rtk-uld": 12}
 
 
 def token(kind, table, c, lookahead, budget=1 << 24, **options):

@@ -275,7 +275,7 @@ def test_the_default_by_number_of_calls():
         for calls in (1, 2, 3, 15, 16, 50):
             scheduler.set_timesteps(calls)
             assert len(scheduler.timesteps) == calls
-            name = "unipc-2" if calls < 16 else many
+            name = "unipc" if calls < 16 else many
             assert scheduler._made.solver == name
             levels = scheduler.timesteps.tolist()
             scheduler.set_timesteps(timesteps=levels)

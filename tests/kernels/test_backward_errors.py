@@ -76,9 +76,7 @@ def invalid_calls() -> dict[str, tuple]:
             "diffusion_step_backward: grad_x must be float32 [4, 8], got bfloat16 [4, 8]",
         ),
         "diffusion memory": (
-            lambda: diffusion_step_backward(
-                None, some, None, some, some, *address, second_memory=True
-            ),
+            lambda: diffusion_step_backward(None, some, None, some, some, *address, memories=2),
             "diffusion_step_backward: grad_memory must be float32 [4, 16], got float32 [4, 8]",
         ),
         "diffusion output": (

@@ -33,13 +33,13 @@ def calls() -> dict[str, testing.Call]:
         "diffusion-bf16": testing.diffusion_call(2, 8, torch.bfloat16, state_dtype=torch.bfloat16),
         "diffusion-learned-range": clamped,
         "diffusion-second-memory": testing.diffusion_call(
-            4, 8, torch.bfloat16, state_dtype=torch.bfloat16, second_memory=True
+            4, 8, torch.bfloat16, state_dtype=torch.bfloat16, memories=2
         ),
     }
 
 
 def widest_diffusion_call(rows: int, d: int) -> testing.Call:
-    return testing.diffusion_call(rows, d, learned_range=True, second_memory=True)
+    return testing.diffusion_call(rows, d, learned_range=True, memories=2)
 
 
 def contiguous(call: testing.Call) -> testing.Call:
@@ -220,7 +220,7 @@ def test_the_default_dtype_changes_nothing(implementation):
 
     def results():
         found = []
-        for call in (testing.uld_call(4, 9), testing.diffusion_call(4, 9, second_memory=True)):
+        for call in (testing.uld_call(4, 9), testing.diffusion_call(4, 9, memories=2)):
             call.options |= testing.guidance_options(call, three_way=True)
             out = call.args["model_out"].requires_grad_()
             made = call.functional()

@@ -82,9 +82,9 @@ def test_gradients_that_are_not_wanted(implementation, make):
         assert torch.equal(alone, together[name])
 
 
-@pytest.mark.parametrize("second_memory", [False, True])
-def test_finished_rows_pass_gradients_through(implementation, second_memory):
-    call = testing.diffusion_call(4, 9, learned_range=True, second_memory=second_memory)
+@pytest.mark.parametrize("memories", [1, 2, 3])
+def test_finished_rows_pass_gradients_through(implementation, memories):
+    call = testing.diffusion_call(4, 9, learned_range=True, memories=memories)
     call.args["row"] = torch.tensor([-1, 3, 0, 2**31 - 1], dtype=torch.int32)
     g_x, g_memory, g_x0 = grads = upstream(call)
     got, done = found(call, grads), [0, 1, 3]

@@ -24,7 +24,7 @@ def deep(t: Tensor) -> Tensor:
 
 
 def calls(rows: int) -> dict:
-    wide = testing.diffusion_call(rows, 24, second_memory=True, seed=3)
+    wide = testing.diffusion_call(rows, 24, memories=2, seed=3)
     learned = testing.diffusion_call(rows, 24, seed=4, learned_range=True)
     guided = testing.uld_call(rows, 24, torch.bfloat16, seed=5)
     guided.options |= testing.guidance_options(guided, three_way=True)
@@ -91,7 +91,7 @@ def test_messages(implementation):
         ({"model_out": x.flatten(1)}, r"model_out must have the shape of x \[2, 2, 3, 4\] \(or "
          r"\[2, 4, 3, 4\] with learned-range variance\), got \[2, 24\]"),
         ({"memory": torch.zeros(2, 2, 6, 4)}, r"memory must have the shape of x \[2, 2, 3, 4\] "
-         r"\(or \[2, 4, 3, 4\] with a second memory\), got \[2, 2, 6, 4\]"),
+         r"\(or \[2, 4, 3, 4\] or \[2, 6, 3, 4\] with more memories\), got \[2, 2, 6, 4\]"),
         ({"model_out": x.to(memory_format=torch.channels_last)}, "model_out must be contiguous "
          r"inside a row, got strides \[24, 1, 8, 2\]; call .contiguous\(\) first"),
     ):  # fmt: skip

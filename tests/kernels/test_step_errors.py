@@ -275,8 +275,8 @@ def invalid_calls() -> dict[str, tuple]:
         ),
         "diffusion memory shape": (
             change(diffusion, memory=torch.zeros(4, 7)),
-            "diffusion_step: memory must have the shape of x [4, 8] (or [4, 16] with a second "
-            "memory), got [4, 7]",
+            "diffusion_step: memory must have the shape of x [4, 8] (or [4, 16] or [4, 24] "
+            "with more memories), got [4, 7]",
         ),
         "diffusion second memory overlap": (
             change(diffusion, written=True, memory=torch.zeros(4, 32).as_strided((4, 16), (8, 1))),

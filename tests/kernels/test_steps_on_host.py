@@ -124,7 +124,7 @@ def deep(value):
 
 
 @pytest.mark.parametrize("make", [testing.uld_call, testing.diffusion_call])
-@pytest.mark.parametrize("more", [{}, {"learned_range": True, "second_memory": True}], **ids)
+@pytest.mark.parametrize("more", [{}, {"learned_range": True, "memories": 2}], **ids)
 def test_rows_of_several_dimensions(on_host, make, more):
     call = make(3, 24, **(more if make is testing.diffusion_call else {}))
     op = getattr(on_host, call.op)
@@ -173,9 +173,22 @@ def test_diffusion_step(on_host, shape, learned_range, state, dtype):
 
 @pytest.mark.parametrize("shape", SHAPES, **ids)
 @pytest.mark.parametrize("state", [torch.float32, torch.bfloat16], **ids)
-def test_second_memory(on_host, shape, state):
-    call = testing.diffusion_call(*shape, state_dtype=state, second_memory=True)
+@pytest.mark.parametrize("memories", [2, 3])
+def test_more_memories(on_host, shape, state, memories):
+    call = testing.diffusion_call(*shape, state_dtype=state, memories=memories)
     assert_alike(on_host, finish_some(call))
+
+
+@pytest.mark.parametrize("shape", SHAPES, **ids)
+@pytest.mark.parametrize("guidance", ["none", "two-way", "three-way"])
+@pytest.mark.parametrize("memories", [1, 3])
+def test_unconditional_prediction(on_host, shape, guidance, memories):
+    kind = dict(memories=memories, unconditional=True)
+    call = finish_some(testing.diffusion_call(*shape, torch.bfloat16, **kind))
+    call.options["x0_clamp"] = 0.75
+    if guidance != "none":
+        call.options |= testing.guidance_options(call, guidance == "three-way")
+    assert_alike(on_host, call)
 
 
 @pytest.mark.parametrize("op", ["uld_step", "diffusion_step"])

@@ -24,7 +24,7 @@ def width(solver, **options):
     return float(x.std())
 
 
-@pytest.mark.parametrize("solver", ["rtk-harmonic", "rtk-hybrid", "dpmpp-2m", "unipc-2"])
+@pytest.mark.parametrize("solver", ["rtk-harmonic", "rtk-hybrid", "dpmpp-2m", "unipc"])
 def test_the_default_grid_gives_the_width_of_the_data(solver):
     """A width has a standard error of .0010: the bound is 6 of them, false alarm 2e-9 each, and
     .004 for the bias of 30 calls. An even grid of t is the control."""

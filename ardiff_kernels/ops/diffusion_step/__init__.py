@@ -146,8 +146,8 @@ def diffusion_step_(
 
 
 def _constants(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    second_memory = arguments["memory"].shape[1] != arguments["x"].shape[1]
-    return {"x0_clamp": arguments["x0_clamp"], "second_memory": second_memory}
+    memories = arguments["memory"].shape[1] // arguments["x"].shape[1]
+    return {"x0_clamp": arguments["x0_clamp"], "memories": memories}
 
 
 _autograd.differentiable("diffusion_step", _autograd.Formula(inputs=RESULTS, constants=_constants))

@@ -17,13 +17,13 @@ ALL = 2 ** len(RESULTS) - 1
 def results(
     x: Tensor,
     model_out: Tensor,
-    second_memory: bool,
+    memories: int,
     wanted: int,
     given: SimpleNamespace,
 ) -> list[tuple[torch.Size, torch.dtype]]:
     """Shape and dtype of each result: `[0]` where it is not wanted, or its input is absent."""
     rows, d = x.shape
-    memory = (rows, 2 * d) if second_memory else x.shape
+    memory = (rows, memories * d)
     model = (model_out.shape, model_out.dtype)
     noise = torch.float64 if x.dtype == torch.float64 else torch.float32
     kinds = [(x.shape, x.dtype), model, (memory, x.dtype), model, model, (x.shape, noise)]
@@ -34,11 +34,9 @@ def results(
     ]
 
 
-def _fake(
-    grad_x, grad_memory, grad_x0, x, model_out, *args, second_memory=False, wanted=ALL, **given
-):
+def _fake(grad_x, grad_memory, grad_x0, x, model_out, *args, memories=1, wanted=ALL, **given):
     given = options("diffusion_step_backward", given)
-    kinds = results(x, model_out, second_memory, wanted, given)
+    kinds = results(x, model_out, memories, wanted, given)
     return tuple(x.new_empty(shape, dtype=kind) for shape, kind in kinds)
 
 
@@ -62,31 +60,33 @@ def diffusion_step_backward(
     noise_scale: Tensor | None = None,
     noise: Tensor | None = None,
     x0_clamp: float | None = None,
-    second_memory: bool = False,
+    memories: int = 1,
     wanted: int = ALL,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `diffusion_step`'s inputs from those of its results, in one launch.
 
-    The transposed row, with G0 the gradient that reaches the data prediction before its clamp (zero
-    where the clamp holds, for which x0 is computed again)::
+    The transposed row, with G0 and Gu the gradients that reach the data predictions x0 and x0u
+    before their clamp (zero where the clamp holds, for which they are computed again)::
 
         G0     = grad_x0 + x_0 grad_x + m_0 grad_memory
-        x      = x_x grad_x + x_d grad_x + m_x grad_memory + s_x grad_memory2 + p_x G0
+        Gu     = x_u grad_x + m_u grad_memory        (part of G0 without an unconditional output)
+        x      = x_x grad_x + x_d grad_x + m_x grad_memory + s_x grad_memory2 + p_x (G0 + Gu)
         memory = x_m grad_x - x_d grad_x + s_m grad_memory2  (+ grad_memory if the memory stays)
         out    = p_o G0
         noise  = x_n grad_x
 
     With a second memory the term of x_d is its own, beside s_2 grad_memory2 (or grad_memory2 if it
-    stays). Guidance spreads `out` over the model outputs by its weights; the second half of a
-    `[B, 2d]` output gets the gradient of the learned deviation, from the normals of the step. A
-    zero coefficient drops its term whatever the gradient holds. On finished rows the gradients of
-    the state pass through, grad_x0 to x, and the others are zero.
+    stays) and t_2 grad_memory3; that of a third is x_3 grad_x (+ grad_memory3 if it stays).
+    Guidance spreads `out` over the model outputs by its weights, and `uncond_out` gets p_o Gu
+    besides; the second half of a `[B, 2d]` output gets the gradient of the learned deviation, from
+    the normals of the step. A zero coefficient drops its term whatever the gradient holds. On
+    finished rows the gradients of the state pass through, grad_x0 to x, and the others are zero.
 
     Args:
         grad_x, grad_memory, grad_x0: of x's dtype, of the shapes of the results of
             `diffusion_step`; at least one; None counts as zero.
         x, model_out, coef, row, draw, key, stream, and the options: as given to `diffusion_step`.
-        second_memory: whether its memory was `[B, 2d]`.
+        memories: 1, 2 or 3: its memory was `[B, memories * d]`.
         wanted: bit i asks for result i of `RESULTS`.
 
     Returns:

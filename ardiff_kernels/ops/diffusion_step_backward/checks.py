@@ -17,7 +17,7 @@ def check_diffusion_step_backward(
     x: Tensor,
     *tensors: Tensor,
     x0_clamp: float | None = None,
-    second_memory: bool = False,
+    memories: int = 1,
     wanted: int = 63,
     **options: Tensor | None,
 ) -> None:
@@ -27,11 +27,13 @@ def check_diffusion_step_backward(
     dtypes = (torch.float32, torch.bfloat16)
     check_step(op, {"x": x}, dtypes, 4, True, (), *tensors, options)
     check_x0_clamp(op, x0_clamp)
+    if memories not in (1, 2, 3):
+        raise RuntimeError(f"{op}: memories must be 1, 2 or 3, got {memories}")
     grads = {"grad_x": grad_x, "grad_memory": grad_memory, "grad_x0": grad_x0}
     leading_gradient(op, grads)
     rows, d = x.shape
     for name, grad in grads.items():
-        wide = second_memory and name == "grad_memory"
-        check_matrix(op, name, grad, x.dtype, (rows, 2 * d if wide else d))
+        times = memories if name == "grad_memory" else 1
+        check_matrix(op, name, grad, x.dtype, (rows, times * d))
     check_wanted(op, wanted, 6)
     check_placement(op, {"x": x, **grads}, ())

@@ -28,7 +28,7 @@ def diffusion_step_backward(
     key: Tensor,
     stream: Tensor,
     *,
-    second_memory: bool = False,
+    memories: int = 1,
     wanted: int = ALL,
     **options: Tensor | float | None,
 ) -> tuple[Tensor, ...]:
@@ -37,15 +37,23 @@ def diffusion_step_backward(
     given = given_options("diffusion_step_backward", options)
     zero = torch.zeros(x.shape, dtype=kind, device=x.device)
     g_x, g_x0 = (zero if g is None else g.to(kind) for g in (grad_x, grad_x0))
-    g_m = zero.repeat(1, 1 + second_memory) if grad_memory is None else grad_memory.to(kind)
+    g_m = zero.repeat(1, memories) if grad_memory is None else grad_memory.to(kind)
     c, live = lookup(coef, COLUMNS, row, rows, kind)
-    g_m, *second = g_m.split(d, 1)
+    g_m, *more = g_m.split(d, 1)
+
+    def within_clamp(gradient: Tensor, out: Tensor) -> Tensor:
+        if given.x0_clamp is None:
+            return gradient
+        inside = (term(c.p_x, x.to(kind)) + term(c.p_o, out)).abs() <= given.x0_clamp
+        return torch.where(inside, gradient, zero)
 
     g_0 = g_x0 + term(c.x_0, g_x) + term(c.m_0, g_m)
-    if given.x0_clamp is not None:
-        out = guided(model_out, given, d, kind)
-        inside = (term(c.p_x, x.to(kind)) + term(c.p_o, out)).abs() <= given.x0_clamp
-        g_0 = torch.where(inside, g_0, zero)
+    g_u = term(c.x_u, g_x) + term(c.m_u, g_m)
+    if given.uncond_out is None:
+        g_0, g_u = g_0 + g_u, zero
+    else:
+        g_u = within_clamp(g_u, given.uncond_out[:, :d].to(kind))
+    g_0 = within_clamp(g_0, guided(model_out, given, d, kind))
 
     learned_range = model_out.shape[1] == 2 * d
     if learned_range:
@@ -55,20 +63,22 @@ def diffusion_step_backward(
     scale = c.x_n if given.noise_scale is None else column(given.noise_scale, kind) * c.x_n
 
     new_x = term(c.x_x_lo, g_x) + term(c.m_x_lo, g_m) + term(c.p_x, g_0) + term(c.x_d, g_x)
-    new_x = new_x + term(c.m_x, g_m) + term(c.x_x, g_x)
-    keeps = (c.m_x == 0) & (c.m_x_lo == 0) & (c.m_0 == 0)
-    new_memory = term(c.x_m, g_x) + torch.where(keeps, g_m, zero)
-    if second:
-        stays = (c.s_x == 0) & (c.s_m == 0) & (c.s_2 == 0)
-        new_x = new_x + term(c.s_x, second[0])
-        new_memory = new_memory + term(c.s_m, second[0])
-        new_second = torch.where(stays, second[0], term(c.s_2, second[0])) - term(c.x_d, g_x)
-        new_memory = torch.cat((new_memory, new_second), 1)
-    else:
-        new_memory = new_memory - term(c.x_d, g_x)
+    new_x = new_x + term(c.m_x, g_m) + term(c.x_x, g_x) + term(c.p_x, g_u)
+    keeps = (c.m_x == 0) & (c.m_x_lo == 0) & (c.m_0 == 0) & (c.m_u == 0)
+    new = [term(c.x_m, g_x) + torch.where(keeps, g_m, zero)]
+    if more:
+        keeps = (c.s_x == 0) & (c.s_m == 0) & (c.s_2 == 0)
+        new_x = new_x + term(c.s_x, more[0])
+        new[0] = new[0] + term(c.s_m, more[0])
+        new.append(torch.where(keeps, more[0], term(c.s_2, more[0])))
+    new[-1] = new[-1] - term(c.x_d, g_x)  # of D: the second memory, or the memory without one
+    if len(more) == 2:
+        new[1] = new[1] + term(c.t_2, more[1])
+        new.append(term(c.x_3, g_x) + torch.where(c.t_2 == 0, more[1], zero))
 
     weights = guidance_weights(given, kind)
     outputs = [w * term(c.p_o, g_0) for w in weights]
+    outputs[1] = outputs[1] + term(c.p_o, g_u)
     if learned_range:
         n = given.noise
         if n is None:
@@ -76,9 +86,9 @@ def diffusion_step_backward(
         g_r = term(scale, n.to(kind)) * (0.25 * (c.lv_max - c.lv_min)) * g_x
         outputs = [torch.cat((g, h), 1) for g, h in zip(outputs, (g_r, zero, zero), strict=True)]
     none = torch.zeros_like(outputs[0])
-    moved = [new_x, outputs[0], new_memory, *outputs[1:], term(scale, g_x)]
-    passed = [g_x + g_x0, none, torch.cat((g_m, *second), 1), none, none, zero]
-    kinds = results(x, model_out, second_memory, wanted, given)
+    moved = [new_x, outputs[0], torch.cat(new, 1), *outputs[1:], term(scale, g_x)]
+    passed = [g_x + g_x0, none, torch.cat((g_m, *more), 1), none, none, zero]
+    kinds = results(x, model_out, memories, wanted, given)
     return tuple(
         (torch.where(live, new, old) if len(shape) == 2 else x.new_empty(shape)).to(dtype)
         for new, old, (shape, dtype) in zip(moved, passed, kinds, strict=True)

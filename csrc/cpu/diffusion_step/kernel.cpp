@@ -8,18 +8,21 @@ struct alignas(64) Scratch {
   explicit Scratch(const NoiseAddress& address) : noise(address) {}
 
   NoiseTile<4> noise;
-  float x[kTile], memory[kTile], memory2[kTile], out[kTile], deviation[kTile];
-  float x_new[kTile], memory_new[kTile], memory2_new[kTile], x0[kTile];
+  float x[kTile], memory[kTile], memory2[kTile], memory3[kTile];
+  float out[kTile], uncond[kTile], deviation[kTile];
+  float x_new[kTile], memory_new[kTile], memory2_new[kTile], memory3_new[kTile], x0[kTile];
 };
 
-/// Pointers to one run of elements; x0, memory_new, memory2_new null: not wanted.
+/// Pointers to one run of elements; x0 and the new memories null: not wanted; memory3 and uncond
+/// null: the row does not read them, or there are none.
 struct Run {
-  const float *x, *memory, *memory2, *out, *deviation, *n;
-  float *x_new, *memory_new, *memory2_new, *x0;
+  const float *x, *memory, *memory2, *memory3, *out, *uncond, *deviation, *n;
+  float *x_new, *memory_new, *memory2_new, *memory3_new, *x0;
   int64_t length;
 };
 
-template <bool kLearned, bool kKeepMemory, bool kSecond>
+/// kMore: diffusion_has_more_terms of the row.
+template <bool kLearned, bool kKeepMemory, bool kSecond, bool kMore>
 void apply(const DiffusionArgs& a, const float* coef, float scale, const Run& run) {
   const float fixed = coef[DiffusionColumn::x_n] * scale;
   const float limit = a.x0_limit;
@@ -30,28 +33,49 @@ void apply(const DiffusionArgs& a, const float* coef, float scale, const Run& ru
         using F = decltype(lane);
         const F x = load_as<F>(r.x + i), memory = load_as<F>(r.memory + i);
         const F origin = kSecond ? load_as<F>(r.memory2 + i) : memory;
-        const F x0 = clamp(data_prediction(row, x, load_as<F>(r.out + i)), F(-limit), F(limit));
+        const auto prediction = [&](const float* out) {
+          return clamp(data_prediction(row, x, load_as<F>(out + i)), F(-limit), F(limit));
+        };
+        const F x0 = prediction(r.out);
+        MoreTerms<F> more{F(0.0f), x0};
+        if constexpr (kMore) {
+          if (r.memory3) more.memory3 = load_as<F>(r.memory3 + i);
+          if (r.uncond) more.x0u = prediction(r.uncond);
+        }
         const F deviation = kLearned ? load_as<F>(r.deviation + i) : F(fixed);
-        const DiffusionState<F> next = diffusion_update(row, kKeepMemory, x, x0, memory, origin,
-                                                        deviation, load_as<F>(r.n + i));
+        const DiffusionState<F> next =
+            diffusion_update(row, kKeepMemory, x, x0, memory, origin, deviation,
+                             load_as<F>(r.n + i), kMore ? &more : nullptr);
         store_as(r.x_new + i, next.x);
         if (r.memory_new) store_as(r.memory_new + i, next.memory);
         if (kSecond && r.memory2_new) {
           store_as(r.memory2_new + i, second_memory(row, x, memory, origin));
         }
+        if (kSecond && r.memory3_new) store_as(r.memory3_new + i, third_memory(row, origin));
         if (r.x0) store_as(r.x0 + i, x0);
       });
 }
 
-template <bool kSecond>
+template <bool kSecond, bool kMore>
 void apply(const DiffusionArgs& a, const float* coef, float scale, bool learned, const Run& run) {
   const bool keep = diffusion_keeps_memory(coef);
   if (learned) {
-    keep ? apply<true, true, kSecond>(a, coef, scale, run)
-         : apply<true, false, kSecond>(a, coef, scale, run);
+    keep ? apply<true, true, kSecond, kMore>(a, coef, scale, run)
+         : apply<true, false, kSecond, kMore>(a, coef, scale, run);
   } else {
-    keep ? apply<false, true, kSecond>(a, coef, scale, run)
-         : apply<false, false, kSecond>(a, coef, scale, run);
+    keep ? apply<false, true, kSecond, kMore>(a, coef, scale, run)
+         : apply<false, false, kSecond, kMore>(a, coef, scale, run);
+  }
+}
+
+void apply(const DiffusionArgs& a, const float* coef, float scale, bool learned, const Run& run) {
+  const bool more = diffusion_has_more_terms(coef);
+  if (a.memories > 1) {
+    more ? apply<true, true>(a, coef, scale, learned, run)
+         : apply<true, false>(a, coef, scale, learned, run);
+  } else {
+    more ? apply<false, true>(a, coef, scale, learned, run)
+         : apply<false, false>(a, coef, scale, learned, run);
   }
 }
 
@@ -69,29 +93,33 @@ bool needs_noise(const DiffusionArgs& a, const Tile& tile) {
 
 void diffusion_step_tiles(const Tiled<DiffusionArgs>& a, int64_t first, int64_t last) {
   Scratch scratch{a.address};
-  const In memory2 = a.second_memory ? second_half(a.memory, a.d) : In{};
-  const Out memory2_new = a.second_memory ? second_half(a.memory_new, a.d) : Out{};
+  const In memory2 = part_of(a.memory, 1, a.memories, a.d);
+  const In memory3 = part_of(a.memory, 2, a.memories, a.d);
+  const Out memory2_new = part_of(a.memory_new, 1, a.memories, a.d);
+  const Out memory3_new = part_of(a.memory_new, 2, a.memories, a.d);
   for (int64_t t = first; t < last; ++t) {
     const Tile tile = tile_at(a.tiling, a.B, a.d, t);
     const bool noisy = needs_noise(a, tile);
     if (noisy) {
       fill_noise(scratch.noise, a.address, a.d, tile,
-                 fetch_of(a, tile, {&a.x, &a.memory, &memory2}));
+                 fetch_of(a, tile, {&a.x, &a.memory, &memory2, &memory3}));
     }
     for (int64_t s = 0; s < tile.samples;) {
       const int64_t b = tile.b + s, i0 = tile.i0;
       const int64_t samples = a.packed ? run_length(a, b, tile.samples - s) : 1;
       const int64_t n = samples * tile.length;
       s += samples;
-      Run run;
+      Run run{};
       run.length = n;
       run.x = as_float(a.x, b, i0, n, scratch.x);
       run.memory = as_float(a.memory, b, i0, n, scratch.memory);
-      if (a.second_memory) run.memory2 = as_float(memory2, b, i0, n, scratch.memory2);
+      if (memory2.data) run.memory2 = as_float(memory2, b, i0, n, scratch.memory2);
+      if (memory3.data) run.memory3 = as_float(memory3, b, i0, n, scratch.memory3);
       if (!is_live(a, b)) {
         write(a.x_new, b, i0, n, run.x);
         write(a.memory_new, b, i0, n, run.memory);
-        if (a.second_memory) write(memory2_new, b, i0, n, run.memory2);
+        write(memory2_new, b, i0, n, run.memory2);
+        write(memory3_new, b, i0, n, run.memory3);
         write(a.x0, b, i0, n, run.x);
         write(a.z_model, b, i0, n, run.x);
         continue;
@@ -100,6 +128,9 @@ void diffusion_step_tiles(const Tiled<DiffusionArgs>& a, int64_t first, int64_t 
       const float scale = scale_of(a, b);
       const bool learned = a.learned_range && coef[DiffusionColumn::x_n] != 0.0f;
       run.out = guided_output(a, b, i0, n, scratch.out);
+      if (a.uncond_out.data && diffusion_takes_unconditional(coef)) {
+        run.uncond = as_float(a.uncond_out, b, i0, n, scratch.uncond);
+      }
       // Without noise the deviation is zero: x stands in for the normals, and is dropped.
       run.n = a.noise.data ? address<float>(a.noise, b, i0)
                            : (noisy ? scratch.noise.n1 + (s - samples) * a.d : run.x);
@@ -110,16 +141,18 @@ void diffusion_step_tiles(const Tiled<DiffusionArgs>& a, int64_t first, int64_t 
       run.x0 = a.x0.data ? float_target(a.x0, b, i0, scratch.x0) : nullptr;
       const bool in_place = a.memory_new.data == a.memory.data;
       if (in_place && diffusion_keeps_memory(coef)) run.memory_new = nullptr;
-      if (!a.second_memory) {
-        apply<false>(a, coef, scale, learned, run);
-      } else if (diffusion_keeps_second_memory(coef)) {
-        run.memory2_new = nullptr;
-        apply<true>(a, coef, scale, learned, run);
-        if (!in_place) write(memory2_new, b, i0, n, run.memory2);
-      } else {
+      if (memory2.data && !diffusion_keeps_second_memory(coef)) {
         run.memory2_new = float_target(memory2_new, b, i0, scratch.memory2_new);
-        apply<true>(a, coef, scale, learned, run);
-        write(memory2_new, b, i0, n, run.memory2_new);
+      }
+      if (memory3.data && !diffusion_keeps_third_memory(coef)) {
+        run.memory3_new = float_target(memory3_new, b, i0, scratch.memory3_new);
+      }
+      apply(a, coef, scale, learned, run);
+      if (run.memory2_new || !in_place) {
+        write(memory2_new, b, i0, n, run.memory2_new ? run.memory2_new : run.memory2);
+      }
+      if (run.memory3_new || !in_place) {
+        write(memory3_new, b, i0, n, run.memory3_new ? run.memory3_new : run.memory3);
       }
       write(a.x_new, b, i0, n, run.x_new);
       if (run.memory_new) write(a.memory_new, b, i0, n, run.memory_new);

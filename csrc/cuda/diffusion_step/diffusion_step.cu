@@ -15,8 +15,8 @@ struct Step {
 template <class State>
 void run_state(const DiffusionArgs& a, int32_t device) {
   const Type model = a.model_out.type;
-  a.second_memory ? launch_step<Step<State, true>::template Body>(a, model, device)
-                  : launch_step<Step<State, false>::template Body>(a, model, device);
+  a.memories > 1 ? launch_step<Step<State, true>::template Body>(a, model, device)
+                 : launch_step<Step<State, false>::template Body>(a, model, device);
 }
 
 void run(const DiffusionArgs& a, int32_t device) {

@@ -30,7 +30,7 @@ from ._replace import install, uninstall
 __all__ = ["VibeVoiceAccelerator", "accelerate", "restore"]
 
 _SCHEDULERS = ("DPMSolverMultistepScheduler", "FusedDPMSolverMultistepScheduler")
-_GRID = ("grid", "ratio_max", "ratio_min", "rho", "denoise_last")
+_GRID = ("grid", "ratio_max", "ratio_min", "rho", "shift", "denoise_last")
 _KEPT = 32  # tables; the least recently used goes first
 
 _tables: OrderedDict[tuple, StepTable] = OrderedDict()

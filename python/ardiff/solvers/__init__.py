@@ -17,12 +17,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..tables.paths import Path, check_prediction, get_path, time_grid
+from ..tables.paths import Path, check_prediction, get_path
 from ..tables.table import StepTable
 from ._default import default_solver
+from ._levels import check_steps, grid_key, levels_of
+from ._tableau import from_tableau, phi
 
 __all__ = [
-    "SOLVERS", "check_options", "default_solver", "solver", "solver_options", "table_function",
+    "SOLVERS", "check_options", "default_solver", "from_tableau", "phi", "solver",
+    "solver_options", "table_function",
 ]  # fmt: skip
 
 _MODULES = {
@@ -35,6 +38,8 @@ SOLVERS = tuple(sorted(_MODULES))
 
 def table_function(name: str) -> Callable[..., StepTable]:
     """The function ``table`` of a solver's module; ValueError for an unknown name."""
+    if name == "unipc-2":
+        raise ValueError("unknown solver 'unipc-2': it is 'unipc' now, whose order is 2 by default")
     if name not in _MODULES:
         raise ValueError(f"unknown solver {name!r}; known solvers: {', '.join(SOLVERS)}")
     return importlib.import_module(f"{__name__}.{_MODULES[name]}").table
@@ -93,10 +98,11 @@ def solver(
     path: str | Path,
     prediction: str,
     steps: int,
-    grid: str | Sequence[float] | np.ndarray = "log-snr",
+    grid: str | Sequence[float] | np.ndarray | None = None,
     ratio_max: float = 40.0,
     ratio_min: float = 0.002,
-    rho: float = 7.0,
+    rho: float | None = None,
+    shift: float = 1.0,
     denoise_last: bool = True,
     **options,
 ) -> StepTable:
@@ -107,26 +113,21 @@ def solver(
         path: a name from :data:`ardiff.tables.paths.PATHS`, or a Path.
         prediction: what the model returns, one of :data:`ardiff.tables.paths.PREDICTIONS`.
         steps: upper bound on the model calls; ``table.calls`` says how many there are.
-        grid: ``log-snr``, ``uniform`` or ``karras`` (see
-            :func:`ardiff.tables.paths.time_grid`), or the levels themselves, decreasing.
-        ratio_max, ratio_min, rho: the ends and the exponent of the grid.
+        grid: one of :data:`ardiff.tables.paths.GRIDS`, such as ``log-snr``, ``karras`` or
+            ``ays-sdxl``, or the levels themselves, decreasing. docs/solvers.md lists them. None is
+            ``log-snr``, but for ``learned``, which has levels of its own.
+        ratio_max, ratio_min, rho, shift: of a named grid, its ends, its exponent and the shift of
+            its levels; see :func:`ardiff.tables.paths.time_grid`.
         denoise_last: end with a data prediction, a step to level 0.
-        options: the solver's own. ``ddim`` and ``dpmpp-2m-sde`` take `eta`, the share of the
-            diffusion's noise (default 0 and 1), and the latter `solver_type`, ``midpoint`` or
-            ``heun``. The ``rtk-*`` solvers take `stages`, `inner` (Langevin steps
-            per stage, default 2), `tau` and `gamma` (in units of w, the width of the stage's
-            Gaussian envelope: step tau w and friction gamma / w for kinetic solvers, step tau w^2
-            for ``rtk-ula``) and `warm_start`: ``ancestral``, or ``gaussian-factor``, which starts
-            each stage from noise alone, ignoring the model's current estimate, and so needs many
-            inner steps, such as 20 stages of 30 (the default of 2 is too few). Solvers that accept
-            and reject take `accept` (``trapezoid``, ``simpson`` or ``energy``). ``rtk-mala``,
-            ``rtk-mala-projected`` and ``rtk-hmc`` take `dim`, the elements of a sample, with which
-            their default `tau` shrinks so that proposals are still accepted; :func:`ardiff.sample`
-            fills it in, and without it tau is that of few elements. None means the default.
+        options: the solver's own, such as `eta`, `stages` or `tau`; the docstring of its module
+            ``ardiff.solvers.<name>`` has them. None means the default. `dim`, the elements of a
+            sample, on which the default `tau` of some depends, is filled in by
+            :func:`ardiff.sample`.
 
     Raises:
         ValueError: an unknown name, an option that the solver does not take (it is named), too few
-            steps, or a score or epsilon model at alpha = 0.
+            steps, a grid that the path cannot have, a `shift` beside given levels, or a score or
+            epsilon model at alpha = 0.
 
     Example:
         >>> import ardiff
@@ -135,33 +136,17 @@ def solver(
         (9, 'uld')
     """
     given = check_options(name, options)
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
-        raise ValueError(f"steps must be an integer of 1 or more, got {steps!r}")
-    try:
-        levels_key = grid if isinstance(grid, str) else tuple(float(level) for level in grid)
-    except TypeError:
-        raise TypeError(f"grid must be a name or a sequence of levels, got {grid!r}") from None
-    grid_key = (levels_key, float(ratio_max), float(ratio_min), float(rho))
+    steps, key = check_steps(steps), grid_key(grid, ratio_max, ratio_min, rho, shift)
     options_key = tuple(sorted(given.items()))
     return _build(
-        name, get_path(path), check_prediction(prediction), int(steps), grid_key,
-        bool(denoise_last), options_key,
+        name, get_path(path), check_prediction(prediction), steps, key, bool(denoise_last),
+        options_key,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=64)  # one of 1,000 steps takes 0.3 MB
-def _build(name, path, prediction, steps, grid_key, denoise_last, options) -> StepTable:
-    grid, ratio_max, ratio_min, rho = grid_key
-
-    def levels(n: int) -> np.ndarray:
-        if isinstance(grid, str):
-            return time_grid(path, n, grid, ratio_max=ratio_max, ratio_min=ratio_min, rho=rho)
-        if len(grid) != n:
-            raise ValueError(
-                f"{name} with steps={steps} needs {n} levels, the grid has {len(grid)}"
-            )
-        return np.array(grid)
-
-    levels.named = isinstance(grid, str)
+def _build(name, path, prediction, steps, key, denoise_last, options) -> StepTable:
     make = table_function(name)
+    own = key[0] is None and getattr(sys.modules[make.__module__], "OWN_LEVELS", False)
+    levels = None if own else levels_of(name, path, steps, key)
     return make(path, prediction, levels, steps, denoise_last=denoise_last, **dict(options))

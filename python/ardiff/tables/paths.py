@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .grids import ALIGNED, GRIDS, OF_LEVEL, OPEN, aligned, spaced
 from .predictions import (
     PREDICTIONS,
     check_prediction,
@@ -20,8 +21,6 @@ from .predictions import (
     output_from_data,
     score_coefficients,
 )
-
-GRIDS = ("log-snr", "uniform", "karras")
 
 __all__ = [
     "GRIDS", "PATHS", "PREDICTIONS", "EDMPath", "FlowPath", "OUPath", "Path", "Transition",
@@ -67,6 +66,10 @@ class Path:
     def init_scale(self, level: float) -> float:
         """Standard deviation of x for data of unit variance; 1 on ``ou`` and ``vp-*``."""
         return float(np.hypot(self.alpha(level), self.sigma(level)))
+
+    def training_levels(self) -> np.ndarray | None:
+        """The levels of the training timesteps, ascending; None for a path without such."""
+        return None
 
     def _checked(self, values, low: float, high: float, what: str) -> np.ndarray:
         values = np.asarray(values, dtype=np.float64)
@@ -128,6 +131,9 @@ class VPPath(Path):
         )
         return np.interp(np.log(ratio), self._log_ratio, self._step)
 
+    def training_levels(self):
+        return self._step
+
 
 class EDMPath(Path):
     """Variance exploding in the form of Karras et al. 2022: alpha = 1, level sigma."""
@@ -171,6 +177,10 @@ class FlowPath(Path):
 
     def sigma(self, level):
         return self._checked(level, 0.0, 1.0, "level (t)") + 0.0
+
+    def training_levels(self):
+        """1000 of them, as SD3 and Flux have; the first is not 0."""
+        return np.arange(1, 1001) / 1000
 
 
 def _linear_betas() -> np.ndarray:
@@ -283,43 +293,88 @@ def time_grid(
     *,
     ratio_max: float = 40.0,
     ratio_min: float = 0.002,
-    rho: float = 7.0,
+    rho: float | None = None,
+    shift: float = 1.0,
 ) -> np.ndarray:
     """`n` levels of `path`, float64, noisiest first.
 
     Args:
-        kind: ``log-snr`` (uniform in log(sigma / alpha)), ``uniform`` (uniform in the level) or
-            ``karras`` (uniform in (sigma / alpha)^(1 / rho), Karras et al. 2022, eq. 5).
+        kind: one of :data:`GRIDS`; :mod:`ardiff.tables.grids` says what each is, and on which paths
+            it is what other systems have.
         ratio_max, ratio_min: sigma / alpha at the two ends, for data of unit scale; clipped to the
-            range that the path covers. With n = 1 only the noisy end is there.
+            range that the path covers. With n = 1 only the noisy end is there. With ``inf`` grids
+            that are even in the level begin at t = 1 on ``flow``.
+        rho: exponent of ``karras`` (None: 7) and of ``polyexponential`` (None: 1).
+        shift: factor on sigma / alpha of all levels: of flow t -> s t / (1 + (s - 1) t), as SD3 and
+            Flux shift their times; :func:`ardiff.tables.grids.dynamic_shift` has it by resolution.
 
     Raises:
-        ValueError: for an unknown kind, n < 1, or ends that are not 0 < ratio_min < ratio_max.
+        ValueError: for an unknown kind, n < 1, ends that are not 0 < ratio_min < ratio_max, a rho
+            or shift that is not positive, a shift past the end of the path, ``simple`` on a path
+            without timesteps, or levels that coincide.
 
     Example:
         >>> from ardiff.paths import time_grid
         >>> time_grid("edm", 4, ratio_max=8.0, ratio_min=1.0).round(6).tolist()
         [8.0, 4.0, 2.0, 1.0]
+        >>> time_grid("flow", 4, "simple", shift=3.0).round(4).tolist()
+        [1.0, 0.9, 0.75, 0.5]
     """
     path = get_path(path)
     if kind not in GRIDS:
         raise ValueError(f"unknown time grid {kind!r}; known grids: {', '.join(GRIDS)}")
     if n < 1:
         raise ValueError(f"a time grid needs one level or more, got n = {n}")
-    high, low = min(ratio_max, path.ratio_max), max(ratio_min, path.ratio_min)
-    if not 0 < low < high:
+    if not (np.isfinite(shift) and shift > 0):
+        raise ValueError(f"shift must be positive and finite, got {shift:g}")
+    if kind == "simple":
+        levels = _simple(path, n)
+    elif kind in ALIGNED:
+        levels = path.level(np.clip(aligned(kind, n), path.ratio_min, path.ratio_max))
+    else:
+        levels = _spaced_levels(path, n, kind, ratio_max, ratio_min, rho)
+    if shift != 1:
+        ratios = shift * path.ratio(levels)
+        if ratios[0] > path.ratio_max or ratios[-1] < path.ratio_min:
+            raise ValueError(
+                f"shift={shift:g} takes sigma / alpha to [{ratios[-1]:g}, {ratios[0]:g}], but path "
+                f"{path.name} covers [{path.ratio_min:g}, {path.ratio_max:g}]: narrow the grid by "
+                "ratio_max and ratio_min"
+            )
+        levels = path.level(ratios)
+    if np.any(np.diff(levels) >= 0):
+        raise ValueError(
+            f"a {kind} time grid of {n} levels on path {path.name} has some twice: the path covers "
+            f"sigma / alpha in [{path.ratio_min:g}, {path.ratio_max:g}]; ask for fewer levels or "
+            "another grid"
+        )
+    return levels
+
+
+def _simple(path: Path, n: int) -> np.ndarray:
+    trained = path.training_levels()
+    if trained is None:
+        raise ValueError(
+            f"a simple time grid takes every T/n-th training timestep, of which path {path.name} "
+            "has none; use sgm-uniform"
+        )
+    count = len(trained)
+    return trained[count - 1 - np.floor(np.arange(n) * (count / n)).astype(int)]
+
+
+def _spaced_levels(path, n, kind, ratio_max, ratio_min, rho) -> np.ndarray:
+    low = path.ratio_min if kind in OPEN else max(ratio_min, path.ratio_min)
+    high = min(ratio_max, path.ratio_max)
+    if not low < high or (low <= 0 and kind not in OPEN):
         raise ValueError(
             "a time grid needs 0 < ratio_min < ratio_max within the path's range "
             f"[{path.ratio_min:g}, {path.ratio_max:g}], got {ratio_min:g} and {ratio_max:g}"
         )
-    u = np.linspace(0.0, 1.0, n)
-    if kind == "uniform":
-        first, last = path.level(high), path.level(low)
-        return first * (1 - u) + last * u
+    if kind in OF_LEVEL:
+        first, last = float(path.level(high)), float(path.level(low))
+        if not np.isfinite(first):
+            raise ValueError(f"path {path.name} needs a finite ratio_max, got {ratio_max}")
+        return spaced(kind, n, first, last, rho)
     if not np.isfinite(high):
         raise ValueError(f"a {kind} time grid needs a finite ratio_max, got {ratio_max}")
-    if kind == "karras":
-        first, last = high ** (1 / rho), low ** (1 / rho)
-        return path.level(np.clip((first + u * (last - first)) ** rho, low, high))
-    ratio = np.exp(np.log(high) + u * (np.log(low) - np.log(high)))
-    return path.level(np.clip(ratio, low, high))
+    return path.level(spaced(kind, n, high, low, rho))

@@ -90,20 +90,18 @@ digits in float32. In :attr:`StepTable.coefficients` they are 0; :meth:`StepTabl
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ardiff_kernels.ops.diffusion_step import COLUMNS as DIFFUSION_COLUMNS
-from ardiff_kernels.ops.mala_accept import COLUMNS as ACCEPT_COLUMNS
-from ardiff_kernels.ops.uld_step import COLUMNS as ULD_COLUMNS
-
+from .columns import COLUMNS, WIDTH
+from .convert import converted
 from .paths import PATHS, Path, check_prediction, data_coefficients, get_path
+from .table_file import read_fields, write_table
 
-WIDTH = 20
-COLUMNS = {"diffusion": DIFFUSION_COLUMNS, "uld": ULD_COLUMNS, "accept": ACCEPT_COLUMNS}
 SECOND_MEMORY, THIRD_MEMORY = ("s_x", "s_m", "s_2"), ("x_3", "t_2")
 UNCONDITIONAL = ("x_u", "m_u")
 NOISE = ("x_n", "z_1", "z_2", "v_1")
@@ -119,7 +117,7 @@ class DeviceTable(NamedTuple):
         row: int32 `[T]`, 0 to T - 1.
         op, calls_model, saves_origin, midpoint, ball_margin: as in :class:`StepTable`.
         init_scale: standard deviation of the initial state.
-        memories, learned_range, energy: as in :class:`StepTable`.
+        memories, unconditional, learned_range, energy: as in :class:`StepTable`.
     """
 
     coef: torch.Tensor
@@ -132,6 +130,7 @@ class DeviceTable(NamedTuple):
     ball_margin: tuple[float, ...]
     init_scale: float
     memories: int
+    unconditional: bool
     learned_range: bool
     energy: bool
 
@@ -166,7 +165,7 @@ class StepTable:
         >>> import ardiff
         >>> table = ardiff.solver("ddim", path="vp-linear", prediction="epsilon", steps=4)
         >>> len(table), table.calls, table.coefficients.shape
-        (4, 4, (4, 16))
+        (4, 4, (4, 20))
     """
 
     coefficients: np.ndarray
@@ -271,6 +270,94 @@ class StepTable:
             lines.append(f"{row} {op} {self.level[row]:.5g} {', '.join(marks)}: {weights}".rstrip())
         return "\n".join(lines)
 
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the table as a readable JSON file, whole or not at all; name it ``.table.json``.
+
+        :meth:`load` gives the same table, to the bit. See :mod:`ardiff.tables.table_file`.
+
+        Raises:
+            ValueError: a number in a column that its op does not have, or too many rows.
+            OSError: the file cannot be written.
+
+        Example:
+            >>> import ardiff, tempfile
+            >>> table = ardiff.solver("dpmpp-2m", path="flow", prediction="flow", steps=8)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     table.save(f"{folder}/mine.table.json")
+            ...     loaded = ardiff.StepTable.load(f"{folder}/mine.table.json")
+            >>> str(loaded) == str(table)
+            True
+        """
+        write_table(path, self)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> StepTable:
+        """The table that :meth:`save` wrote.
+
+        Raises:
+            ValueError: not a table file, one that is damaged or of a newer version, or values that
+                no table has; the message names the file and the place.
+            OSError: the file is not there or cannot be read.
+        """
+        fields = read_fields(path)
+        try:
+            return cls(**fields)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+    @classmethod
+    def of(cls, table: StepTable | str | os.PathLike) -> StepTable:
+        """`table` itself, or the one in the file of that name, as :meth:`load`.
+
+        Raises:
+            TypeError: neither.
+        """
+        if isinstance(table, (str, os.PathLike)):
+            return cls.load(table)
+        if not isinstance(table, StepTable):
+            kind = type(table).__name__
+            raise TypeError(f"table must be a StepTable or the name of a table file, got {kind}")
+        return table
+
+    def on(self, path: str | Path | None = None, prediction: str | None = None) -> StepTable:
+        """This table for models on another path or of another prediction type; None keeps it.
+
+        The samples are those that the solver would give there, for the model knows the data from
+        x / alpha and sigma / alpha alone: one learned table serves models of every kind. A table
+        moved from ``edm`` counts as ending at the data.
+
+        Raises:
+            ValueError: rows of other ops or without a model call, a memory that holds states, a
+                start at alpha = 0, an end before the data, or a level that the path does not cover.
+
+        Example:
+            >>> import ardiff
+            >>> table = ardiff.solver("dpmpp-2m", path="edm", prediction="sample", steps=4)
+            >>> table.on("flow", "flow").level.round(4).tolist()
+            [0.9756, 0.5959, 0.0515, 0.002]
+        """
+        return converted(self, path, prediction)
+
+    def check_model(self, path: str | Path, prediction: str) -> None:
+        """Raises ValueError unless this table is for a model on `path` of type `prediction`."""
+        path = get_path(path)
+        same = prediction == self.prediction
+        if same and self.alpha is not None:
+            try:
+                found = path.alpha(self.level), path.sigma(self.level)
+            except ValueError:  # levels that the path does not have
+                same = False
+            else:
+                same = np.allclose(found, (self.alpha, self.sigma), rtol=1e-5, atol=1e-9)
+        elif same:
+            same = path.name == self.path
+        if not same:
+            raise ValueError(
+                f"the table {self.solver} is for a {self.prediction} model on path {self.path}, "
+                f"and this model is {prediction} on path {path.name}: table.on(path, prediction) "
+                "converts tables"
+            )
+
     @property
     def calls(self) -> int:
         """Model calls of one run (twice as many with guidance)."""
@@ -360,6 +447,7 @@ class StepTable:
                 tuple(self.ball_margin.tolist()),
                 float(self.init_scale),
                 self.memories,
+                self.unconditional,
                 self.learned_range,
                 self.energy,
             )

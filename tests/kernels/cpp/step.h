@@ -31,7 +31,8 @@ constexpr int kStepOptions = 3 * 3 * 2 * 2 * 2;
 /// From one index of options to the next: all of them on small shapes, some on large ones.
 inline int stride_of(const Shape& shape) { return takes_threads(shape) ? 13 : 1; }
 
-/// Four rows of a table; row 1 leaves the memory, row 2 the second memory, row 3 draws no noise.
+/// Four rows of a table; row 1 leaves the memory, row 2 the second memory, row 3 draws no noise and
+/// has no term in the third memory or the unconditional prediction.
 /// uld_step reads the same zeros as no start of a stage after row 0.
 inline const float* table(Call& call) {
   constexpr int kRows = 4, kColumns = ardiff::kColumns;
@@ -43,10 +44,15 @@ inline const float* table(Call& call) {
   for (int row = 1; row < kRows; ++row) {
     for (int column : {Uld::a_z, Uld::a_z_lo}) clear(row, column);
   }
-  for (int column : {Diffusion::m_x, Diffusion::m_x_lo, Diffusion::m_0}) clear(1, column);
+  for (int column : {Diffusion::m_x, Diffusion::m_x_lo, Diffusion::m_0, Diffusion::m_u}) {
+    clear(1, column);
+  }
   for (int column : {Diffusion::s_x, Diffusion::s_m, Diffusion::s_2}) clear(2, column);
   for (int column : {Uld::z_1, Uld::z_2, Uld::v_1}) clear(3, column);
-  clear(3, Diffusion::x_n);
+  for (int column : {Diffusion::x_n, Diffusion::x_3, Diffusion::x_u, Diffusion::m_u}) {
+    clear(3, column);
+  }
+  clear(3, Diffusion::t_2);
   return c;
 }
 

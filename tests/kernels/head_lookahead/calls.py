@@ -18,7 +18,7 @@ TABLES = {
     "ddim": dict(name="ddim", path="vp-cosine", prediction="epsilon", steps=9),
     "multistep": dict(name="dpmpp-2m", path="vp-cosine", prediction="epsilon", steps=9),
     "multistep sde": dict(name="dpmpp-2m-sde", path="vp-cosine", prediction="epsilon", steps=9),
-    "two memories": dict(name="unipc-2", path="vp-cosine", prediction="epsilon", steps=9),
+    "two memories": dict(name="unipc", path="vp-cosine", prediction="epsilon", steps=9),
     "kinetic": dict(name="rtk-uld", path="vp-cosine", prediction="epsilon", steps=12),
 }
 

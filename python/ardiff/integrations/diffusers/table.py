@@ -33,7 +33,7 @@ def default_solver(calls: int, flow: bool) -> str:
     start, stochastic ones forget it; a flow has none.
     """
     if calls < 16:
-        return "unipc-2"
+        return "unipc"
     return "rtk-hybrid" if flow else "rtk-harmonic"
 
 

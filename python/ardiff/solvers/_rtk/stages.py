@@ -139,7 +139,9 @@ def plan(
     """Fit stages and inner steps into `steps` model calls.
 
     With neither given, inner is 2 and there are as many stages as fit; with `stages` alone, inner
-    is as large as fits.
+    is as large as fits. `warm_start` is ``ancestral``, or ``gaussian-factor``: each stage starts
+    from noise alone, ignoring the model's current estimate, and so needs many inner steps, such as
+    20 stages of 30 (two are too few).
 
     Raises:
         ValueError: an unknown warm start, fewer than two stages, no inner step, or more calls than

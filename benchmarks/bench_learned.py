@@ -1,0 +1,215 @@
+"""Learned tables against the best standard solvers: exact models, equal calls, held-out mixtures.
+
+The mixtures are `random_mixture`, seeds 101 to 109 and 201 to 209, which no table has seen, with
+centres of norm 1, or `norm` times that. Of each case two distances are taken, pooled over mixtures
+and the seeds of the noise by the geometric mean:
+
+- ``sliced_w2`` of the samples to the mixture, as in :mod:`benchmarks.bench_quality`,
+- ``end_point``: of each sample to where the exact probability-flow ODE leads from the same start,
+  the root of the mean of e^2 / (1 + e^2 / (.05 norm^2)), in units of the norm: a sample that went
+  to another mode counts no more than .22. The exact end is that of 600 steps of `dpmpp-3m`.
+
+A guided case follows u + w (c - u), u the mixture and c the first half of its components; it has an
+end point alone. Each rival is the best, by the distance in question, of three grids: log-SNR from
+40 to a tenth of the smallest standard deviation of a component, log-SNR from 40 to .02 norm, and
+`karras` between the ends of the first. Rows of rival `truth` are exact draws: the floor.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import ardiff
+from ardiff.data.mixture import GaussianMixture, random_mixture
+from ardiff.loop.run import run as run_table
+from ardiff.noise import initial_state, make_key, make_stream
+from ardiff.tables.table import StepTable
+
+from ._harness import CORRECTNESS, OURS, Row, Settings
+from .bench_quality import PATH, PREDICTION, Target, pooled
+
+SUITE = "learned"
+MIXTURES = (*range(101, 110), *range(201, 210))
+NOISE_SEEDS = (0, 1, 2, 3)
+SAMPLES, STARTS = 2000, 500
+EXACT_CALLS = 600
+CAP = 0.05
+# Solver and options of each rival.
+RIVALS = {
+    "dpmpp-2m": ("dpmpp-2m", {}),
+    "dpmpp-3m": ("dpmpp-3m", {}),
+    "unipc-2": ("unipc", {"order": 2}),
+    "unipc-3": ("unipc", {"order": 3}),
+    "deis-3": ("deis", {"order": 3}),
+    "sa-p3c3": ("sa", {"predictor_order": 3, "corrector_order": 3, "tau": 0.0}),
+}
+CASES = (
+    *(f"calls={calls}/norm=1/guidance=1" for calls in (5, 8, 16, 32)),
+    *(f"calls=8/norm={norm:g}/guidance=1" for norm in (0.5, 2, 4)),
+    "calls=8/norm=1/guidance=3",
+)
+
+
+class Problem(NamedTuple):
+    """A mixture, its model, and the class that guidance asks for."""
+
+    target: Target
+    mixture: GaussianMixture
+    norm: float
+    model: Callable[[Tensor, Tensor, Any], Tensor]
+    guidance: float
+
+    @property
+    def smallest(self) -> float:
+        """Standard deviation of the narrowest component."""
+        return float(self.mixture.variances.min().sqrt())
+
+
+@functools.cache
+def problem(seed: int, norm: float, guidance: float) -> Problem:
+    """The mixture of `seed`, its lengths times `norm`."""
+    unit = random_mixture(seed)
+    whole = GaussianMixture(unit.means * norm, unit.variances * norm**2, unit.weights.float())
+    half = len(whole.means) // 2
+    part = GaussianMixture(whole.means[:half], whole.variances[:half], whole.weights[:half].float())
+    models = [mixture.model(PATH, PREDICTION) for mixture in (whole, part)]
+
+    def model(x: Tensor, level: Tensor, condition: Any) -> Tensor:
+        return models[condition == "half"](x, level)
+
+    return Problem(Target(whole, seed, SAMPLES), whole, norm, model, guidance)
+
+
+def draw(p: Problem, table: StepTable, seed: int, count: int) -> Tensor:
+    """Samples 0 to `count` - 1 of a seed, `[count, d]`."""
+    key, stream = make_key(seed, "cpu"), make_stream(None, count, 0, "cpu")
+    x = initial_state(table, key, stream, p.mixture.means.shape[1])
+    guided = {}
+    if p.guidance != 1:
+        guided = {"condition": "half", "uncond": "all", "guidance": torch.tensor([p.guidance])}
+    return run_table(table, p.model, x, key=key, stream=stream, **guided)
+
+
+@functools.cache
+def exact_end(seed: int, norm: float, guidance: float, noise: int, start: float) -> Tensor:
+    """Where the exact ODE leads from ratio `start`, `[STARTS, d]`."""
+    p = problem(seed, norm, guidance)
+    table = ardiff.solver(
+        "dpmpp-3m", path=PATH, prediction=PREDICTION, steps=EXACT_CALLS, ratio_max=start,
+        ratio_min=p.smallest / 50,
+    )  # fmt: skip
+    return draw(p, table, noise, STARTS)
+
+
+def end_error(x: Tensor, exact: Tensor, norm: float) -> float:
+    """The capped distance of samples to the exact ends, in units of the norm."""
+    e2 = ((x - exact) / norm).double().square().sum(1)
+    return float((e2 / (1 + e2 / CAP)).mean().sqrt())
+
+
+def grids(p: Problem) -> dict[str, dict[str, Any]]:
+    """Options of the three grids on which a rival is tried."""
+    narrow = {"ratio_max": 40.0, "ratio_min": p.smallest / 10}
+    return {
+        "log-snr": {"grid": "log-snr", **narrow},
+        "log-snr-.02": {"grid": "log-snr", "ratio_max": 40.0, "ratio_min": 0.02 * p.norm},
+        "karras": {"grid": "karras", **narrow},
+    }
+
+
+Score = dict[str, list[float]]  # by metric: a value for each mixture and seed
+
+
+def score(seeds: Sequence[int], norm: float, guidance: float, make: Callable) -> Score:
+    """The distances of `make(problem) -> table`."""
+    found: Score = {"end_point": []} if guidance != 1 else {"end_point": [], "sliced_w2": []}
+    for seed in seeds:
+        p = problem(seed, norm, guidance)
+        table = make(p)
+        for noise in NOISE_SEEDS:
+            x = draw(p, table, noise, SAMPLES if guidance == 1 else STARTS)
+            exact = exact_end(seed, norm, guidance, noise, float(table.level[0]))
+            found["end_point"].append(end_error(x[:STARTS], exact, norm))
+            if guidance == 1:
+                found["sliced_w2"].append(p.target.distance(x))
+    return found
+
+
+def rivals(calls: int, norm: float, guidance: float) -> dict[str, dict[str, Score]]:
+    """The scores of each rival on each grid."""
+
+    def of(name: str, grid: str) -> Score:
+        solver, options = RIVALS[name]
+
+        def make(p: Problem) -> StepTable:
+            place = {"path": PATH, "prediction": PREDICTION, "steps": calls}
+            return ardiff.solver(solver, **place, **grids(p)[grid], **options)
+
+        return score(MIXTURES, norm, guidance, make)
+
+    names = grids(problem(MIXTURES[0], norm, guidance))
+    return {name: {grid: of(name, grid) for grid in names} for name in RIVALS}
+
+
+def learned(calls: int, norm: float, guidance: float) -> Score:
+    """The scores of the shipped table, told nothing of the norm."""
+    table = ardiff.solver("learned", path=PATH, prediction=PREDICTION, steps=calls)
+    return score(MIXTURES, norm, guidance, lambda p: table)
+
+
+def parse(case: str) -> tuple[int, float, float]:
+    """Calls, norm and guidance of `calls=<n>/norm=<x>/guidance=<w>`.
+
+    Raises:
+        ValueError: a name of another form.
+    """
+    parts = [part.partition("=") for part in case.split("/")]
+    try:
+        if [name for name, *_ in parts] != ["calls", "norm", "guidance"]:
+            raise ValueError
+        return int(parts[0][2]), float(parts[1][2]), float(parts[2][2])
+    except ValueError:
+        expected = f"expected calls=<n>/norm=<x>/guidance=<w>, such as {CASES[0]}"
+        raise ValueError(f"case {case!r}: {expected}") from None
+
+
+def run(case: str, settings: Settings) -> Iterator[Row]:
+    """Whether the exact ends are exact, then the distances and the ratios to each rival."""
+    calls, norm, guidance = parse(case)
+    first = problem(MIXTURES[0], norm, guidance)
+    fine = ardiff.solver(
+        "dpmpp-2m", path=PATH, prediction=PREDICTION, steps=4 * EXACT_CALLS,
+        ratio_min=first.smallest / 50,
+    )  # fmt: skip
+    exact = exact_end(MIXTURES[0], norm, guidance, 0, 40.0)
+    doubt = end_error(draw(first, fine, 0, STARTS), exact, norm)
+    yield Row(SUITE, case, "exact", CORRECTNESS, doubt / 1e-3)
+    ours, theirs = learned(calls, norm, guidance), rivals(calls, norm, guidance)
+    if guidance == 1:
+        floors = [problem(seed, norm, guidance).target.floor for seed in MIXTURES]
+        yield Row(SUITE, case, "truth", "sliced_w2", pooled(floors))
+    for metric, values in ours.items():
+        yield Row(SUITE, case, OURS, metric, pooled(values), "", min(values), max(values))
+        for name, by_grid in theirs.items():
+            best = min(by_grid, key=lambda grid, by_grid=by_grid: pooled(by_grid[grid][metric]))
+            rival = by_grid[best][metric]
+            yield Row(SUITE, case, name, metric, pooled(rival), "", min(rival), max(rival))
+            each = [a / b for a, b in zip(values, rival, strict=True)]
+            yield Row(SUITE, case, name, f"{metric}_ratio", pooled(each), "x", min(each), max(each))
+
+
+def main() -> None:
+    """Prints every case, a line for each."""
+    torch.set_num_threads(1)
+    for case in CASES:
+        for row in run(case, Settings()):
+            print(f"{case:32s} {row.rival:10s} {row.metric:18s} {row.value:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
