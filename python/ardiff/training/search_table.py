@@ -37,8 +37,6 @@ from ..tables.table import StepTable, TableBuilder
 
 Judge = Callable[[StepTable, int], float]
 STARTS = {
-    "ddim": (0.0, 0.0), "ddpm": (1.0, 0.0), "dpmpp-2m": (0.0, 1.0), "dpmpp-2m-sde": (1.0, 1.0),
-}  # fmt: skip
     "ddim": (0.0, 0.0),
     "ddpm": (1.0, 0.0),
     "dpmpp-2m": (0.0, 1.0),
