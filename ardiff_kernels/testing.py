@@ -301,8 +301,8 @@ def uld_bounds(call: Call) -> tuple[Tensor, Tensor, Tensor]:
 def diffusion_bounds(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Tolerances on x, memory and x0 of `diffusion_step`, float64 `[B, d]`.
 
-    2 ulp of the largest term, the terms of x0 included where x0 enters, 2 ulp of the largest
-    x0u where it enters, and 2e-6 times the noise coefficient. All parts of a `[B, 2d]` or `[B, 3d]` memory.
+    2 ulp of the largest term, the terms of x0 included where x0 enters, 2 ulp of the largest x0u
+    where it enters, and 2e-6 times the noise coefficient. All parts of a memory.
     """
     c = _columns(call)
     x = call.args["x"].double().abs()

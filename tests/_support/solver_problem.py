@@ -30,7 +30,7 @@ class Problem:
     def denoise(self, x, level):
         alpha, sigma = self.at(level)
         scaled = alpha * x / (alpha**2 + sigma**2)
-        return 0.7 * np.tanh(2 * scaled) + 0.2 * np.sin(3 * scaled) / (1 + sigma / alpha)
+        return 0.7 * np.tanh(2 * scaled) + 0.2 * np.sin(3 * scaled) * alpha / (alpha + sigma)
 
     def output(self, prediction, x, level):
         """What the model returns at x, a tensor."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from ardiff.heads import token
 from ardiff.heads.hoisting import numbers
 from ardiff.heads.token import denoise_token
 from ardiff.loop.run import make_schedule
+from ardiff.tables.columns import DIFFUSION_COLUMNS
 from ardiff.tables.ragged import RaggedTable
 from tests._support.head_cases import BARE, CONTEXT, KEY, guided, head_of, rows, streams, table_of
 
@@ -84,6 +87,19 @@ def test_tables_of_its_own_for_each_token():
     table = RaggedTable([table_of("mar", "ddpm", n) for n in (3, 4)], [0, 1])
     schedule = make_schedule(table, rows(2, 6))
     assert token.unsuitable_table(table, schedule) == "samples have tables of their own"
+
+
+@pytest.mark.parametrize("column", ["x_u", "m_u"])
+def test_rows_that_read_the_unconditional_prediction_are_run_one_by_one(column):
+    table = table_of("mar", "ddpm", 3)
+    coefficients = table.coefficients.copy()
+    coefficients[1, DIFFUSION_COLUMNS.index(column)] = 0.1
+    schedule = make_schedule(table, rows(2, 6))
+    assert token.unsuitable_table(table, schedule) == ""
+    changed = replace(table, coefficients=coefficients)
+    for kind in (changed, changed.to("cpu")):
+        reason = token.unsuitable_table(kind, make_schedule(kind, rows(2, 6)))
+        assert reason == "the table reads the unconditional prediction"
 
 
 def test_a_cpu_keeps_the_loop_over_rows():

@@ -242,7 +242,9 @@ def test_flux_pipeline():
     expected = latents(flux(theirs(**DYNAMIC)))
     own = {"prediction_type": "flow_prediction", "use_dynamic_shifting": True}
     given = TableScheduler(solver="flow-euler", **own)
-    assert torch.allclose(latents(flux(given)), expected, atol=1e-5)
+    fused = ours.FusedFlowMatchEulerDiscreteScheduler.from_config(theirs(**DYNAMIC).config)
+    for scheduler in (given, fused):
+        assert torch.allclose(latents(flux(scheduler)), expected, atol=1e-5)
     for kind in FLOW:
         scheduler = kind.from_config(theirs(**DYNAMIC).config)
         found = latents(flux(scheduler))
@@ -259,7 +261,9 @@ def test_sd3_pipelines(name):
         stock.config, solver="flow-euler", timestep_spacing="linspace"
     )
     expected = latents(sd3(kind, stock), **image)
-    assert torch.allclose(latents(sd3(kind, euler), **image), expected, atol=1e-5)
+    fused = ours.FusedFlowMatchEulerDiscreteScheduler.from_config(stock.config)
+    for scheduler in (euler, fused):
+        assert torch.allclose(latents(sd3(kind, scheduler), **image), expected, atol=1e-5)
     for scheduler in (other.from_config(stock.config) for other in FLOW):
         found = latents(sd3(kind, scheduler), **image)
         assert found.isfinite().all() and scheduler.step_index == 7

@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from ardiff.integrations import diffusers as ours
-from tests.integrations._support.diffusers_cases import STEPPED
+from tests.integrations._support.diffusers_cases import KARRAS, STEPPED
 
+in_text_pipelines = pytest.mark.parametrize(
+    "kind", [*STEPPED, *KARRAS], ids=lambda kind: kind.__name__
+)
 every = pytest.mark.parametrize("kind", STEPPED, ids=lambda kind: kind.__name__)
 
 
@@ -111,7 +114,31 @@ def test_same_images_as_diffusers():
     assert (images(theirs, class_labels=[1, 7]) - expected).abs().max() < 1e-4
 
 
-@every
+@pytest.mark.parametrize("name", ["DDIM", "EulerDiscrete", "UniPCMultistep"])
+def test_same_latents_as_diffusers(name):
+    """Of the schedulers whose model is given the sample over its scale, and of img2img."""
+    found = []
+    for owner, prefix in ((diffusers, ""), (ours, "Fused")):
+        kind = getattr(owner, f"{prefix}{name}Scheduler")
+        config = {"beta_schedule": "scaled_linear", "timestep_spacing": "leading"}
+        for pipe in (diffusers.StableDiffusionPipeline, diffusers.StableDiffusionImg2ImgPipeline):
+            torch.manual_seed(0)
+            pipeline = text_pipeline(pipe, kind(**config, steps_offset=1))
+            embeds = torch.randn(1, 3, 8)
+            size = {"height": 8, "width": 8}
+            if pipe is diffusers.StableDiffusionImg2ImgPipeline:
+                size = {"image": torch.rand(1, 3, 8, 8), "strength": 0.6}
+            found.append(
+                pipeline(
+                    prompt_embeds=embeds, negative_prompt_embeds=embeds, num_inference_steps=7,
+                    generator=torch.Generator().manual_seed(1), output_type="latent", **size,
+                ).images
+            )  # fmt: skip
+    for expected, mine in zip(found[:2], found[2:], strict=True):
+        assert (mine - expected).abs().max() < 1e-4 * expected.abs().max().clamp(min=1)
+
+
+@in_text_pipelines
 def test_callbacks_and_progress_bar(kind, capsys):
     pipeline = text_pipeline(diffusers.StableDiffusionPipeline, kind())
     seen = []
@@ -134,7 +161,7 @@ def test_callbacks_and_progress_bar(kind, capsys):
     assert "7/7" in capsys.readouterr().err
 
 
-@every
+@in_text_pipelines
 @pytest.mark.parametrize("strength", [0.4, 1.0])
 def test_image_to_image(kind, strength):
     """The pipeline begins within the schedule, for RTK within a stage, by set_begin_index."""

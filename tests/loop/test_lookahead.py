@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ardiff.data.mixture import random_mixture
 from ardiff.loop.lookahead import Lookahead, run_lookahead
 from ardiff.loop.run import run
 from ardiff.noise import initial_state, make_key, make_stream
+from ardiff.tables.columns import DIFFUSION_COLUMNS
 from ardiff.tables.lookahead import lookahead_table
 from ardiff_kernels import ops
 from ardiff_kernels.testing import usable_backends
@@ -417,3 +419,16 @@ def test_what_is_refused_before_any_call(options, error, message):
 
     with pytest.raises(error, match=message):
         ardiff.sample(model, (2, 4), path="vp-cosine", prediction="epsilon", steps=8, **options)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [("x_3", "third memory"), ("t_2", "third memory"), ("x_u", "unconditional"), ("m_u", "uncond")],
+)
+def test_tables_that_drafts_cannot_follow_are_refused(column, message):
+    table = ardiff.solver("ddpm", path="vp-cosine", prediction="epsilon", steps=4)
+    coefficients = table.coefficients.copy()
+    coefficients[2, DIFFUSION_COLUMNS.index(column)] = 0.1
+    with pytest.raises(ValueError, match=f"solver ddpm cannot be run with a lookahead.*{message}"):
+        lookahead_table(replace(table, coefficients=coefficients))
+    assert lookahead_table(replace(table)).couples

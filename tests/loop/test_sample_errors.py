@@ -41,7 +41,7 @@ def sample(model=zeros, shape=(2, 3), **changes):
 
 def table(**changes):
     fields = {
-        "coefficients": np.zeros((2, 16)),
+        "coefficients": np.zeros((2, 20)),
         "level": np.ones(2),
         "calls_model": np.ones(2, dtype=bool),
         "op": ("uld", "diffusion"),
@@ -54,7 +54,7 @@ def table(**changes):
 
 
 def with_value(row, column, value):
-    coefficients = np.zeros((2, 16))
+    coefficients = np.zeros((2, 20))
     coefficients[row, column] = value
     return coefficients
 
@@ -137,7 +137,7 @@ INVALID = [
     ("score at sigma 0", lambda: score_coefficients("sample", 1.0, 0.0), ValueError, "the score of a sample model is not defined at sigma = 0"),
     ("no step", lambda: transition("ou", 1.0, 1.0), ValueError, "a step must go to a cleaner level, got from level 1 to 1"),
     # tables
-    ("table width", table(coefficients=np.zeros((2, 15))), ValueError, "needs coefficients [T, 16] with T >= 1, got shape [2, 15]"),
+    ("table width", table(coefficients=np.zeros((2, 15))), ValueError, "needs coefficients [T, 20] with T >= 1, got shape [2, 15]"),
     ("table rows", table(level=np.ones(3)), ValueError, "a StepTable of 2 rows needs 2 levels, calls_model and ops, got [3], [2] and 2"),
     ("table op", table(op=("uld", "mala")), ValueError, "unknown op 'mala' in a StepTable; known: diffusion, uld, accept"),
     ("table NaN", table(coefficients=with_value(1, 7, np.nan)), ValueError, "StepTable row 1, column x_n is nan: coefficients must be finite in float32"),

@@ -39,11 +39,23 @@ def clamped(x0, x0_clamp):
 
 
 @triton.jit
-def diffusion_update(c, x, x0, memory, origin, sd, n):
+def data_prediction(c, x, out, x0_clamp):
+    """p_x x + p_o out of the row at `c`, clamped."""
+    x0 = term(tl.load(c + COLUMN.p_o), out, term(tl.load(c + COLUMN.p_x), x, 0.0))
+    return clamped(x0, x0_clamp)
+
+
+@triton.jit
+def diffusion_update(c, x, x0, x0u, memory, origin, third, sd, n, MEMORIES: tl.constexpr):
     """The new x and memory of the row at `c`, and whether the row moves the memory; `origin` is
-    the second memory, or the memory without one."""
+    the second memory, or the memory without one; `third` is read only with three."""
+    x_u = tl.load(c + COLUMN.x_u)
+    m_u = tl.load(c + COLUMN.m_u)
     x_new = term(tl.load(c + COLUMN.x_x_lo), x, 0.0)
     x_new = term(tl.load(c + COLUMN.x_0), x0, x_new)
+    x_new = term(x_u, x0u, x_new)
+    if MEMORIES == 3:
+        x_new = term(tl.load(c + COLUMN.x_3), third, x_new)
     x_new = term(tl.load(c + COLUMN.x_m), memory, x_new)
     x_new = term(tl.load(c + COLUMN.x_d), x - origin, x_new)
     x_new = tl.fma(n, sd, x_new)
@@ -51,8 +63,8 @@ def diffusion_update(c, x, x0, memory, origin, sd, n):
     m_x = tl.load(c + COLUMN.m_x)
     m_x_lo = tl.load(c + COLUMN.m_x_lo)
     m_0 = tl.load(c + COLUMN.m_0)
-    keep = (m_x == 0.0) & (m_x_lo == 0.0) & (m_0 == 0.0)
-    memory_new = term(m_x, x, term(m_0, x0, term(m_x_lo, x, 0.0)))
+    keep = (m_x == 0.0) & (m_x_lo == 0.0) & (m_0 == 0.0) & (m_u == 0.0)
+    memory_new = term(m_x, x, term(m_u, x0u, term(m_0, x0, term(m_x_lo, x, 0.0))))
     return x_new, memory_new, keep == 0
 
 
@@ -67,6 +79,24 @@ def second_update(c, x, memory, second):
 
 
 @triton.jit
+def third_update(c, second):
+    """The new third memory of the row at `c`, from the old second, and whether the row moves it."""
+    t_2 = tl.load(c + COLUMN.t_2)
+    return term(t_2, second, 0.0), t_2 != 0.0
+
+
+@triton.jit
+def store_memory(
+    ptr, old, new, moves, sample, stride, col, lane, mask, ALIGN: tl.constexpr,
+    IN_PLACE: tl.constexpr,
+):  # fmt: skip
+    """Store a memory that the row moves; one that stays only where it is not in its place."""
+    if IN_PLACE:
+        mask = mask & moves
+    store_tile(ptr, tl.where(moves, new, old), sample, stride, col, lane, mask, ALIGN)
+
+
+@triton.jit
 def diffusion_step_kernel(
     x_ptr, out_ptr, memory_ptr, x_new_ptr, memory_new_ptr, x0_ptr, z_model_ptr,
     uncond_ptr, uncond2_ptr, noise_ptr,
@@ -74,7 +104,7 @@ def diffusion_step_kernel(
     x_stride, out_stride, memory_stride, x_new_stride, memory_new_stride, x0_stride,
     z_model_stride, uncond_stride, uncond2_stride, noise_stride,
     x0_clamp, T, B, d, nd,
-    LEARNED: tl.constexpr, SECOND: tl.constexpr, IN_PLACE: tl.constexpr,
+    LEARNED: tl.constexpr, MEMORIES: tl.constexpr, IN_PLACE: tl.constexpr,
     ROW_SHARED: tl.constexpr, DRAW_SHARED: tl.constexpr, GUIDANCE_SHARED: tl.constexpr,
     GUIDANCE2_SHARED: tl.constexpr, SCALE_SHARED: tl.constexpr,
     BR: tl.constexpr, BD: tl.constexpr, ALIGN: tl.constexpr,
@@ -82,10 +112,14 @@ def diffusion_step_kernel(
     sample, col, lane, mask = tile(B, d, nd, BR, BD, ALIGN)
     x = load_tile(x_ptr, sample, x_stride, col, lane, mask, ALIGN)
     memory = load_tile(memory_ptr, sample, memory_stride, col, lane, mask, ALIGN)
-    if SECOND:
+    if MEMORIES > 1:
         origin = load_tile(memory_ptr, sample, memory_stride, col + d, lane, mask, ALIGN)
     else:
         origin = memory
+    if MEMORIES == 3:
+        third = load_tile(memory_ptr, sample, memory_stride, col + 2 * d, lane, mask, ALIGN)
+    else:
+        third = origin
     out = guided_output(
         out_ptr, uncond_ptr, uncond2_ptr, guidance_ptr, guidance2_ptr,
         out_stride, uncond_stride, uncond2_stride, sample, col, lane, mask, ALIGN,
@@ -111,30 +145,33 @@ def diffusion_step_kernel(
         c1 = counter_word(at_sample(draw_ptr, sample, DRAW_SHARED), PURPOSE.STEP_NOISE)
         n = one_normal(col, c1, key_ptr, tl.load(stream_ptr + sample), BR, BD)
 
-    x0 = term(tl.load(c + COLUMN.p_o), out, term(tl.load(c + COLUMN.p_x), x, 0.0))
-    x0 = clamped(x0, x0_clamp)
-    x_new, memory_new, moves = diffusion_update(c, x, x0, memory, origin, sd, n)
+    x0 = data_prediction(c, x, out, x0_clamp)
+    x0u = x0
+    if uncond_ptr is not None:
+        uncond = load_tile(uncond_ptr, sample, uncond_stride, col, lane, mask, ALIGN)
+        x0u = data_prediction(c, x, uncond, x0_clamp)
+    x_new, memory_new, moves = diffusion_update(
+        c, x, x0, x0u, memory, origin, third, sd, n, MEMORIES
+    )
 
     x_new = tl.where(live, x_new, x)
-    moves = live & moves
-    if IN_PLACE:
-        mask_memory = mask & moves
-    else:
-        mask_memory = mask
-    memory_new = tl.where(moves, memory_new, memory)
     store_tile(x_new_ptr, x_new, sample, x_new_stride, col, lane, mask, ALIGN)
-    store_tile(memory_new_ptr, memory_new, sample, memory_new_stride, col, lane, mask_memory, ALIGN)
-    if SECOND:
+    store_memory(
+        memory_new_ptr, memory, memory_new, live & moves,
+        sample, memory_new_stride, col, lane, mask, ALIGN, IN_PLACE,
+    )  # fmt: skip
+    if MEMORIES > 1:
         second, moves = second_update(c, x, memory, origin)
-        moves = live & moves
-        if IN_PLACE:
-            mask_second = mask & moves
-        else:
-            mask_second = mask
-        second = tl.where(moves, second, origin)
-        store_tile(
-            memory_new_ptr, second, sample, memory_new_stride, col + d, lane, mask_second, ALIGN
-        )
+        store_memory(
+            memory_new_ptr, origin, second, live & moves,
+            sample, memory_new_stride, col + d, lane, mask, ALIGN, IN_PLACE,
+        )  # fmt: skip
+    if MEMORIES == 3:
+        third_new, moves = third_update(c, origin)
+        store_memory(
+            memory_new_ptr, third, third_new, live & moves,
+            sample, memory_new_stride, col + 2 * d, lane, mask, ALIGN, IN_PLACE,
+        )  # fmt: skip
     if x0_ptr is not None:
         store_tile(x0_ptr, tl.where(live, x0, x), sample, x0_stride, col, lane, mask, ALIGN)
     if z_model_ptr is not None:
@@ -167,7 +204,7 @@ def _step(
         given.x0_clamp,
         coef.shape[0],
         LEARNED=model_out.shape[1] != x.shape[1],
-        SECOND=memory.shape[1] != x.shape[1],
+        MEMORIES=memory.shape[1] // x.shape[1],
         IN_PLACE=new[0] is x,
         ROW_SHARED=shared(row),
         DRAW_SHARED=shared(draw),

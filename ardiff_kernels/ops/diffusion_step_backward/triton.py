@@ -40,7 +40,7 @@ def diffusion_step_backward_kernel(
     uncond2_stride, noise_stride, new_x_stride, new_out_stride, new_memory_stride,
     new_uncond_stride, new_uncond2_stride, new_noise_stride,
     x0_clamp, T, B, d, nd,
-    LEARNED: tl.constexpr, SECOND: tl.constexpr,
+    LEARNED: tl.constexpr, MEMORIES: tl.constexpr,
     ROW_SHARED: tl.constexpr, DRAW_SHARED: tl.constexpr, GUIDANCE_SHARED: tl.constexpr,
     GUIDANCE2_SHARED: tl.constexpr, SCALE_SHARED: tl.constexpr,
     BR: tl.constexpr, BD: tl.constexpr, ALIGN: tl.constexpr,
@@ -60,7 +60,11 @@ def diffusion_step_backward_kernel(
     m_x = tl.load(c + COLUMN.m_x)
     m_x_lo = tl.load(c + COLUMN.m_x_lo)
     m_0 = tl.load(c + COLUMN.m_0)
+    m_u = tl.load(c + COLUMN.m_u)
     g_0 = term(m_0, g_m, term(tl.load(c + COLUMN.x_0), g_x, g_x0))
+    g_u = term(m_u, g_m, term(tl.load(c + COLUMN.x_u), g_x, 0.0))
+    if uncond_ptr is None:
+        g_0 += g_u
     if x0_clamp is not None:
         bound = tl.full([], x0_clamp, tl.float32)
         x = load_tile(x_ptr, sample, x_stride, col, lane, mask, ALIGN)
@@ -71,6 +75,10 @@ def diffusion_step_backward_kernel(
         )  # fmt: skip
         x0 = term(p_o, out, term(p_x, x, 0.0))
         g_0 = tl.where((x0 >= -bound) & (x0 <= bound), g_0, 0.0)
+        if uncond_ptr is not None:
+            uncond = load_tile(uncond_ptr, sample, uncond_stride, col, lane, mask, ALIGN)
+            x0 = term(p_o, uncond, term(p_x, x, 0.0))
+            g_u = tl.where((x0 >= -bound) & (x0 <= bound), g_u, 0.0)
 
     sd = x_n
     if LEARNED:
@@ -96,7 +104,7 @@ def diffusion_step_backward_kernel(
 
     new_x = term(m_x_lo, g_m, term(tl.load(c + COLUMN.x_x_lo), g_x, 0.0))
     origin = term(-x_d, g_x, 0.0)
-    if SECOND:
+    if MEMORIES > 1:
         g_m2 = gradient_tile(
             grad_memory_ptr, mask, sample, grad_memory_stride, col + d, lane, mask, ALIGN
         )
@@ -106,17 +114,30 @@ def diffusion_step_backward_kernel(
         new_x = term(s_x, g_m2, new_x)
         stays = (s_x == 0.0) & (s_m == 0.0) & (s_2 == 0.0)
         new_m2 = tl.where(stays, origin + g_m2, term(s_2, g_m2, origin))
+        if MEMORIES == 3:
+            g_m3 = gradient_tile(
+                grad_memory_ptr, mask, sample, grad_memory_stride, col + 2 * d, lane, mask, ALIGN
+            )
+            t_2 = tl.load(c + COLUMN.t_2)
+            new_m2 = term(t_2, g_m3, new_m2)
+            new_m3 = term(tl.load(c + COLUMN.x_3), g_x, tl.where(t_2 == 0.0, g_m3, zero))
+            new_m3 = tl.where(live, new_m3, g_m3)
+            store_wanted(
+                new_memory_ptr, new_m3, sample, new_memory_stride, col + 2 * d, lane, mask, ALIGN
+            )
         new_m2 = tl.where(live, new_m2, g_m2)
         store_wanted(new_memory_ptr, new_m2, sample, new_memory_stride, col + d, lane, mask, ALIGN)
         new_m = term(s_m, g_m2, 0.0)
     else:
         new_m = origin
+    if uncond_ptr is not None:
+        new_x = term(p_x, g_u, new_x)
     new_x = term(p_x, g_0, new_x)
     new_x = term(x_d, g_x, new_x)
     new_x = term(m_x, g_m, new_x)
     new_x = term(tl.load(c + COLUMN.x_x), g_x, new_x)
     new_m = term(tl.load(c + COLUMN.x_m), g_x, new_m)
-    keep = (m_x == 0.0) & (m_x_lo == 0.0) & (m_0 == 0.0)
+    keep = (m_x == 0.0) & (m_x_lo == 0.0) & (m_0 == 0.0) & (m_u == 0.0)
     new_m = tl.where(keep, new_m + g_m, new_m)
 
     new_x = tl.where(live, new_x, g_x + g_x0)
@@ -126,7 +147,8 @@ def diffusion_step_backward_kernel(
     store_wanted(new_memory_ptr, new_m, sample, new_memory_stride, col, lane, mask, ALIGN)
     store_wanted(new_noise_ptr, noise, sample, new_noise_stride, col, lane, mask, ALIGN)
     store_output_gradients(
-        tl.where(live, term(p_o, g_0, 0.0), zero), new_out_ptr, new_uncond_ptr, new_uncond2_ptr,
+        tl.where(live, term(p_o, g_0, 0.0), zero), tl.where(live, term(p_o, g_u, 0.0), zero),
+        new_out_ptr, new_uncond_ptr, new_uncond2_ptr,
         guidance_ptr, guidance2_ptr, new_out_stride, new_uncond_stride, new_uncond2_stride,
         sample, col, lane, mask, ALIGN, GUIDANCE_SHARED, GUIDANCE2_SHARED,
     )  # fmt: skip
@@ -144,12 +166,12 @@ def diffusion_step_backward(
     key: torch.Tensor,
     stream: torch.Tensor,
     *,
-    second_memory: bool = False,
+    memories: int = 1,
     wanted: int = ALL,
     **options: torch.Tensor | float | None,
 ) -> tuple[torch.Tensor, ...]:
     given = given_options("diffusion_step_backward", options)
-    kinds = results(x, model_out, second_memory, wanted, given)
+    kinds = results(x, model_out, memories, wanted, given)
     new, targets = fresh(kinds, x.device)
     launch(
         diffusion_step_backward_kernel,
@@ -168,7 +190,7 @@ def diffusion_step_backward(
         given.x0_clamp,
         coef.shape[0],
         LEARNED=model_out.shape[1] != x.shape[1],
-        SECOND=second_memory,
+        MEMORIES=memories,
         ROW_SHARED=shared(row),
         DRAW_SHARED=shared(draw),
         GUIDANCE_SHARED=shared(given.guidance),

@@ -88,7 +88,7 @@ def head_lookahead(
             head's output is taken as 0.
         weights, scales, norm, mlp, depth, eps, batch_invariant: as of :func:`head_step`; the final
             layer has d outputs.
-        coef, plan: contiguous float32 `[T, 16]`, as of :func:`lookahead_draft`. A row whose `calls`
+        coef, plan: contiguous float32 `[T, 20]`, as of :func:`lookahead_draft`. A row whose `calls`
             is 0 is not evaluated.
         draw: int32 `[N]` or `[1]`, the noise draw of row 0.
         key: int64 `[1]`.

@@ -83,7 +83,7 @@ def head_loop(
             skips the step.
         weights, scales, norm, mlp, depth, eps, batch_invariant: as of :func:`head_step`; the final
             layer has d outputs.
-        coef: contiguous float32 `[steps, 16]`, the rows.
+        coef: contiguous float32 `[steps, 20]`, the rows; x_u and m_u are zero.
         draw: int32 `[N]` or `[1]`, the noise draw of the first step.
         key: int64 `[1]`.
         stream: int64 `[N]`.

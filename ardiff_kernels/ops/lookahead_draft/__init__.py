@@ -84,7 +84,7 @@ def lookahead_draft(
     Args:
         x: float32 `[B, d]`, the states; unit inner stride.
         memory: float32 `[B, d]`, or `[B, 2d]` with a second memory; of `uld` rows the anchor.
-        coef: float32 `[T, 20]`, as of the step ops.
+        coef: float32 `[T, 20]`, as of the step ops; x_3, t_2, x_u and m_u are zero.
         plan: float32 `[T, 20]`, columns `COLUMNS`.
         row: int32 `[B]`, the next row of each sample; outside [0, T) no row is run.
         count: int32 `[B]`, how many rows at most; below 1 none.

@@ -72,8 +72,8 @@ def uld_step_backward_kernel(
     store_wanted(noise_ptr, noise, sample, noise_stride, col, lane, mask, ALIGN)
     store_wanted(noise2_ptr, noise2, sample, noise2_stride, col, lane, mask, ALIGN)
     store_output_gradients(
-        tl.where(live, out, zero), out_ptr, uncond_ptr, uncond2_ptr, guidance_ptr, guidance2_ptr,
-        out_stride, uncond_stride, uncond2_stride, sample, col, lane, mask, ALIGN,
+        tl.where(live, out, zero), None, out_ptr, uncond_ptr, uncond2_ptr, guidance_ptr,
+        guidance2_ptr, out_stride, uncond_stride, uncond2_stride, sample, col, lane, mask, ALIGN,
         GUIDANCE_SHARED, GUIDANCE2_SHARED,
     )  # fmt: skip
 

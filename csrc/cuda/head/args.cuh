@@ -41,7 +41,7 @@ struct HeadLayer {
 struct HeadSolver {
   int steps, sets;
   const int32_t *set, *op;  // [steps]; op null: all diffusion
-  const float* coef;        // [steps, 16]
+  const float* coef;        // [steps, 20]
   PerSample<int32_t> draw;
   const int64_t *key, *stream;
   PerSample<float> guidance, guidance2, noise_scale;

@@ -16,7 +16,7 @@ struct LookaheadRounds {
   int patches, rows;  // N, L
   bool two_memories, by_law;
   double bound;                         // tolerance^2 d
-  const float* plan;                    // [T, 16]
+  const float* plan;                    // [T, 20]
   int *row[2], *count[2];               // [N], the window of each patch: its first row, how many
   int* place;                           // [N, L], first row of its modulations; -1: not evaluated
   float* states[2];                     // [N, L + 1, d]

@@ -224,6 +224,8 @@ def unsuitable_table(table: Runnable, schedule: Schedule) -> str:
         return "samples have tables of their own"
     if schedule.memories > 1 or schedule.energy or any(table.midpoint):
         return "the table has a second memory, energies or midpoints"
+    if table.unconditional:
+        return "the table reads the unconditional prediction"
     if schedule.learned_range:
         return "the table's variance may be the head's"
     if not all(table.calls_model) or any(op not in _KINDS for op in table.op):

@@ -21,7 +21,7 @@ from ardiff_kernels import ops
 
 from ..guide import Guidance
 from ..noise import Spans
-from ..tables.columns import DIFFUSION_COLUMNS
+from ..tables.columns import DIFFUSION_COLUMNS, WIDTH
 from ..tables.lookahead import lookahead_table
 from ..tables.ragged import RaggedTable
 from ..tables.table import StepTable
@@ -411,7 +411,7 @@ def _bind(
             "it hoist_rows or make it callable"
         )
     # A row that makes the guided output the new state: guidance as the step ops round it.
-    coef = torch.zeros(1, 16, device=tables.level.device)
+    coef = torch.zeros(1, WIDTH, device=tables.level.device)
     coef[0, [DIFFUSION_COLUMNS.index(name) for name in ("p_o", "x_0")]] = 1.0
     guide = (coef, *torch.zeros(2, 1, dtype=torch.int32, device=coef.device))
     key = torch.zeros(1, dtype=torch.int64, device=coef.device)

@@ -17,12 +17,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..tables.paths import Path, check_prediction, get_path, time_grid
+from ..tables.paths import Path, check_prediction, get_path
 from ..tables.table import StepTable
 from ._default import default_solver
+from ._levels import check_steps, grid_key, levels_of
+from ._tableau import from_tableau, phi
 
 __all__ = [
-    "SOLVERS", "check_options", "default_solver", "solver", "solver_options", "table_function",
+    "SOLVERS", "check_options", "default_solver", "from_tableau", "phi", "solver",
+    "solver_options", "table_function",
 ]  # fmt: skip
 
 _MODULES = {
@@ -133,42 +136,17 @@ def solver(
         (9, 'uld')
     """
     given = check_options(name, options)
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
-        raise ValueError(f"steps must be an integer of 1 or more, got {steps!r}")
-    try:
-        named = grid is None or isinstance(grid, str)
-        levels_key = grid if named else tuple(float(level) for level in grid)
-    except TypeError:
-        raise TypeError(f"grid must be a name or a sequence of levels, got {grid!r}") from None
-    if shift != 1 and not named:
-        raise ValueError("shift moves the levels of a named grid: shift the given levels yourself")
-    exponent = None if rho is None else float(rho)
-    grid_key = (levels_key, float(ratio_max), float(ratio_min), exponent, float(shift))
+    steps, key = check_steps(steps), grid_key(grid, ratio_max, ratio_min, rho, shift)
     options_key = tuple(sorted(given.items()))
     return _build(
-        name, get_path(path), check_prediction(prediction), int(steps), grid_key,
-        bool(denoise_last), options_key,
+        name, get_path(path), check_prediction(prediction), steps, key, bool(denoise_last),
+        options_key,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=64)  # one of 1,000 steps takes 0.3 MB
-def _build(name, path, prediction, steps, grid_key, denoise_last, options) -> StepTable:
-    grid, *rest = grid_key
-    grid_options = dict(zip(("ratio_max", "ratio_min", "rho", "shift"), rest, strict=True))
-    make, options = table_function(name), dict(options)
-    own_levels = getattr(sys.modules[make.__module__], "own_levels", None)
-    grid = "log-snr" if grid is None and own_levels is None else grid
-
-    def levels(n: int) -> np.ndarray:
-        if grid is None:
-            return own_levels(path, n, **options)
-        if isinstance(grid, str):
-            return time_grid(path, n, grid, **grid_options)
-        if len(grid) != n:
-            raise ValueError(
-                f"{name} with steps={steps} needs {n} levels, the grid has {len(grid)}"
-            )
-        return np.array(grid)
-
-    levels.named = grid is None or isinstance(grid, str)
-    return make(path, prediction, levels, steps, denoise_last=denoise_last, **options)
+def _build(name, path, prediction, steps, key, denoise_last, options) -> StepTable:
+    make = table_function(name)
+    own = getattr(sys.modules[make.__module__], "OWN_LEVELS", False)
+    levels = levels_of(name, path, steps, key, own)
+    return make(path, prediction, levels, steps, denoise_last=denoise_last, **dict(options))

@@ -28,12 +28,17 @@ def table(path, prediction, levels, steps, *, denoise_last=True) -> StepTable:
         )
     grid, builder = levels(count + 1), TableBuilder(path, prediction, "heun")
     for a, b in zip(grid[:-1], grid[1:], strict=True):
-        t = transition(path, a, b)
-        if t.alpha_a == 0:
-            raise ValueError("heun cannot start at alpha = 0, an infinite sigma; start below it")
-        p_x, p_o = builder.data_prediction(a)
-        builder.add("diffusion", a, p_x=p_x, p_o=p_o, m_0=1.0, **ddim.step(t, None))
-        p_x, p_o = builder.data_prediction(b)
-        gain = t.alpha_b * np.expm1(t.h) / 2
-        builder.add("diffusion", b, p_x=p_x, p_o=p_o, x_x=1.0, x_0=gain, x_m=-gain)
+        add_step(builder, a, b)
     return builder.finish(grid[-1] if denoise_last else None)
+
+
+def add_step(builder: TableBuilder, a: float, b: float) -> None:
+    """The two rows of the step from level `a` to `b`."""
+    t = transition(builder.path, a, b)
+    if t.alpha_a == 0:
+        raise ValueError("heun cannot start at alpha = 0, an infinite sigma; start below it")
+    p_x, p_o = builder.data_prediction(a)
+    builder.add("diffusion", a, p_x=p_x, p_o=p_o, m_0=1.0, **ddim.step(t, None))
+    p_x, p_o = builder.data_prediction(b)
+    gain = t.alpha_b * np.expm1(t.h) / 2
+    builder.add("diffusion", b, p_x=p_x, p_o=p_o, x_x=1.0, x_0=gain, x_m=-gain)

@@ -7,17 +7,18 @@ prediction and D1, D2, D3 those of the steps before, a step is
     rho = e^(a - h),
 
 and the last row, of its own rho, makes the sample. p = 1, a = q = r = 0 is DPM-Solver++(2M) (Lu et
-al. 2022); UniPC-2 and the other predictor-correctors with two earlier predictions are such rows
+al. 2022); UniPC and the other predictor-correctors with two earlier predictions are such rows
 too. The levels and a, p, q, r and the last rho have been fitted for each number of steps, so that
 samples end where the exact ODE ends from the same start; docs/learned_tables.md has the method, the
 data and what was measured. r is not 0 above 16 steps alone.
 
 There are two sets of tables. Without `scale`, data may have any norm from .5 to 4, with or without
-guidance. Where `scale` is given, the norm of the data is near to it, and the levels are those of
-data of norm 1 times `scale`.
+guidance of weight 1 to 4. With `scale`, the norm of the data is near to it: the levels are those of
+data of norm 1 times `scale`, and the error is about half as large.
 
-The levels are the solver's own where `grid` is not given. On a given grid, and at a number of steps
-that was not trained, the parameters of the nearest number of steps are read at the given levels.
+The tables have levels of their own: `grid` must be left out. `steps` is a bound, as ever: the table
+is that of the largest trained number that is not above it. On given levels, such as a list of
+sigmas, nothing is learned; the table is that of ``unipc`` and says so by its name.
 """
 
 from __future__ import annotations
@@ -29,42 +30,34 @@ import numpy as np
 from ..tables import ratio_rows
 from ..tables.paths import Path
 from ..tables.table import StepTable
-from . import _learned
+from . import _learned, unipc
 
-_INFINITE = 1e12  # stands for sigma / alpha where alpha is 0
-
-
-def _set_of(scale: float | None) -> tuple[dict, float]:
-    if scale is None:
-        return _learned.entries("wide"), 1.0
-    if isinstance(scale, (str, bool)) or not 0 < scale < math.inf:
-        raise ValueError(f"learned: scale must be positive and finite, got {scale!r}")
-    return _learned.entries("unit"), float(scale)
-
-
-def own_levels(path: Path, count: int, scale: float | None = None) -> np.ndarray:
-    """The `count` levels of a learned table, noisiest first; those that the path does not cover are
-    drawn in, the ends to its own."""
-    tables, unit = _set_of(scale)
-    found = np.log(unit * _learned.ratios(_learned.nearest(tables, count), count))
-    low, high = np.log([max(path.ratio_min, 1e-30), min(path.ratio_max, 1e30)])
-    if found[0] > high:
-        found = found[-1] + (found - found[-1]) * (high - found[-1]) / (found[0] - found[-1])
-    if found[-1] < low:
-        found = found[0] + (found - found[0]) * (low - found[0]) / (found[-1] - found[0])
-    return path.level(np.clip(np.exp(found), path.ratio_min, path.ratio_max))
+OWN_LEVELS = True  # where no grid is given, `levels` is None
 
 
 def table(path, prediction, levels, steps, *, scale=None, denoise_last=True) -> StepTable:
-    """`steps` calls, one per step."""
-    tables, unit = _set_of(scale)
-    grid = levels(steps if denoise_last else steps + 1)
-    ratio = np.minimum(path.ratio(grid), _INFINITE)
-    if not np.all(np.diff(ratio) < 0):
-        raise ValueError("learned: every step must go to a cleaner level")
-    if ratio[-1] <= 0:
-        raise ValueError("learned: the last level must have noise; denoise_last makes the sample")
-    rows = _learned.rows(_learned.nearest(tables, len(grid)), ratio / unit)
-    rows[:, 0] = ratio
-    rows = rows if denoise_last else rows[:-1]
-    return ratio_rows.to_table(rows, path, prediction, "learned", grid)
+    """At most `steps` calls, one per step."""
+    if scale is not None and (isinstance(scale, (str, bool)) or not 0 < scale < math.inf):
+        raise ValueError(f"learned: scale must be positive and finite, got {scale!r}")
+    if levels is not None:
+        return unipc.table(path, prediction, levels, steps, denoise_last=denoise_last)
+    tables = _learned.entries("wide" if scale is None else "unit")
+    count = max(n for n in tables if n == 1 or n <= steps + (not denoise_last))
+    if not denoise_last and count == 1:
+        raise ValueError("learned: a step without the last data prediction needs two levels")
+    entry = tables[count]
+    s = within(np.array(entry["s"]) * (1.0 if scale is None else scale), path)
+    rows = _learned.rows(entry, s)
+    end = None if denoise_last else path.level(s)
+    return ratio_rows.to_table(
+        rows if denoise_last else rows[:-1], path, prediction, "learned", end
+    )
+
+
+def within(s: np.ndarray, path: Path) -> np.ndarray:
+    """The levels s on `path`: where they go beyond what it covers, their logs are drawn in."""
+    low, high = np.log(max(path.ratio_min, 1e-30)), np.log(min(path.ratio_max, 1e30))
+    first, last = np.log(s[0]), np.log(s[-1])
+    share = (first - np.log(s)) / max(first - last, 1e-30)
+    first, last = min(first, high), max(last, low)
+    return np.exp(first + share * (last - first)).clip(path.ratio_min, path.ratio_max)

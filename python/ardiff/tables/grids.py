@@ -78,7 +78,7 @@ def spaced(kind: str, n: int, high: float, low: float, rho: float | None = None)
     Example:
         >>> from ardiff.tables.grids import spaced
         >>> spaced("linear-quadratic", 4, high=1.0, low=0.0).round(4).tolist()
-        [1.0, 0.9875, 0.975, 0.7312]
+        [1.0, 0.9875, 0.975, 0.725]
     """
     if kind not in SPACINGS:
         raise ValueError(f"unknown spacing {kind!r}; known: {', '.join(SPACINGS)}")

@@ -19,7 +19,7 @@ class LookaheadTable(NamedTuple):
     """A table as `lookahead_draft` and `lookahead_verify` take it.
 
     Attributes:
-        coef, plan: float32 `[T, 16]`; the latter's columns are those of `lookahead_draft`.
+        coef, plan: float32 `[T, 20]`; the latter's columns are those of `lookahead_draft`.
         op: int32 `[T]`, 1 for rows of `uld_step`; None for a table without them.
         level: float32 `[T]`.
         calls_model: bool `[T]`.
@@ -40,6 +40,10 @@ def refusal(table: StepTable) -> str:
         return "its rows accept or reject proposals, which themselves wait for the model"
     if table.learned_range:
         return "its noise may have a variance that the model gives, which no draft knows"
+    if table.memories > 2:
+        return "it has a third memory, which drafts do not carry"
+    if table.unconditional:
+        return "its rows read the unconditional prediction (x_u, m_u), and drafts see guided ones"
     silent = ~table.calls_model
     weights = [table.column(name) for name in ("x_0", "m_0", "z_o", "v_o")]
     if any(np.any(weight[silent]) for weight in weights):

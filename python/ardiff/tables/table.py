@@ -98,6 +98,7 @@ import numpy as np
 import torch
 
 from .columns import COLUMNS, WIDTH
+from .convert import converted
 from .paths import PATHS, Path, check_prediction, data_coefficients, get_path
 from .table_file import read_fields, write_table
 
@@ -116,7 +117,7 @@ class DeviceTable(NamedTuple):
         row: int32 `[T]`, 0 to T - 1.
         op, calls_model, saves_origin, midpoint, ball_margin: as in :class:`StepTable`.
         init_scale: standard deviation of the initial state.
-        memories, learned_range, energy: as in :class:`StepTable`.
+        memories, unconditional, learned_range, energy: as in :class:`StepTable`.
     """
 
     coef: torch.Tensor
@@ -129,6 +130,7 @@ class DeviceTable(NamedTuple):
     ball_margin: tuple[float, ...]
     init_scale: float
     memories: int
+    unconditional: bool
     learned_range: bool
     energy: bool
 
@@ -303,6 +305,72 @@ class StepTable:
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
 
+    @classmethod
+    def of(cls, table: StepTable | str | os.PathLike) -> StepTable:
+        """`table` itself, or the one in the file of that name, as :meth:`load`.
+
+        Raises:
+            TypeError: neither.
+        """
+        if isinstance(table, (str, os.PathLike)):
+            return cls.load(table)
+        if not isinstance(table, StepTable):
+            kind = type(table).__name__
+            raise TypeError(f"table must be a StepTable or the name of a table file, got {kind}")
+        return table
+
+    @classmethod
+    def alone(cls, table: StepTable | str | os.PathLike, **others: object) -> StepTable:
+        """`table` as of :meth:`of`, which leaves no other choice of a solver.
+
+        Raises:
+            TypeError: one of `others` is not None.
+        """
+        given = [name for name, value in others.items() if value is not None]
+        if given:
+            raise TypeError(f"a table fixes the solver: do not pass {', '.join(given)} beside it")
+        return cls.of(table)
+
+    def on(self, path: str | Path | None = None, prediction: str | None = None) -> StepTable:
+        """This table for models on another path or of another prediction type; None keeps it.
+
+        The samples are the same, for what a model knows of the data depends on x / alpha and
+        sigma / alpha alone: one learned table serves models of every kind. It is the table that the
+        solver makes there, unless that steps in coordinates of its path, as ``euler-ancestral`` on
+        ``flow``. A table moved from ``edm`` counts as ending at the data.
+
+        Raises:
+            ValueError: rows of other ops or without a model call, a memory that holds states, a
+                start at alpha = 0, an end before the data, or a level that the path does not cover.
+
+        Example:
+            >>> import ardiff
+            >>> table = ardiff.solver("dpmpp-2m", path="edm", prediction="sample", steps=4)
+            >>> table.on("flow", "flow").level.round(4).tolist()
+            [0.9756, 0.5959, 0.0515, 0.002]
+        """
+        return converted(self, path, prediction)
+
+    def check_model(self, path: str | Path, prediction: str) -> None:
+        """Raises ValueError unless this table is for a model on `path` of type `prediction`."""
+        path = get_path(path)
+        same = prediction == self.prediction
+        if same and self.alpha is not None:
+            try:
+                found = path.alpha(self.level), path.sigma(self.level)
+            except ValueError:  # levels that the path does not have
+                same = False
+            else:
+                same = np.allclose(found, (self.alpha, self.sigma), rtol=1e-5, atol=1e-9)
+        elif same:
+            same = path.name == self.path
+        if not same:
+            raise ValueError(
+                f"the table {self.solver} is for a {self.prediction} model on path {self.path}, "
+                f"and this model is {prediction} on path {path.name}: table.on(path, prediction) "
+                "converts tables"
+            )
+
     @property
     def calls(self) -> int:
         """Model calls of one run (twice as many with guidance)."""
@@ -392,6 +460,7 @@ class StepTable:
                 tuple(self.ball_margin.tolist()),
                 float(self.init_scale),
                 self.memories,
+                self.unconditional,
                 self.learned_range,
                 self.energy,
             )

@@ -34,6 +34,7 @@ from .table_fit import Budget, Case, Progress, adams_rows, error, gauss_newton, 
 from .table_plot import svg
 
 FIRST_ID = 2**42  # of the starting points, far from the ids that samples begin with
+LAST = 0.0015  # sigma / alpha of the teacher's last level
 GAIN = 0.99  # a learned table has at most this share of its start's error, or the start is returned
 _GRIDS = (
     {"grid": "log-snr"},
@@ -81,8 +82,8 @@ class LearnedTable:
             f"start: {self.start}, {self.start_error:.3g}",
             *(f"{self.error / max(e, 1e-300):8.2f} x {name} ({e:.3g})" for name, e in
               sorted(self.others.items(), key=lambda entry: entry[1])),
-            "       s         y         D        D1        D2        D3",
-            *("".join(f"{v:10.5f}" for v in row[:6]).lstrip(" ").rjust(8) for row in self.rows),
+            "".join(name.rjust(10) for name in ("s", "y", "D", "D1", "D2", "D3")),
+            *("".join(f"{v:10.5f}" for v in row[:6]) for row in self.rows),
         ]  # fmt: skip
         return "\n".join(lines)
 
@@ -140,30 +141,24 @@ class Model:
         return self.counted(x.clone(), at, condition).float()
 
 
-def standard_tables(
-    steps: int, path: Path, prediction: str, ratio_max: float
-) -> dict[str, StepTable]:
-    """Every solver of one call per step and no noise, on each of three grids, by both names.
-
-    ``learned`` stands there once, on its own levels.
-    """
+def standard_tables(steps: int, path: Path, prediction: str, first: float) -> dict[str, StepTable]:
+    """Every solver of one call per step and no noise on each of three grids from the ratio `first`
+    on, by both names; ``learned`` on its own levels, if they begin there."""
     found = {}
     for name in SOLVERS:
+        if name.startswith("rtk-"):  # those whose stages add no noise are other solvers' tables
+            continue
         for grid in [{}] if name == "learned" else _GRIDS:
-            options = {**grid, "ratio_max": ratio_max} if grid else {}
-            label = ", ".join(
-                [
-                    name,
-                    *(f"{v:g}" if v != v or not isinstance(v, str) else v for v in grid.values()),
-                ]
-            )
+            options = {**grid, "ratio_max": first} if grid else {}
             try:
                 table = solver(name, path=path, prediction=prediction, steps=steps, **options)
             except ValueError:  # it needs more steps, or another path
                 continue
-            fits = ratio_rows.from_table(table) is not None and len(table) == steps
-            if fits and not table.draws:
-                found[label] = table
+            rows = ratio_rows.from_table(table)
+            if rows is None or len(rows) != steps or table.draws:
+                continue
+            if math.isclose(rows[0, 0], first, rel_tol=1e-6):
+                found[", ".join([name, *map(str, grid.values())])] = table
     return found
 
 
@@ -195,7 +190,8 @@ def learn_table(
 
     Args:
         model_fn, condition, uncond: as of :func:`ardiff.sample`; a condition with a row per sample
-            has `shape[0]` rows.
+            has `shape[0]` rows. `condition` may be a function of the batch's number, 0 to
+            batches + 1: held-out points then have conditions of their own.
         shape: (B, ...) of a batch of starting points.
         path, prediction: as of :func:`ardiff.solver`.
         steps: model calls of the table.
@@ -233,19 +229,23 @@ def learn_table(
     path, began = get_path(path), time.monotonic()
     sizes = _checked(model_fn, shape, path, prediction, steps, batches, teacher_steps, iterations)
     weight = _weights(guidance, sizes[0], device, uncond)
-    tables = standard_tables(steps, path, prediction, min(ratio_max, path.ratio_max))
     if start is not None:
-        tables = {"start": _checked_start(start, steps, path), **tables}
-    model = Model(model_fn, sizes, path, prediction, condition, uncond, weight)
-    key, cases, coarse = make_key(seed, device), [], 0.0
+        ratio_max = float(path.ratio(_checked_start(start, steps, path).level[0]))
+    first = min(ratio_max, path.ratio_max)
+    tables = {} if start is None else {"start": start}
+    tables |= standard_tables(steps, path, prediction, first)
+    key, cases, models = make_key(seed, device), [], []
     for n in range(batches + 2):
+        given = condition(n) if callable(condition) else condition
+        model = Model(model_fn, sizes, path, prediction, given, uncond, weight)
+        models.append(model)
         ids = range(FIRST_ID + n * sizes[0], FIRST_ID + (n + 1) * sizes[0])
         stream = make_stream(list(ids), sizes[0], 0, device)
         table = next(iter(tables.values()))
         y = initial_state(table, key, stream, math.prod(sizes[1:]))[None] / float(table.alpha[0])
-        cases.append(_case(model, y, path, ratio_max, teacher_steps))
+        cases.append(_case(model, y, path, first, teacher_steps))
     *fitted, held_out, unseen = [[case] for case in cases]
-    half = _case(model, unseen[0].start, path, ratio_max, teacher_steps // 2)
+    half = _case(model, unseen[0].start, path, first, teacher_steps // 2)
     coarse = math.exp(float(unseen[0].loss(half.end)) / 2)
 
     rows = {name: ratio_rows.from_table(table) for name, table in tables.items()}
@@ -269,15 +269,15 @@ def learn_table(
         errors[best],
         errors,
         coarse,
-        model.counted.calls,
+        sum(model.counted.calls for model in models),
         time.monotonic() - began,
     )
 
 
-def _case(model: Model, y: Tensor, path: Path, ratio_max: float, steps: int) -> Case:
+def _case(model: Model, y: Tensor, path: Path, first: float, steps: int) -> Case:
     """The teacher's ends, and the spread beyond which a distance counts as another mode."""
-    first, last = min(ratio_max, path.ratio_max), max(0.0015, path.ratio_min)
-    s = np.exp(np.linspace(math.log(first), math.log(last), steps))
+    last = math.log(max(LAST, path.ratio_min))
+    s = np.exp(np.linspace(math.log(first), last, steps))
     with torch.no_grad():
         end = simulate(model, torch.tensor(adams_rows(s)), y)
     if not bool(end.isfinite().all()):

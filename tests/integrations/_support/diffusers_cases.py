@@ -16,6 +16,14 @@ STEPPED = (
     ours.RTKULDScheduler,
     ours.RTKMALAScheduler,
 )
+KARRAS = (
+    ours.FusedDDIMScheduler,
+    ours.FusedEulerAncestralDiscreteScheduler,
+    ours.FusedEulerDiscreteScheduler,
+    ours.FusedLCMScheduler,
+    ours.FusedUniPCMultistepScheduler,
+)
+IN_ROWS = (*KARRAS, ours.FusedFlowMatchEulerDiscreteScheduler)
 
 
 def model(x: Tensor, t: float | Tensor, width: int = 1) -> Tensor:

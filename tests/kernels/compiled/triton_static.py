@@ -34,7 +34,7 @@ PER_SAMPLE = dict(
 )  # fmt: skip
 SHARED = {name: True for name in PER_SAMPLE}
 ONE_TIME = dict(START_SHARED=True, END_SHARED=True)
-PLAIN = dict(LEARNED=False, SECOND=False)
+PLAIN = dict(LEARNED=False, MEMORIES=1)
 
 GUIDED = dict(uncond="fp32", guidance="fp32")
 THREE_WAY = dict(GUIDED, uncond2="fp32", guidance2="fp32", scale="fp32")
@@ -74,13 +74,14 @@ CASES = [
     Case(ULD, "small, odd d", SMALL - 1, {}, PER_SAMPLE, False),
     Case(DIFFUSION, "large", LARGE, {}, {**SHARED, **PLAIN}, False),
     Case(DIFFUSION, "large, bf16 state", LARGE, BF16_STATE, {**SHARED, **PLAIN}),
-    Case(DIFFUSION, "large, second memory", LARGE, {}, {**SHARED, **PLAIN, "SECOND": True}, False),
+    Case(DIFFUSION, "large, second memory", LARGE, {}, {**SHARED, **PLAIN, "MEMORIES": 2}, False),
+    Case(DIFFUSION, "large, third memory", LARGE, {}, {**SHARED, **PLAIN, "MEMORIES": 3}, False),
     Case(
         DIFFUSION,
         "small, every option",
         SMALL,
         EVERYTHING,
-        {**PER_SAMPLE, "LEARNED": True, "SECOND": True},
+        {**PER_SAMPLE, "LEARNED": True, "MEMORIES": 3},
     ),
     Case(
         DIFFUSION,
@@ -98,7 +99,7 @@ CASES = [
         "small, bf16 outputs, learned range",
         SMALL,
         dict(NEW_OUTPUTS, guidance="fp32", x0_clamp="fp32", new_noise="fp32"),
-        {**PER_SAMPLE, "LEARNED": True, "SECOND": True},
+        {**PER_SAMPLE, "LEARNED": True, "MEMORIES": 3},
         False,
     ),
 ]

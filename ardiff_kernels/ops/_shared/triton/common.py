@@ -294,12 +294,13 @@ def store_wanted(ptr, value, sample, stride, col, lane, mask, ALIGN: tl.constexp
 
 @triton.jit
 def store_output_gradients(
-    out, out_ptr, uncond_ptr, uncond2_ptr, guidance_ptr, guidance2_ptr,
+    out, uncond, out_ptr, uncond_ptr, uncond2_ptr, guidance_ptr, guidance2_ptr,
     out_stride, uncond_stride, uncond2_stride,
     sample, col, lane, mask, ALIGN: tl.constexpr,
     GUIDANCE_SHARED: tl.constexpr, GUIDANCE2_SHARED: tl.constexpr,
 ):  # fmt: skip
-    """Spread the gradient of the guided output over the model outputs by its weights."""
+    """Spread the gradient of the guided output over the model outputs by its weights, and add
+    `uncond` (if it is not None) to that of the first unconditional one."""
     if guidance_ptr is not None:
         w = at_sample(guidance_ptr, sample, GUIDANCE_SHARED)
         store_wanted(out_ptr, w * out, sample, out_stride, col, lane, mask, ALIGN)
@@ -309,6 +310,9 @@ def store_output_gradients(
             rest = (1.0 - w2) * out
             store_wanted(uncond2_ptr, rest, sample, uncond2_stride, col, lane, mask, ALIGN)
             base = w2
-        store_wanted(uncond_ptr, (base - w) * out, sample, uncond_stride, col, lane, mask, ALIGN)
+        first = (base - w) * out
+        if uncond is not None:
+            first += uncond
+        store_wanted(uncond_ptr, first, sample, uncond_stride, col, lane, mask, ALIGN)
     else:
         store_wanted(out_ptr, out, sample, out_stride, col, lane, mask, ALIGN)

@@ -21,8 +21,9 @@ from ._noise import Generators, Noise, check_ids, unused_address
 
 MODULE = "ardiff.integrations.diffusers"
 NAMES = (
-    "FusedDDPMScheduler", "FusedDPMSolverMultistepScheduler", "RTKULDScheduler", "RTKMALAScheduler",
-    "TableScheduler",
+    "FusedDDIMScheduler", "FusedDDPMScheduler", "FusedDPMSolverMultistepScheduler",
+    "FusedEulerAncestralDiscreteScheduler", "FusedEulerDiscreteScheduler", "FusedLCMScheduler",
+    "FusedUniPCMultistepScheduler", "RTKULDScheduler", "RTKMALAScheduler", "TableScheduler",
 )  # fmt: skip
 COMPATIBLES = [*(e.name for e in diffusers.schedulers.KarrasDiffusionSchedulers), *NAMES]
 CACHED_TABLES = 16  # models that sample token by token set the same schedule again and again

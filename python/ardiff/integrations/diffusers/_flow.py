@@ -24,11 +24,13 @@ def read_flow_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     shift `shift`. Others are returned as they are.
     """
     flow = config.get("prediction_type", "flow_prediction") == "flow_prediction"
-    known = "shift" in config or str(config.get("_class_name", "")).startswith("FlowMatch")
+    kind = str(config.get("_class_name", ""))
+    known = "shift" in config or kind.startswith("FlowMatch")
     if not (flow and known) or "flow_shift" in config:
         return config
     # by its class diffusers tells which names it does not expect, and keeps them for the way back
-    kept = {"_class_name": "FlowMatchEulerDiscreteScheduler"} | dict(config)
+    kind = kind if kind.startswith("FlowMatch") else "FlowMatchEulerDiscreteScheduler"
+    kept = dict(config) | {"_class_name": kind}
     kept.pop("_use_default_values", None)
     named = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
     return kept | named | {"flow_shift": config.get("shift", 1.0)}

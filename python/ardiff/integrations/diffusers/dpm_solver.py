@@ -11,21 +11,11 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from ...loop.rows import launch
 from ...tables.diffusers_schedules import ALGORITHMS, dpmpp_table
 from ...tables.table import StepTable
-from ._common import (
-    MODULE,
-    FusedScheduler,
-    Placed,
-    as_output,
-    as_state,
-    check_shapes,
-    check_spacing,
-    output,
-    threshold,
-)
+from ._common import MODULE
 from ._flow import flow_noise, flow_sigmas, without_end
+from ._in_rows import RowScheduler, new_sample
 from ._noise import Generators
 
 OTHER_SIGMAS = (
@@ -34,7 +24,7 @@ OTHER_SIGMAS = (
 )  # fmt: skip
 
 
-class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepScheduler):
+class FusedDPMSolverMultistepScheduler(RowScheduler, DPMSolverMultistepScheduler):
     """`DPMSolverMultistepScheduler` with the same arguments and, on the same noise, samples within
     1e-5, for `algorithm_type` ``dpmsolver++`` (order 1 to 3) and ``sde-dpmsolver++`` (1 and 2).
 
@@ -49,6 +39,7 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
     """
 
     __module__ = MODULE
+    keeps_memory = thresholds = learns_variance = True
 
     @functools.wraps(DPMSolverMultistepScheduler.__init__)
     def __init__(self, *args, **options) -> None:
@@ -74,14 +65,6 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
         if self.config.use_flow_sigmas:
             return flow_noise(x0, noise, timesteps, self.config.num_train_timesteps)
         return DDPMScheduler.add_noise(self, x0, noise, timesteps.long())
-
-    def _config_changed(self) -> None:
-        """Before the first step the levels stay as they are, and the steps change, as in diffusers;
-        after it the predictions that are kept may be too few."""
-        if self._step_index is not None:
-            super()._config_changed()
-        self._follow_config()
-        self._rows = self._plain_rows = None
 
     def set_timesteps(
         self,
@@ -122,10 +105,7 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
         if given is not None:
             self._set_sigmas(given, mu)
         elif timesteps is None and not any(c[name] for name in OTHER_SIGMAS):
-            count = len(check_spacing(self.timesteps.numpy(), num_inference_steps, c))
-            if count < self.num_inference_steps:
-                self.timesteps, self.num_inference_steps = self.timesteps[:count], count
-                self.sigmas = torch.cat([self.sigmas[:count], self.sigmas[-1:]])
+            self._leave_out_what_is_more(num_inference_steps)
         self._restart(device=device)
 
     def _set_sigmas(self, given: list[float], mu: float | None) -> None:
@@ -139,11 +119,6 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
             levels = self._sigma_to_t(np.array(given), known).astype(np.float32)
         self.sigmas = torch.tensor([*given, last], dtype=torch.float32)
         self.timesteps = torch.from_numpy(levels)
-
-    def _restart(self, begin_index: int | None = None, device=None) -> None:
-        super()._restart(begin_index, device)
-        self._memory: Tensor | None = None
-        self._plain_rows: Placed | None = None
 
     def _make_table(self, prediction: str | None = None, first: int = 0) -> StepTable:
         c = self.config
@@ -164,13 +139,6 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
             first=first,
         )
         return self._cached((sigmas.tobytes(), timesteps, prediction, first), make)
-
-    def _begin(self, timestep, device: torch.device) -> int:
-        index = self._first_index(timestep)
-        self._first = index
-        if index:
-            self._rows = Placed(self._make_table(first=index), device)
-        return index
 
     def step(
         self,
@@ -199,52 +167,7 @@ class FusedDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedul
             ValueError: no schedule or one that has ended, a wrong shape, or a wrong number of ids
                 or generators.
         """
-        if self.num_inference_steps is None:
-            raise ValueError("there is no schedule yet: call set_timesteps first")
-        rows = self._rows_on(sample.device)
-        index = self._step_index
-        if index is None:
-            index = self._begin(timestep, sample.device)
-            rows = self._rows
-        if index >= len(rows.row):
-            raise ValueError(f"all {len(rows.row)} steps are done: call set_timesteps first")
-        learned = self.config.variance_type in ("learned", "learned_range")
-        check_shapes(model_output, sample, learned)
-        if model_output.shape != sample.shape:
-            model_output = model_output[:, : sample.shape[1]]
-        draws = rows.table.draws and variance_noise is None
-        key, stream = self._address(index, generator, sample_ids, sample, draws)
-        x, out = as_state(sample), as_output(model_output)
-        noise = None if variance_noise is None else as_state(variance_noise, (torch.float32,))
-        memory = self._memory
-        if memory is None:
-            wide = (len(x), 2 * x.shape[1], *x.shape[2:])
-            memory = x.new_empty(wide) if rows.table.memories > 1 else x
-        if self.config.thresholding:
-            rows, out = self._plain(x, out, index)
-        row = rows.row[index]
-        new, self._memory, _ = launch(
-            "diffusion",
-            x,
-            out,
-            memory,
-            rows.coef,
-            row,
-            row,
-            key,
-            stream,
-            noise=noise,
+        new, *_ = self._advance(
+            model_output, timestep, sample, generator, variance_noise, sample_ids
         )
-        self._step_index = index + 1
-        if new.dtype != sample.dtype:
-            new = new.to(sample.dtype)
-        return output(SchedulerOutput, prev_sample=new) if return_dict else (new,)
-
-    def _plain(self, x: Tensor, out: Tensor, index: int) -> tuple[Placed, Tensor]:
-        """The thresholded data prediction, as the output of a model that predicts data."""
-        table = self._rows.table
-        p_x, p_o = (float(table.column(name)[index]) for name in ("p_x", "p_o"))
-        ratio, largest = self.config.dynamic_thresholding_ratio, self.config.sample_max_value
-        if self._plain_rows is None or self._plain_rows.device != x.device:
-            self._plain_rows = Placed(self._make_table("sample", self._first), x.device)
-        return self._plain_rows, threshold(p_x * x.float() + p_o * out.float(), ratio, largest)
+        return new_sample(new, return_dict)
