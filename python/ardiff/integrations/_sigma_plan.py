@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -173,6 +174,30 @@ def solver_plan(name: str, path: str, sigmas: tuple[float, ...], **options) -> S
             begins[row], rest = i, rest[:row]
     stage = np.cumsum([row in begins for row in range(len(table))]) - 1
     stage = tuple(np.maximum(stage, 0).tolist())
+    return SigmaPlan(sigmas, table, ends, stage, begins, _draws(table, stage))
+
+
+def table_levels(table: StepTable) -> tuple[float, ...]:
+    """The sigmas of a table over sigmas: its levels without repeats, then 0."""
+    return (*(level for level, _ in groupby(table.level.tolist())), 0.0)
+
+
+def table_plan(table: StepTable, path: str, sigmas: tuple[float, ...]) -> SigmaPlan:
+    """A given table, over its own levels, which the sigmas must be."""
+    if path not in PATHS:
+        raise ValueError(f"unknown path {path!r}; known: {', '.join(PATHS)}")
+    if (table.path, table.prediction) != (path, "sample"):
+        table = table.on(path, "sample")
+    ends = table_levels(table)
+    if len(sigmas) != len(ends) or not np.allclose(sigmas, ends, rtol=1e-4, atol=1e-6):
+        raise ValueError(
+            f"a table fixes its sigmas: expected the {len(ends)} of table_sigmas(table), from "
+            f"{ends[0]:g} to 0, got {len(sigmas)}"
+        )
+    last = {level: row for row, level in enumerate(table.level.tolist())}
+    begins = {last[level]: i for i, level in enumerate(ends[:-1])}
+    stage = np.maximum(np.cumsum([row in begins for row in range(len(table))]) - 1, 0)
+    stage = tuple(stage.tolist())
     return SigmaPlan(sigmas, table, ends, stage, begins, _draws(table, stage))
 
 
