@@ -143,8 +143,9 @@ def levels_of(path: str, sigmas: tuple[float, ...]) -> Levels:
 def solver_plan(name: str, path: str, sigmas: tuple[float, ...], **options) -> SigmaPlan:
     """The table of any solver on the sigmas; they are the ends of its steps or stages.
 
-    The interval from sigma_i begins with the last row at that level: the rows before it there
-    belong to the step that came from above, whose answers a step may end with.
+    The interval from sigma_i begins with the last row at that level before the next interval: the
+    rows before it there belong to the step that came from above, whose answers a step may end with,
+    and rows after it to a step that is done over.
     """
     found = levels_of(path, sigmas)
     ends = found.sigmas
@@ -166,8 +167,11 @@ def solver_plan(name: str, path: str, sigmas: tuple[float, ...], **options) -> S
         )
     where = rising(get_path(path)) if found.rising else get_path(path)
     table = make(path=where, levels=ends[:-1] if to_data else ends)
-    last = {level: row for row, level in enumerate(table.level.tolist())}
-    begins = {last[a]: i for a, i in zip(ends[:-1], found.interval, strict=True) if a in last}
+    begins, rest = {}, table.level.tolist()
+    for a, i in zip(reversed(ends[:-1]), reversed(found.interval), strict=True):
+        if a in rest:
+            row = len(rest) - 1 - rest[::-1].index(a)
+            begins[row], rest = i, rest[:row]
     stage = np.cumsum([row in begins for row in range(len(table))]) - 1
     stage = tuple(np.maximum(stage, 0).tolist())
     return SigmaPlan(sigmas, table, ends, stage, begins, _draws(table, stage))

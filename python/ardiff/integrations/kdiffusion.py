@@ -22,6 +22,10 @@ i is then the same in any batch. The first sigma is part of the address, so that
 a run that was split does not repeat the noise of the first. With ``noise="path"`` it is the
 increment of a Brownian path between the sigmas, which a :class:`PathNoiseSampler` gives to samplers
 of k-diffusion too: a run that was split has the noise of the whole.
+
+Solvers that take `cfg_pp` (CFG++) need the model's prediction without its condition. They have it
+from a function in ``extra_args["model_options"]["sampler_post_cfg_function"]``, which ComfyUI's
+guidance calls with a dict of ``denoised`` and ``uncond_denoised``.
 """
 
 from __future__ import annotations

@@ -147,6 +147,6 @@ def solver(
 @functools.lru_cache(maxsize=64)  # one of 1,000 steps takes 0.3 MB
 def _build(name, path, prediction, steps, key, denoise_last, options) -> StepTable:
     make = table_function(name)
-    own = key[0] is None and getattr(sys.modules[make.__module__], "OWN_LEVELS", False)
-    levels = None if own else levels_of(name, path, steps, key)
+    own = getattr(sys.modules[make.__module__], "OWN_LEVELS", False)
+    levels = levels_of(name, path, steps, key, own)
     return make(path, prediction, levels, steps, denoise_last=denoise_last, **dict(options))

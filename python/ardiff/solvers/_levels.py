@@ -36,20 +36,22 @@ def grid_key(
     return levels, float(ratio_max), float(ratio_min), exponent, float(shift)
 
 
-def levels_of(name: str, path: Path, steps: int, key: tuple) -> Levels:
-    """What solver `name` asks for its levels; no grid is ``log-snr``."""
+def levels_of(name: str, path: Path, steps: int, key: tuple, own: bool = False) -> Levels | None:
+    """What solver `name` asks for its levels, where no grid is asked for those of ``log-snr``; or
+    None for a solver with levels of its own."""
     grid, *rest = key
-    grid = "log-snr" if grid is None else grid
+    if grid is None and own:
+        return None
     options = dict(zip(("ratio_max", "ratio_min", "rho", "shift"), rest, strict=True))
 
     def levels(n: int) -> np.ndarray:
-        if isinstance(grid, str):
-            return time_grid(path, n, grid, **options)
+        if grid is None or isinstance(grid, str):
+            return time_grid(path, n, grid or "log-snr", **options)
         if len(grid) != n:
             raise ValueError(
                 f"{name} with steps={steps} needs {n} levels, the grid has {len(grid)}"
             )
         return np.array(grid)
 
-    levels.named = isinstance(grid, str)
+    levels.named = grid is None or isinstance(grid, str)
     return levels

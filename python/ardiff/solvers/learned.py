@@ -7,7 +7,7 @@ prediction and D1, D2, D3 those of the steps before, a step is
     rho = e^(a - h),
 
 and the last row, of its own rho, makes the sample. p = 1, a = q = r = 0 is DPM-Solver++(2M) (Lu et
-al. 2022); UniPC-2 and the other predictor-correctors with two earlier predictions are such rows
+al. 2022); UniPC and the other predictor-correctors with two earlier predictions are such rows
 too. The levels and a, p, q, r and the last rho have been fitted for each number of steps, so that
 samples end where the exact ODE ends from the same start; docs/learned_tables.md has the method, the
 data and what was measured. r is not 0 above 16 steps alone.

@@ -146,6 +146,8 @@ def standard_tables(steps: int, path: Path, prediction: str, first: float) -> di
     on, by both names; ``learned`` on its own levels, if they begin there."""
     found = {}
     for name in SOLVERS:
+        if name.startswith("rtk-"):  # those whose stages add no noise are other solvers' tables
+            continue
         for grid in [{}] if name == "learned" else _GRIDS:
             options = {**grid, "ratio_max": first} if grid else {}
             try:
