@@ -7,6 +7,7 @@ import math
 import operator
 import time
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def choose_table(
-    table: StepTable | RaggedTable | None,
+    table: StepTable | RaggedTable | str | PathLike | None,
     choices: dict[str, Any],
     options: dict,
     sizes: tuple[int, ...],
@@ -69,8 +70,13 @@ def choose_table(
         if several:
             return _ragged(name, steps, choices | options, sizes[0])
         return make_table(name, steps=steps, **choices, **options)
+    if isinstance(table, (str, PathLike)):
+        table = StepTable.load(table)
     if not isinstance(table, (StepTable, RaggedTable)):
-        raise TypeError(f"table must be a StepTable or a RaggedTable, got {type(table).__name__}")
+        raise TypeError(
+            "table must be a StepTable, a RaggedTable or the name of a table file, got "
+            f"{type(table).__name__}"
+        )
     given = [name for name, value in {**choices, **options}.items() if value is not None]
     if given:
         raise TypeError(f"a table fixes the solver: do not pass {', '.join(given)} beside it")
@@ -103,7 +109,7 @@ def sample(
     sample_ids: Sequence[int] | Tensor | None = None,
     return_stats: bool = False,
     *,
-    table: StepTable | RaggedTable | None = None,
+    table: StepTable | RaggedTable | str | PathLike | None = None,
     uncond: Any = None,
     guidance: float | Tensor | None = None,
     uncond2: Any = None,
@@ -140,7 +146,8 @@ def sample(
             `solver` is by default :func:`ardiff.default_solver` of `steps`.
             `steps` may be `B` integers, one per sample: they run in the same launches, and each
             sample is what it would be alone. `table` may be a
-            :class:`~ardiff.tables.ragged.RaggedTable`.
+            :class:`~ardiff.tables.ragged.RaggedTable`, or the name of a file that
+            :meth:`~ardiff.tables.table.StepTable.save` wrote.
         seed: the key of the noise, any int64: equal seeds give equal samples. None draws a key
             from `generator`, by default torch's own: each call gives other samples, and
             `torch.manual_seed` makes them reproducible.

@@ -72,6 +72,21 @@ def test_step_matches_the_reference(
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("backend", calls.BACKENDS)
+@pytest.mark.parametrize("memories", [1, 2, 3])
+def test_more_memories_and_the_unconditional_prediction(memories: int, backend: str) -> None:
+    calls.require("diffusion_step", backend)
+    kind = dict(memories=memories, unconditional=True)
+    call = testing.diffusion_call(7, 515, torch.bfloat16, **kind)
+    call.options |= testing.guidance_options(call, three_way=True) | {"x0_clamp": 0.75}
+    device = calls.on_gpu(call)
+    with ardiff_kernels.backend(backend):
+        functional, in_place = device.functional(), device.in_place()
+    calls.check(call, functional)
+    for got, expected in zip(in_place, functional, strict=False):
+        assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_cuda_equals_cpu_by_bit(op: str) -> None:
     calls.require(op, "cuda")

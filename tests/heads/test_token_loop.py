@@ -11,8 +11,8 @@ from ardiff.heads import token
 from ardiff.heads.hoisting import numbers
 from ardiff.heads.token import denoise_token
 from ardiff.loop.run import make_schedule
+from ardiff.tables.columns import DIFFUSION_COLUMNS
 from ardiff.tables.ragged import RaggedTable
-from ardiff.tables.table import DIFFUSION_COLUMNS
 from tests._support.head_cases import BARE, CONTEXT, KEY, guided, head_of, rows, streams, table_of
 
 SOLVERS = {

@@ -13,7 +13,7 @@ import types
 import pytest
 import torch
 
-from ardiff.solvers import SOLVERS
+from ardiff.solvers import SOLVERS, solver_options
 from tests import ROOT
 
 FOLDER = ROOT / "python/ardiff/integrations/_comfyui_node"
@@ -21,11 +21,11 @@ FIRST = ("rtk_uld", "rtk_mala", "ddpm_fused", "dpmpp_2m_sde_fused")
 EVERY = [name.replace("-", "_") + ("" if name.startswith("rtk-") else "_fused") for name in SOLVERS]
 NAMES = (*FIRST, *(name for name in EVERY if name not in FIRST))
 DETERMINISTIC = (
-    "ddim_fused", "dpmpp_2m_fused", "flow_euler_fused", "heun_fused", "learned_fused",
-    "unipc_fused",
+    "ddim_fused", "dpmpp_2m_fused", "flow_euler_fused", "heun_fused", "heunpp2_fused",
+    "learned_fused", "res_2s_fused", "unipc_fused",
 )  # fmt: skip
 WINDOW = {"rtk_hybrid": {"window_high": 0.7}}  # its own holds none of the sigmas here
-NOT_FROM_NOISE = ("ddpm_ei_fused", "heun_fused")  # which cannot begin at alpha = 0
+NOT_FROM_NOISE = ("ddpm_ei_fused", "heun_fused", "restart_fused")  # which cannot begin at alpha = 0
 SIGMAS = torch.tensor([10.0, 4.0, 1.5, 0.4, 0.0])
 
 
@@ -199,8 +199,8 @@ def test_a_node_gives_a_sampler_with_its_options(comfy, name):
     assert torch.equal(drawn(comfy, name), drawn(comfy, name, **by_node))
     changed = dict(by_node)
     if name in DETERMINISTIC and "eta" not in changed:
-        # nothing else is to be set; scale is that of levels of the solver's own
-        assert set(changed) - {"scale"} == {"s_noise"}
+        solver = name.removesuffix("_fused").replace("_", "-")
+        assert set(changed) - set(solver_options(solver)) == {"s_noise"}
         return
     changed |= WINDOW.get(name, {})
     changed |= {"s_noise": 0.5} if "tau" not in changed else {"tau": 0.1}

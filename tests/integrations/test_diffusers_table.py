@@ -329,3 +329,56 @@ def test_timesteps_that_are_refused():
         scheduler.set_timesteps(2)
     with pytest.raises(ValueError, match="call set_timesteps first"):
         TableScheduler().step(torch.zeros(SHAPE), 3, torch.zeros(SHAPE))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "flow_prediction"])
+def test_a_table_file(prediction, tmp_path):
+    """Its samples are those of the run of the table, moved to the schedule; it saves and loads."""
+    path = str(tmp_path / "mine.table.json")
+    ardiff.solver(
+        "dpmpp-2m", path="edm", prediction="sample", steps=5, ratio_max=8.0, ratio_min=0.02
+    ).save(path)
+    scheduler = TableScheduler(table=path, prediction_type=prediction)
+    scheduler.save_pretrained(tmp_path)
+    scheduler = TableScheduler.from_pretrained(tmp_path)
+    assert scheduler.config.table == path
+    scheduler.set_timesteps(6)  # at least its calls
+    assert len(scheduler.timesteps) == 5 == scheduler.num_inference_steps
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    found = loop(scheduler, x)
+    kind, on = ("flow", FlowPath()) if "flow" in prediction else ("epsilon", scheduler._path)
+    table = ardiff.StepTable.load(path).on(on, kind)
+    scale = 1000 if "flow" in prediction else 1
+    assert torch.allclose(
+        scheduler.timesteps, torch.from_numpy(table.level * scale).float(), rtol=1e-6
+    )
+
+    def flat(z: torch.Tensor, t: float) -> torch.Tensor:
+        return model(z.view(SHAPE), torch.tensor(float(t) * scale, dtype=torch.float32)).flatten(1)
+
+    x = x.flatten(1)
+    memory = torch.zeros_like(x)
+    for row, level in zip(table.coefficients, table.level, strict=True):
+        p_x, p_o, x_x, x_x_lo, x_0, x_m, x_d = row[:7]
+        x0 = p_x * x + p_o * flat(x, level)
+        x, memory = (x_x + x_x_lo) * x + x_0 * x0 + x_m * memory + x_d * (x - memory), x0
+    torch.testing.assert_close(found.flatten(1), x, rtol=0, atol=1e-5)
+
+
+def test_what_a_table_file_refuses(tmp_path):
+    path = str(tmp_path / "mine.table.json")
+    ardiff.solver("dpmpp-2m", path="edm", prediction="sample", steps=5, ratio_max=8.0).save(path)
+    with pytest.raises(ValueError, match="pass a solver with its options or a table, not both"):
+        TableScheduler(table=path, solver="ddim")
+    with pytest.raises(OSError, match="nothing.table.json"):
+        TableScheduler(table=str(tmp_path / "nothing.table.json"))
+    scheduler = TableScheduler(table=path, prediction_type="flow_prediction")
+    with pytest.raises(ValueError, match="makes 5 calls: ask for as many steps, got 4"):
+        scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match="has levels of its own: pass num_inference_steps"):
+        scheduler.set_timesteps(timesteps=[900, 500])
+    scheduler.set_timesteps(5)
+    scheduler.set_begin_index(2)
+    x = torch.zeros(SHAPE)
+    with pytest.raises(ValueError, match="cannot begin at call 2"):
+        scheduler.step(x, scheduler.timesteps[2], x)

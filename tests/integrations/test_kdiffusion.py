@@ -28,6 +28,7 @@ from ardiff.loop.run import run
 from ardiff.noise import make_stream
 from ardiff.solvers import SOLVERS
 from ardiff_kernels import host
+from tests._support import single_step_loops as loops
 
 SHAPE = (3, 2, 4, 4)
 
@@ -487,3 +488,82 @@ def test_errors_of_one_sampler(message):
     sampler, options = OWN[message]
     with pytest.raises(ValueError, match=message):
         SAMPLERS[sampler](model, start(karras(3)), karras(3), disable=True, **options)
+
+
+# solver, options, the loop of ComfyUI's sampler on each path
+CFG_PP = {
+    "euler_ancestral": ({"eta": 0.8}, {"edm": loops.euler_ancestral_cfg_pp}),
+    "dpmpp_2m": ({}, {"edm": loops.dpmpp_2m_cfg_pp}),
+    "dpmpp_2s_ancestral": (
+        {"eta": 0.8},
+        {
+            "edm": loops.dpmpp_2s_ancestral_cfg_pp,
+            "flow": loops.dpmpp_2s_ancestral_flow_cfg_pp,
+        },
+    ),
+}
+
+
+class Guided:
+    """A model in ComfyUI: guidance with weight 3, told to its post-CFG functions."""
+
+    def __init__(self, buffer: bool = False) -> None:
+        self.buffer = torch.empty(SHAPE) if buffer else None
+
+    def predictions(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        free = 0.5 * model(x, sigma) + 0.1 * torch.sin(x / (1 + sigma.view(-1, 1, 1, 1)))
+        return free + 3 * (model(x, sigma) - free), free
+
+    def __call__(self, x: Tensor, sigma: Tensor, model_options: dict) -> Tensor:
+        assert model_options["disable_cfg1_optimization"] and model_options["mine"] == 1
+        denoised, free = self.predictions(x, sigma)
+        if self.buffer is not None:
+            free = self.buffer.copy_(free)
+        for function in model_options["sampler_post_cfg_function"]:
+            denoised = function({"denoised": denoised, "uncond_denoised": free, "sigma": sigma})
+        return denoised
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [(name, path) for name, (_, by_path) in CFG_PP.items() for path in by_path]
+)
+def test_cfg_pp_catches_the_prediction_without_the_condition(name, path):
+    options, by_path = CFG_PP[name]
+    sigmas = karras(8) if path == "edm" else torch.linspace(1, 0, 9)
+    x, guided, noise, seen = start(sigmas), Guided(), Noise(), []
+    theirs, given = [lambda args: seen.append(1) or args["denoised"]], {"mine": 1}
+    extra = {"model_options": given | {"sampler_post_cfg_function": theirs}}
+
+    def drawn(call, **more):
+        return getattr(kdiffusion, f"sample_{name}")(
+            call, x, sigmas, dict(extra), disable=True, noise_sampler=Noise(), path=path, **options,
+            **more,
+        )  # fmt: skip
+
+    found = drawn(guided, cfg_pp=True)
+    normals = []
+
+    def call(x, sigma):
+        normals.append(None)
+        return guided.predictions(x, torch.full((3,), sigma, dtype=torch.float64))
+
+    want = by_path[path](
+        call, x.double(), sigmas.double().tolist(), lambda: noise(0, 0).double(), **options
+    )
+    scale = want.abs().max()
+    assert (found - want).abs().max() < 1e-5 * scale
+    assert len(seen) == len(normals) and len(theirs) == 1  # the functions given run too, and stay
+    assert torch.equal(drawn(Guided(buffer=True), cfg_pp=True), found)
+    assert (
+        drawn(lambda x, sigma, model_options: guided.predictions(x, sigma)[0]) - want
+    ).abs().max() > 0.05 * scale
+
+
+def test_cfg_pp_says_what_it_needs():
+    sigmas, sample = karras(4), sample_dpmpp_2m
+    with pytest.raises(ValueError, match="extra_args has no model_options: leave cfg_pp out"):
+        sample(model, start(sigmas), sigmas, disable=True, cfg_pp=True)
+    extra = {"model_options": {}}
+    with pytest.raises(ValueError, match="but the model made none"):
+        sample(model, start(sigmas), sigmas, extra, disable=True, cfg_pp=True)
+    assert extra == {"model_options": {}}

@@ -79,6 +79,14 @@ def invalid_calls() -> dict[str, tuple]:
             lambda: diffusion_step_backward(None, some, None, some, some, *address, memories=2),
             "diffusion_step_backward: grad_memory must be float32 [4, 16], got float32 [4, 8]",
         ),
+        "diffusion third memory": (
+            lambda: diffusion_step_backward(None, some, None, some, some, *address, memories=3),
+            "diffusion_step_backward: grad_memory must be float32 [4, 24], got float32 [4, 8]",
+        ),
+        "diffusion memories": (
+            lambda: diffusion_step_backward(some, None, None, some, some, *address, memories=4),
+            "diffusion_step_backward: memories must be 1, 2 or 3, got 4",
+        ),
         "diffusion output": (
             lambda: diffusion_step_backward(some, None, None, some, some[:, :7], *address),
             "diffusion_step_backward: model_out must have the shape of x [4, 8] (or [4, 16] with "

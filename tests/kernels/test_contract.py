@@ -32,14 +32,14 @@ def calls() -> dict[str, testing.Call]:
         "diffusion": testing.diffusion_call(4, 9),
         "diffusion-bf16": testing.diffusion_call(2, 8, torch.bfloat16, state_dtype=torch.bfloat16),
         "diffusion-learned-range": clamped,
-        "diffusion-second-memory": testing.diffusion_call(
-            4, 8, torch.bfloat16, state_dtype=torch.bfloat16, memories=2
+        "diffusion-all-terms": testing.diffusion_call(
+            4, 8, torch.bfloat16, state_dtype=torch.bfloat16, memories=3, unconditional=True
         ),
     }
 
 
 def widest_diffusion_call(rows: int, d: int) -> testing.Call:
-    return testing.diffusion_call(rows, d, learned_range=True, memories=2)
+    return testing.diffusion_call(rows, d, learned_range=True, memories=3, unconditional=True)
 
 
 def contiguous(call: testing.Call) -> testing.Call:

@@ -74,7 +74,7 @@ def verify(rows: int) -> testing.Call:
 
 
 CALLS: dict[str, Callable[[int], testing.Call]] = {
-    "diffusion_step": step(testing.diffusion_call, memories=2),
+    "diffusion_step": step(testing.diffusion_call, memories=3, unconditional=True),
     "uld_step": step(testing.uld_call),
     "diffusion_step_backward": backward(testing.diffusion_call),
     "uld_step_backward": backward(testing.uld_call),

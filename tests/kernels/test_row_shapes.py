@@ -24,7 +24,7 @@ def deep(t: Tensor) -> Tensor:
 
 
 def calls(rows: int) -> dict:
-    wide = testing.diffusion_call(rows, 24, memories=2, seed=3)
+    wide = testing.diffusion_call(rows, 24, memories=3, seed=3)
     learned = testing.diffusion_call(rows, 24, seed=4, learned_range=True)
     guided = testing.uld_call(rows, 24, torch.bfloat16, seed=5)
     guided.options |= testing.guidance_options(guided, three_way=True)
@@ -32,7 +32,7 @@ def calls(rows: int) -> dict:
         "uld": testing.uld_call(rows, 24),
         "uld guided": guided,
         "diffusion": testing.diffusion_call(rows, 24),
-        "diffusion second memory": wide,
+        "diffusion third memory": wide,
         "diffusion learned": learned,
         "accept": accept_calls.accept_call(rows, 24),
     }
@@ -58,7 +58,7 @@ def test_same_bits(implementation, name, rows):
     assert [t.shape for t in found] == [t.shape for t in shaped.functional()]
 
 
-@pytest.mark.parametrize("name", ["uld", "diffusion", "diffusion second memory"])
+@pytest.mark.parametrize("name", ["uld", "diffusion", "diffusion third memory"])
 def test_gradients(name):
     flat, shaped = calls(3)[name], calls(3)[name]
     grads = []

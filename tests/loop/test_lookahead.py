@@ -15,8 +15,8 @@ from ardiff.data.mixture import random_mixture
 from ardiff.loop.lookahead import Lookahead, run_lookahead
 from ardiff.loop.run import run
 from ardiff.noise import initial_state, make_key, make_stream
+from ardiff.tables.columns import DIFFUSION_COLUMNS
 from ardiff.tables.lookahead import lookahead_table
-from ardiff.tables.table import DIFFUSION_COLUMNS
 from ardiff_kernels import ops
 from ardiff_kernels.testing import usable_backends
 from tests._support.couplings import ks_bound, ks_statistic, mutant, unit_mixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ardiff
-from ardiff.loop.stats import SampleStats, pool, warn_of_acceptance
+from ardiff.loop.stats import EnergyErrors, SampleStats, pool, warn_of_acceptance
 
 PLACE = {"path": "ou", "prediction": "score", "seed": 1}
 
@@ -67,7 +67,10 @@ def stats(acceptance, count):
     rates = torch.tensor(acceptance, dtype=torch.float64)
     count = torch.full((len(rates),), count)
     none = torch.zeros(12, dtype=torch.int64)
-    return SampleStats(1, 0.0, rates, 0, none, count, expected_acceptance=rates)
+    errors = EnergyErrors(rates.float(), torch.arange(len(rates)), len(rates))
+    return SampleStats(
+        1, 0.0, rates, 0, none, count, expected_acceptance=rates, energy_errors=errors
+    )
 
 
 STAGES = {
@@ -97,6 +100,10 @@ def test_pooled_runs_keep_the_expected_acceptance():
     whole = pool(2, 0.0, [stats([0.2, 0.4], 10), stats([0.8], 30)])
     torch.testing.assert_close(
         whole.expected_acceptance, torch.tensor([0.65, 0.4], dtype=torch.float64)
+    )
+    assert whole.energy_errors.stages == 2
+    torch.testing.assert_close(
+        whole.energy_errors.mean(), torch.tensor([0.5, 0.4], dtype=torch.float64)
     )
 
 

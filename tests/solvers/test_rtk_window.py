@@ -1,4 +1,4 @@
-"""A stage of rtk-hybrid and rtk-harmonic ends in the window on every grid, or a warning is given."""
+"""A stage of rtk-hybrid and rtk-harmonic ends in their window on every grid, or they warn."""
 
 from __future__ import annotations
 

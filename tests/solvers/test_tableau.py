@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import ardiff
-import ardiff_kernels
 from ardiff.loop.run import run
 from ardiff.solvers import from_tableau, phi
 from ardiff.tables.paths import PATHS, PREDICTIONS, get_path
@@ -173,10 +172,9 @@ def test_the_loop_runs_four_stages():
     table = from_tableau(*KROGSTAD)(path="flow", prediction="flow", steps=13)
     x = torch.tensor(table.init_scale * problem.start, dtype=torch.float32)[None]
     place = {"key": torch.zeros(1, dtype=torch.int64), "stream": torch.zeros(1, dtype=torch.int64)}
-    with ardiff_kernels.backend("reference"):
-        found = run(
-            table, lambda x, level, _: problem.output("flow", x, float(level)).float(), x, **place
-        )
+    found = run(
+        table, lambda x, level, _: problem.output("flow", x, float(level)).float(), x, **place
+    )
     np.testing.assert_allclose(found[0].numpy(), run_table(table, problem), rtol=0, atol=2e-5)
 
 

@@ -24,7 +24,7 @@ def bits(table):
     }
 
 
-def make(solver="unipc-2", path="vp-linear", **options):
+def make(solver="unipc", path="vp-linear", **options):
     if "dim" in solver_options(solver):
         options["dim"] = 8
     return ardiff.solver(solver, path=path, prediction="v_prediction", steps=12, **options)

@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from os import PathLike
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from ..batch_invariant import batch_invariant as batch_invariant_mode
 from ..loop.lookahead import check_lookahead
 from ..noise import make_key
 from ..solvers import default_solver
+from ..tables.table import StepTable
 from .kv_cache import KVCache
 from .patch_model import Sampled, sampled_model
 from .requests import Finished, MadePatch, Request, check_room, make_request
@@ -55,7 +57,9 @@ class AREngine:
             `ARModel` are given back as pixels in [-1, 1], those of a `PatchModel` as they are.
         solver: a name of `ardiff.solvers`, which all requests share; None takes
             `ardiff.default_solver` of `steps`.
-        steps: bound on the model calls for each patch, for requests that do not say.
+        steps: bound on the model calls for each patch, for requests that do not say; None for 48.
+        table: a table for all patches, or the name of its file, in place of `solver`, `steps` and
+            `options`; for the model's path and prediction.
         rows: streams in the cache at a time.
         capacity: tokens that a stream can hold: prompt, start tokens and patches.
         block_size, blocks, limit: of the cache, as `CausalEncoder.plan_cache` and `KVCache` take
@@ -79,8 +83,9 @@ class AREngine:
         self,
         model: Sampled,
         solver: str | None = None,
-        steps: int = 48,
+        steps: int | None = None,
         *,
+        table: StepTable | str | PathLike | None = None,
         rows: int = 16,
         capacity: int = 1024,
         block_size: int | None = None,
@@ -96,6 +101,10 @@ class AREngine:
         **options,
     ) -> None:
         model = sampled_model(model)
+        if table is not None:
+            table = StepTable.alone(table, solver=solver, steps=steps, **options)
+            solver, steps = table, table.calls
+        steps = 48 if steps is None else steps
         self.model, self.steps, self.backend = model, steps, backend
         self.batch_invariant = batch_invariant
         solver = default_solver(steps) if solver is None else solver

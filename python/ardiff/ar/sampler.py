@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from os import PathLike
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from ..models.checkpoint import load_model as load
 from ..models.image_model import ARModel
 from ..noise import MAX_SAMPLE_ID, make_key, make_stream, sample_id_of
 from ..solvers import default_solver
+from ..tables.table import StepTable
 from .function_model import OwnModel
 from .requests import Request
 from .step import PatchSolver, contexts
@@ -64,11 +66,13 @@ class ARSampler:
             `encode` and `denoise` are the model.
         solver: a name of `ardiff.solvers`; None takes `ardiff.default_solver` of `steps`, or of the
             fewest where they differ per patch.
-        steps: bound on the model calls for each patch; or one for each patch, in order.
+        steps: bound on the model calls for each patch, None for 48; or one for each, in order.
         stages: stages of an `rtk-*` solver; None lets `steps` decide.
         guidance: scale w of u + w (c - u); None is plain conditional sampling. Needs a model
             trained with context dropout, and doubles the calls.
         temperature: factor on the step noise, not on the initial state.
+        table: a table for all patches, or the name of its file, in place of `solver`, `steps`,
+            `stages` and `options`; for the model's path and prediction.
         guidance_schedule: ``constant``, or ``linear`` from none to `guidance` over the patches.
         guidance2, uncond2: three-way guidance u2 + w2 (u - u2) + w (c - u), w2 = `guidance2` on the
             same schedule, u2 at the context `uncond2` `[context_width]`; a third call.
@@ -103,11 +107,12 @@ class ARSampler:
         self,
         model: ARModel | None = None,
         solver: str | None = None,
-        steps: int | Sequence[int] = 48,
+        steps: int | Sequence[int] | None = None,
         stages: int | None = None,
         guidance: float | None = None,
         temperature: float = 1.0,
         *,
+        table: StepTable | str | PathLike | None = None,
         guidance_schedule: str = "constant",
         guidance2: float | None = None,
         uncond2: Tensor | None = None,
@@ -139,6 +144,10 @@ class ARSampler:
             raise ValueError(f"ARSampler: batch must be positive, got {batch}")
         if stages is not None:
             options["stages"] = stages
+        if table is not None:
+            table = StepTable.alone(table, solver=solver, steps=steps, **options)
+            solver, steps = table, table.calls
+        steps = 48 if steps is None else steps
         config = model.config
         self.model, self.temperature = model, number("temperature", temperature, 0.0)
         null = None if guidance is None else model.null

@@ -92,7 +92,7 @@ class PatchSolver:
 
     Args:
         model: whose denoiser is called; forward hooks that its head has at a call are called.
-        name, options: a name of `ardiff.solvers` and its options.
+        solver, options: a name of `ardiff.solvers` and its options; or a table for all patches.
         weights: see `ardiff.heads.fused.FusedHead`.
         noise: ``step`` or ``path``, see `ardiff.sample`.
         lookahead: how far each patch's run looks ahead, if it does.
@@ -101,7 +101,7 @@ class PatchSolver:
     def __init__(
         self,
         model: Sampled | OwnModel,
-        name: str,
+        solver: str | StepTable,
         options: dict,
         weights: str = "float32",
         noise: str = "step",
@@ -119,10 +119,17 @@ class PatchSolver:
                 f"weights={weights!r} packs a head of ardiff.heads, but denoise is a "
                 f"{type(model.denoiser).__name__} and runs as it is: leave weights at float32"
             )
-        own = {"name": name, "path": model.path, "prediction": model.prediction}
-        self._choices = {**own, **model.grid, **options}
-        if "dim" in solver_options(name):
-            self._choices.setdefault("dim", model.patch_dim)
+        self._table = solver if isinstance(solver, StepTable) else None
+        if self._table is not None:
+            self._table.check_model(model.path, model.prediction)
+        else:
+            own = {"name": solver, "path": model.path, "prediction": model.prediction}
+            grid = dict(model.grid)
+            if options.get("grid", grid.get("grid")) != grid.get("grid"):
+                grid.pop("rho", None)  # it is that of the model's own grid
+            self._choices = {**own, **grid, **options}
+            if "dim" in solver_options(solver):
+                self._choices.setdefault("dim", model.patch_dim)
         self._schedules: OrderedDict[tuple, _Prepared] = OrderedDict()
 
     def _head(self) -> Any:
@@ -136,7 +143,13 @@ class PatchSolver:
         Raises:
             ValueError: a table that cannot run here.
         """
-        table = make_table(steps=steps, **self._choices)
+        table = self._table
+        if table is None:
+            table = make_table(steps=steps, **self._choices)
+        elif steps != table.calls:
+            raise ValueError(
+                f"the table makes {table.calls} model calls per patch: leave steps out, got {steps}"
+            )
         if table.energy:
             raise ValueError(
                 'accept="energy" needs a density, which a model of this kind lacks; use '

@@ -6,13 +6,20 @@ import argparse
 from pathlib import Path
 
 DEFAULT_SEED = None
+GRID = ("grid", "ratio_max", "ratio_min", "rho", "shift")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="sun-shadow", help="a shipped name, or a model folder")
     parser.add_argument("--solver", help="default: the best measured at so many steps")
-    parser.add_argument("--steps", type=int, default=48, help="bound on model calls per patch")
+    parser.add_argument("--steps", type=int, help="bound on model calls per patch, default 48")
     parser.add_argument("--stages", type=int, help="stages of an rtk-* solver")
+    parser.add_argument("--table", metavar="FILE", help="a table file in place of the three above")
+    parser.add_argument("--grid", help="time grid, default the model's; see docs/solvers.md")
+    parser.add_argument("--ratio-max", type=float, help="sigma / alpha at the grid's noisy end")
+    parser.add_argument("--ratio-min", type=float, help="sigma / alpha at the grid's clean end")
+    parser.add_argument("--rho", type=float, help="exponent of the karras grid")
+    parser.add_argument("--shift", type=float, help="factor on sigma / alpha of the grid's levels")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance scale")
     parser.add_argument("--temperature", type=float, default=1.0, help="scales the step noise")
     parser.add_argument("--n", type=int, default=64, help="images, default 64")
@@ -40,6 +47,11 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
     if args.n < 1:
         raise ValueError(f"--n: expected at least 1, got {args.n}")
     check_backend(args.backend, select_device(args.device))
+    choices = ("solver", "steps", "stages", *GRID)
+    beside = [name for name in choices if getattr(args, name) is not None]
+    if args.table is not None and beside:
+        option = beside[0].replace("_", "-")
+        raise ValueError(f"--table: a table fixes the solver; leave --{option} out")
 
     from tqdm import tqdm
 
@@ -51,6 +63,7 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
     from ._image_grid import image_grid
 
     seed = int(make_key(args.seed, "cpu"))
+    grid = {name: getattr(args, name) for name in GRID if getattr(args, name) is not None}
     sampler = ARSampler(
         load(args.model, args.device),
         solver=args.solver,
@@ -60,6 +73,8 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
         temperature=args.temperature,
         batch=args.batch,
         backend=args.backend,
+        table=args.table,
+        **grid,
     )
     size, channels = sampler.model.config.image_size, sampler.model.config.channels
     if args.measure and (channels, size) != (3, SIZE):
@@ -80,7 +95,7 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
         found = metrics(drawn.images.cpu().numpy()).as_dict()
         names = ("detection", "r2", "r2_far")
         print(", ".join(f"{name} {found[name]:.4f}" for name in names))
-    settings = {n: getattr(args, n) for n in ("model", "steps", "n")}
+    settings = {"model": args.model, "steps": max(sampler.steps), "n": args.n}
     settings |= {"solver": sampler.table.solver, "seed": seed}
     result = {"calls": stats.calls, "seconds": stats.seconds, "images_per_second": rate}
     return {**settings, **result, **found, "out": str(args.out)}, 0

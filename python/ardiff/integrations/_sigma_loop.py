@@ -21,6 +21,7 @@ from ..loop.stats import collect, warn_of_acceptance
 from ..noise import MAX_PATCHES, make_key, make_stream
 from ._path_noise import PathNoiseSampler, of_flow, signed
 from ._sigma_plan import SigmaPlan
+from ._unconditional import Unconditional
 
 
 class Noise:
@@ -99,7 +100,8 @@ def run_plan(
 
     Raises:
         ValueError, TypeError: a model output or drawn noise that does not fit x; a callback or a
-            noise sampler beside a lookahead.
+            noise sampler beside a lookahead; a CFG++ table whose model does not tell its prediction
+            without the condition.
     """
     if plan.table is None:
         return x
@@ -119,17 +121,24 @@ def run_plan(
     )
     flat = x.reshape(len(x), -1).float()
     decisions: list[Decision] = []
+    other = Unconditional(extra_args) if table.unconditional else None
+    extra_args = other.extra_args if other else extra_args or {}
+    # what the model answers is guided already: u + 1 (c - u)
+    weights = [flat.new_ones(1)] if other else []
     rows = Rows(
-        schedule, flat, key=noise.key, stream=noise.stream, options=options, decisions=decisions
-    )
+        schedule, flat, key=noise.key, stream=noise.stream, options=options, weights=weights,
+        decisions=decisions,
+    )  # fmt: skip
 
-    def answer(z: Tensor, row: int) -> Tensor:
+    def answers(z: Tensor, row: int) -> list[Tensor]:
         sigma = x.new_full((len(x),), table.level[row])
         own = z.view(shape).to(dtype, copy=True)  # which the model may change
-        out = model(own, sigma, **(extra_args or {}))
-        check_output(out, x, schedule.learned_range, (*OUTPUT_DTYPES, torch.float64))
-        out = out.detach().reshape(len(x), -1)
-        return out.float() if out.dtype == torch.float64 else out
+        outs = [model(own, sigma, **extra_args)]
+        outs += [other.take()] if other else []
+        for out in outs:
+            check_output(out, x, schedule.learned_range, (*OUTPUT_DTYPES, torch.float64))
+        outs = [out.detach().reshape(len(x), -1) for out in outs]
+        return [out.float() if out.dtype == torch.float64 else out for out in outs]
 
     def shown(z: Tensor) -> Tensor:
         return z[:, : flat.shape[1]].view(shape).to(dtype)
@@ -138,9 +147,9 @@ def run_plan(
         while not rows.ended:
             k = rows.index
             if rows.calls_model:
-                out = answer(rows.query(), k)
-                rows.state.theirs = (out,)  # the model may answer in the same memory each time
-                rows.take([out])
+                outs = answers(rows.query(), k)
+                rows.state.theirs = outs  # the model may answer in the same memory each time
+                rows.take(outs)
             if k in plan.begins:
                 if callback is not None:
                     at = {"sigma": levels[plan.stage[k]], "sigma_hat": levels[plan.stage[k]]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -142,8 +143,9 @@ def levels_of(path: str, sigmas: tuple[float, ...]) -> Levels:
 def solver_plan(name: str, path: str, sigmas: tuple[float, ...], **options) -> SigmaPlan:
     """The table of any solver on the sigmas; they are the ends of its steps or stages.
 
-    The interval from sigma_i begins with the last row at that level: the rows before it there
-    belong to the step that came from above, whose answers a step may end with.
+    The interval from sigma_i begins with the last row at that level before the next interval: the
+    rows before it there belong to the step that came from above, whose answers a step may end with,
+    and rows after it to a step that is done over.
     """
     found = levels_of(path, sigmas)
     ends = found.sigmas
@@ -165,10 +167,37 @@ def solver_plan(name: str, path: str, sigmas: tuple[float, ...], **options) -> S
         )
     where = rising(get_path(path)) if found.rising else get_path(path)
     table = make(path=where, levels=ends[:-1] if to_data else ends)
-    last = {level: row for row, level in enumerate(table.level.tolist())}
-    begins = {last[a]: i for a, i in zip(ends[:-1], found.interval, strict=True) if a in last}
+    begins, rest = {}, table.level.tolist()
+    for a, i in zip(reversed(ends[:-1]), reversed(found.interval), strict=True):
+        if a in rest:
+            row = len(rest) - 1 - rest[::-1].index(a)
+            begins[row], rest = i, rest[:row]
     stage = np.cumsum([row in begins for row in range(len(table))]) - 1
     stage = tuple(np.maximum(stage, 0).tolist())
+    return SigmaPlan(sigmas, table, ends, stage, begins, _draws(table, stage))
+
+
+def table_levels(table: StepTable) -> tuple[float, ...]:
+    """The sigmas of a table over sigmas: its levels without repeats, then 0."""
+    return (*(level for level, _ in groupby(table.level.tolist())), 0.0)
+
+
+def table_plan(table: StepTable, path: str, sigmas: tuple[float, ...]) -> SigmaPlan:
+    """A given table, over its own levels, which the sigmas must be."""
+    if path not in PATHS:
+        raise ValueError(f"unknown path {path!r}; known: {', '.join(PATHS)}")
+    if (table.path, table.prediction) != (path, "sample"):
+        table = table.on(path, "sample")
+    ends = table_levels(table)
+    if len(sigmas) != len(ends) or not np.allclose(sigmas, ends, rtol=1e-4, atol=1e-6):
+        raise ValueError(
+            f"a table fixes its sigmas: expected the {len(ends)} of table_sigmas(table), from "
+            f"{ends[0]:g} to 0, got {len(sigmas)}"
+        )
+    last = {level: row for row, level in enumerate(table.level.tolist())}
+    begins = {last[level]: i for i, level in enumerate(ends[:-1])}
+    stage = np.maximum(np.cumsum([row in begins for row in range(len(table))]) - 1, 0)
+    stage = tuple(stage.tolist())
     return SigmaPlan(sigmas, table, ends, stage, begins, _draws(table, stage))
 
 

@@ -97,7 +97,9 @@ _STAGES = {
 }
 _ETA = {"eta": _number(1.0, 0.0, 100.0), "s_noise": _number(1.0, 0.0, 100.0)}
 _NOISE = {"noise": (["path", "step"], {"tooltip": "path: nearly the same image at any steps"})}
-_CHOICES = {"accept": ["trapezoid", "simpson"], "solver_type": ["midpoint", "heun"]}
+# of options that are names, by the default
+_CHOICES = {"trapezoid": ["trapezoid", "simpson"], "midpoint": ["midpoint", "heun"]}
+_CHOICES |= {"phi_1": ["phi_1", "phi_2"]}
 _OWN_DEFAULT = {"min": 0.0, "max": 10000.0, "step": 0.01, "round": False}
 _OWN_DEFAULT |= {"default": 0.0, "tooltip": "0: the solver's own default"}
 _NOT_ASKED = ("path", "seed", "sample_ids", "noise", "dim")
@@ -112,8 +114,10 @@ def _inputs(sample: Callable[..., Tensor]) -> dict[str, tuple]:
     found["s_noise"] = _number(1.0, 0.0, 100.0)
     for parameter in own:
         name, default = parameter.name, parameter.default
-        if name in _CHOICES:
-            found[name] = (_CHOICES[name],)
+        if default in _CHOICES:
+            found[name] = (_CHOICES[default],)
+        elif isinstance(default, bool):
+            found[name] = ("BOOLEAN", {"default": default})
         elif default is None:
             found[name] = ("FLOAT", _OWN_DEFAULT)
         elif isinstance(default, str):

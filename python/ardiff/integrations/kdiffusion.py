@@ -9,7 +9,8 @@ k_diffusion is not needed. The model may use gradients (`torch.enable_grad`), an
 a callback keeps are never written again.
 
 There is a `sample_x` for every solver x of :data:`ardiff.solvers.SOLVERS`, with underscores in its
-name (:data:`SOLVER_SAMPLERS`), besides those written out below (:data:`SAMPLERS`).
+name (:data:`SOLVER_SAMPLERS`), besides those written out below (:data:`SAMPLERS`); and
+:func:`sample_table` for a table of your own.
 
 The callback gets a dict with x, i, sigma, sigma_hat and denoised once for each interval i of
 `sigmas`, also where the sampler makes more calls in it: x at sigma and the model's answer there.
@@ -21,6 +22,10 @@ i is then the same in any batch. The first sigma is part of the address, so that
 a run that was split does not repeat the noise of the first. With ``noise="path"`` it is the
 increment of a Brownian path between the sigmas, which a :class:`PathNoiseSampler` gives to samplers
 of k-diffusion too: a run that was split has the noise of the whole.
+
+Solvers that take `cfg_pp` (CFG++) need the model's prediction without its condition. They have it
+from a function in ``extra_args["model_options"]["sampler_post_cfg_function"]``, which ComfyUI's
+guidance calls with a dict of ``denoised`` and ``uncond_denoised``.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
+from os import PathLike
 
 import torch
 from torch import Tensor
@@ -37,9 +43,10 @@ from ..loop.lookahead import check_lookahead
 from ..solvers import SOLVERS, check_options, solver_options, table_function
 from ..solvers._rtk import stages as rtk
 from ..solvers._rtk.adjusted import langevin_tau
+from ..tables.table import StepTable
 from ._path_noise import PathNoiseSampler as PathNoiseSampler
 from ._sigma_loop import Noise, run_plan
-from ._sigma_plan import solver_plan, stage_plan
+from ._sigma_plan import solver_plan, stage_plan, table_levels, table_plan
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
@@ -164,6 +171,40 @@ def sample_rtk_mala(
     plan = stage_plan("rtk-mala", path, _host(sigmas), stages, **options)
     noise = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan)
     return run_plan(plan, model, x, extra_args, callback, disable, s_noise, noise)
+
+
+def table_sigmas(table: StepTable | str | PathLike, path: str = "edm") -> Tensor:
+    """The sigmas at which a table calls the model, then 0; float32, on the CPU.
+
+    Args:
+        table: a table or the name of its file; of another path or prediction it is converted, see
+            :meth:`ardiff.tables.table.StepTable.on`.
+        path: ``edm`` or ``flow``, as of :func:`sample_ddpm_fused`.
+    """
+    table = StepTable.of(table)
+    own = (table.path, table.prediction) == (path, "sample")
+    return torch.tensor(table_levels(table if own else table.on(path, "sample")))
+
+
+def sample_table(
+    model: Callable, x: Tensor, sigmas: Tensor, extra_args: dict | None = None,
+    callback: Callable | None = None, disable: bool | None = None, s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None, *, table: StepTable | str | PathLike,
+    path: str = "edm", seed: int | None = None, sample_ids: Sequence[int] | Tensor | None = None,
+    noise: str = "step",
+) -> Tensor:  # fmt: skip
+    """A given table, such as a learned one, at its own levels.
+
+    Args:
+        sigmas: those of :func:`table_sigmas`, at whose first x begins.
+        table: a table that ends at the data, or the name of its file; of another path or prediction
+            it is converted.
+
+    Other arguments, results and errors as :func:`sample_ddpm_fused`'s.
+    """
+    plan = table_plan(StepTable.of(table), path, _host(sigmas))
+    drawn = Noise(x, noise_sampler, seed, extra_args, sample_ids, plan, noise)
+    return run_plan(plan, model, x, extra_args, callback, disable, s_noise, drawn)
 
 
 SAMPLERS = {

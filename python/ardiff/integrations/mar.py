@@ -9,6 +9,7 @@ timestep and context alone is computed once per token, and a step is one `head_s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -139,10 +140,13 @@ class MARSampler(HeadSampler):
     def __init__(self, owner: nn.Module, options: dict[str, Any]) -> None:
         super().__init__(owner, options)
         steps, name, own = options["steps"], options["solver"], options["options"]
-        if steps is None:
+        if steps is None and options["table"] is None:
             kept = _own_timesteps(owner)
             steps = kept if name == "ddpm" else len(kept)
-        if name == "ddpm":
+        if options["table"] is not None:
+            self.table = options["table"]
+            self.table.check_model("vp-cosine", "epsilon")
+        elif name == "ddpm":
             if own:
                 raise ValueError(f"solver ddpm takes no option {next(iter(own))!r}")
             self.table = respaced_table(steps)
@@ -292,6 +296,7 @@ def accelerate(
     *,
     solver: str = "ddpm",
     steps: int | str | None = None,
+    table: StepTable | str | PathLike | None = None,
     weights: str | None = None,
     batch_invariant: bool = False,
     lookahead: int | str | None = None,
@@ -312,6 +317,9 @@ def accelerate(
         steps: model calls per token; for ``ddpm`` also text as of :func:`space_timesteps`. None: of
             the model's own `gen_diffusion` the timesteps themselves for ``ddpm`` and their number
             for another solver; 100 where it has none.
+        table: a table on path ``vp-cosine`` for ``epsilon`` models, or the name of its file, in
+            place of `solver`, `steps` and `options`; :meth:`~ardiff.tables.table.StepTable.on`
+            converts tables.
         weights: dtype of the blocks' weights (``float32``, ``bfloat16``, ``int8``), None: theirs.
         batch_invariant: a token's bits depend on its context and noise alone.
         lookahead, mode, tolerance: as of :func:`ardiff.sample`, of each token's run; for solvers
@@ -326,10 +334,13 @@ def accelerate(
         ValueError: a head of another form, other training steps, options that do not fit.
         RuntimeError: a `sample` of other parameters, or one that was replaced already.
     """
+    if table is not None:
+        own = None if solver == "ddpm" else solver
+        table = StepTable.alone(table, solver=own, steps=steps, **options)
     return install(
         MARSampler, owner_of("MAR", model, "diffloss"),
         {
-            "solver": solver, "steps": steps, "weights": weights,
+            "solver": solver, "steps": steps, "table": table, "weights": weights,
             "batch_invariant": batch_invariant, "options": options,
             "lookahead": check_lookahead(lookahead, mode, tolerance),
         },

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..heads.fused import FusedHead
 from ..loop.lookahead import check_lookahead, run_lookahead
 from ..loop.run import run
 from ..noise import initial_state, make_key, stream_of
-from ..tables.table import StepTable, TableBuilder
+from ..tables.table import COLUMNS, StepTable, TableBuilder
 from ._head_sampler import HeadSampler, owner_of
 from ._replace import install, uninstall
 
@@ -75,6 +76,19 @@ def _rounded(steps: int, shift: float, last_step_size: float, dtype: torch.dtype
     return replace(table, level=level.numpy())
 
 
+@functools.lru_cache(maxsize=64)
+def _table_of(table: StepTable, dtype: torch.dtype) -> StepTable:
+    """A table of path and prediction ``flow`` for the head, whose time is 1 at the data and whose
+    velocity points there; times in the dtype in which the head is given them."""
+    table.check_model("flow", "flow")
+    if set(table.op) != {"diffusion"}:
+        raise ValueError(f"NextStep: a table needs diffusion rows alone, {table.solver} has others")
+    level = torch.tensor(1 - table.level, dtype=torch.float32).to(dtype).double()
+    coefficients = table.coefficients.copy()
+    coefficients[:, COLUMNS["diffusion"].index("p_o")] *= -1
+    return replace(table, level=level.numpy(), coefficients=coefficients, path="nextstep")
+
+
 class NextStepSampler(HeadSampler):
     """What :func:`accelerate` returns."""
 
@@ -113,8 +127,9 @@ class NextStepSampler(HeadSampler):
             timesteps_shift, num_sampling_steps, last_step_size: see :func:`shifted_times`.
             noise_repeat: noises drawn; row i has that of i modulo noise_repeat. By default all rows
                 have the same.
-            noise: `[num_sampling_steps, B, d]` normals in place of drawn ones, the first the
-                initial state. Then torch's generator is not drawn from.
+            noise: `[num_sampling_steps, B, d]` (of a table, its rows in place of the steps)
+                normals in place of drawn ones, the first the initial state. Then torch's generator
+                is not drawn from.
 
         Returns:
             `[B, d]` in the dtype of c.
@@ -133,7 +148,11 @@ class NextStepSampler(HeadSampler):
         count = len(c) // ways
         if noise_repeat < 1 or count % noise_repeat:
             raise ValueError(f"noise_repeat must divide the {count} tokens, got {noise_repeat}")
-        table = _rounded(num_sampling_steps, float(timesteps_shift), float(last_step_size), c.dtype)
+        if self.options["table"] is not None:
+            table = _table_of(self.options["table"], c.dtype)
+        else:
+            own = float(timesteps_shift), float(last_step_size)
+            table = _rounded(num_sampling_steps, *own, c.dtype)
         if noise is not None and noise.shape != (len(table), count, dim):
             raise ValueError(
                 f"noise must have shape {[len(table), count, dim]}, got {list(noise.shape)}"
@@ -148,7 +167,7 @@ class NextStepSampler(HeadSampler):
                 start = initial_state(table, key, stream, dim)
             else:
                 key = stream.new_zeros(1)  # addresses nothing
-                start = noise[0]
+                start = noise[0] * table.init_scale
                 modifiers["noise"] = torch.cat([noise[1:], torch.zeros_like(noise[:1])])
             condition, *others = c.to(weight).chunk(ways)
             guidance = Guidance(tuple(others), (cfg, cfg2)[: len(others)])
@@ -165,6 +184,7 @@ class NextStepSampler(HeadSampler):
 def accelerate(
     model: nn.Module,
     *,
+    table: StepTable | str | PathLike | None = None,
     weights: str | None = None,
     batch_invariant: bool = False,
     lookahead: int | str | None = None,
@@ -179,6 +199,8 @@ def accelerate(
 
     Args:
         model: with an `image_head` whose `net` has MAR's state-dict names, or that `image_head`.
+        table: a table of path and prediction ``flow``, or the name of its file, in place of the
+            model's own steps; the arguments of `sample` that say those have no say then.
         weights: dtype of the blocks' weights (``float32``, ``bfloat16``, ``int8``), None: theirs.
         batch_invariant: a token's bits depend on its conditions and noise alone.
         lookahead, mode, tolerance: as of :func:`ardiff.sample`, of each token's run.
@@ -192,7 +214,15 @@ def accelerate(
         RuntimeError: a `sample` of other parameters, or one that was replaced already.
     """
     ahead = check_lookahead(lookahead, mode, tolerance)
-    options = {"weights": weights, "batch_invariant": batch_invariant, "lookahead": ahead}
+    table = None if table is None else StepTable.of(table)
+    if table is not None:
+        _table_of(table, torch.float32)  # refuses a table of another kind at once
+    options = {
+        "table": table,
+        "weights": weights,
+        "batch_invariant": batch_invariant,
+        "lookahead": ahead,
+    }
     return install(NextStepSampler, owner_of("NextStep", model, "image_head"), options)
 
 

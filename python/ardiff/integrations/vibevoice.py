@@ -11,6 +11,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -129,10 +130,11 @@ class VibeVoiceAccelerator(Accelerator):
             ValueError: a scheduler whose steps are not known.
         """
         dtype = self.stock_head().cond_proj.weight.dtype
-        own = (steps, dtype, self.options["solver"], self.options["options"])
+        own = (steps, dtype, *(self.options[name] for name in ("solver", "table", "options")))
         key = (_config(scheduler), *own)
         if key not in _tables:
-            _check_scheduler(scheduler, self.options["solver"])
+            given = self.options["table"]
+            _check_scheduler(scheduler, given.solver if given else self.options["solver"])
             table = self._make(scheduler, steps)
             level = torch.tensor(table.level).to(dtype).double().numpy()
             _tables[key] = replace(table, level=level)
@@ -144,8 +146,11 @@ class VibeVoiceAccelerator(Accelerator):
     def _make(self, scheduler: Any, steps: int) -> StepTable:
         config, name = scheduler.config, self.options["solver"]
         prediction = config["prediction_type"].replace("flow_prediction", "flow")
-        if name is not None:
+        if name is not None or self.options["table"] is not None:
             path = DiscretePath(np.asarray(scheduler.alphas_cumprod, np.float64))
+            if self.options["table"] is not None:
+                self.options["table"].check_model(path, prediction)
+                return self.options["table"]
             options = dict(self.options["options"])
             if "dim" in solver_options(name):
                 options.setdefault("dim", self.stock_head().noisy_images_proj.in_features)
@@ -209,6 +214,7 @@ def accelerate(
     model: Any,
     *,
     solver: str | None = None,
+    table: StepTable | str | PathLike | None = None,
     weights: str | None = None,
     seed: int | None = None,
     sample_ids: Sequence[int] | Tensor | None = None,
@@ -228,6 +234,8 @@ def accelerate(
             :func:`ardiff.solver`, such as ``rtk-uld``, which runs on its schedule with
             `num_diffusion_steps` calls. Solvers that add noise address it by `seed`, or by a key
             drawn from the global generator at each token.
+        table: a table on its schedule, for its prediction type, or the name of a file of one, in
+            place of `solver` and `options`; `num_diffusion_steps` has no say then.
         weights: ``float32``, ``bfloat16`` or ``int8``, those of the blocks as they are packed; None
             for the head's own dtype (float16: float32). Sums are float32.
         seed: address all noise instead: a latent is then a function of seed, sample id, the number
@@ -248,7 +256,9 @@ def accelerate(
         ValueError: options, a solver or a head that do not fit. A noise scheduler that does not is
             refused by `generate`.
     """
-    if solver is not None:
+    if table is not None:
+        table = StepTable.alone(table, solver=solver, **options)
+    elif solver is not None:
         unknown = sorted(set(options) - {*solver_options(solver), *_GRID})
         if unknown:
             known = ", ".join((*solver_options(solver), *_GRID))
@@ -258,8 +268,8 @@ def accelerate(
     return install(
         VibeVoiceAccelerator, model,
         {
-            "solver": solver, "weights": weights, "seed": seed, "sample_ids": sample_ids,
-            "batch_invariant": batch_invariant,
+            "solver": solver, "table": table, "weights": weights, "seed": seed,
+            "sample_ids": sample_ids, "batch_invariant": batch_invariant,
             "options": tuple((k, _hashable(v)) for k, v in sorted(options.items())),
         },
     )  # fmt: skip

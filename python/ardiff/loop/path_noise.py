@@ -143,11 +143,17 @@ def _intervals(table: StepTable) -> np.ndarray:
                 "it ends is not in the table; let the table end with a data prediction "
                 "(denoise_last=True)"
             )
-        if begin == end:
+        if np.isclose(begin, end, rtol=1e-5, atol=0):
             raise ValueError(
                 f'noise="path": row {row} of {table.solver} adds noise without moving to another '
                 f"level than {table.level[row]:g}, and a path has no increment there; use "
                 'noise="step"'
+            )
+        if end < begin or (begin > 0 and table.column("x_x")[row] == 0):
+            what = "goes back to a noisier level" if end < begin else "drops the state it begins at"
+            raise ValueError(
+                f'noise="path": row {row} of {table.solver} {what}, so that its noise is no '
+                'increment of a path; use noise="step"'
             )
         if not max(begin, end) < _MOST_RATIO:
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,85 @@ class AcceptanceWarning(UserWarning):
 
 
 @dataclass(frozen=True)
+class EnergyErrors:
+    """The energy errors dH = -log_alpha of the proposals of a run, a meter of the chains' bias.
+
+    dH = H(proposal) - H(origin), H = g(z) + |v|^2 / 2, g the negative log density of the stage's
+    kernel. A proposal of MALA is a leapfrog step of sqrt(2 tau), and its log acceptance ratio -dH.
+
+    A proposal keeps volume and is undone by turning v round. So wherever z has the law of its
+    stage's kernel, the mean of e^-dH is 1, whatever the step size (Creutz 1988; Neal 2011), and dH
+    has a mean of 0 or more, about half its variance. A step too large shows in a large mean of dH
+    alone. A mean of e^-dH away from 1, by several standard errors, says that one of these fails:
+
+    - z has the kernel's law. The first proposal of a stage finds the law of its start: above 1, the
+      start is too wide and proposals fall towards the mode; below 1, it is too narrow. The later
+      the proposal, the nearer to 1. So it is 1 where the ancestral start is the kernel.
+    - dH is exact. ``accept="trapezoid"`` is so for a Gaussian alone; see whether ``"simpson"``
+      changes it.
+    - the score is a gradient. A learned or a guided one need not be.
+
+    Where dH varies by much more than 1, a few proposals make most of the mean of e^-dH, and it says
+    little: look at the quantiles. Unadjusted solvers compute no energies. An OBABO step is a
+    leapfrog step between refreshes of v: that of ``rtk-hmc`` with ``leapfrog=1`` and its `tau`.
+
+    Attributes:
+        values: float32 `[n]`, dH of the proposals decided, where finite, in order of decision.
+        stage: int64 `[n]`, their stages.
+        stages: how many there are.
+
+    Example:
+        The data are the point 0, so that the ancestral start is the kernel itself:
+
+        >>> import ardiff
+        >>> _, stats = ardiff.sample(
+        ...     lambda x, level, condition: 0 * x, (500, 4), "edm", "sample", "rtk-hmc", 14,
+        ...     seed=0, return_stats=True,
+        ... )
+        >>> mean, error = stats.energy_errors.mean_exp()
+        >>> bool(((mean - 1).abs() < 5 * error).all())
+        True
+    """
+
+    values: Tensor
+    stage: Tensor
+    stages: int
+
+    def mean(self) -> Tensor:
+        """Mean of dH, float64 `[stages]`, NaN where a stage has no proposal."""
+        return self._mean(self.values.double())
+
+    def quantiles(self, at: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> Tensor:
+        """Quantiles of dH, float64 `[stages, len(at)]`.
+
+        Raises:
+            ValueError: a quantile outside [0, 1].
+        """
+        if not all(0 <= each <= 1 for each in at):
+            raise ValueError(f"quantiles are numbers in [0, 1], got {list(at)}")
+        found = torch.full((self.stages, len(at)), torch.nan, dtype=torch.float64)
+        for row, stage in zip(found, range(self.stages), strict=True):
+            of_stage = self.values[self.stage == stage].double().numpy()
+            if len(of_stage):  # NumPy's, since torch's takes no more than 2^24 numbers
+                row.copy_(torch.from_numpy(np.quantile(of_stage, at)))
+        return found
+
+    def mean_exp(self) -> tuple[Tensor, Tensor]:
+        """Mean of e^-dH and its standard error, float64 `[stages]` each.
+
+        The error takes proposals as independent, which those of one sample in a stage are not.
+        """
+        ratio = torch.exp(-self.values.double())
+        mean, square = self._mean(ratio), self._mean(ratio**2)
+        count = torch.bincount(self.stage, minlength=self.stages)
+        return mean, ((square - mean**2).clamp(min=0) / count).sqrt()
+
+    def _mean(self, of: Tensor) -> Tensor:
+        total = torch.zeros(self.stages, dtype=torch.float64).index_add_(0, self.stage, of)
+        return total / torch.bincount(self.stage, minlength=self.stages)
+
+
+@dataclass(frozen=True)
 class SampleStats:
     """What a run cost.
 
@@ -48,6 +128,7 @@ class SampleStats:
         expected_acceptance: float64 `[stages]`, the mean of min(1, e^log_alpha): `acceptance`
             without the chance of the decisions, and without the balls of ``rtk-mala-projected``; or
             None.
+        energy_errors: :class:`EnergyErrors` of the proposals, a meter of the chains' bias; or None.
         nonfinite: the samples that are NaN or infinite, and the first step at which they were.
         rounds: model calls one after another, those of guidance together: what a run waits for. Of
             a run with a lookahead those of the sample that took most.
@@ -62,6 +143,7 @@ class SampleStats:
     decisions: Tensor | None = None
     step_scale: Tensor | None = None
     expected_acceptance: Tensor | None = None
+    energy_errors: EnergyErrors | None = None
     nonfinite: Nonfinite = ALL_FINITE
     rounds: int = 0
     lookahead: tuple[Rounds, ...] = ()
@@ -106,6 +188,7 @@ def collect(
     expected = np.exp(np.minimum(log_alpha[decided].astype(np.float64), 0))
     expected = np.bincount(stage[decided], expected, minlength=len(count))
     finite = decided & (log_alpha > -np.inf)  # +inf: accepted, from a state without density
+    known = finite & (log_alpha < np.inf)
     bins = np.searchsorted(np.float32(LOG_ALPHA_EDGES), log_alpha[finite], side="right")
     with np.errstate(invalid="ignore"):  # a stage in which nothing was decided has no rate
         rates = taken / count, expected / count
@@ -118,7 +201,10 @@ def collect(
         torch.from_numpy(count),
         table.scales() if isinstance(table, Ladder) else None,
         torch.from_numpy(rates[1]),
-    )
+        EnergyErrors(
+            torch.from_numpy(-log_alpha[known]), torch.from_numpy(stage[known]), len(count)
+        ),
+    )  # fmt: skip
 
 
 def pool(calls: int, seconds: float, runs: list[SampleStats]) -> SampleStats:
@@ -134,9 +220,14 @@ def pool(calls: int, seconds: float, runs: list[SampleStats]) -> SampleStats:
         expected[: len(run.decisions)] += run.expected_acceptance * run.decisions
     histogram = torch.stack([run.log_alpha_histogram for run in runs]).sum(0)
     rejected = sum(run.rejected_nonfinite for run in runs)
+    errors = [run.energy_errors for run in runs]
     return SampleStats(
         calls, seconds, taken / count, rejected, histogram, count,
         expected_acceptance=expected / count,
+        energy_errors=EnergyErrors(
+            torch.cat([each.values for each in errors]), torch.cat([each.stage for each in errors]),
+            stages,
+        ),
     )  # fmt: skip
 
 

@@ -96,10 +96,8 @@ class ModelConfig:
         return asdict(self)
 
     def grid_options(self) -> dict:
-        """The time grid as options of `ardiff.solver`; rho where this grid has one, so that a
-        caller's other grid has its own."""
-        rho = ("rho",) if self.grid in ("karras", "polyexponential") else ()
-        return {name: getattr(self, name) for name in ("grid", "ratio_max", "ratio_min", *rho)}
+        """The time grid as options of `ardiff.solver`."""
+        return {name: getattr(self, name) for name in ("grid", "ratio_max", "ratio_min", "rho")}
 
 
 class ARModel(nn.Module):

@@ -59,12 +59,12 @@ def prediction_table(
         past.insert(0, transition(path, a, b))
         made = step(past, len(grid) - 1 - i + denoise_last)
         p_x, p_o = builder.data_prediction(a)
-        columns = _columns(made.x, made.predictions) | {"x_n": made.noise} | shift
+        columns = prediction_columns(made.x, made.predictions) | {"x_n": made.noise} | shift
         builder.add("diffusion", a, p_x=p_x, p_o=p_o, **columns)
     return builder.finish(grid[-1] if denoise_last else None)
 
 
-def _columns(x: float, weights: Sequence[float]) -> dict[str, float]:
+def prediction_columns(x: float, weights: Sequence[float]) -> dict[str, float]:
     """Of x, the present x0 and the three memories; x_d multiplies x - memory2."""
     now, first, second, third = [*weights, 0.0, 0.0, 0.0][:4]
     return {"x_x": x + second, "x_0": now, "x_m": first, "x_d": -second, "x_3": third}
@@ -129,7 +129,7 @@ def slope_table(
         weights = older(np.array(nodes), t_b, left) if len(nodes) > 1 else ()
         weights = c_b * np.array(weights, np.float64)
         # d = (x - c_a x0) / sigma_a
-        columns = _columns((sigma_b - weights.sum()) / sigma_a, (0.0, *weights))
+        columns = prediction_columns((sigma_b - weights.sum()) / sigma_a, (0.0, *weights))
         columns["x_0"] = c_b * (1 - t_b / t_a) + weights.sum() * c_a / sigma_a
         if order > 1:
             columns |= {"m_x": 1 / sigma_a, "m_0": -c_a / sigma_a, **shift}

@@ -26,7 +26,7 @@ from . import heun
 
 def table(
     path, prediction, levels, steps, *, restart_min=0.1, restart_max=2.0, restarts=1,
-    restart_steps=3, denoise_last=True,
+    restart_steps=2, denoise_last=True,
 ) -> StepTable:  # fmt: skip
     """Two calls a step, the restarts' steps counted, then the data prediction."""
     low, high = _check(restart_min, restart_max)

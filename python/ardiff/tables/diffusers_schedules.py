@@ -24,7 +24,8 @@ DPM_PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow")
 NO_VARIANCE = 1e-20  # what a variance of 0 counts as, since its logarithm is taken
 
 
-def _known(name: str, value: object, known: Sequence) -> None:
+def check_name(name: str, value: object, known: Sequence) -> None:
+    """ValueError unless `value` is among the known ones, which it lists."""
     if value not in known:
         raise ValueError(f"unknown {name} {value!r}; known: {', '.join(map(str, known))}")
 
@@ -34,7 +35,7 @@ def beta_schedule(
 ) -> np.ndarray:
     """Betas of a named schedule, float64 `[steps]`; `start` and `end` have no say in those given by
     alpha^2 (``squaredcos_cap_v2``, Nichol & Dhariwal 2021, and ``laplace``, Hang & Gu 2024)."""
-    _known("beta_schedule", name, BETA_SCHEDULES)
+    check_name("beta_schedule", name, BETA_SCHEDULES)
     if name == "linear":
         return np.linspace(start, end, steps)
     if name == "scaled_linear":
@@ -120,7 +121,7 @@ def ddpm_table(
         ValueError: an unknown name, timesteps that are not such, or an epsilon or score model at
             alpha = 0.
     """
-    _known("variance", variance, VARIANCES)
+    check_name("variance", variance, VARIANCES)
     bars = np.asarray(alphas_cumprod)
     builder = TableBuilder("discrete", prediction, "ddpm")
     steps, one = check_timesteps(bars, timesteps), bars.dtype.type(1)
@@ -145,21 +146,33 @@ def ddpm_table(
     return builder.finish(init_scale=1.0)
 
 
-def _alpha_sigma(sigma: float, flow: bool) -> tuple[float, float]:
+def check_lengths(name: str, sigmas: np.ndarray, timesteps: Sequence[float]) -> list[float]:
+    """The sigmas; ValueError unless there is one at each call and one at the end."""
+    sigma = [float(s) for s in np.asarray(sigmas, np.float64)]
+    if len(sigma) != len(timesteps) + 1 or len(sigma) < 2:
+        raise ValueError(
+            f"{name} needs one sigma more than timesteps, got {len(sigma)} and {len(timesteps)}"
+        )
+    return sigma
+
+
+def alpha_and_sigma(sigma: float, flow: bool) -> tuple[float, float]:
+    """The path's coefficients where sigma / alpha is `sigma`, or sigma itself of a flow."""
     alpha = 1 - sigma if flow else 1 / math.sqrt(1 + sigma**2)
     return alpha, sigma if flow else sigma * alpha
 
 
-def _log_snr(sigma: float, flow: bool) -> float:
-    alpha, noise = _alpha_sigma(sigma, flow)
+def log_snr_at(sigma: float, flow: bool) -> float:
+    """log(alpha / sigma) there."""
+    alpha, noise = alpha_and_sigma(sigma, flow)
     if noise == 0 or alpha == 0:
         return math.inf if noise == 0 else -math.inf
     return math.log(alpha) - math.log(noise)
 
 
-def _data_columns(prediction: str, sigma: float, flow: bool) -> tuple[float, float]:
+def columns_of_data(prediction: str, sigma: float, flow: bool) -> tuple[float, float]:
     """(p_x, p_o) as diffusers has them: it reads ``flow`` as x - sigma out on any schedule."""
-    alpha, noise = _alpha_sigma(sigma, flow)
+    alpha, noise = alpha_and_sigma(sigma, flow)
     if prediction == "flow":
         return 1.0, -sigma
     if prediction == "v_prediction":
@@ -240,18 +253,13 @@ def dpmpp_table(
         ("solver", solver, ("midpoint", "heun")),
         ("final_sigmas_type", final_sigmas_type, ("zero", "sigma_min")),
     ):
-        _known(name, value, known)
+        check_name(name, value, known)
     sde = algorithm == "sde-dpmsolver++"
     if sde and order == 3:
         raise ValueError(f"{algorithm} has order 1 or 2 here, got order=3")
-    sigma = [float(s) for s in np.asarray(sigmas, np.float64)]
-    if len(sigma) != len(timesteps) + 1 or len(sigma) < 2:
-        raise ValueError(
-            f"dpmpp_table needs one sigma more than timesteps, got {len(sigma)} and "
-            f"{len(timesteps)}"
-        )
+    sigma = check_lengths("dpmpp_table", sigmas, timesteps)
     count, builder = len(timesteps), TableBuilder("discrete", prediction, algorithm)
-    log_snr = [_log_snr(s, flow) for s in sigma]
+    log_snr = [log_snr_at(s, flow) for s in sigma]
     few = lower_order_final and count < 15
     for i in range(count):
         limit = order
@@ -260,12 +268,12 @@ def dpmpp_table(
         elif i == count - 2 and few:
             limit = min(order, 2)
         own = max(1, min(limit, i + 1 - first))
-        alpha, noise = _alpha_sigma(sigma[i + 1], flow)
+        alpha, noise = alpha_and_sigma(sigma[i + 1], flow)
         h, h0, h1 = (log_snr[j + 1] - log_snr[j] if j >= 0 else math.inf for j in (i, i - 1, i - 2))
         gains = _gains(alpha, h, sde, solver, own)
         w0, w1, w2 = _weights(gains, own, h, h0, h1)
-        p_x, p_o = _data_columns(prediction, sigma[i], flow)
-        keep = noise / _alpha_sigma(sigma[i], flow)[1] * (math.exp(-h) if sde else 1.0)
+        p_x, p_o = columns_of_data(prediction, sigma[i], flow)
+        keep = noise / alpha_and_sigma(sigma[i], flow)[1] * (math.exp(-h) if sde else 1.0)
         builder.add(
             "diffusion",
             float(timesteps[i]),

@@ -1,4 +1,4 @@
-"""Step tables of diffusers' Euler, DDIM, LCM and UniPC schedulers, from its sigmas and timesteps.
+"""Step tables of diffusers' Euler, DDIM and LCM schedulers, from its sigmas and timesteps.
 
 Beside :mod:`ardiff.tables.diffusers_schedules`, in the same conventions: a schedule is the vector
 of `alphas_cumprod` = alpha^2, and a list of sigmas holds sigma / alpha (of a flow, sigma).
@@ -11,21 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .diffusers_schedules import DPM_PREDICTIONS, _alpha_sigma, _data_columns, _known, _log_snr
+from .diffusers_schedules import DPM_PREDICTIONS, check_lengths, check_name
 from .paths import data_coefficients
 from .table import StepTable, TableBuilder
 
 NOISES = ("none", "ancestral", "renewed")
 SIGMA_DATA = 0.5  # of the boundary conditions of a consistency model
-
-
-def _check_lengths(name: str, sigmas: np.ndarray, timesteps: Sequence[float]) -> list[float]:
-    sigma = [float(s) for s in np.asarray(sigmas, np.float64)]
-    if len(sigma) != len(timesteps) + 1 or len(sigma) < 2:
-        raise ValueError(
-            f"{name} needs one sigma more than timesteps, got {len(sigma)} and {len(timesteps)}"
-        )
-    return sigma
 
 
 def euler_table(
@@ -56,11 +47,11 @@ def euler_table(
     Raises:
         ValueError: an unknown name, lengths that do not fit, or inverted sigmas with noise.
     """
-    _known("prediction", prediction, DPM_PREDICTIONS)
-    _known("noise", noise, NOISES)
+    check_name("prediction", prediction, DPM_PREDICTIONS)
+    check_name("noise", noise, NOISES)
     if inverted and noise != "none":
         raise ValueError(f"inverted sigmas have no noise, got noise={noise!r}")
-    sigma = _check_lengths("euler_table", sigmas, timesteps)
+    sigma = check_lengths("euler_table", sigmas, timesteps)
     if inverted:
         sigma = [1 - s for s in sigma]
     builder = TableBuilder("discrete", prediction, "euler" if noise == "none" else f"euler-{noise}")
@@ -181,117 +172,4 @@ def lcm_table(
             m_x=skip,
             m_0=out,
         )
-    return builder.finish(init_scale=1.0)
-
-
-def _unipc_weights(log_snr: list[float], i: int, order: int, kind: str) -> tuple:
-    """UniP's and UniC's weights over step i, in units of alpha at its end.
-
-    Returns:
-        (weights of D_0, ..., D_order-1 as the predictor has them, what the corrector adds to the
-        weights of the prediction at the end and of the same), D_k the data prediction k calls back.
-    """
-    h = log_snr[i + 1] - log_snr[i]
-    fall = math.expm1(-h)
-    predict, correct = [-fall], [0.0] * (order + 1)
-    if order == 1:
-        # of a step without an end there is nothing to correct: rho_c = 1 / 2
-        scale = fall if kind == "bh2" or not math.isfinite(h) else -h
-        return predict, [-scale / 2, scale / 2]
-    if not (math.isfinite(h) and h > 0):
-        raise ValueError(
-            f"a step of order {order} needs an end between the sigmas, got one of length {h:g} in "
-            "log(alpha / sigma): use lower_order_final=True"
-        )
-    scale = fall if kind == "bh2" else -h
-    r = np.array([(log_snr[i - k] - log_snr[i]) / h for k in range(1, order)] + [1.0])
-    # b_k = k! phi_(k+1)(-h) h / B(h) with the exponential integrator's phi functions
-    phi, b = fall / -h - 1, []
-    for k in range(1, order + 1):
-        b.append(phi * math.factorial(k) / scale)
-        phi = phi / -h - 1 / math.factorial(k + 1)
-    rows = r[None] ** np.arange(order)[:, None]
-    corrector = np.linalg.solve(rows, np.array(b))
-    # Zhao et al. take 1 / 2 at order 2
-    predictor = [0.5] if order == 2 else np.linalg.solve(rows[:-1, :-1], np.array(b[:-1]))
-    for k, (rho_p, rho_c) in enumerate(zip(predictor, corrector[:-1], strict=True), 1):
-        gain = -scale / r[k - 1]
-        predict.append(gain * rho_p)
-        predict[0] -= gain * rho_p
-        correct[k + 1] = gain * (rho_c - rho_p)
-        correct[1] -= gain * (rho_c - rho_p)
-    correct[0] = -scale * corrector[-1]
-    correct[1] -= correct[0]
-    return predict, correct
-
-
-def unipc_table(
-    sigmas: np.ndarray,
-    timesteps: Sequence[float],
-    *,
-    prediction: str,
-    order: int = 2,
-    solver: str = "bh2",
-    lower_order_final: bool = True,
-    flow: bool = False,
-    uncorrected: Sequence[int] = (),
-    first: int = 0,
-) -> StepTable:
-    """UniPC of order 1 to 3 on the data prediction (Zhao et al. 2023, Algorithms 5 and 6).
-
-    A row has the call at the end of a predicted step: it corrects that step and predicts the next.
-    Both begin at the same state, so that the corrected one is the predicted one and a combination
-    of the data predictions, of which the rows' memory is `[B, order d]`.
-
-    Args:
-        sigmas: `[N + 1]`, sigma / alpha at the calls and at the end; with `flow` sigma = 1 - alpha.
-        timesteps: `[N]`, what the model is given at the calls.
-        prediction: epsilon, sample, v_prediction or flow.
-        solver: B(h), ``bh1`` -h or ``bh2`` e^-h - 1.
-        lower_order_final: the last steps have as many predictions as steps are left.
-        uncorrected: the steps after which no corrector is applied.
-        first: the row a run begins at; the rows from there on have as many predictions to use.
-
-    Raises:
-        ValueError: an unknown name, lengths that do not fit, an epsilon model at alpha = 0, or a
-            step of order 2 or 3 that ends at sigma = 0 or has no length.
-    """
-    for name, value, known in (
-        ("prediction", prediction, DPM_PREDICTIONS),
-        ("order", order, (1, 2, 3)),
-        ("solver", solver, ("bh1", "bh2")),
-    ):
-        _known(name, value, known)
-    sigma = _check_lengths("unipc_table", sigmas, timesteps)
-    count, builder = len(timesteps), TableBuilder("discrete", prediction, f"unipc-{order}")
-    log_snr = [_log_snr(s, flow) for s in sigma]
-    correct: list[float] = []
-    for i in range(count):
-        limit = min(order, count - i) if lower_order_final else order
-        predict, fix = _unipc_weights(log_snr, i, max(1, min(limit, i + 1 - first)), solver)
-        (_, noise), (alpha_end, noise_end) = (_alpha_sigma(s, flow) for s in sigma[i : i + 2])
-        fall = noise_end / noise
-        weights = [0.0] * 4
-        for k, weight in enumerate(predict):
-            weights[k] += alpha_end * weight
-        if i > first and i - 1 not in uncorrected:
-            for k, weight in enumerate(correct):
-                weights[k] += fall * weight
-        p_x, p_o = _data_columns(prediction, sigma[i], flow)
-        builder.add(
-            "diffusion",
-            float(timesteps[i]),
-            p_x=p_x,
-            p_o=p_o,
-            x_0=weights[0],
-            x_m=weights[1],
-            # x_d (x - memory2) reaches the second memory
-            x_x=fall + weights[2],
-            x_d=-weights[2],
-            x_3=weights[3],
-            m_0=1.0,
-            s_m=float(order > 1),
-            t_2=float(order > 2),
-        )
-        correct = [alpha_end * weight for weight in fix]
     return builder.finish(init_scale=1.0)

@@ -319,12 +319,25 @@ class StepTable:
             raise TypeError(f"table must be a StepTable or the name of a table file, got {kind}")
         return table
 
+    @classmethod
+    def alone(cls, table: StepTable | str | os.PathLike, **others: object) -> StepTable:
+        """`table` as of :meth:`of`, which leaves no other choice of a solver.
+
+        Raises:
+            TypeError: one of `others` is not None.
+        """
+        given = [name for name, value in others.items() if value is not None]
+        if given:
+            raise TypeError(f"a table fixes the solver: do not pass {', '.join(given)} beside it")
+        return cls.of(table)
+
     def on(self, path: str | Path | None = None, prediction: str | None = None) -> StepTable:
         """This table for models on another path or of another prediction type; None keeps it.
 
-        The samples are those that the solver would give there, for the model knows the data from
-        x / alpha and sigma / alpha alone: one learned table serves models of every kind. A table
-        moved from ``edm`` counts as ending at the data.
+        The samples are the same, for what a model knows of the data depends on x / alpha and
+        sigma / alpha alone: one learned table serves models of every kind. It is the table that the
+        solver makes there, unless that steps in coordinates of its path, as ``euler-ancestral`` on
+        ``flow``. A table moved from ``edm`` counts as ending at the data.
 
         Raises:
             ValueError: rows of other ops or without a model call, a memory that holds states, a

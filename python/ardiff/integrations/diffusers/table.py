@@ -49,10 +49,16 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
             :func:`default_solver`.
         solver_options: its own options by name, as :func:`ardiff.solver` takes them, but for
             `stages`.
+        table: in place of a solver the name of a file of :meth:`ardiff.StepTable.save`, such as a
+            learned table. It has levels of its own, and runs from the first to the last of them:
+            `timestep_spacing` and shifts have no say, and `set_timesteps(n)` needs n of at least
+            its calls. It is read at each `set_timesteps`, and moved to this schedule.
         others: as of :class:`RTKULDScheduler`.
 
     Raises:
-        ValueError, TypeError: an unknown solver, or an option that is out of range or not taken.
+        ValueError, TypeError: an unknown solver, an option that is out of range or not taken, or a
+            table beside a solver.
+        OSError: `table` is not there.
     """
 
     __module__ = MODULE
@@ -78,6 +84,7 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
         thresholding: bool = False,
         solver: str | None = None,
         solver_options: dict[str, Any] | None = None,
+        table: str | None = None,
     ) -> None:
         self._set_up()
 
@@ -92,6 +99,11 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
 
     def _check_options(self) -> None:
         name, options = self.config.solver, self._options
+        if self.config.table is not None:
+            if name is not None or options:
+                raise ValueError("pass a solver with its options or a table, not both")
+            StepTable.load(self.config.table)
+            return
         if name is None:
             if options:
                 raise ValueError("solver_options need their solver: pass solver too")
@@ -105,6 +117,8 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
             )
 
     def _made_of(self, calls: int) -> Steps:
+        if self.config.table is not None:
+            return self._loaded(calls)
         asked: list[list[float]] = []
 
         def levels(count: int) -> np.ndarray:
@@ -122,7 +136,20 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
 
         return self._cached(("calls", calls, self._mu), make)
 
+    def _loaded(self, calls: int) -> Steps:
+        name = self.config.table
+        table = StepTable.load(name).on(self._path, self._prediction)
+        if calls < table.calls:
+            raise ValueError(
+                f"the table {name} makes {table.calls} calls: ask for as many steps, got {calls}"
+            )
+        return Steps(table, tuple(table.level.tolist()), table.solver)
+
     def _made_on(self, levels: list[float], scale: float) -> Steps:
+        if self.config.table is not None:
+            raise ValueError(
+                f"the table {self.config.table} has levels of its own: pass num_inference_steps"
+            )
         grid = [level for level, _ in groupby(levels)]
         if not grid or any(b >= a for a, b in zip(grid, grid[1:], strict=False)):
             raise ValueError(f"timesteps must be in descending order, got {levels}")
@@ -155,6 +182,11 @@ class TableScheduler(CallScheduler, SchedulerMixin, ConfigMixin):
 
     def _begin(self, index: int, z: Tensor, key: Tensor, stream: Tensor) -> Rows:
         program = self._rows.program
+        if index and self.config.table is not None:
+            raise ValueError(
+                f"the table {self.config.table} cannot begin at call {index}: its weights are "
+                "those of a run from the first; use a solver for image-to-image"
+            )
         if index:
             made = self._made
             level = made.table.level[self._calls[index]]

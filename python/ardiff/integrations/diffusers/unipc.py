@@ -11,9 +11,18 @@ from diffusers import DDPMScheduler, UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from ...tables.diffusers_schedules import DPM_PREDICTIONS
-from ...tables.diffusers_steps import unipc_table
-from ...tables.table import StepTable
+from ...solvers import unipc
+from ...solvers._exponential import predict_and_correct
+from ...solvers._multistep import prediction_columns
+from ...tables.diffusers_schedules import (
+    DPM_PREDICTIONS,
+    alpha_and_sigma,
+    check_lengths,
+    columns_of_data,
+    log_snr_at,
+)
+from ...tables.paths import Transition
+from ...tables.table import StepTable, TableBuilder
 from ._common import MODULE
 from ._flow import flow_noise
 from ._in_rows import RowScheduler, new_sample
@@ -22,6 +31,65 @@ from ._noise import Generators
 OTHER_SIGMAS = (
     "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas",
 )  # fmt: skip
+
+
+def unipc_table(
+    sigmas: np.ndarray,
+    timesteps: Sequence[float],
+    *,
+    prediction: str,
+    order: int = 2,
+    solver: str = "bh2",
+    lower_order_final: bool = True,
+    flow: bool = False,
+    uncorrected: Sequence[int] = (),
+    first: int = 0,
+) -> StepTable:
+    """:mod:`ardiff.solvers.unipc` over diffusers' sigmas.
+
+    Args:
+        sigmas: `[N + 1]`, sigma / alpha at the calls and at the end; with `flow` sigma = 1 - alpha.
+        timesteps: `[N]`, what the model is given at the calls.
+        prediction: epsilon, sample, v_prediction or flow.
+        order, solver, lower_order_final: as that module's, where `solver` is `variant`.
+        uncorrected: the steps after which no corrector is applied.
+        first: the row a run begins at; the rows from there on have as many predictions to use.
+
+    Raises:
+        ValueError: lengths that do not fit, an epsilon model at alpha = 0, or a last step of order
+            2 or 3 that ends at sigma = 0 or has no length.
+    """
+    sigma = check_lengths("unipc_table", sigmas, timesteps)
+    count, past = len(timesteps), []
+    builder = TableBuilder("discrete", prediction, f"unipc-{order}")
+    options = {"order": order, "variant": solver, "lower_order_final": lower_order_final}
+    predict = functools.partial(unipc.predict, **options)
+    for i, (a, b) in enumerate(zip(sigma[:-1], sigma[1:], strict=True)):
+        if i == first:
+            past.clear()
+        h = log_snr_at(b, flow) - log_snr_at(a, flow)
+        begin, end = alpha_and_sigma(a, flow), alpha_and_sigma(b, flow)
+        past.insert(0, Transition(*begin, *end, h, np.nan, np.nan, np.nan))
+        if unipc.order_of(past, count - i, order, lower_order_final) > 1 and not 0 < h < np.inf:
+            raise ValueError(
+                f"step {i} of order {order} goes from sigma {a:g} to {b:g}, but needs an end that "
+                "is smaller and not 0: use lower_order_final=True"
+            )
+        corrected = i - 1 not in uncorrected
+        correct = functools.partial(unipc.correct, **options) if corrected else lambda *a: ()
+        columns = prediction_columns(*predict_and_correct(past, count - i, predict, correct)[:2])
+        p_x, p_o = columns_of_data(prediction, a, flow)
+        builder.add(
+            "diffusion",
+            float(timesteps[i]),
+            p_x=p_x,
+            p_o=p_o,
+            **columns,
+            m_0=1.0,
+            s_m=float(order > 1),
+            t_2=float(order > 2),
+        )
+    return builder.finish(init_scale=1.0)
 
 
 class FusedUniPCMultistepScheduler(RowScheduler, UniPCMultistepScheduler):
