@@ -130,8 +130,8 @@ def solver(
             epsilon model at alpha = 0.
 
     Warns:
-        UserWarning: no stage of ``rtk-hybrid``, ``rtk-harmonic`` or ``rtk-harmonic-mala`` ends in its
-            window, so that it makes no inner step.
+        UserWarning: no stage of ``rtk-hybrid``, ``rtk-harmonic`` or ``rtk-harmonic-mala`` ends in
+            its window, so that it makes no inner step.
 
     Example:
         >>> import ardiff
