@@ -68,6 +68,10 @@ def loop(scheduler, x, first: int = 0, change=lambda x: x) -> torch.Tensor:
     return x
 
 
+# solvers whose calls go back to a noisier level: a step of theirs begins at some calls alone
+LOOKS_AHEAD = ("heunpp2", "restart")
+
+
 def expected(scheduler, table, x) -> torch.Tensor:
     scale = 1000 if scheduler.config.prediction_type == "flow_prediction" else 1
 
@@ -91,10 +95,20 @@ def test_is_the_run_of_ardiff(name, own, prediction):
     assert scheduler.num_inference_steps == table.calls == len(scheduler.timesteps)
     x = start(table)
     wanted = expected(scheduler, table, x)
-    assert torch.equal(loop(scheduler, x), wanted)
-    # a pipeline may hand each step a tensor of its own; its calls may be given as they are
-    scheduler.set_timesteps(timesteps=scheduler.timesteps.tolist())
-    assert torch.equal(loop(scheduler, x, change=torch.clone), wanted)
+    steps = scheduler.timesteps.tolist()
+    between = any(min(abs(t - level) for level in LEVELS) > 1e-3 for t in steps)
+
+    def equal(found):
+        # timesteps between are 1000 levels rounded once, a flow's levels in `expected` twice
+        near = flow and between and (found - wanted).abs().max() < 1e-4
+        return near or torch.equal(found, wanted)
+
+    assert equal(loop(scheduler, x))
+    # its calls may be given as they are, where they are the levels of its steps alone
+    given = LEVELS if between or name in LOOKS_AHEAD else steps
+    scheduler.set_timesteps(timesteps=given)
+    # a pipeline may hand each step a tensor of its own
+    assert equal(loop(scheduler, x, change=torch.clone))
 
 
 @every
@@ -105,7 +119,8 @@ def test_a_number_of_calls(name, own):
         count = len(scheduler.timesteps)
         assert calls - 8 < count <= calls and scheduler.num_inference_steps == count
         steps = scheduler.timesteps.tolist()
-        assert steps[0] == 999 and steps == sorted(steps, reverse=True)
+        assert steps[0] == 999
+        assert (steps == sorted(steps, reverse=True)) == (name not in LOOKS_AHEAD)
         table = scheduler._made.table
         x = start(table)
         assert torch.equal(loop(scheduler, x), expected(scheduler, table, x))
@@ -151,6 +166,8 @@ def test_a_run_may_begin_at_any_call(name, own):
             with pytest.raises(ValueError, match="cannot run on 2 given levels: .*two stages"):
                 loop(scheduler, x, first)
             continue
+        if name in LOOKS_AHEAD and table.calls != len(steps) - first:
+            continue  # the calls from here on are no run of their own
         assert torch.equal(loop(scheduler, x, first), expected(scheduler, table, x))
 
 

@@ -96,7 +96,9 @@ def test_samples_with_keys_of_their_own_are_as_alone(solver, own):
     together = drawn(slice(None), spans)
     for rows, key in spans:
         assert torch.equal(drawn(rows, key), together[rows])
-    assert not torch.equal(drawn(slice(None), torch.tensor([3]))[2], together[2])
+    # lcm ends at the centre of a mode of this model, whatever the noise
+    if solver != "lcm":
+        assert not torch.equal(drawn(slice(None), torch.tensor([3]))[2], together[2])
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
