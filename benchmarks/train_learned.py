@@ -31,7 +31,6 @@ HELD_OUT_SEEDS = range(1, 37)
 GUIDANCE = (1.0, 4.0)
 BATCHES, RUNS, HELD_OUT_RUNS, ITERATIONS = 4, 24, 96, 40
 FIRST, LAST, TEACHER_STEPS = 40.0, 0.0015, 100  # sigma / alpha at the ends; the teacher's steps
-THIRD_ABOVE = 16  # steps with a third memory
 
 
 class Mixtures:
@@ -110,12 +109,12 @@ def train(
     iterations: int = ITERATIONS,
 ) -> tuple[_learned.Entry, float, float]:
     """The entry learned, its error on the held-out cases and that of its start."""
-    third, tried = steps > THIRD_ABOVE, []
+    tried = []
     for last in (0.005, 0.02, 0.05):
         s = np.exp(np.linspace(math.log(FIRST), math.log(last), steps))
-        tried.append(adams_rows(s, 3 if third else 2))
+        tried.append(adams_rows(s, 3 if steps > 16 else 2))
     rows = min(tried, key=lambda rows: error(held_out, torch.tensor(rows)))
-    family = Family(steps, FIRST, third)
+    family = Family(steps, FIRST)
     best, least = gauss_newton(
         family, family.parameters(rows), batches, held_out, Budget(iterations, math.inf), patience=6
     )

@@ -36,7 +36,7 @@ def expected(problem, entry, scale, rows):
     past = []
     for i in range(rows):
         alpha = problem.at(level[i])[0]
-        d, *older = past = [problem.denoise(alpha * y, level[i]), *past][:4]
+        d, *older = past = [problem.denoise(alpha * y, level[i]), *past][:3]
         last = i == len(s) - 1
         h = math.inf if last else math.log(s[i] / s[i + 1])
         rho = entry["last"] if last else math.exp(entry["a"][i] - h)
@@ -46,8 +46,6 @@ def expected(problem, entry, scale, rows):
             inner = inner + entry["p"][i] * ratio / 2 * (d - older[0])
         if i >= 2:
             inner = inner + entry["q"][i] * (older[0] - older[1])
-        if i >= 3:
-            inner = inner + entry["r"][i] * (older[1] - older[2])
         y = rho * y + (1 - rho) * inner
     return y if rows == len(s) else problem.at(level[rows])[0] * y
 
@@ -82,11 +80,10 @@ def test_that_the_comparison_can_fail():
 @pytest.mark.parametrize("name", SETS)
 def test_the_files_hold_sound_tables(name):
     tables = _learned.entries(name)
-    assert {5, 8, 16, 32} <= set(tables)
+    assert {5, 8, 16} <= set(tables)
     for steps, entry in tables.items():
-        assert all(len(entry[key]) == steps for key in ("s", "a", "p", "q", "r"))
+        assert all(len(entry[key]) == steps for key in ("s", "a", "p", "q"))
         assert np.all(np.diff(entry["s"]) < 0) and entry["s"][0] == 40 and entry["s"][-1] > 0
-        assert any(entry["r"]) == (steps > train_learned.THIRD_ABOVE)
         again = _learned.entry_of(_learned.rows(entry, np.array(entry["s"])))
         for key in entry:
             np.testing.assert_allclose(again[key], entry[key], rtol=2e-4, atol=2e-5)

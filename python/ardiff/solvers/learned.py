@@ -1,16 +1,16 @@
 """Learned tables: levels and weights fitted to the exact ODE of many Gaussian mixtures.
 
 In y = x / alpha, s = sigma / alpha, with h the step in log s, h' the one before, D the data
-prediction and D1, D2, D3 those of the steps before, a step is
+prediction and D1 and D2 those of the steps before, a step is
 
-    y_b = rho y_a + (1 - rho) (D + p h / (2 h') (D - D1) + q (D1 - D2) + r (D2 - D3)),
+    y_b = rho y_a + (1 - rho) (D + p h / (2 h') (D - D1) + q (D1 - D2)),
     rho = e^(a - h),
 
-and the last row, of its own rho, makes the sample. p = 1, a = q = r = 0 is DPM-Solver++(2M) (Lu et
+and the last row, of its own rho, makes the sample. p = 1, a = q = 0 is DPM-Solver++(2M) (Lu et
 al. 2022); UniPC and the other predictor-correctors with two earlier predictions are such rows
-too. The levels and a, p, q, r and the last rho have been fitted for each number of steps, so that
+too. The levels and a, p, q and the last rho have been fitted for each number of steps, so that
 samples end where the exact ODE ends from the same start; docs/learned_tables.md has the method, the
-data and what was measured. r is not 0 above 16 steps alone.
+data and what was measured.
 
 There are two sets of tables. Without `scale`, data may have any norm from .5 to 4, with or without
 guidance of weight 1 to 4. With `scale`, the norm of the data is near to it: the levels are those of

@@ -37,6 +37,8 @@ def to_table(
             nearest that the path covers. With one more, `[N + 1]`, the state after the last row is
             at that level; else it is the sample.
 
+    The table has two memories, so that short ones run beside longer ones, or three.
+
     Raises:
         ValueError: an epsilon or score model at alpha = 0.
     """
@@ -49,7 +51,7 @@ def to_table(
     alpha = alpha if len(levels) > len(rows) else np.append(alpha, 1.0)
     # where alpha is 0 the row's s stands for infinity
     alpha = np.where(alpha == 0, 1 / np.append(rows[:, 0], 1.0)[: len(alpha)], alpha)
-    second, third = rows[:, 4:6].any(), rows[:, 5].any()
+    third = rows[:, 5].any()
     for i, (_, y, d0, d1, d2, d3, noise) in enumerate(rows):
         a, b = alpha[i], alpha[i + 1]
         p_x, p_o = builder.data_prediction(levels[i])
@@ -57,7 +59,7 @@ def to_table(
             "diffusion", levels[i], p_x=p_x, p_o=p_o,
             x_x=b * (y / a + d2), x_d=-b * d2,  # d2 (x - (x - memory2)): d2 on memory2
             x_0=b * d0, x_m=b * d1, x_3=b * d3, x_n=b * noise,
-            m_0=1.0, s_m=float(second), t_2=float(third),
+            m_0=1.0, s_m=1.0, t_2=float(third),
         )  # fmt: skip
     return builder.finish()
 

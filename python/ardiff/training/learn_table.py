@@ -4,9 +4,8 @@ The coordinates are y = x / alpha and s = sigma / alpha, with D(y, s) = E[x0 | y
 starting points a teacher, an exponential Adams-Bashforth method of third order with many steps,
 follows the probability-flow ODE dy / d log s = y - D. The table's levels and weights
 (:class:`ardiff.tables.table_family.Family`) are then fitted to the teacher's ends by Gauss-Newton,
-beginning from the standard solver and grid that is best on held-out points. The idea of fitting a
-few-step solver to a model is that of, among others, Bespoke Solvers (Shaul et al. 2023) and
-DPM-Solver-v3 (Zheng et al. 2023); the family, the loss and the method of fitting are our own.
+beginning from the standard solver and grid that is best on held-out points. Bespoke Solvers (Shaul
+et al. 2023) fit a few-step solver to a model too; the family, the loss and the fit are others.
 """
 
 from __future__ import annotations
@@ -196,8 +195,8 @@ def learn_table(
     """A table of `steps` calls whose samples end where the model's own ODE ends.
 
     The model is called with batches of `shape` alone, without gradients: an iteration costs about
-    (4 steps + 1) steps calls, and the teacher (batches + 2) times `teacher_steps`. Batches of some
-    hundred points are enough for 8 steps.
+    2 steps^2 calls, and the teacher `batches` + 2.5 times `teacher_steps`. Batches of some hundred
+    points are enough for 8 steps.
 
     Args:
         model_fn, condition, uncond: as of :func:`ardiff.sample`; a condition with a row per sample

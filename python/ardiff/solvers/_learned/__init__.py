@@ -16,7 +16,7 @@ import torch
 
 from ...tables.table_family import Family
 
-Entry = dict[str, Any]  # s, a, p, q, r, each of N numbers, and last, the last row's rho
+Entry = dict[str, Any]  # s, a, p, q, each of N numbers, and last, the last row's rho
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def entry_of(rows: np.ndarray) -> Entry:
     """What a set stores of rows `[N, 7]`, to six digits."""
     parameters = Family(len(rows), rows[0, 0]).parameters(rows).numpy()
     named = dict(zip(Family.ROWS, parameters, strict=True))
-    stored = {"s": rows[:, 0], **{name: named[name] for name in ("a", "p", "q", "r")}}
+    stored = {"s": rows[:, 0], **{name: named[name] for name in ("a", "p", "q")}}
     stored = {name: [float(f"{v:.6g}") for v in values] for name, values in stored.items()}
     return {**stored, "last": float(f"{rows[-1, 1]:.6g}")}
 
@@ -48,6 +48,6 @@ def rows(entry: Entry, s: np.ndarray) -> np.ndarray:
     """Rows `[N, 7]` on the levels s, the entry's own or such as are near to them."""
     parameters = np.zeros((len(Family.ROWS), len(s)))
     parameters[0] = np.append(np.log(np.log(s[:-1] / s[1:])), entry["last"])
-    for row, name in enumerate(("a", "p", "q", "r"), start=1):
+    for row, name in enumerate(("a", "p", "q"), start=1):
         parameters[row] = entry[name]
     return Family(len(s), s[0]).rows(torch.tensor(parameters)).numpy()
