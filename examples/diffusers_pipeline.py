@@ -13,8 +13,10 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from ardiff.integrations.diffusers import (
+    FusedDDIMScheduler,
     FusedDDPMScheduler,
     FusedDPMSolverMultistepScheduler,
+    FusedUniPCMultistepScheduler,
     RTKMALAScheduler,
     RTKULDScheduler,
     TableScheduler,
@@ -38,8 +40,8 @@ def main() -> None:
     torch.manual_seed(0)
     pipeline = make_pipeline()
     for kind in (
-        FusedDDPMScheduler, FusedDPMSolverMultistepScheduler, TableScheduler, RTKULDScheduler,
-        RTKMALAScheduler,
+        FusedDDPMScheduler, FusedDDIMScheduler, FusedDPMSolverMultistepScheduler,
+        FusedUniPCMultistepScheduler, TableScheduler, RTKULDScheduler, RTKMALAScheduler,
     ):  # fmt: skip
         pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]

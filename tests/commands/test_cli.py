@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ardiff import default_solver
+from ardiff import StepTable, default_solver
 from ardiff._files import replacing, write_json
 from ardiff.ar.sampler import ARSampler, load
 from ardiff.commands._image_grid import image_grid
@@ -31,7 +31,7 @@ def test_module_entry_names_every_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ardiff", "--help"], capture_output=True, text=True, check=True
     )
-    for command in ("bench", "comfyui", "doctor", "sample", "train"):
+    for command in ("bench", "comfyui", "doctor", "learn", "sample", "train"):
         assert command in done.stdout
 
 
@@ -85,6 +85,19 @@ def test_sample_takes_the_default_solver_of_its_steps(tmp_path: Path) -> None:
     assert main([*command, "--json", str(figures)]) == 0
     found = json.loads(figures.read_text())
     assert found["solver"] == default_solver(16) and found["calls"] == 4 * 16
+
+
+def test_learn_writes_a_table_that_runs(tmp_path: Path, capsys) -> None:
+    table, figures = tmp_path / "new" / "mine.table.json", tmp_path / "figures.json"
+    small = ["--steps", "3", "--runs", "8", "--images", "1", "--teacher-steps", "12"]
+    command = ["learn", *small, "--iterations", "2", "--out", str(table), "--json", str(figures)]
+    assert main([*command, "--plot", str(tmp_path / "rows.svg"), "--seed", "-3"]) == 0
+    found, said = json.loads(figures.read_text()), capsys.readouterr().out
+    assert len(found["rows"]) == 3 and found["error"] <= found["start_error"]
+    assert str(table) in said and found["start"] in said
+    assert (tmp_path / "rows.svg").read_text().startswith("<svg")
+    made = StepTable.load(table)
+    assert made.calls == 3 and made.prediction == load("sun-shadow").prediction
 
 
 @pytest.mark.parametrize("seed", [-5, -(2**63), 2**63 - 1])
@@ -160,7 +173,7 @@ def test_train_extends_a_finished_run(tmp_path: Path, capsys) -> None:
     assert re.match(r"3 steps, loss \d+\.\d{4}, ", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("command", ["bench", "comfyui", "doctor", "sample", "train"])
+@pytest.mark.parametrize("command", ["bench", "comfyui", "doctor", "learn", "sample", "train"])
 def test_every_option_has_help(command: str) -> None:
     (commands,) = (a for a in build_parser()._actions if isinstance(a.choices, dict))
     for action in commands.choices[command]._actions:
@@ -184,6 +197,9 @@ BAD = {
         "the seed must fit in int64",
     ),
     "seed too large for sample": ([*SAMPLE, "--seed", str(2**63)], "the seed must fit in int64"),
+    "a table with another ending": (["learn", "--out", "{tmp}/x.txt"], "ending in .json"),
+    "no images to learn from": (["learn", "--images", "0"], "--images: expected at least 1"),
+    "guidance without a null context": (["learn", "--guidance", "2"], "context dropout"),
     "json is a folder": (["doctor", "--json", "{tmp}"], "is a folder"),
     "json below a file": (["doctor", "--json", "{file}/x.json"], "cannot write"),
     "unknown model": ([*SAMPLE, "--model", "moon"], "no model 'moon'"),

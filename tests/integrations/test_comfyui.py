@@ -21,8 +21,9 @@ FIRST = ("rtk_uld", "rtk_mala", "ddpm_fused", "dpmpp_2m_sde_fused")
 EVERY = [name.replace("-", "_") + ("" if name.startswith("rtk-") else "_fused") for name in SOLVERS]
 NAMES = (*FIRST, *(name for name in EVERY if name not in FIRST))
 DETERMINISTIC = (
-    "ddim_fused", "dpmpp_2m_fused", "flow_euler_fused", "heun_fused", "heunpp2_fused",
-    "learned_fused", "res_2s_fused", "unipc_fused",
+    "ddim_fused", "deis_fused", "dpmpp_2m_fused", "dpmpp_3m_fused", "euler_fused",
+    "flow_euler_fused", "gradient_estimation_fused", "heun_fused", "heunpp2_fused", "ipndm_fused",
+    "learned_fused", "lms_fused", "res_2s_fused", "res_multistep_fused", "unipc_fused",
 )  # fmt: skip
 WINDOW = {"rtk_hybrid": {"window_high": 0.7}}  # its own holds none of the sigmas here
 NOT_FROM_NOISE = ("ddpm_ei_fused", "heun_fused", "restart_fused")  # which cannot begin at alpha = 0

@@ -233,7 +233,7 @@ def test_ddim_in_any_order():
         (UNIPC, {"predict_x0": False}, "has predict_x0=True and no solver_p"),
         (UNIPC, {"solver_order": 4}, "has solver_order 1, 2 and 3, got 4"),
         (UNIPC, {"prediction_type": "score"}, "got 'score'"),
-        (UNIPC, {"lower_order_final": False}, "a step of order 2 needs an end between the sigmas"),
+        (UNIPC, {"lower_order_final": False}, "step 9 of order 2 goes from sigma"),
         (EULER, {"prediction_type": "flow_prediction"}, "for rectified flow use FusedFlowMatch"),
         (ANCESTRAL, {"prediction_type": "sample"}, "has prediction_type epsilon, v_prediction"),
         (DDIM, {"prediction_type": "flow_prediction"}, "for rectified flow use FusedFlowMatch"),
@@ -309,7 +309,6 @@ def test_loading_in_a_new_process(tmp_path):
         assert "does not exist in name" in refused(hub, "name", index, [])
         ours.register()
         assert hub("name", index, [])[0] == {{}}
-        assert type(load({str(tmp_path)!r}).scheduler) is ours.FusedDDIMScheduler
         print("loaded")
     """
     done = subprocess.run(

@@ -373,7 +373,8 @@ def dpmpp_2m(x, sigmas):
 
 
 RISING = {
-    "ddim": (sample_ddim, {}, euler), "eta 0": (sample_ddpm_fused, {"eta": 0.0}, euler),
+    "ddim": (sample_ddim, {}, euler), "euler": (kdiffusion.sample_euler, {}, euler),
+    "eta 0": (sample_ddpm_fused, {"eta": 0.0}, euler),
     "dpmpp-2m": (sample_dpmpp_2m, {}, dpmpp_2m),
     "sde, eta 0": (sample_dpmpp_2m_sde_fused, {"eta": 0.0}, dpmpp_2m),
 }  # fmt: skip
@@ -403,7 +404,7 @@ def test_an_inversion_of_a_flow_ends_in_noise():
 def test_what_has_no_inversion_refuses_it():
     """By name: a short table of a solver that mixes may draw nothing."""
     for name in SOLVERS:
-        if name in ("ddim", "flow-euler", "heun", "dpmpp-2m"):
+        if name in ("ddim", "euler", "flow-euler", "heun", "dpmpp-2m"):
             continue
         for sigmas in ([1.0, 2.0, 3.0], karras(30)[:-1].flip(0).tolist()):
             sample = getattr(kdiffusion, "sample_" + name.replace("-", "_"))

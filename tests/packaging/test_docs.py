@@ -29,7 +29,9 @@ def test_the_readme_example_runs(capsys) -> None:
     assert abs(float(re.search(r"[\d.]+", second)[0]) - 0.5) < 0.05
 
 
-@pytest.mark.parametrize("page", ["context.md", "noise_path.md", "parallel.md", "quality.md"])
+@pytest.mark.parametrize(
+    "page", ["context.md", "noise_path.md", "parallel.md", "quality.md", "solvers.md"]
+)
 def test_the_examples_of_a_page_run(page, capsys) -> None:
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     assert examples

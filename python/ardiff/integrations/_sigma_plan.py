@@ -79,8 +79,8 @@ class SigmaPlan:
 
 # Solvers that follow the ODE towards noise where they add none, and those of them whose step to
 # sigma = 1 of path flow has a limit: the higher orders divide by a log-SNR that has none.
-INVERSIONS = ("ddim", "flow-euler", "heun", "dpmpp-2m", "dpmpp-2m-sde")
-TO_NOISE = ("ddim", "flow-euler")
+INVERSIONS = ("ddim", "euler", "flow-euler", "heun", "dpmpp-2m", "dpmpp-2m-sde")
+TO_NOISE = ("ddim", "euler", "flow-euler")
 _NEAR_NOISE = 1 - 2.0**-20  # in place of that sigma = 1
 
 

@@ -99,7 +99,8 @@ _ETA = {"eta": _number(1.0, 0.0, 100.0), "s_noise": _number(1.0, 0.0, 100.0)}
 _NOISE = {"noise": (["path", "step"], {"tooltip": "path: nearly the same image at any steps"})}
 # of options that are names, by the default
 _CHOICES = {"trapezoid": ["trapezoid", "simpson"], "midpoint": ["midpoint", "heun"]}
-_CHOICES |= {"phi_1": ["phi_1", "phi_2"]}
+_CHOICES |= {"phi_1": ["phi_1", "phi_2"], "bh2": ["bh2", "bh1"], "log": ["log", "vp-time"]}
+_SWITCH = {"auto": None, "on": True, "off": False}  # of lower_order_final
 _OWN_DEFAULT = {"min": 0.0, "max": 10000.0, "step": 0.01, "round": False}
 _OWN_DEFAULT |= {"default": 0.0, "tooltip": "0: the solver's own default"}
 _NOT_ASKED = ("path", "seed", "sample_ids", "noise", "dim")
@@ -114,7 +115,9 @@ def _inputs(sample: Callable[..., Tensor]) -> dict[str, tuple]:
     found["s_noise"] = _number(1.0, 0.0, 100.0)
     for parameter in own:
         name, default = parameter.name, parameter.default
-        if default in _CHOICES:
+        if name == "lower_order_final":
+            found[name] = (list(_SWITCH),)
+        elif default in _CHOICES:
             found[name] = (_CHOICES[default],)
         elif isinstance(default, bool):
             found[name] = ("BOOLEAN", {"default": default})
@@ -157,6 +160,8 @@ class SamplerNode:
         for name, (_, *more) in OPTIONS[self.sampler].items():
             if name in options and (name == "stages" or _OWN_DEFAULT in more):
                 options[name] = options[name] or None
+            elif name == "lower_order_final" and name in options:
+                options[name] = _SWITCH[options[name]]
         return (comfy.samplers.KSAMPLER(FUNCTIONS[self.sampler], extra_options=options),)
 
 

@@ -129,6 +129,10 @@ def solver(
             steps, a grid that the path cannot have, a `shift` beside given levels, or a score or
             epsilon model at alpha = 0.
 
+    Warns:
+        UserWarning: no stage of ``rtk-hybrid``, ``rtk-harmonic`` or ``rtk-harmonic-mala`` ends in
+            its window, so that it makes no inner step.
+
     Example:
         >>> import ardiff
         >>> table = ardiff.solver("rtk-uld", path="flow", prediction="flow", steps=12, stages=4)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..loop.checks import check_signature
 from ..loop.model_calls import CountedModel
+from ..loop.run import run
 from ..noise import initial_state, make_key, make_stream
 from ..solvers import SOLVERS, solver
 from ..tables import ratio_rows
@@ -55,7 +56,7 @@ class LearnedTable:
             robust mean square distance to the teacher's ends, in the data's units.
         start, start_error: the standard table that the fit began from, solver and grid, and its
             error on the same points.
-        others: the errors of all standard tables of as many calls, by solver and grid.
+        others: the errors of all standard tables of no more calls, by solver and grid.
         teacher_error: the distance of the teacher's ends to those of a teacher with half as many
             steps; the error of the teacher itself is less.
         calls: batches of the model that were evaluated in all.
@@ -74,18 +75,17 @@ class LearnedTable:
     seconds: float
 
     def __str__(self) -> str:
-        """The table and its error beside those of the standard solvers, a line each."""
+        """The table and its error beside those of the ten best standard tables, a line each."""
         made = "learned" if self.learned else "no gain was found, so the start is returned:"
-        lines = [
+        best = sorted(self.others.items(), key=lambda entry: entry[1])[:10]
+        return "\n".join([
             f"{len(self.rows)} steps, {made} error {self.error:.3g} to the exact ODE "
             f"(teacher within {self.teacher_error:.1g}); {self.calls} calls, {self.seconds:.0f} s",
-            f"start: {self.start}, {self.start_error:.3g}",
-            *(f"{self.error / max(e, 1e-300):8.2f} x {name} ({e:.3g})" for name, e in
-              sorted(self.others.items(), key=lambda entry: entry[1])),
+            f"start: {self.start}, {self.start_error:.3g}; of {len(self.others)} standard tables:",
+            *(f"{self.error / max(e, 1e-300):8.3f} x {name} ({e:.3g})" for name, e in best),
             "".join(name.rjust(10) for name in ("s", "y", "D", "D1", "D2", "D3")),
             *("".join(f"{v:10.5f}" for v in row[:6]) for row in self.rows),
-        ]  # fmt: skip
-        return "\n".join(lines)
+        ])  # fmt: skip
 
     def svg(self) -> str:
         """A drawing of levels and weights, row after row."""
@@ -134,6 +134,19 @@ class Model:
             out = plain + self._weight * (out - plain)
         return (p_x * x + p_o * out)[None]
 
+    def error(self, table: StepTable, case: Case) -> float:
+        """The error of any table without noise, run by the product's own loop."""
+        x = case.start[0] * float(table.alpha[0])
+        key, stream = make_key(0, x.device), make_stream(None, len(x), 0, x.device)
+        guided = {}
+        if self._weight is not None:
+            guided = {"uncond": self._conditions[1], "guidance": self._weight[:, 0]}
+        found = run(
+            table, self.counted, x, key=key, stream=stream, condition=self._conditions[0], **guided
+        )
+        loss = float(case.loss(found[None]))
+        return math.exp(loss / 2) if math.isfinite(loss) else math.inf
+
     def _out(self, x: Tensor, level: float, condition: Any) -> Tensor:
         at = x.new_full((1 if self._hoists else len(x),), level)
         if self._hoists:
@@ -142,8 +155,8 @@ class Model:
 
 
 def standard_tables(steps: int, path: Path, prediction: str, first: float) -> dict[str, StepTable]:
-    """Every solver of one call per step and no noise on each of three grids from the ratio `first`
-    on, by both names; ``learned`` on its own levels, if they begin there."""
+    """Every solver without noise on each of three grids from the ratio `first` on, by both names,
+    with at most `steps` calls; ``learned`` on its own levels, if they begin there."""
     found = {}
     for name in SOLVERS:
         if name.startswith("rtk-"):  # those whose stages add no noise are other solvers' tables
@@ -154,10 +167,8 @@ def standard_tables(steps: int, path: Path, prediction: str, first: float) -> di
                 table = solver(name, path=path, prediction=prediction, steps=steps, **options)
             except ValueError:  # it needs more steps, or another path
                 continue
-            rows = ratio_rows.from_table(table)
-            if rows is None or len(rows) != steps or table.draws:
-                continue
-            if math.isclose(rows[0, 0], first, rel_tol=1e-6):
+            begins = math.isclose(float(path.ratio(table.level[0])), first, rel_tol=1e-6)
+            if begins and not table.draws:
                 found[", ".join([name, *map(str, grid.values())])] = table
     return found
 
@@ -249,6 +260,7 @@ def learn_table(
     coarse = math.exp(float(unseen[0].loss(half.end)) / 2)
 
     rows = {name: ratio_rows.from_table(table) for name, table in tables.items()}
+    rows = {name: row for name, row in rows.items() if row is not None and len(row) == steps}
     tried = {name: error(held_out, row) for name, row in rows.items()}
     best = "start" if start is not None else min(tried, key=tried.get)
     family = Family(steps, rows[best][0, 0], third=steps > 16)
@@ -257,7 +269,8 @@ def learn_table(
         progress=progress,
     )  # fmt: skip
     made = family.rows(parameters).numpy()
-    errors = {name: error(unseen, row) for name, row in rows.items()}
+    errors = {name: models[-1].error(table, unseen[0]) for name, table in tables.items()}
+    errors[best] = error(unseen, rows[best])
     found = error(unseen, made)
     learned = found < GAIN * errors[best]
     return LearnedTable(
