@@ -226,8 +226,16 @@ def run_guided(table, x, noise, path, weight):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("case", CFG_PP)
+# on flows res-multistep adds noise by a law of its own
+COMPARED = [
+    (case, path)
+    for case in CFG_PP
+    for path in PATHS
+    if (case, path) != ("res-multistep-ancestral-cfg-pp", "flow")
+]
+
+
+@pytest.mark.parametrize(("case", "path"), COMPARED)
 def test_cfg_pp_with_guidance_equals_the_original(case, path):
     *_, loop, own, flow_loop, _ = CFG_PP[case]
     table, grid = cfg_pp_table(case, path, prediction="sample")
