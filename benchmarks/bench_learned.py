@@ -38,7 +38,7 @@ from .bench_quality import PATH, PREDICTION, Target, pooled
 SUITE = "learned"
 MIXTURES = (*range(101, 110), *range(201, 210))
 NOISE_SEEDS = (0, 1, 2, 3)
-SAMPLES, STARTS = 2000, 500
+SAMPLES, STARTS = 8000, 500
 EXACT_CALLS = 200
 CAP = 0.05
 TOLD = "scale"  # the learned table that is told the norm

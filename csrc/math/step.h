@@ -156,31 +156,39 @@ struct DiffusionState {
   F x, memory;
 };
 
-/// What only rows with diffusion_has_more_terms read: the third memory (zero without one) and the
-/// (clamped) unconditional data prediction (x0 without an unconditional output).
+/// The terms of rows with diffusion_has_more_terms in the new x and the new memory. Those of others
+/// are -0, to which a sum is the same to the bit; where it is known that there are none (`given` is
+/// false) they are not even added.
 template <class F>
 struct MoreTerms {
-  F memory3, x0u;
+  bool given;
+  F x, memory;
 };
 
-/// The new memory where the row changes it; `more` is null without diffusion_has_more_terms.
+/// From the third memory (zero without one) and the (clamped) unconditional data prediction (the
+/// data prediction itself without an unconditional output).
 template <class F>
-ARDIFF_HD F first_memory(const DiffusionRow<F>& c, F x, F x0, const MoreTerms<F>* more = nullptr) {
+ARDIFF_HD MoreTerms<F> more_terms(const DiffusionRow<F>& c, F memory3, F x0u) {
+  return {true, term(c.x_3, memory3, product(c.x_u, x0u)), product(c.m_u, x0u)};
+}
+
+/// The new memory where the row changes it.
+template <class F>
+ARDIFF_HD F first_memory(const DiffusionRow<F>& c, F x, F x0, const MoreTerms<F>& more = {}) {
   F memory_new = term(c.m_0, x0, product(c.m_x_lo, x));
-  if (more) memory_new = term(c.m_u, more->x0u, memory_new);
+  if (more.given) memory_new = memory_new + more.memory;
   return term(c.m_x, x, memory_new);
 }
 
 /// The new state from the (clamped) data prediction x0. `deviation` is x_n, or
 /// learned_deviation where the model gives it, times the sample's noise scale. `keep_memory` is
-/// diffusion_keeps_memory of the row; `origin` is the second memory, or the memory without one;
-/// `more` is null without diffusion_has_more_terms.
+/// diffusion_keeps_memory of the row; `origin` is the second memory, or the memory without one.
 template <class F>
 ARDIFF_HD DiffusionState<F> diffusion_update(const DiffusionRow<F>& c, bool keep_memory, F x, F x0,
                                              F memory, F origin, F deviation, F n,
-                                             const MoreTerms<F>* more = nullptr) {
+                                             const MoreTerms<F>& more = {}) {
   F x_new = term(c.x_0, x0, product(c.x_x_lo, x));
-  if (more) x_new = term(c.x_3, more->memory3, term(c.x_u, more->x0u, x_new));
+  if (more.given) x_new = x_new + more.x;
   x_new = term(c.x_m, memory, x_new);
   x_new = term(c.x_d, x - origin, x_new);
   x_new = term(deviation, n, x_new);

@@ -236,3 +236,37 @@ def dpmpp_2s_ancestral_flow_cfg_pp(model, x, sigmas, noise, eta):
         x = factor * (down / a * x + (1 - down / a) * free_2) + weight * noise()
         x = x + (1 - b) * (x0 - free)
     return x
+
+
+def res_multistep_cfg_pp(model, x, sigmas, noise, eta):
+    """ComfyUI's `res_multistep` with cfg_pp, its samplers with and without `_ancestral`."""
+    old, old_down = None, None
+    for i, (a, b) in enumerate(pairs(sigmas)):
+        x0, free = model(x, a)
+        down, up = ancestral(a, b, eta)
+        if down == 0 or old is None:
+            x = x0 + (x - free) / a * down
+        else:
+            h = math.log(a / down)
+            behind = math.log(old_down / sigmas[i - 1]) / h
+            phi_1 = math.expm1(-h) / -h
+            phi_2 = (phi_1 - 1) / -h
+            x = down / a * (x + x0 - free)
+            x = x + h * ((phi_1 - phi_2 / behind) * free + phi_2 / behind * old)
+        x = x + up * noise() if b > 0 else x
+        old, old_down = free, down
+    return x
+
+
+def gradient_estimation_cfg_pp(model, x, sigmas, noise, ge_gamma):
+    """ComfyUI's `sample_gradient_estimation_cfg_pp`."""
+    old = None
+    for a, b in pairs(sigmas):
+        x0, free = model(x, a)
+        if b == 0:
+            return x0
+        d = (x - free) / a
+        x = x0 + d * b
+        x = x if old is None else x + (ge_gamma - 1) * (d - old) * (b - a)
+        old = d
+    return x

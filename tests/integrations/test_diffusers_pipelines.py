@@ -14,9 +14,6 @@ import torch
 from ardiff.integrations import diffusers as ours
 from tests.integrations._support.diffusers_cases import KARRAS, STEPPED
 
-in_text_pipelines = pytest.mark.parametrize(
-    "kind", [*STEPPED, *KARRAS], ids=lambda kind: kind.__name__
-)
 every = pytest.mark.parametrize("kind", STEPPED, ids=lambda kind: kind.__name__)
 
 
@@ -138,7 +135,7 @@ def test_same_latents_as_diffusers(name):
         assert (mine - expected).abs().max() < 1e-4 * expected.abs().max().clamp(min=1)
 
 
-@in_text_pipelines
+@every
 def test_callbacks_and_progress_bar(kind, capsys):
     pipeline = text_pipeline(diffusers.StableDiffusionPipeline, kind())
     seen = []
@@ -161,8 +158,11 @@ def test_callbacks_and_progress_bar(kind, capsys):
     assert "7/7" in capsys.readouterr().err
 
 
-@in_text_pipelines
-@pytest.mark.parametrize("strength", [0.4, 1.0])
+@pytest.mark.parametrize(
+    ("kind", "strength"),
+    [(kind, strength) for kind in STEPPED for strength in (0.4, 1.0)]
+    + [(kind, 0.4) for kind in KARRAS],
+)
 def test_image_to_image(kind, strength):
     """The pipeline begins within the schedule, for RTK within a stage, by set_begin_index."""
     pipeline = text_pipeline(diffusers.StableDiffusionImg2ImgPipeline, kind())

@@ -495,6 +495,11 @@ def test_errors_of_one_sampler(message):
 CFG_PP = {
     "euler_ancestral": ({"eta": 0.8}, {"edm": loops.euler_ancestral_cfg_pp}),
     "dpmpp_2m": ({}, {"edm": loops.dpmpp_2m_cfg_pp}),
+    "res_multistep": ({"eta": 0.0}, dict.fromkeys(("edm", "flow"), loops.res_multistep_cfg_pp)),
+    "gradient_estimation": (
+        {"ge_gamma": 1.5},
+        dict.fromkeys(("edm", "flow"), loops.gradient_estimation_cfg_pp),
+    ),
     "dpmpp_2s_ancestral": (
         {"eta": 0.8},
         {

@@ -84,7 +84,7 @@ BAD = {
         "expected a head with 12 outputs, a mean and a variance for each of 6 inputs, got 6",
     ),
     "weights": (lambda: mar.accelerate(loss_of(), weights="int4"), ValueError, "got 'int4'"),
-    "solver": (lambda: mar.accelerate(loss_of(), solver="euler"), ValueError, "unknown solver"),
+    "solver": (lambda: mar.accelerate(loss_of(), solver="moon"), ValueError, "unknown solver"),
     "option": (lambda: mar.accelerate(loss_of(), tau=1.0), ValueError, "ddpm takes no option 'tau"),
     "steps": (
         lambda: mar.accelerate(loss_of(), solver="dpmpp-2m", steps="ddim50"), ValueError,

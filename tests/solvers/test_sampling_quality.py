@@ -64,7 +64,7 @@ BIAS = {
     "lms": (0.017, 1.009, 1.005, 1.006),
     "res-2s": (0.017, 1.026, 1.016, 1.019),
     "res-multistep": (0.019, 1.020, 1.011, 1.014),
-    "restart": (0.056, 1.234, 1.198, 1.262),
+    "restart": (0.028, 1.115, 1.140, 1.129),
     "rtk-baoab": (0.073, 0.828, 0.823, 0.823),
     "rtk-harmonic": (0.017, 0.991, 0.983, 0.987),
     "rtk-harmonic-mala": (0.013, 0.962, 0.976, 0.982),
@@ -83,6 +83,8 @@ BIAS = {
     "unipc": (0.017, 1.009, 1.002, 1.005),
 }
 GRIDS = {"vp-linear": 2, "vp-cosine": 3}
+# Widths of solvers whose step is another on these paths, in the path's own time.
+OWN = {("heunpp2", "flow"): 0.950, ("tcd", "edm"): 0.808, ("tcd", "flow"): 0.796}
 NOISE = ("x_n", "z_1", "z_2", "v_1")
 
 
@@ -144,7 +146,7 @@ def width(mixture, x):
 
 def width_score(mixture, x, solver, path):
     """Standard errors between the width of samples and the one measured for the solver."""
-    expected = BIAS[solver][GRIDS.get(path, 1)]
+    expected = OWN.get((solver, path), BIAS[solver][GRIDS.get(path, 1)])
     return (width(mixture, x) / expected - 1) / (1 / SAMPLES + 1 / MEASURED) ** 0.5
 
 
@@ -179,7 +181,9 @@ def test_reaches_the_mixture(solver, path, mixture, distance):
 
 
 MANY, FEWER = 500, 2**13
-EULER = {"rtk-ula": 0.12}  # unadjusted steps of tau = .4 widen by about this at any number of calls
+# Unadjusted steps of tau = .4 widen, the two steps of a restart err, and what consistency models
+# learn is not the denoiser here: by about this at any number of calls.
+EULER = {"rtk-ula": 0.12, "restart": 0.12, "lcm": 0.55}
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -152,6 +152,14 @@ def test_what_is_no_table_file_is_refused(case, tmp_path):
         StepTable.load(file)
 
 
+def test_a_name_that_is_there_twice_is_refused(tmp_path):
+    """Of JSON readers most take the last."""
+    file, _ = saved(tmp_path)
+    file.write_text(file.read_text().replace('"x_0": ', '"x_0": 0.5, "x_0": ', 1))
+    with pytest.raises(ValueError, match="'x_0' is there twice"):
+        StepTable.load(file)
+
+
 def test_every_cut_of_a_file_is_refused(tmp_path):
     file, _ = saved(tmp_path)
     content = file.read_bytes().rstrip()

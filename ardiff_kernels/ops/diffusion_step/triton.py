@@ -46,15 +46,14 @@ def data_prediction(c, x, out, x0_clamp):
 
 
 @triton.jit
-def diffusion_update(c, x, x0, x0u, memory, origin, third, sd, n, MEMORIES: tl.constexpr):
+def diffusion_update(c, x, x0, x0u, memory, origin, third, sd, n):
     """The new x and memory of the row at `c`, and whether the row moves the memory; `origin` is
-    the second memory, or the memory without one; `third` is read only with three."""
-    x_u = tl.load(c + COLUMN.x_u)
-    m_u = tl.load(c + COLUMN.m_u)
+    the second memory, or the memory without one. x0u and third may be None: no terms in them."""
     x_new = term(tl.load(c + COLUMN.x_x_lo), x, 0.0)
     x_new = term(tl.load(c + COLUMN.x_0), x0, x_new)
-    x_new = term(x_u, x0u, x_new)
-    if MEMORIES == 3:
+    if x0u is not None:
+        x_new = term(tl.load(c + COLUMN.x_u), x0u, x_new)
+    if third is not None:
         x_new = term(tl.load(c + COLUMN.x_3), third, x_new)
     x_new = term(tl.load(c + COLUMN.x_m), memory, x_new)
     x_new = term(tl.load(c + COLUMN.x_d), x - origin, x_new)
@@ -63,9 +62,13 @@ def diffusion_update(c, x, x0, x0u, memory, origin, third, sd, n, MEMORIES: tl.c
     m_x = tl.load(c + COLUMN.m_x)
     m_x_lo = tl.load(c + COLUMN.m_x_lo)
     m_0 = tl.load(c + COLUMN.m_0)
-    keep = (m_x == 0.0) & (m_x_lo == 0.0) & (m_0 == 0.0) & (m_u == 0.0)
-    memory_new = term(m_x, x, term(m_u, x0u, term(m_0, x0, term(m_x_lo, x, 0.0))))
-    return x_new, memory_new, keep == 0
+    keep = (m_x == 0.0) & (m_x_lo == 0.0) & (m_0 == 0.0)
+    memory_new = term(m_0, x0, term(m_x_lo, x, 0.0))
+    if x0u is not None:
+        m_u = tl.load(c + COLUMN.m_u)
+        keep = keep & (m_u == 0.0)
+        memory_new = term(m_u, x0u, memory_new)
+    return x_new, term(m_x, x, memory_new), keep == 0
 
 
 @triton.jit
@@ -119,7 +122,7 @@ def diffusion_step_kernel(
     if MEMORIES == 3:
         third = load_tile(memory_ptr, sample, memory_stride, col + 2 * d, lane, mask, ALIGN)
     else:
-        third = origin
+        third = None
     out = guided_output(
         out_ptr, uncond_ptr, uncond2_ptr, guidance_ptr, guidance2_ptr,
         out_stride, uncond_stride, uncond2_stride, sample, col, lane, mask, ALIGN,
@@ -150,9 +153,7 @@ def diffusion_step_kernel(
     if uncond_ptr is not None:
         uncond = load_tile(uncond_ptr, sample, uncond_stride, col, lane, mask, ALIGN)
         x0u = data_prediction(c, x, uncond, x0_clamp)
-    x_new, memory_new, moves = diffusion_update(
-        c, x, x0, x0u, memory, origin, third, sd, n, MEMORIES
-    )
+    x_new, memory_new, moves = diffusion_update(c, x, x0, x0u, memory, origin, third, sd, n)
 
     x_new = tl.where(live, x_new, x)
     store_tile(x_new_ptr, x_new, sample, x_new_stride, col, lane, mask, ALIGN)

@@ -37,15 +37,14 @@ void apply(const DiffusionArgs& a, const float* coef, float scale, const Run& ru
           return clamp(data_prediction(row, x, load_as<F>(out + i)), F(-limit), F(limit));
         };
         const F x0 = prediction(r.out);
-        MoreTerms<F> more{F(0.0f), x0};
+        MoreTerms<F> more{};
         if constexpr (kMore) {
-          if (r.memory3) more.memory3 = load_as<F>(r.memory3 + i);
-          if (r.uncond) more.x0u = prediction(r.uncond);
+          const F memory3 = r.memory3 ? load_as<F>(r.memory3 + i) : F(0.0f);
+          more = more_terms(row, memory3, r.uncond ? prediction(r.uncond) : x0);
         }
         const F deviation = kLearned ? load_as<F>(r.deviation + i) : F(fixed);
-        const DiffusionState<F> next =
-            diffusion_update(row, kKeepMemory, x, x0, memory, origin, deviation,
-                             load_as<F>(r.n + i), kMore ? &more : nullptr);
+        const DiffusionState<F> next = diffusion_update(row, kKeepMemory, x, x0, memory, origin,
+                                                        deviation, load_as<F>(r.n + i), more);
         store_as(r.x_new + i, next.x);
         if (r.memory_new) store_as(r.memory_new + i, next.memory);
         if (kSecond && r.memory2_new) {

@@ -22,12 +22,6 @@ def check_eta(name: str, eta: float) -> float:
     return float(eta)
 
 
-def check_flag(name: str, option: str, value: bool) -> bool:
-    if value not in (False, True):
-        raise ValueError(f"{name}: {option} must be True or False, got {value!r}")
-    return bool(value)
-
-
 def split(path: Path, t: Transition, eta: float) -> tuple[float, float]:
     """(s_down / s_b, s_up / s_b) by the law of the path."""
     if not isinstance(path, FlowPath):

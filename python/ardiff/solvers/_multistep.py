@@ -97,6 +97,7 @@ def slope_table(
     order: int,
     coordinates: Callable[[Path, float], tuple[float, float]] = sigma_coordinates,
     to_data: bool = False,
+    cfg_pp: bool = False,
 ) -> StepTable:
     """Steps in y = x / c along dy/dt = d = (y - x0) / t, with the slopes d in the memories.
 
@@ -111,6 +112,7 @@ def slope_table(
         order: the most slopes that a step uses.
         coordinates: ``coordinates(path, level)`` gives (c, t).
         to_data: make the last step, to t = 0, one of these in place of a data prediction.
+        cfg_pp: take the slopes from the prediction without the condition, x0u, and add x0 - x0u.
     """
     grid = levels(steps if denoise_last else steps + 1)
     builder, nodes = TableBuilder(path, prediction, name), []
@@ -133,6 +135,9 @@ def slope_table(
         columns["x_0"] = c_b * (1 - t_b / t_a) + weights.sum() * c_a / sigma_a
         if order > 1:
             columns |= {"m_x": 1 / sigma_a, "m_0": -c_a / sigma_a, **shift}
+        if cfg_pp:
+            columns |= {"x_0": c_b, "x_u": columns["x_0"] - c_b}
+            columns["m_u"] = columns.pop("m_0", 0.0)
         p_x, p_o = builder.data_prediction(grid[i])
         builder.add("diffusion", grid[i], p_x=p_x, p_o=p_o, **columns)
     return builder.finish(grid[-1] if denoise_last and not to_data else None)

@@ -145,7 +145,7 @@ def from_tableau(
         c: s numbers in [0, 1], 0 first: where in the step each stage lies, in log(alpha / sigma).
 
     Returns:
-        A function ``(path=, prediction=, steps=, grid=, ratio_max=, ratio_min=, rho=,
+        A function ``(path=, prediction=, steps=, grid=, ratio_max=, ratio_min=, rho=, shift=,
         denoise_last=)`` that makes the StepTable, its arguments as :func:`ardiff.solver` takes
         them. A step makes s model calls and adds no noise.
 

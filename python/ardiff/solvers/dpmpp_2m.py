@@ -22,7 +22,7 @@ import numpy as np
 
 from ..tables.paths import Transition
 from ..tables.table import StepTable
-from ._ancestral import check_flag
+from ._multistep import check_flag
 from ._one_call import one_call_table
 
 
@@ -37,5 +37,6 @@ def step(t: Transition, previous: Transition | None, cfg_pp: bool = False) -> di
 
 def table(path, prediction, levels, steps, *, cfg_pp=False, denoise_last=True) -> StepTable:
     """`steps` calls, one per step."""
-    rows = functools.partial(step, cfg_pp=check_flag("dpmpp-2m", "cfg_pp", cfg_pp))
+    check_flag("dpmpp-2m", "cfg_pp", cfg_pp)
+    rows = functools.partial(step, cfg_pp=bool(cfg_pp))
     return one_call_table("dpmpp-2m", path, prediction, levels, steps, denoise_last, rows)

@@ -20,7 +20,8 @@ import numpy as np
 
 from ..tables.paths import transition
 from ..tables.table import StepTable, TableBuilder
-from ._ancestral import check_eta, check_flag, split
+from ._ancestral import check_eta, split
+from ._multistep import check_flag
 from ._stages import below_noise
 
 
@@ -29,7 +30,8 @@ def table(
 ) -> StepTable:
     """As many steps of two calls as fit, then the data prediction."""
     name = "dpmpp-2s-ancestral"
-    eta, cfg_pp = check_eta(name, eta), check_flag(name, "cfg_pp", cfg_pp)
+    eta = check_eta(name, eta)
+    check_flag(name, "cfg_pp", cfg_pp)
     count = (steps - int(denoise_last)) // 2
     if count < 1:
         raise ValueError(

@@ -25,7 +25,8 @@ import numpy as np
 
 from ..tables.paths import Path, Transition
 from ..tables.table import StepTable
-from ._ancestral import check_eta, check_flag, split, split_by_sigma
+from ._ancestral import check_eta, split, split_by_sigma
+from ._multistep import check_flag
 from ._one_call import one_call_table
 
 
@@ -43,6 +44,6 @@ def table(
 ) -> StepTable:
     """`steps` calls, one per step."""
     name = "euler-ancestral"
-    own = {"eta": check_eta(name, eta), "cfg_pp": check_flag(name, "cfg_pp", cfg_pp)}
-    rows = functools.partial(step, path=path, **own)
+    check_flag(name, "cfg_pp", cfg_pp)
+    rows = functools.partial(step, path=path, eta=check_eta(name, eta), cfg_pp=bool(cfg_pp))
     return one_call_table(name, path, prediction, levels, steps, denoise_last, rows)

@@ -12,6 +12,10 @@ in place of s_b (and h' is to its own), and noise of variance s_u^2 = s_b^2 - s_
 
 which ComfyUI calls ancestral. On a rectified flow the step is made in y = x and s = sigma, as
 there, and the noise is that of the path, where ComfyUI takes the formula above for sigma itself.
+
+With `cfg_pp` (CFG++, Chung et al. 2024; ComfyUI's `sample_res_multistep_cfg_pp`) x0 and x0' above
+are the predictions without the condition, x0u and x0u', and e^-h (x0 - x0u) is added to y_b, in the
+first step x0 - x0u.
 """
 
 from __future__ import annotations
@@ -20,10 +24,14 @@ import numpy as np
 
 from ..tables.paths import FlowPath, transition
 from ..tables.table import StepTable, TableBuilder
+from ._multistep import check_flag
 
 
-def table(path, prediction, levels, steps, *, eta=0.0, denoise_last=True) -> StepTable:
+def table(
+    path, prediction, levels, steps, *, eta=0.0, cfg_pp=False, denoise_last=True
+) -> StepTable:
     """`steps` calls, one per step."""
+    check_flag("res-multistep", "cfg_pp", cfg_pp)
     if isinstance(eta, (str, bool)) or not 0 <= eta < np.inf:
         raise ValueError(f"res-multistep: eta must be finite and not negative, got {eta!r}")
     grid = levels(steps if denoise_last else steps + 1)
@@ -45,6 +53,10 @@ def table(path, prediction, levels, steps, *, eta=0.0, denoise_last=True) -> Ste
         p_x, p_o = builder.data_prediction(a)
         columns = {"x_x": scale * s_d / t.sigma_a, "x_0": scale * (gain + slope)}
         columns |= {"x_m": -scale * slope, "x_n": t.sigma_b * np.sqrt(fresh), "m_0": 1.0}
+        if cfg_pp:
+            given = scale * (1.0 if before is None else s_d / s_a)
+            columns |= {"x_0": given, "x_u": columns["x_0"] - given}
+            columns |= {"m_0": 0.0, "m_u": 1.0}
         builder.add("diffusion", a, p_x=p_x, p_o=p_o, **columns)
         before = h
     return builder.finish(grid[-1] if denoise_last else None)

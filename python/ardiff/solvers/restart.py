@@ -10,9 +10,8 @@ that are uniform in (sigma / alpha)^(1 / 7); all this `restarts` times. The nois
 the steps above, the steps between add few of their own. A grid so coarse that S_min is not below
 S_max has no restart.
 
-The paper's tables of settings are for EDM's models of pixels (S_min 0.06, S_max 0.3 for CIFAR-10,
-their data of standard deviation 0.5); the defaults are those of the Restart sampler of Stable
-Diffusion's web interface, 0.1 and 2.
+The defaults are the authors' for CIFAR-10 in units of the data's deviation, 0.5 there: S_min 0.06,
+S_max 0.3, two steps. More noise needs more steps: restart_max = 2 from 0.1 some nine.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from . import heun
 
 
 def table(
-    path, prediction, levels, steps, *, restart_min=0.1, restart_max=2.0, restarts=1,
+    path, prediction, levels, steps, *, restart_min=0.12, restart_max=0.6, restarts=1,
     restart_steps=2, denoise_last=True,
 ) -> StepTable:  # fmt: skip
     """Two calls a step, the restarts' steps counted, then the data prediction."""

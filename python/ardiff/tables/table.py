@@ -347,7 +347,7 @@ class StepTable:
             >>> import ardiff
             >>> table = ardiff.solver("dpmpp-2m", path="edm", prediction="sample", steps=4)
             >>> table.on("flow", "flow").level.round(4).tolist()
-            [0.9756, 0.5959, 0.0515, 0.002]
+            [0.9756, 0.5957, 0.0515, 0.002]
         """
         return converted(self, path, prediction)
 

@@ -110,8 +110,12 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
     path = Path(path)
     if path.exists() and not path.is_file():  # to open a pipe could block
         raise ValueError(f"{path} is no regular file, expected a table file")
-    with path.open("rb") as file:
-        content = file.read(SIZE_LIMIT + 1)
+    try:
+        with path.open("rb") as file:
+            content = file.read(SIZE_LIMIT + 1)
+    except FileNotFoundError as error:
+        said = "no such table file (the name of a solver goes to solver=)"
+        raise FileNotFoundError(error.errno, said, str(path)) from None
     if len(content) > SIZE_LIMIT:
         raise ValueError(f"{path}: a table file has at most {SIZE_LIMIT:,} bytes")
     try:

@@ -133,7 +133,7 @@ def _diffusion(c, scale, x, x0, memory, second, n, SECOND: tl.constexpr):
         origin = second
     else:
         origin = memory
-    x_new, memory_new, moves = diffusion_update(c, x, x0, x0, memory, origin, origin, sd, n, 1)
+    x_new, memory_new, moves = diffusion_update(c, x, x0, None, memory, origin, None, sd, n)
     if SECOND:
         second_new, second_moves = second_update(c, x, memory, second)
         second = tl.where(second_moves, second_new, second)

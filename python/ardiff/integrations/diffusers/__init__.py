@@ -45,10 +45,6 @@ def register() -> None:
 
     For pipelines on the Hub: of those diffusers refuses every other library before it downloads
     anything. Saved pipelines on disk need the import of this module alone.
-
-    Example:
-        >>> import ardiff.integrations.diffusers
-        >>> ardiff.integrations.diffusers.register()
     """
     # imported here since it imports transformers, which takes seconds
     from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES

@@ -51,7 +51,12 @@ class FusedFlowMatchEulerDiscreteScheduler(RowScheduler, FlowMatchEulerDiscreteS
                 )
             if "flow_shift" in config_dict:
                 config_dict = {**config_dict, "shift": config_dict["flow_shift"]}
-        return super().extract_init_dict(config_dict, **options)
+        taken, unused, kept = super().extract_init_dict(config_dict, **options)
+        for name in ("prediction_type", "use_flow_sigmas", "flow_shift"):
+            # the other schedulers make these of `shift` again, which may have changed
+            unused.pop(name, None)
+            kept.pop(name, None)
+        return taken, unused, kept
 
     def _check_config(self) -> None:
         if self.config.invert_sigmas and self.config.stochastic_sampling:
