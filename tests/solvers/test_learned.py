@@ -18,7 +18,7 @@ from benchmarks import train_learned
 from tests._support.solver_problem import Problem, run_table
 
 SETS = {"wide": None, "unit": 1.0}
-CASES = [(8, None), (5, 1.0), (16, 2.0), (8, 7.0)]
+CASES = [(8, None), (5, 1.0), (32, 2.0), (8, 7.0)]
 
 
 def levels_within(path, s):
@@ -80,7 +80,7 @@ def test_that_the_comparison_can_fail():
 @pytest.mark.parametrize("name", SETS)
 def test_the_files_hold_sound_tables(name):
     tables = _learned.entries(name)
-    assert {5, 8, 16} <= set(tables)
+    assert {5, 8, 16, 32} <= set(tables)
     for steps, entry in tables.items():
         assert all(len(entry[key]) == steps for key in ("s", "a", "p", "q"))
         assert np.all(np.diff(entry["s"]) < 0) and entry["s"][0] == 40 and entry["s"][-1] > 0

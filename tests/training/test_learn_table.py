@@ -16,7 +16,7 @@ from ardiff.tables.paths import PATHS
 from ardiff.tables.ratio_rows import from_table, to_table
 from ardiff.tables.table_family import Family
 from ardiff.training import table_fit
-from ardiff.training.learn_table import learn_table
+from ardiff.training.learn_table import Model, learn_table
 from ardiff_kernels import backend
 
 ONE = GaussianMixture([[-1.0], [1.0]], 0.04)
@@ -128,29 +128,34 @@ def test_the_report_names_the_best_standard_tables():
     assert drawing.startswith("<svg") and drawing.count("<polyline") == 5
 
 
-def test_guidance_is_learned_as_the_loop_guides():
-    """u + w (c - u) of two point masses is a third one, at u + w (c - u)."""
+def test_the_fit_guides_as_the_loop_does():
+    """The data prediction of one row, of the model of the fit and by the product's loop."""
 
     def model(x, level, condition):
-        return condition.expand_as(x) + 0.1 * torch.tanh(x)
+        return condition * torch.tanh(x)
 
-    given = {"condition": torch.full((32, 1), 0.5), "uncond": torch.zeros(32, 1)}
-    made = learn_table(
-        model, (32, 1), path="edm", prediction="sample", steps=3, iterations=3, guidance=2.0,
+    path, weight = ardiff.get_path("flow"), torch.tensor([[1.0], [3.0]])
+    given = {"condition": torch.full((2, 1), 0.5), "uncond": torch.full((2, 1), -0.2)}
+    fitted = Model(model, (2, 3), path, "flow", *given.values(), weight)
+    y, s = torch.randn(1, 2, 3), torch.tensor(0.7)
+    table = ardiff.solver("ddim", path="flow", prediction="flow", steps=1, grid=[0.7 / 1.7])
+    key, stream = make_key(0, "cpu"), make_stream(None, 2, 0, "cpu")
+    x = y[0] * float(table.alpha[0])
+    wanted = run(table, model, x, key=key, stream=stream, guidance=weight[:, 0], **given)
+    assert torch.allclose(fitted(y, s)[0], wanted, atol=1e-6)
+
+
+def test_a_table_is_learned_for_a_range_of_weights():
+    def model(x, level, condition):
+        return condition * torch.tanh(3 * x)
+
+    given = {"condition": torch.full((16, 1), 0.5), "uncond": torch.full((16, 1), 0.4)}
+    fit = functools.partial(
+        learn_table, model, (16, 1), path="edm", prediction="sample", steps=3, iterations=2,
         **given, **CHEAP,
     )  # fmt: skip
-    one = {name: value[:8] for name, value in given.items()}
-    fine = ardiff.solver("dpmpp-2m", path="edm", prediction="sample", steps=100)
-    ends = [
-        ardiff.sample(model, (8, 1), table=table, seed=4, guidance=2.0, **one)
-        for table in (made.table, fine)
-    ]
-    assert (ends[0] - ends[1]).abs().max() < 0.01 < 0.9 < float(ends[1].min())
-    weights = learn_table(
-        model, (32, 1), path="edm", prediction="sample", steps=3, iterations=1,
-        guidance=(1.0, 3.0), **given, **CHEAP,
-    )  # fmt: skip
-    assert not np.array_equal(weights.rows, made.rows)
+    rows = [fit(guidance=weight).rows for weight in (1.0, (1.0, 1.0), (1.0, 3.0))]
+    assert np.array_equal(rows[0], rows[1]) and not np.array_equal(rows[0], rows[2])
 
 
 def test_a_condition_may_differ_by_batch():
