@@ -85,7 +85,7 @@ def pooled(values: Sequence[float]) -> float:
 
 
 _TARGETS: dict[int, Target] = {}
-_FOUND: dict[tuple[str, int, int, str], tuple[list[float], int]] = {}
+_FOUND: dict[tuple[str, int, int, str | None], tuple[list[float], int]] = {}
 
 
 def targets() -> list[Target]:
@@ -96,7 +96,9 @@ def targets() -> list[Target]:
     return [_TARGETS[seed] for seed in SEEDS]
 
 
-def distances(solver: str, steps: int, seed: int, grid: str = "log-snr") -> tuple[list[float], int]:
+def distances(
+    solver: str, steps: int, seed: int, grid: str | None = "log-snr"
+) -> tuple[list[float], int]:
     """The distance on each instance and the largest number of calls made; found once."""
     key = (solver, steps, seed, grid)
     if key not in _FOUND:
