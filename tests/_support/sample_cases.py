@@ -18,6 +18,13 @@ from tests._support.exact import ExactModel, numbers, used_columns
 
 GRID = {"ratio_max": 39.5, "ratio_min": 0.0021}  # asked for here alone, see rounded_tables
 PLACES = (("ou", "score"), ("vp-cosine", "v_prediction"), ("edm", "epsilon"), ("flow", "flow"))
+# A solver's place in this order says on which path its cases run, so that new ones go to the end.
+_FIRST = (
+    *("ddim", "ddpm", "ddpm-ei", "dpmpp-2m", "dpmpp-2m-sde", "flow-euler", "flow-sde", "heun"),
+    *("rtk-baoab", "rtk-harmonic", "rtk-harmonic-mala", "rtk-hmc", "rtk-hybrid", "rtk-mala"),
+    *("rtk-mala-projected", "rtk-obabo", "rtk-ubu", "rtk-ula", "rtk-uld", "unipc"),
+)
+ORDER = (*_FIRST, *(solver for solver in SOLVERS if solver not in _FIRST))
 DIM = 21
 SHAPE = (3, DIM)
 KEY = torch.tensor([-3])
@@ -142,7 +149,7 @@ ARGUMENTS = {
 
 def of_arguments() -> Iterator[tuple[str, Case]]:
     """Every solver guided, cooled, ragged, with ids of its own; a path and prediction each."""
-    for i, solver in enumerate(SOLVERS):
+    for i, solver in enumerate(ORDER):
         for j, (name, asked) in enumerate(ARGUMENTS.items()):
             yield (
                 f"sample/{solver}/{name}",
@@ -190,7 +197,7 @@ SHARED = [
 
 def of_options() -> Iterator[tuple[str, Case]]:
     """The solvers' own options, grids, and tables that do not end with a data prediction."""
-    for i, solver in enumerate(SOLVERS):
+    for i, solver in enumerate(ORDER):
         own, place = solver_options(solver), _place(i)
         found = [{"denoise_last": False}, *OPTIONS.get(solver, [])]
         found += [o for o in SHARED if set(o) - {"steps"} <= set(own)]
@@ -220,7 +227,7 @@ def of_keys() -> Iterator[tuple[str, Case]]:
     keys = [(slice(0, 1), torch.tensor([4])), (slice(1, 3), torch.tensor([-9]))]
     scale = torch.tensor([0.5, 1.0, 1.25])
     three_way = {**THREE_WAY, "noise_scale": scale}
-    for i, solver in enumerate(SOLVERS):
+    for i, solver in enumerate(ORDER):
         place = _place(i)
         yield f"run/{solver}/keys", Case(partial(ran, solver, place, key=keys))
         draw = partial(ran, solver, place, steps=(12, 18), index=[1, 0, 1], key=keys, **three_way)
@@ -249,7 +256,7 @@ def of_adapted() -> Iterator[tuple[str, Case]]:
 
 def of_backends() -> Iterator[tuple[str, Case]]:
     """Every solver by the reference, and by Triton, where few and small programs have to do."""
-    for i, solver in enumerate(SOLVERS):
+    for i, solver in enumerate(ORDER):
         three_way = {**THREE_WAY, "guidance": torch.tensor([1.5, 0.5]), "temperature": 0.75}
         for name, asked in {"plain": {}, "three-way": three_way}.items():
             draw = partial(sampled, solver, *_place(i), shape=(2, 5), steps=7, asked=asked)
