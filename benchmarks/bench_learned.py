@@ -49,6 +49,7 @@ RIVALS = {
     "unipc-2": ("unipc", {"order": 2}),
     "unipc-3": ("unipc", {"order": 3}),
     "deis-3": ("deis", {"order": 3}),
+    "ipndm": ("ipndm", {}),
     "sa-p3c3": ("sa", {"predictor_order": 3, "corrector_order": 3, "tau": 0.0}),
 }
 CASES = (

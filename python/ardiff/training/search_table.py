@@ -42,7 +42,7 @@ STARTS = {
     "dpmpp-2m": (0.0, 1.0),
     "dpmpp-2m-sde": (1.0, 1.0),
 }
-_GRIDS = ((40.0, 0.002, 7.0), (40.0, 0.02, 7.0), (40.0, 0.05, 3.0))
+GRIDS = ((40.0, 0.002, 7.0), (40.0, 0.02, 7.0), (40.0, 0.02, 3.0))
 CANDIDATES, KEPT = 10, 3
 _SHRINK, _PULL = 0.93, 0.7  # of the spread in a generation, and of the mean towards the best
 FIRST_SEED = 2**40  # of the search, far from the seeds that samples are drawn with
@@ -155,7 +155,7 @@ def search_table(
     path: str | Path,
     prediction: str,
     steps: int = 8,
-    grids: Sequence[tuple[float, float, float]] = _GRIDS,
+    grids: Sequence[tuple[float, float, float]] = GRIDS,
     seconds: float = 240.0,
     generations: int = 40,
     held_out: int = 8,
