@@ -21,6 +21,7 @@ import ardiff_kernels
 import tests._support.c_interface as c
 from ardiff_kernels import host, ops, testing
 from ardiff_kernels.dispatch import load
+from ardiff_kernels.ops._shared.tables import TABLE_WIDTH
 from ardiff_kernels.ops.uld_step import COLUMNS
 from tests import ROOT
 from tests._support import build_cache
@@ -94,7 +95,7 @@ def exact():
 def python_example() -> torch.Tensor:
     """examples/cpp_embed/main.cpp in Python."""
     made = host.uld_coefficients(2.0, 0.05)
-    coef = torch.zeros(1, 16)
+    coef = torch.zeros(1, TABLE_WIDTH)
     values = {
         "z_z": 1.0, "z_v": made["z_from_v"], "z_o": -made["z_from_grad"], "z_1": made["z_1"],
         "z_2": made["z_2"], "v_v": made["v_from_v"], "v_o": -made["v_from_grad"],
@@ -168,8 +169,8 @@ def test_cmake_refuses_other_versions_and_a_build_for_torch_without_torch(prefix
 
 
 def place(rows: int, length: int = 4) -> list[torch.Tensor]:
-    coef = torch.randn(length, 16)
-    coef[torch.rand(length, 16) < 0.3] = 0.0
+    coef = torch.randn(length, TABLE_WIDTH)
+    coef[torch.rand_like(coef) < 0.3] = 0.0
     row = torch.randint(-1, length + 1, (rows,), dtype=torch.int32)
     draw = torch.randint(0, 2**20, (1,), dtype=torch.int32)
     return [coef, row, draw, torch.tensor([-5]), torch.randint(-(2**60), 2**60, (rows,))]
@@ -193,7 +194,8 @@ SHAPES = [(1, 1), (7, 16), (33, 5), (3, 1030)]
 @pytest.mark.parametrize("isa", testing.cpu_isas())
 @pytest.mark.parametrize("case", range(4))
 def test_steps_have_the_bits_of_the_python_ops(library, exact, case, isa):
-    """All options, strided states, one thread and three, each instruction set."""
+    """All options, strided states, one to three memories, one thread and three, each instruction
+    set."""
     assert library.ardiff_set_cpu_isa(isa.encode()) == 0
     assert library.ardiff_cpu_isa().decode() == isa
     torch.manual_seed(case)
@@ -214,14 +216,14 @@ def test_steps_have_the_bits_of_the_python_ops(library, exact, case, isa):
         assert torch.equal(copy, wanted[0].bfloat16())
 
         kind = torch.bfloat16 if case == 2 else torch.float32
-        width, second = (2 * d if case == 1 else d), (2 * d if case >= 2 else d)
+        width, memory_columns = (2 * d if case == 1 else d), [1, 1, 2, 3][case] * d
         given = options_of(case, rows, width, d, dtype)
-        x, memory = torch.randn(rows, d).to(kind), torch.randn(rows, second).to(kind)
+        x, memory = torch.randn(rows, d).to(kind), torch.randn(rows, memory_columns).to(kind)
         out, x0 = torch.randn(rows, width).to(dtype), torch.full((rows, d), torch.nan).to(kind)
         clamp = 0.7 if case == 3 else None
         wanted = ops.diffusion_step(x, out, memory, *where, x0_clamp=clamp, **given)
         args = c.step_args(x, out, *where, threads=case, x0_clamp=clamp, **given)
-        state = (c.matrix(x), c.matrix(memory), second, c.matrix(x0))
+        state = (c.matrix(x), c.matrix(memory), memory_columns, c.matrix(x0))
         assert library.ardiff_diffusion_step(*state, args) == OK
         for name, found, expected in zip("xm0", (x, memory, x0), wanted, strict=True):
             assert torch.equal(found, expected), (rows, d, name)
@@ -268,8 +270,8 @@ BAD_ARGS = {
     "args.struct_size is 100000": spoil("struct_size", 100000),
     "rows must not be negative, got -1": spoil("rows", -1),
     "columns must lie in [1, 8589934592], got 0": spoil("columns", 0),
-    "coef must be a table [coef_rows, 16] with coef_rows >= 1, got 0 rows": spoil("coef_rows", 0),
-    "coef must be a table [coef_rows, 16] with coef_rows >= 1, got 4 rows at": spoil("coef", None),
+    "coef must be a table [coef_rows, 20] with coef_rows >= 1, got 0 rows": spoil("coef_rows", 0),
+    "coef must be a table [coef_rows, 20] with coef_rows >= 1, got 4 rows at": spoil("coef", None),
     "row.data must not be NULL": spoil("row.data", None),
     "row must have count 1 or 3, got 2": spoil("row.count", 2),
     "draw must have count 1 or 3, got 0": spoil("draw.count", 0),
