@@ -63,11 +63,26 @@ EVIDENCE = {
 # `python -m benchmarks.quality_table --broken`.
 BROKEN = {
     "ddpm": 1,
+    "deis": 15,
     "dpmpp-2m": 16,
     "dpmpp-2m-sde": 0,
+    "dpmpp-3m": 15,
+    "dpmpp-3m-sde": 0,
+    "dpmpp-sde": 1,
+    "er-sde": 6,
+    "euler-ancestral": 1,
+    "gradient-estimation": 15,
+    "ipndm": 15,
+    "learned": 35,
+    "lms": 15,
+    "res-2s": 16,
+    "res-multistep": 15,
     "rtk-harmonic": 1,
     "rtk-hybrid": 16,
     "rtk-uld": 2,
+    "sa": 1,
+    "seeds-2": 0,
+    "seeds-3": 0,
     "unipc": 15,
 }
 MOST_BROKEN = 5  # 1 against 6 of 2,000 is within chance (p = .06), 1 against 15 is not (3e-4)
