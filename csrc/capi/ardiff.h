@@ -19,7 +19,7 @@
 #endif
 
 /* Grows when a program built against an older header would no longer work with the library. */
-#define ARDIFF_ABI_VERSION 1
+#define ARDIFF_ABI_VERSION 2
 
 #define ARDIFF_COEF_COLUMNS 20
 

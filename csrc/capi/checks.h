@@ -97,7 +97,7 @@ constexpr unsigned kAnyFloat = kFloat32 | kBFloat16 | 1u << ARDIFF_FLOAT16;
 
 /// The arguments, fields that the program's header did not have yet being zero.
 inline ardiff_step_args read_args(const char* op, const ardiff_step_args* given) {
-  constexpr uint64_t kFirstSize = sizeof(ardiff_step_args);  // in ABI version 1
+  constexpr uint64_t kFirstSize = sizeof(ardiff_step_args);  // in ABI version 2
   if (!given) reject(op, ": args must not be NULL");
   const uint64_t size = given->struct_size;
   if (size < kFirstSize || size > sizeof(ardiff_step_args)) {

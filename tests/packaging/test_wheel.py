@@ -25,7 +25,7 @@ from tests import ROOT
 from tests._support import build_cache
 
 SOURCES = {"ardiff": "python/ardiff", "ardiff_kernels": "ardiff_kernels"}
-LIBRARIES = ("_C.so", "_host.so", "libardiff/lib/libardiff.so.1")
+LIBRARIES = ("_C.so", "_host.so", "libardiff/lib/libardiff.so.2")
 NAME = f"ardiff_kernels-{ardiff_kernels.__version__}"
 # The AVX-512 kernels are compiled for AVX2, their vectors split in two, so that every x86 runs
 # them; without optimisation, which takes a third of the time.
