@@ -114,6 +114,11 @@ def test_given_levels_have_the_rows_of_unipc():
         np.testing.assert_array_equal(table.coefficients, other.coefficients)
 
 
+def test_a_shift_of_its_own_levels_is_refused():
+    with pytest.raises(ValueError, match="learned has levels of its own: shift needs a named grid"):
+        ardiff.solver("learned", path="flow", prediction="flow", steps=8, shift=3.0)
+
+
 @pytest.mark.parametrize("scale", [0, -1.0, math.inf, math.nan, "unit"])
 def test_a_bad_scale_is_refused(scale):
     with pytest.raises(ValueError, match="scale must be positive and finite"):

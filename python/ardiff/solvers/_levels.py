@@ -41,6 +41,8 @@ def levels_of(name: str, path: Path, steps: int, key: tuple, own: bool = False) 
     None for a solver with levels of its own."""
     grid, *rest = key
     if grid is None and own:
+        if rest[-1] != 1:
+            raise ValueError(f"{name} has levels of its own: shift needs a named grid")
         return None
     options = dict(zip(("ratio_max", "ratio_min", "rho", "shift"), rest, strict=True))
 
