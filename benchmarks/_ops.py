@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ardiff_kernels
 from ardiff.noise import make_stream
+from ardiff_kernels.ops._shared.tables import TABLE_WIDTH
 
 from . import _harness
 from ._harness import Row, Settings
@@ -60,9 +61,9 @@ def parse(case: str) -> Shape:
 
 
 def coefficients(columns: tuple[str, ...], values: dict[str, float], device: str) -> Tensor:
-    """A float32 `[1, 16]` table of one row; columns that are not named hold zero."""
+    """A float32 `[1, TABLE_WIDTH]` table of one row; columns that are not named hold zero."""
     row = [values.get(name, 0.0) for name in columns]
-    return torch.tensor([row + [0.0] * (16 - len(row))], device=device)
+    return torch.tensor([row + [0.0] * (TABLE_WIDTH - len(row))], device=device)
 
 
 def addresses(shape: Shape, settings: Settings) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from ardiff.loop import cuda_graphs as graphs
 from ardiff.loop.run import run
 from ardiff.noise import initial_state
 from ardiff.tables.ragged import RaggedTable
-from ardiff.tables.table import COLUMNS, StepTable
+from ardiff.tables.table import COLUMNS, WIDTH, StepTable
 from tests._support import graph_on_cpu
 from tests._support.head_cases import CONTEXT, Plain, relative_rms, rows
 from tests._support.small_models import randomise
@@ -233,7 +233,7 @@ def test_what_does_not_fit_is_named(case):
 
 
 def test_a_table_of_other_ops_takes_no_learned_variance():
-    coefficients = np.zeros((2, 16))
+    coefficients = np.zeros((2, WIDTH))
     coefficients[0, COLUMNS["diffusion"].index("lv_min")] = -1.0
     with pytest.raises(ValueError, match="need a table of diffusion rows alone, got diffusion, u"):
         StepTable(
