@@ -212,15 +212,3 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
                 each = [a / b for a, b in pairs]
                 ratio = f"{metric}_ratio{suffix}"
                 yield Row(SUITE, case, name, ratio, pooled(each), "x", min(each), max(each))
-
-
-def main() -> None:
-    """Prints every case, a line for each."""
-    torch.set_num_threads(1)
-    for case in CASES:
-        for row in run(case, Settings()):
-            print(f"{case:32s} {row.rival:10s} {row.metric:18s} {row.value:.4f}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

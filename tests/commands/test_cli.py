@@ -100,6 +100,21 @@ def test_learn_writes_a_table_that_runs(tmp_path: Path, capsys) -> None:
     assert made.calls == 3 and made.prediction == load("sun-shadow").prediction
 
 
+def test_learn_judges_images(tmp_path: Path, capsys) -> None:
+    table, figures = tmp_path / "mine.table.json", tmp_path / "figures.json"
+    command = ["learn", "--judge", "sun-shadow", "--steps", "4", "--images", "60"]
+    command += ["--iterations", "1", "--out", str(table), "--json", str(figures)]
+    assert main(command) == 0
+    found, said = json.loads(figures.read_text()), capsys.readouterr().out
+    assert found["start"] == min(found["others"], key=found["others"].get)
+    assert found["tables"] == 4 * 4 + 10 + 2 * 8 and str(table) in said
+    assert found["learned"] or "no gain was found" in said
+    made = StepTable.load(table)
+    assert made.calls == 4 and made.path == load("sun-shadow").path
+    assert main([*command, "--plot", str(tmp_path / "rows.svg")]) == 2
+    assert "--plot: draws tables fitted to the ODE alone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("seed", [-5, -(2**63), 2**63 - 1])
 def test_sample_and_train_take_every_int64_seed(tmp_path: Path, seed: int) -> None:
     small = ["--images", "16", "--batch", "8", "--steps", "1", "--width", "32", "--depth", "1"]

@@ -121,8 +121,7 @@ def slope_table(
         ends.append(((1.0, 0.0), 0.0))
     for a, b in zip(grid[:-1], grid[1:], strict=True):
         transition(path, a, b)  # refuses a step that goes up
-    shift = {"s_m": 1.0, "t_2": 1.0}
-    shift = {column: shift[column] for column in list(shift)[: order - 2 if order > 2 else 0]}
+    shift = dict(list(_SHIFT.items())[1 : max(order - 1, 1)])  # the first memory holds a slope
     for i, (((c_a, t_a), sigma_a), ((c_b, t_b), sigma_b)) in enumerate(
         zip(ends[:-1], ends[1:], strict=True)
     ):
