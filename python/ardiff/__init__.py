@@ -10,9 +10,9 @@ from . import _moved
 if TYPE_CHECKING:
     from ardiff_kernels import __version__ as __version__
 
-    from .adapt_tau import adapted_solver
     from .ar.engine import AREngine
     from .ar.sampler import ARSampler, load
+    from .loop.adapt_tau import adapted_solver
     from .loop.cuda_graphs import clear_graphs
     from .loop.divergence import NonfiniteWarning
     from .loop.stats import AcceptanceWarning
@@ -28,7 +28,7 @@ _EXPORTS = {
     "sample": ("ardiff.sampling", "sample"),
     "AcceptanceWarning": ("ardiff.loop.stats", "AcceptanceWarning"),
     "NonfiniteWarning": ("ardiff.loop.divergence", "NonfiniteWarning"),
-    "adapted_solver": ("ardiff.adapt_tau", "adapted_solver"),
+    "adapted_solver": ("ardiff.loop.adapt_tau", "adapted_solver"),
     "default_solver": ("ardiff.solvers", "default_solver"),
     "solver": ("ardiff.solvers", "solver"),
     "clear_graphs": ("ardiff.loop.cuda_graphs", "clear_graphs"),

@@ -10,6 +10,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MOVED = {
+    "ardiff.adapt_tau": "ardiff.loop.adapt_tau",
     "ardiff.denoise": "ardiff.heads.token",
     "ardiff.engine": "ardiff.ar.engine",
     "ardiff.files": "ardiff._files",
@@ -24,7 +25,7 @@ MOVED = {
     "ardiff.run": "ardiff.loop.run",
     "ardiff.sampler": "ardiff.ar.sampler",
     "ardiff.schedule": "ardiff.tables.ragged",
-    "ardiff.step_size": "ardiff.adapt_tau",
+    "ardiff.step_size": "ardiff.loop.adapt_tau",
     "ardiff.table": "ardiff.tables.table",
 }
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapt_tau import make_ladder
 from .guide import Guidance, per_sample
+from .loop.adapt_tau import make_ladder
 from .loop.checks import check_signature, check_x0_clamp
 from .loop.cuda_graphs import check_graph, run_captured
 from .loop.divergence import check_mode, find, first_rows, make_sums, report

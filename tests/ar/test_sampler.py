@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ardiff
-from ardiff._checkpoint_files import CheckpointError
+from ardiff._files.checkpoints import CheckpointError
 from ardiff.ar import sampler as sampler_module
 from ardiff.ar.sampler import ARSampler
 from ardiff.data.sun_shadow import render, sample_params

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ardiff
-from ardiff._checkpoint_files import CheckpointError
+from ardiff._files.checkpoints import CheckpointError
 from ardiff.ar.engine import AREngine
 from ardiff.ar.patch_model import PatchModel
 from ardiff.ar.qwen2 import encoder_config, load_layers

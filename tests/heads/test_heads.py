@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ardiff._checkpoint_files import CheckpointError
+from ardiff._files.checkpoints import CheckpointError
 from ardiff.heads.base import count_modules
 from ardiff.heads.loading import forms, load_head
 from ardiff.heads.mar import DiffusionHead

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import torch
 
-from ardiff._checkpoint_files import CheckpointError
+from ardiff._files.checkpoints import CheckpointError
 from ardiff.integrations import mar
 from tests._support.head_cases import rows
 from tests.integrations._support.mar_model import mar_like

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import ardiff
-from ardiff.adapt_tau import RUNGS
 from ardiff.data.mixture import GaussianMixture
+from ardiff.loop.adapt_tau import RUNGS
 from ardiff.loop.ladder import Ladder, acceptance_probability, splice
 from ardiff.loop.run import run
 from ardiff.loop.stats import LOG_ALPHA_EDGES

@@ -12,7 +12,7 @@ import ardiff
 import ardiff_kernels
 
 MAIN = {
-    "ardiff.adapt_tau": ("adapted_solver",),
+    "ardiff.loop.adapt_tau": ("adapted_solver",),
     "ardiff.ar.encoder": ("CausalEncoder",),
     "ardiff.ar.engine": ("AREngine",),
     "ardiff.ar.kv_cache": ("KVCache",),

@@ -19,6 +19,7 @@ SHOWN = {
         *("AREngine", "RaggedTable", "StepTable", "solver"),
     ),
     "ardiff.data.sun_shadow_metrics": ("metrics",),
+    "ardiff.adapt_tau": ("adapted_solver",),
     "ardiff.denoise": ("denoise_token",),
     "ardiff.engine": ("AREngine",),
     "ardiff.files": ("replacing", "write_json"),

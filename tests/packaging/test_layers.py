@@ -20,13 +20,13 @@ LAYERS = (
     ("ardiff_kernels",),
     (
         *("ardiff.noise", "ardiff.guide", "ardiff.batch_invariant"),
-        *("ardiff._files", "ardiff._checkpoint_files", "ardiff._moved"),
+        *("ardiff._files", "ardiff._moved"),
         "ardiff.__init__",  # what it exports is imported when it is asked for
     ),
     ("ardiff.tables",),
     ("ardiff.solvers", "ardiff.data"),
     ("ardiff.loop",),
-    ("ardiff.adapt_tau", "ardiff.sampling"),
+    ("ardiff.sampling",),
     ("ardiff.heads",),
     ("ardiff.ar",),  # contexts, on which the shipped model is built; who samples it is above it
     ("ardiff.models",),
@@ -34,6 +34,8 @@ LAYERS = (
         *("ardiff.ar.engine", "ardiff.ar.function_model", "ardiff.ar.patch_model"),
         *("ardiff.ar.requests", "ardiff.ar.sampler", "ardiff.ar.step", "ardiff.training"),
     ),
+    ("ardiff.planning",),
+    ("ardiff.study",),
     ("ardiff.integrations", "ardiff.commands"),
     ("ardiff.__main__",),
 )

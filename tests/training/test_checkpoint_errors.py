@@ -17,8 +17,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load, load_file, save_file
 
-from ardiff._checkpoint_files import CheckpointError, read_tensors, write_tensors
 from ardiff._files import replacing, write_json
+from ardiff._files.checkpoints import CheckpointError, read_tensors, write_tensors
 from ardiff.models.checkpoint import load_model, save_model, shipped_models
 from ardiff.models.image_model import ARModel, ModelConfig
 from ardiff.training.trainer import CHECKPOINT, TrainConfig, Trainer
@@ -126,7 +126,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from ardiff._checkpoint_files import write_tensors
+from ardiff._files.checkpoints import write_tensors
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 write_tensors(Path(sys.argv[1]), {"x": torch.ones(1000)}, {})
 """

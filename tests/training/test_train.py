@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ardiff._checkpoint_files import CheckpointError, write_tensors
+from ardiff._files.checkpoints import CheckpointError, write_tensors
 from ardiff.models.checkpoint import load_model
 from ardiff.training.trainer import CHECKPOINT, TrainConfig, Trainer, TrainingDiverged, train
 

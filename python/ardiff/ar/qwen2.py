@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checkpoint_files import CheckpointError, check_memory, check_tensors
+from .._files.checkpoints import CheckpointError, check_memory, check_tensors
 from .encoder import CausalEncoder, EncoderConfig
 
 _LAYER = "layers.{}."

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .._checkpoint_files import CheckpointError, check_memory, load_module, shapes_alone
+from .._files.checkpoints import CheckpointError, check_memory, load_module, shapes_alone
 from .base import Head
 
 

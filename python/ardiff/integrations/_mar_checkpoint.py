@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._checkpoint_files import CheckpointError
+from .._files.checkpoints import CheckpointError
 from ..heads.base import Head
 from ..heads.loading import load_head
 

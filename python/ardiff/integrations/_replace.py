@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .._checkpoint_files import CheckpointError
+from .._files.checkpoints import CheckpointError
 from ..heads.base import Head
 from ..heads.fused import FusedHead
 from ..heads.loading import load_head

@@ -1,6 +1,6 @@
 """Autoregressive diffusion models: patches, context encoder, diffusion head, checkpoints."""
 
-from .._checkpoint_files import CheckpointError
+from .._files.checkpoints import CheckpointError
 from .checkpoint import load_model, save_model
 from .image_model import ARModel, ModelConfig
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._checkpoint_files import (
+from .._files import replacing
+from .._files.checkpoints import (
     CheckpointError,
     load_module,
     read_tensors,
     shapes_alone,
     write_safetensors,
 )
-from .._files import replacing
 from .image_model import ARModel, ModelConfig
 
 WEIGHTS = "model.safetensors"

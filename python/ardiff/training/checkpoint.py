@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .._checkpoint_files import (
+from .._files.checkpoints import (
     CheckpointError,
     check_finite,
     check_tensors,

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .._checkpoint_files import CheckpointError
 from .._files import check_writable_folder
+from .._files.checkpoints import CheckpointError
 from ..data.image_folder import image_folder
 from ..data.sun_shadow import sun_shadow
 from ..models.checkpoint import CONFIG, WEIGHTS, load_model, save_model

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from .guide import Guidance, per_sample
-from .loop.ladder import Ladder, acceptance_probability, check_target, splice
-from .loop.run import Decision, run
-from .noise import initial_state, make_key, make_stream
-from .solvers import default_tau, solver_options
-from .solvers import solver as make_table
-from .tables.table import StepTable
+from ..guide import Guidance, per_sample
+from ..noise import initial_state, make_key, make_stream
+from ..solvers import default_tau, solver_options
+from ..solvers import solver as make_table
+from ..tables.table import StepTable
+from .ladder import Ladder, acceptance_probability, check_target, splice
+from .run import Decision, run
 
 # from 1/256, for models far steeper than the default tau is for, to 64, for data that widen g
 RUNGS = tuple(2 ** (k / 2) for k in range(-16, 13))

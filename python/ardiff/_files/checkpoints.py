@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ._files import replacing
+from . import replacing
 
 
 class CheckpointError(ValueError):

@@ -1,0 +1,1 @@
+"""The sampler study: solvers compared at equal calls on targets whose law is known."""
