@@ -16,8 +16,9 @@ Model = Callable[[Tensor, Tensor, Any], Tensor]  # on the path edm: a data predi
 
 FEATURES = 64
 SIZE = 0.1  # of the perturbation: the error of the network F of Karras et al. 2022
-WIDTH, BATCH, RATE = 128, 1024, 2e-3
-LOW, HIGH = math.log(0.002), math.log(40.0)  # of the levels trained on
+WIDTH, BATCH, RATE = 64, 1024, 5e-3
+MEAN, SPREAD = -1.2, 1.2  # of the log levels trained on, as in Karras et al. 2022
+LEAST = 0.002
 
 
 def preconditioning(level: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +79,7 @@ class Network(nn.Module):
 
 def learned(mixture: GaussianMixture, seed: int, steps: int) -> Model:
     """A denoiser trained on fresh draws of the mixture for `steps` batches of 1,024 by Adam, its
-    rate falling to 0 by a cosine. Levels are log-uniform between 0.002 and 40."""
+    rate falling to 0 by a cosine. Log levels are N(-1.2, 1.2^2), at least that of .002."""
     scale, d = scale_of(mixture), mixture.means.shape[1]
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
@@ -93,7 +94,7 @@ def learned(mixture: GaussianMixture, seed: int, steps: int) -> Model:
 
     for _ in range(steps):
         data = mixture.sample(BATCH, generator).float()
-        level = (LOW + (HIGH - LOW) * torch.rand(BATCH, generator=generator)).exp()
+        level = (MEAN + SPREAD * torch.randn(BATCH, generator=generator)).exp().clamp(min=LEAST)
         noisy = data + level[:, None] * torch.randn(BATCH, d, generator=generator)
         c_out = preconditioning(level, scale)[1]
         loss = ((predict(noisy, level) - data) / c_out).square().mean()
@@ -104,6 +105,6 @@ def learned(mixture: GaussianMixture, seed: int, steps: int) -> Model:
     network.requires_grad_(False)
 
     def model(x: Tensor, level: Tensor, condition: Any = None) -> Tensor:
-        return predict(x, level.clamp(min=math.exp(LOW)))
+        return predict(x, level.clamp(min=LEAST))
 
     return model
