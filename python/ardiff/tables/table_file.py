@@ -26,7 +26,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from pathlib import Path
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
@@ -34,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._files import replacing
+from .._files.versioned import Kind, check_names, number, read_versioned, truth
 from .columns import COLUMNS, WIDTH
 
 if TYPE_CHECKING:
@@ -107,38 +107,11 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
         ValueError: not a table file, one of a newer version, or one that is damaged; the message
             names the file and the place in it.
     """
-    path = Path(path)
-    if path.exists() and not path.is_file():  # to open a pipe could block
-        raise ValueError(f"{path} is no regular file, expected a table file")
-    try:
-        with path.open("rb") as file:
-            content = file.read(SIZE_LIMIT + 1)
-    except FileNotFoundError as error:
-        said = "no such table file (the name of a solver goes to solver=)"
-        raise FileNotFoundError(error.errno, said, str(path)) from None
-    if len(content) > SIZE_LIMIT:
-        raise ValueError(f"{path}: a table file has at most {SIZE_LIMIT:,} bytes")
-    try:
-        value = json.loads(
-            content.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant
-        )
-    except RecursionError:
-        raise ValueError(f"{path}: not a table file, nested too deeply") from None
-    except ValueError as error:  # bad JSON or UTF-8 too
-        raise ValueError(f"{path}: not a table file, or a damaged one: {error}") from None
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise ValueError(
-            f'{path}: not a table file: expected an object with "format": "{FORMAT}", as '
-            "StepTable.save writes it"
-        )
-    version = value.get("version")
-    if type(version) is int and version > VERSION:
-        raise ValueError(
-            f"{path} is of version {version}, written by a newer release; this one reads up to "
-            f"version {VERSION}: update ardiff-kernels"
-        )
-    if type(version) is not int or version < 1:
-        raise ValueError(f"{path}: version must be an integer of 1 or more, got {short(version)}")
+    kind = Kind(
+        "table file", FORMAT, VERSION, SIZE_LIMIT, writer="StepTable.save",
+        missing="the name of a solver goes to solver=",
+    )  # fmt: skip
+    value = read_versioned(path, kind)
     try:
         return _fields(value)
     except ValueError as error:
@@ -146,7 +119,7 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _fields(value: dict) -> dict[str, Any]:
-    _check_names("the file", value, _HEADER)
+    check_names("the file", value, _HEADER)
     for name in _TEXTS:
         if not isinstance(value[name], str) or not value[name]:
             raise ValueError(f"{name} must be text, got {short(value[name])}")
@@ -168,8 +141,8 @@ def _fields(value: dict) -> dict[str, Any]:
         "level": np.array([row["level"] for row in rows], np.float64),
         "calls_model": np.array([row["call"] for row in rows]),
         "op": tuple(row["op"] for row in rows),
-        "init_scale": _number("init_scale", value["init_scale"]),
-        "energy": _truth("energy", value["energy"]),
+        "init_scale": number("init_scale", value["init_scale"]),
+        "energy": truth("energy", value["energy"]),
         "saves_origin": np.array([row.get("saves_origin", False) for row in rows]),
         "midpoint": np.array([row.get("midpoint", False) for row in rows]),
         "ball_margin": np.array([row.get("ball_margin", 0.0) for row in rows], np.float64),
@@ -183,55 +156,18 @@ def _check_row(i: int, row: Any) -> None:
     where = f"row {i}"
     if not isinstance(row, dict):
         raise ValueError(f"{where} must be an object, got {short(row)}")
-    _check_names(where, row, _ROW, _ROW_OPTIONS)
+    check_names(where, row, _ROW, _ROW_OPTIONS)
     op, weights = row["op"], row["weights"]
     if not isinstance(op, str) or op not in COLUMNS:
         raise ValueError(f"{where}: unknown op {short(op)}; known: {', '.join(COLUMNS)}")
     if not isinstance(weights, dict):
         raise ValueError(f"{where}: weights must be an object of columns, got {short(weights)}")
-    _check_names(f"{where}, weights of op {op}", weights, (), COLUMNS[op])
+    check_names(f"{where}, weights of op {op}", weights, (), COLUMNS[op])
     for name, weight in weights.items():
-        _number(f"{where}, {name}", weight)
+        number(f"{where}, {name}", weight)
     for name in ("level", "alpha", "sigma", "ball_margin"):
         if name in row:
-            _number(f"{where}, {name}", row[name])
+            number(f"{where}, {name}", row[name])
     for name in ("call", "saves_origin", "midpoint"):
         if name in row:
-            _truth(f"{where}, {name}", row[name])
-
-
-def _check_names(where: str, value: dict, needed: tuple, known: tuple = ()) -> None:
-    missing = [name for name in needed if name not in value]
-    if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}")
-    unknown = [name for name in value if name not in needed and name not in known]
-    if unknown:
-        raise ValueError(
-            f"{where} has an unknown {short(unknown[0])}; known: {', '.join((*needed, *known))}"
-        )
-
-
-def _number(where: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{where} must be a number, got {short(value)}")
-    if not abs(value) <= sys.float_info.max:  # a Python float: integers compare exactly
-        raise ValueError(f"{where} must be finite in float64")
-    return float(value)
-
-
-def _truth(where: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{where} must be true or false, got {short(value)}")
-    return value
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{short(next(n for n in names if names.count(n) > 1))} is there twice")
-    return value
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+            truth(f"{where}, {name}", row[name])

@@ -149,6 +149,11 @@ class Ball:
     margin: float
 
 
+def leapfrog_move(drift: float, kick: float) -> dict[str, float]:
+    """A kick and the drift after it, v -= kick G, z += drift v (see rtk.kinetic_columns)."""
+    return {"z_v": drift, "z_g": drift * kick, "v_v": 1.0, "v_g": kick}
+
+
 def _add_accept(builder, b, accept: str, calls_model: bool, **columns: float) -> None:
     if accept == "simpson":
         builder.add("accept", b, midpoint=True)
@@ -256,8 +261,7 @@ def hamiltonian_table(
                 builder.add("uld", b, calls_model=False, z_z=1.0, v_v=persistence, v_1=noise)
             for j in range(leapfrog):
                 whole = half if j == 0 else 2 * half
-                columns = {"z_v": move, "z_g": move * whole, "v_v": 1.0, "v_g": whole}
-                columns = rtk.kinetic_columns(prediction, t, columns)
+                columns = rtk.kinetic_columns(prediction, t, leapfrog_move(move, whole))
                 calls = i == 0 or j > 0
                 builder.add("uld", b, calls_model=calls, saves_origin=j == 0, **columns)
             last = rtk.kinetic_columns(prediction, t, {"v_v": 1.0, "v_g": half})
