@@ -38,11 +38,13 @@ class RoundMixture:
         """(log density `[B]`, score `[B, d]`) at x float32 `[B, d]`, OU time `level`."""
         variance = math.exp(-2 * level) * self.variance - math.expm1(-2 * level)
         centres = math.exp(-level) * self.means
-        square = (x * x).sum(1, keepdim=True) - 2 * x @ centres.T + (centres * centres).sum(1)
-        constant = self.weights.log() - 0.5 * x.shape[1] * math.log(2 * math.pi * variance)
-        joint = constant - 0.5 * square / variance
-        log_density = joint.logsumexp(1)
-        score = (joint.softmax(1) @ centres - x) / variance
+        constant = self.weights.log() - 0.5 * (centres * centres).sum(1) / variance
+        joint = torch.addmm(constant, x, centres.T / variance)
+        total = joint.logsumexp(1)
+        share = (joint - total[:, None]).exp()
+        log_density = total - 0.5 * (x * x).sum(1) / variance
+        log_density = log_density - 0.5 * x.shape[1] * math.log(2 * math.pi * variance)
+        score = (share @ centres - x) / variance
         if self.floor:
             score = score * torch.sigmoid(log_density - math.log(self.floor))[:, None]
         return log_density, score
