@@ -53,7 +53,7 @@ def test_ratios_are_paired_by_seed():
     unsure = made((1.5, 1.0)).ratio("exact", "bad", "good", 8, "sliced_w2")
     assert unsure.low < 1 < unsure.value < unsure.high
     assert made().ratio("exact", "bad", "good", 5, "sliced_w2") is None
-    assert made((2.0, 8.0)).ratio("exact", "bad", "good", 8, "sliced_w2", "a").value == 4
+    assert made((2.0, 8.0)).ratio("exact", "bad", "good", 8, "sliced_w2", ["a"]).value == 4
 
 
 def test_interval_is_students():
@@ -72,3 +72,16 @@ def test_geometric_mean():
     assert geometric_mean([1, 4]) == pytest.approx(2)
     assert geometric_mean([1, math.inf]) == math.inf
     assert math.isnan(geometric_mean([]))
+
+
+def test_cases_name_the_best_other():
+    """One for each target and budget, and one over all targets."""
+    cases = made().cases("bad", "sliced_w2")
+    assert [(each.target, each.budget, each.best) for each in cases] == [
+        ("a", 8, "good"),
+        ("b", 8, "good"),
+        ("all", 8, "good"),
+    ]
+    assert [each.ratio for each in cases] == pytest.approx([2, 2, 2])
+    own = made().cases("good", "sliced_w2")
+    assert [each.best for each in own] == ["bad"] * 3 and own[0].ratio == pytest.approx(0.5)

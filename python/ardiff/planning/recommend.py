@@ -1,18 +1,28 @@
 """Which solver to take for a number of model calls, by what has been measured.
 
-The figures are those of :mod:`ardiff.solvers._default`: the distances with exact scores, and for
-learned scores the images that a solver breaks. docs/quality.md says how they were measured.
+The figures are in ``evidence.json``, which says how they were measured; `python -m
+benchmarks.plan_evidence` measures them again. Four kinds of model are told apart, because the best
+solver differs: an ``exact`` score; a ``learned`` one, whose error noise in later steps can correct;
+a ``guided`` one, judged by the law of its own ODE; and an ``image`` model, learned too, of hundreds
+of elements.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
 
-from ..solvers import default_solver
-from ..solvers._default import BROKEN, BUDGETS, EVIDENCE, FLOOR, MOST_BROKEN
+import numpy as np
 
 SCORES = ("exact", "learned", "guided")
+KINDS = (*SCORES, "image")
+IMAGE_DIM = 256  # elements of a patch from which a learned model is taken for an image model
 RIVALS = 5  # shown beside the choice
+LOOKAHEAD_CALLS, LOOKAHEAD_BATCH = 48, 4  # docs/parallel.md: from so many, up to so many at once
 
 
 @dataclass(frozen=True)
@@ -23,9 +33,9 @@ class Recommendation:
         solver, steps, options: as :func:`ardiff.solver` takes them.
         lookahead: as of :class:`ardiff.ARSampler`, or None.
         why: a sentence.
-        rivals: (name, error, floor) of the best solvers measured and of the one that is
-            recommended, best first; the error is a sliced W2 distance for data of unit scale, the
-            floor that of exact draws.
+        rivals: (name, error, floor) of the best choices measured, best first, the one recommended
+            among them. The error is sliced W2 for data of norm 1; of image models the geometric
+            mean of what their figures lack. The floor is that of exact draws.
     """
 
     solver: str
@@ -36,39 +46,133 @@ class Recommendation:
     rivals: tuple[tuple[str, float, float], ...] = ()
 
 
-def recommend(calls: int, *, score: str = "learned") -> Recommendation:
-    """The solver that measured best with at most `calls` model calls.
+@dataclass(frozen=True)
+class Choice:
+    """A solver with options, and the error measured. An option that is ``{"scale": .02}`` is that
+    much of the data's `scale`, one that is ``{"smallest": .1}`` of its smallest detail."""
+
+    solver: str
+    options: dict[str, Any]
+    error: float
+
+    def needs(self) -> set[str]:
+        """The lengths that the options are given in."""
+        given = (each for each in self.options.values() if isinstance(each, dict))
+        return {name for each in given for name in each}
+
+    def resolved(self, lengths: dict[str, float | None]) -> dict[str, float | str]:
+        """The options for these lengths."""
+        return {
+            option: _length(value, lengths) if isinstance(value, dict) else value
+            for option, value in self.options.items()
+        }
+
+    def __str__(self) -> str:
+        shown = [f"{option} {_shown(value)}" for option, value in self.options.items()]
+        return f"{self.solver} ({', '.join(shown)})" if shown else self.solver
+
+
+def _length(value: dict[str, float], lengths: dict[str, float | None]) -> float:
+    ((name, factor),) = value.items()
+    return factor * lengths[name]
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, dict):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    ((name, factor),) = value.items()
+    return name if factor == 1 else f"{factor:g} {name}"
+
+
+@functools.cache
+def evidence() -> dict[str, dict[int, tuple[float, tuple[Choice, ...]]]]:
+    """By kind and budget the floor and the choices measured, best first."""
+    text = resources.files(__package__).joinpath("evidence.json").read_text()
+    return {
+        kind: {
+            int(budget): (found["floor"], tuple(Choice(*each) for each in found["choices"]))
+            for budget, found in budgets.items()
+        }
+        for kind, budgets in json.loads(text)["kinds"].items()
+    }
+
+
+def kind_of(score: str, dim: int | None) -> str:
+    """The kind of model whose measurements apply."""
+    return "image" if score == "learned" and dim is not None and dim >= IMAGE_DIM else score
+
+
+def recommend(
+    calls: int,
+    *,
+    score: str = "learned",
+    dim: int | None = None,
+    scale: float | None = None,
+    smallest: float | None = None,
+    batch: int | None = None,
+) -> Recommendation:
+    """The solver and grid that measured best with at most `calls` model calls.
+
+    The measurements are those of the largest budget that is not above `calls` (of the smallest one,
+    for fewer). A grid that is given in lengths of the data is taken where they are known.
 
     Args:
         calls: of a sample, or of a patch.
-        score: ``exact``, ``learned`` or ``guided``. Guided scores have not been measured apart:
-            they are taken for learned ones.
+        score: ``exact``, ``learned`` or ``guided``.
+        dim: elements of a sample, or of a patch; from 256 a learned model is an image model.
+        scale: root mean square length of a sample, where it is known.
+        smallest: standard deviation of the narrowest direction of the data, where it is known:
+            1 / sqrt(L), L the largest curvature at the clean end.
+        batch: samples drawn at once, where it is known: for few of many calls, a lookahead.
 
     Raises:
-        ValueError: calls that are no integer of 1 or more, or another score.
+        ValueError: calls that are no integer of 1 or more, another score, a length that is not
+            positive.
 
     Example:
         >>> from ardiff.planning.recommend import recommend
-        >>> recommend(8, score="exact").solver, recommend(16, score="learned").solver
-        ('learned', 'rtk-harmonic')
+        >>> recommend(8, score="exact").solver
+        'learned'
+        >>> recommend(16, score="learned", scale=2.0).steps
+        16
     """
+    if isinstance(calls, bool) or not isinstance(calls, (int, np.integer)) or calls < 1:
+        raise ValueError(f"calls must be an integer of 1 or more, got {calls!r}")
     if score not in SCORES:
         raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
-    name = default_solver(calls)  # refuses bad calls
-    column = max(i for i, budget in enumerate(BUDGETS) if i == 0 or budget <= calls)
-    error = {solver: errors[column] for solver, errors in EVIDENCE.items()}
-    best = sorted(error, key=error.get)
-    if score == "exact":
-        name, why = best[0], "the smallest distance measured with exact scores"
-    else:
-        best = [solver for solver in best if BROKEN.get(solver, MOST_BROKEN + 1) <= MOST_BROKEN]
-        why = (
-            "of the solvers that break no more images of a learned model than ddpm, to chance, the "
-            "one of the smallest distance with exact scores, or within a tenth of it"
-        )
-        if score == "guided":
-            why += "; guided scores have not been measured apart"
-    shown = sorted({*best[:RIVALS], name}, key=error.get)
-    return Recommendation(
-        name, calls, why=why, rivals=tuple((solver, error[solver], FLOOR) for solver in shown)
+    lengths = {"scale": scale, "smallest": smallest}
+    for name, length in lengths.items():
+        if length is not None and not (np.isfinite(length) and length > 0):
+            raise ValueError(f"{name} must be a positive length, got {length!r}")
+    kind = kind_of(score, dim)
+    budgets = evidence()[kind]
+    budget = max(each for each in budgets if each <= max(calls, min(budgets)))
+    floor, choices = budgets[budget]
+    known = {name for name, length in lengths.items() if length is not None}
+    best = _first_usable(choices, known)
+    ahead = "auto" if _pays(best, calls, batch) else None
+    why = (
+        f"of {len(choices)} choices of solver and grid measured on models of kind {kind!r} with "
+        f"{budget} calls it has the smallest error"
     )
+    if best is not choices[0]:
+        why += f" of those that need no length that is not given ({choices[0]} has a smaller one)"
+    shown = sorted({*choices[:RIVALS], best}, key=lambda each: each.error) if choices else []
+    return Recommendation(
+        best.solver, int(calls), best.resolved(lengths), ahead, why,
+        tuple((str(each), each.error, floor) for each in shown),
+    )  # fmt: skip
+
+
+def _first_usable(choices: Sequence[Choice], known: set[str]) -> Choice:
+    return next(each for each in choices if each.needs() <= known)
+
+
+def _pays(choice: Choice, calls: int, batch: int | None) -> bool:
+    """Whether rows looked ahead gain time: many rows with noise of few samples."""
+    few = batch is not None and batch <= LOOKAHEAD_BATCH
+    return few and calls >= LOOKAHEAD_CALLS and choice.solver in LOOKS_AHEAD
+
+
+# Solvers whose rows add noise that the model's output can be coupled by.
+LOOKS_AHEAD = ("ddpm", "dpmpp-2m-sde", "flow-sde", "rtk-harmonic")

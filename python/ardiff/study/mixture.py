@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..planning.recommend import recommend
 from ..solvers import SOLVERS
 from .problems import Problem, grids, make_problem
 
@@ -18,6 +19,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rtk-harmonic-mala/simpson": ("rtk-harmonic-mala", {"accept": "simpson"}),
 }
 METHODS = {**{name: (name, {}) for name in SOLVERS}, **VARIANTS}
+PLAN = "plan"  # the method that `ardiff plan` recommends for a problem and a budget
+KINDS = {"exact": "exact", "perturbed": "learned", "learned": "learned", "guided": "guided"}
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,12 @@ def rows_of(
 ) -> Iterator[Row]:
     """The runs of a method on the grid that is best with the first seed by sliced W2; none where
     it needs more calls."""
-    name, options = METHODS[method]
-    own = grids(problem.smallest, problem.norm)
-    choices: dict[str, dict[str, Any]] = {key: own[key] for key in tried or own}
-    if name == "learned":
-        choices = {"its own": {}}
     tables = {}
-    for key, grid in choices.items():
+    for key, (name, options) in _choices(problem, method, budget, tried).items():
         with warnings.catch_warnings():  # of a window between the levels
             warnings.simplefilter("ignore", UserWarning)
             try:
-                tables[key] = problem.table(name, budget, **grid, **options)
+                tables[key] = problem.table(name, budget, **options)
             except ValueError:  # too few calls
                 return
     first = {
@@ -63,6 +61,23 @@ def rows_of(
     yield first[best]
     for seed in seeds[1:]:
         yield _row(problem, method, budget, best, tables[best], seed)
+
+
+def _choices(
+    problem: Problem, method: str, budget: int, tried: Sequence[str] | None
+) -> dict[str, tuple[str, dict[str, Any]]]:
+    """By the name of their grid, the solvers and options among which a method is the best."""
+    if method == PLAN:
+        found = recommend(
+            budget, score=KINDS[problem.score], dim=problem.d, scale=problem.norm,
+            smallest=problem.smallest,
+        )  # fmt: skip
+        return {found.solver: (found.solver, found.options)}
+    name, options = METHODS[method]
+    if name == "learned":
+        return {"its own": (name, options)}
+    own = grids(problem.smallest, problem.norm)
+    return {key: (name, {**own[key], **options}) for key in tried or own}
 
 
 def _order(value: float) -> float:

@@ -49,6 +49,18 @@ def interval(logs: Sequence[float]) -> Interval:
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
 
 
+class Case(NamedTuple):
+    """A method beside the best other one; `ratio` of their errors, and the lower end of its 95 %
+    interval over seeds."""
+
+    target: str
+    score: str
+    budget: int
+    best: str
+    ratio: float
+    low: float
+
+
 class Results:
     """The rows of a study by score, method and budget.
 
@@ -92,16 +104,48 @@ class Results:
         return geometric_mean(value for (each, _), value in values.items() if each == target)
 
     def ratio(
-        self, score: str, method: str, rival: str, budget: int, metric: str, only: str = ""
+        self,
+        score: str,
+        method: str,
+        rival: str,
+        budget: int,
+        metric: str,
+        targets: Sequence[str] | None = None,
     ) -> Interval | None:
-        """Of a method to a rival: for each seed the geometric mean over the targets whose names
-        begin with `only`, and their interval over the seeds; None where one needs more calls."""
+        """Of a method to a rival: for each seed the geometric mean over the targets, by default
+        all, and their interval over the seeds; None where one needs more calls."""
         ours, theirs = (self.values(score, each, budget, metric) for each in (method, rival))
         by_seed = defaultdict(list)
         for key in sorted(ours.keys() & theirs.keys()):
-            if key[0].startswith(only):
+            if targets is None or key[0] in targets:
                 by_seed[key[1]].append(math.log(ours[key] / theirs[key]))
         return interval([np.mean(each) for each in by_seed.values()]) if by_seed else None
+
+    def cases(self, method: str, metric: str) -> list[Case]:
+        """A method beside the best of all others on every target, score and budget, and pooled over
+        the targets (`target` ``all``), where it was run."""
+        found = []
+        for score in self.scores:
+            for budget in self.budgets:
+                for target in (*self.targets(score), "all"):
+                    errors = {
+                        name: self._pooled_over(target, score, name, budget, metric)
+                        for name in self.methods
+                    }
+                    mine = errors.pop(method, math.nan)
+                    errors = {name: each for name, each in errors.items() if math.isfinite(each)}
+                    if math.isfinite(mine) and errors:
+                        best = min(errors, key=errors.get)
+                        only = None if target == "all" else [target]
+                        ratio = self.ratio(score, method, best, budget, metric, only)
+                        case = Case(target, score, budget, best, mine / errors[best], ratio.low)
+                        found.append(case)
+        return found
+
+    def _pooled_over(self, target: str, score: str, method: str, budget: int, metric: str) -> float:
+        if target == "all":
+            return self.pooled(score, method, budget, metric)
+        return self.of_target(target, score, method, budget, metric)
 
     def front(self, score: str, metric: str) -> list[tuple[int, str, float]]:
         """The Pareto front: (calls, method, pooled), of each budget the best, as long as it is
