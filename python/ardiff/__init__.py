@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .loop.cuda_graphs import clear_graphs
     from .loop.divergence import NonfiniteWarning
     from .loop.stats import AcceptanceWarning
+    from .planning.calibrate import calibrate
+    from .planning.calibration import Calibration
     from .sampling import sample
     from .solvers import default_solver, solver
     from .tables import paths
@@ -38,14 +40,16 @@ _EXPORTS = {
     "get_path": ("ardiff.tables.paths", "get_path"),
     "StepTable": ("ardiff.tables.table", "StepTable"),
     "RaggedTable": ("ardiff.tables.ragged", "RaggedTable"),
+    "calibrate": ("ardiff.planning.calibrate", "calibrate"),
+    "Calibration": ("ardiff.planning.calibration", "Calibration"),
     "learn_table": ("ardiff.training.learn_table", "learn_table"),
     "paths": ("ardiff.tables.paths", None),
     "__version__": ("ardiff_kernels", "__version__"),
 }
 __all__ = [
-    "AREngine", "ARSampler", "AcceptanceWarning", "NonfiniteWarning", "RaggedTable", "StepTable",
-    "adapted_solver", "clear_graphs", "default_solver", "get_path", "learn_table", "load", "paths",
-    "sample", "solver",
+    "AREngine", "ARSampler", "AcceptanceWarning", "Calibration", "NonfiniteWarning", "RaggedTable",
+    "StepTable", "adapted_solver", "calibrate", "clear_graphs", "default_solver", "get_path",
+    "learn_table", "load", "paths", "sample", "solver",
 ]  # fmt: skip
 
 _moved.install()

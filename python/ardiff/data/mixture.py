@@ -79,6 +79,11 @@ class GaussianMixture:
         """Log-density at a level up to (d / 2) log 2 pi; shapes as in `data_prediction`."""
         return self._log_joint(x.double(), alpha.double(), sigma.double())[0].logsumexp(-1)
 
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """The probability of each component given data x `[B, d]`, float64 `[B, K]`."""
+        one = torch.ones(1, dtype=torch.float64)
+        return self._log_joint(x.double(), one, 0 * one)[0].softmax(-1)
+
     def data_prediction(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x0 | x] at a level: x `[B, d]`, alpha and sigma `[B]` or `[1]` -> float64 `[B, d]`."""
         x, alpha, sigma = x.double(), alpha.double(), sigma.double()

@@ -129,11 +129,7 @@ def same_structure(a: StepTable, b: StepTable) -> bool:
 def splice(tables: Sequence[StepTable], rung_of_stage: Sequence[int]) -> StepTable:
     """One table whose stage i has the rows of ``tables[rung_of_stage[i]]``."""
     first = tables[0]
-    ends = first.accept_rows
-    # a row belongs to the stage of the first accept row from it on; the last rows to the last stage
-    nearest = np.minimum(np.searchsorted(ends, np.arange(len(first))), len(ends) - 1)
-    stage = first.stage[nearest]
-    chosen = np.asarray(rung_of_stage)[stage]
+    chosen = np.asarray(rung_of_stage)[stage_of_rows(first)]
     coefficients = np.stack([t.coefficients for t in tables])[chosen, np.arange(len(first))]
     margins = np.stack([t.ball_margin for t in tables])[chosen, np.arange(len(first))]
     return StepTable(
@@ -141,3 +137,16 @@ def splice(tables: Sequence[StepTable], rung_of_stage: Sequence[int]) -> StepTab
         first.prediction, first.solver, first.saves_origin, first.midpoint, margins, first.energy,
         first.alpha, first.sigma,
     )  # fmt: skip
+
+
+def stage_of_rows(table: StepTable) -> np.ndarray:
+    """The stage of every row, int64 `[T]`; the rows after the last stage count as its own.
+
+    Without accept rows a stage begins where an anchor is stored.
+    """
+    ends = table.accept_rows
+    if not len(ends):
+        return np.cumsum(table.column("a_z") != 0) - 1
+    # a row belongs to the stage of the first accept row from it on
+    nearest = np.minimum(np.searchsorted(ends, np.arange(len(table))), len(ends) - 1)
+    return table.stage[nearest]

@@ -1,0 +1,1 @@
+"""The reverse transition kernel papers' experiment, in parts: settings, score, samplers, metric."""

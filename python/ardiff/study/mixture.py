@@ -1,0 +1,99 @@
+"""Solvers at equal calls on mixtures: every solver, on its best grid, over several seeds."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..solvers import SOLVERS
+from .problems import Problem, grids, make_problem
+
+STRONG = 500  # samples that are compared with their exact ends
+# Options under which a solver is another method; all others run with their defaults.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "unipc-3": ("unipc", {"order": 3}),
+    "rtk-harmonic-mala/simpson": ("rtk-harmonic-mala", {"accept": "simpson"}),
+}
+METHODS = {**{name: (name, {}) for name in SOLVERS}, **VARIANTS}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: its place, the calls made, and the metrics of its samples."""
+
+    target: str
+    score: str
+    method: str
+    budget: int
+    calls: int
+    grid: str
+    seed: int
+    metrics: dict[str, float]
+
+
+def rows_of(
+    problem: Problem,
+    method: str,
+    budget: int,
+    seeds: Sequence[int],
+    tried: Sequence[str] | None = None,
+) -> Iterator[Row]:
+    """The runs of a method on the grid that is best with the first seed by sliced W2; none where
+    it needs more calls."""
+    name, options = METHODS[method]
+    own = grids(problem.smallest, problem.norm)
+    choices: dict[str, dict[str, Any]] = {key: own[key] for key in tried or own}
+    if name == "learned":
+        choices = {"its own": {}}
+    tables = {}
+    for key, grid in choices.items():
+        with warnings.catch_warnings():  # of a window between the levels
+            warnings.simplefilter("ignore", UserWarning)
+            try:
+                tables[key] = problem.table(name, budget, **grid, **options)
+            except ValueError:  # too few calls
+                return
+    first = {
+        key: _row(problem, method, budget, key, table, seeds[0]) for key, table in tables.items()
+    }
+    best = min(first, key=lambda key: _order(first[key].metrics["sliced_w2"]))
+    yield first[best]
+    for seed in seeds[1:]:
+        yield _row(problem, method, budget, best, tables[best], seed)
+
+
+def _order(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
+
+
+def _row(problem: Problem, method: str, budget: int, grid: str, table, seed: int) -> Row:
+    x = problem.draw(table, seed)
+    metrics = problem.judge(x)
+    if not table.draws:
+        metrics["strong"] = problem.end_error(x, table, seed, STRONG)
+    return Row(problem.target, problem.score, method, budget, table.calls, grid, seed, metrics)
+
+
+def run_problem(
+    target: str,
+    score: str,
+    *,
+    methods: Sequence[str],
+    budgets: Sequence[int],
+    seeds: Sequence[int],
+    samples: int,
+    training_steps: int,
+    seed: int,
+) -> tuple[list[Row], dict[str, float]]:
+    """The runs of all methods at all budgets on one target, and the floors of its metrics."""
+    problem = make_problem(target, score, samples, seed, training_steps)
+    rows = [
+        row
+        for budget in budgets
+        for method in methods
+        for row in rows_of(problem, method, budget, seeds)
+    ]
+    return rows, problem.judge.floor

@@ -1,0 +1,74 @@
+"""How a study's rows are pooled, paired and compared."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from ardiff.study.mixture import Row
+from ardiff.study.pooling import Results, geometric_mean, interval
+
+FLOORS = {("a", "exact"): {"sliced_w2": 0.1}, ("b", "exact"): {"sliced_w2": 0.2}}
+
+
+def row(target, method, budget, seed, value):
+    metrics = {"sliced_w2": value, "strong": value / 2}
+    return Row(target, "exact", method, budget, budget, "log-snr", seed, metrics)
+
+
+def made(ratio=(2.0, 2.0)):
+    """`good` at the floors; `bad` further by `ratio[seed]` with 8 calls, and not run with 5."""
+    rows = [
+        row(target, "good", budget, seed, floor["sliced_w2"])
+        for (target, _), floor in FLOORS.items()
+        for budget in (5, 8)
+        for seed in (0, 1)
+    ]
+    rows += [
+        row(target, "bad", 8, seed, ratio[seed] * floor["sliced_w2"])
+        for (target, _), floor in FLOORS.items()
+        for seed in (0, 1)
+    ]
+    return Results(rows, FLOORS)
+
+
+def test_pooled_in_units_of_the_floor():
+    results = made((2.0, 8.0))
+    assert results.pooled("exact", "good", 8, "sliced_w2") == pytest.approx(1)
+    assert results.pooled("exact", "bad", 8, "sliced_w2") == pytest.approx(4)
+    assert results.pooled("exact", "good", 8, "strong") == pytest.approx(math.sqrt(0.05 * 0.1))
+    assert math.isnan(results.pooled("exact", "bad", 5, "sliced_w2"))
+
+
+def test_a_method_that_lacks_a_target_is_not_pooled():
+    rows = [row("a", "half", 8, 0, 0.01)]
+    assert math.isnan(Results(rows, FLOORS).pooled("exact", "half", 8, "sliced_w2"))
+
+
+def test_ratios_are_paired_by_seed():
+    """Seeds that agree leave no interval; seeds that differ leave one that holds 1 or not."""
+    sure = made().ratio("exact", "bad", "good", 8, "sliced_w2")
+    assert (sure.value, sure.low, sure.high) == pytest.approx((2, 2, 2))
+    unsure = made((1.5, 1.0)).ratio("exact", "bad", "good", 8, "sliced_w2")
+    assert unsure.low < 1 < unsure.value < unsure.high
+    assert made().ratio("exact", "bad", "good", 5, "sliced_w2") is None
+    assert made((2.0, 8.0)).ratio("exact", "bad", "good", 8, "sliced_w2", "a").value == 4
+
+
+def test_interval_is_students():
+    """Mean 1, deviation 1 of three: half width 4.303 / sqrt(3)."""
+    found = interval([0.0, 1.0, 2.0])
+    assert math.log(found.high) == pytest.approx(1 + 4.303 / math.sqrt(3), rel=1e-3)
+    assert interval([0.5]).high == math.inf
+
+
+def test_the_front_holds_what_fewer_calls_do_not_beat():
+    front = made().front("exact", "sliced_w2")
+    assert front == [(5, "good", pytest.approx(1))]
+
+
+def test_geometric_mean():
+    assert geometric_mean([1, 4]) == pytest.approx(2)
+    assert geometric_mean([1, math.inf]) == math.inf
+    assert math.isnan(geometric_mean([]))
