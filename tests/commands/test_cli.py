@@ -21,6 +21,7 @@ from ardiff.ar.sampler import ARSampler, load
 from ardiff.commands._image_grid import image_grid
 from ardiff.commands._parser import build_parser, main, select_device
 from ardiff.models.checkpoint import save_model
+from ardiff.planning.plan_file import SamplePlan, write_plan
 from ardiff.training.trainer import Trainer
 from tests._support.small_models import small_model
 
@@ -31,7 +32,7 @@ def test_module_entry_names_every_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ardiff", "--help"], capture_output=True, text=True, check=True
     )
-    for command in ("bench", "comfyui", "doctor", "learn", "sample", "train"):
+    for command in ("bench", "comfyui", "doctor", "learn", "plan", "sample", "train"):
         assert command in done.stdout
 
 
@@ -115,6 +116,42 @@ def test_learn_judges_images(tmp_path: Path, capsys) -> None:
     assert "--plot: draws tables fitted to the ODE alone" in capsys.readouterr().err
 
 
+PLAN = ["plan", "--path", "edm", "--dim", "64", "--L", "2"]
+
+
+def picture(arguments: list[str], out: Path) -> bytes:
+    assert main(["sample", "--n", "3", "--seed", "5", "--out", str(out), *arguments]) == 0
+    with Image.open(out) as image:
+        return image.tobytes()
+
+
+def test_a_plan_draws_what_its_options_spelled_out_do(tmp_path: Path) -> None:
+    plan, figures, out = (tmp_path / n for n in ("new/my.plan.json", "x.json", "x.png"))
+    command = ["plan", "--model", "sun-shadow", "--L", "5", "--calls", "6", "--out", str(plan)]
+    assert main([*command, "--json", str(figures)]) == 0
+    found = json.loads(figures.read_text())
+    assert found["out"] == str(plan) and found["setting"]["patches"] == 4
+    planned = picture(["--config", str(plan)], out)
+    assert planned == picture(["--solver", found["sample"]["solver"], "--steps", "6"], out)
+    assert planned != picture(["--solver", "ddim", "--steps", "6"], out)
+    own = SamplePlan(
+        None, "vp-cosine", "rtk-uld", 12, {"grid": "uniform", "ratio_min": 0.1, "stages": 3}
+    )
+    write_plan(plan, own)
+    spelled = ["--solver", "rtk-uld", "--steps", "12", "--stages", "3"]
+    spelled += ["--grid", "uniform", "--ratio-min", ".1"]
+    assert picture(["--config", str(plan)], out) == picture(spelled, out)
+    assert picture(["--config", str(plan), "--model", "sun-shadow"], out) == picture(spelled, out)
+
+
+def test_plan_prints_what_it_writes(tmp_path: Path, capsys) -> None:
+    target = tmp_path / "figures.json"
+    assert main([*PLAN, "--calls", "16", "--score", "exact", "--json", str(target)]) == 0
+    found, said = json.loads(target.read_text()), capsys.readouterr().out
+    assert f"use: {found['recommendation']['solver']}, 16 steps" in said
+    assert found["out"] is None and found["condition_number"] == pytest.approx(3.0)
+
+
 @pytest.mark.parametrize("seed", [-5, -(2**63), 2**63 - 1])
 def test_sample_and_train_take_every_int64_seed(tmp_path: Path, seed: int) -> None:
     small = ["--images", "16", "--batch", "8", "--steps", "1", "--width", "32", "--depth", "1"]
@@ -188,7 +225,9 @@ def test_train_extends_a_finished_run(tmp_path: Path, capsys) -> None:
     assert re.match(r"3 steps, loss \d+\.\d{4}, ", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("command", ["bench", "comfyui", "doctor", "learn", "sample", "train"])
+@pytest.mark.parametrize(
+    "command", ["bench", "comfyui", "doctor", "learn", "plan", "sample", "train"]
+)
 def test_every_option_has_help(command: str) -> None:
     (commands,) = (a for a in build_parser()._actions if isinstance(a.choices, dict))
     for action in commands.choices[command]._actions:
@@ -240,6 +279,41 @@ BAD = {
         [*SAMPLE, "--measure", "--model", "{small}"],
         "--measure: Sun/Shadow images are 3 x 32 x 32, this model makes 3 x 8 x 8",
     ),
+    "plan of no problem": (["plan", "--calls", "8"], "path is missing"),
+    "plan without a budget": (PLAN, "a plan needs a budget"),
+    "plan of no accuracy": ([*PLAN, "--accuracy", "1"], "above 0 and below 1, got 1.0"),
+    "plan of no dimension": (
+        ["plan", "--path", "ou", "--dim", "0", "--L", "1", "--calls", "8"],
+        "dim must be an integer of 1 or more, got 0",
+    ),
+    "plan with another ending": (
+        [*PLAN, "--calls", "8", "--out", "{tmp}/x.json"],
+        "--out: expected a name ending in .plan.json",
+    ),
+    "plan is a folder": ([*PLAN, "--calls", "8", "--out", "{tmp}"], "is a folder"),
+    "solver beside a plan": (
+        ["sample", "--config", "x", "--solver", "ddim"],
+        "--config: a plan fixes the sampler; leave --solver out",
+    ),
+    "end of a grid beside a plan": (
+        ["sample", "--config", "x", "--ratio-max", "9"],
+        "leave --ratio-max out",
+    ),
+    "guidance beside a plan": (
+        ["sample", "--config", "x", "--guidance", "2"],
+        "leave --guidance out",
+    ),
+    "a table beside a plan": (
+        ["sample", "--table", "x", "--config", "y"],
+        "--table: a table fixes the solver; leave --config out",
+    ),
+    "no plan there": (["sample", "--config", "{tmp}/x.plan.json"], "no such plan file"),
+    "no plan in it": (["sample", "--config", "{file}"], "not a plan file, or a damaged one"),
+    "plan of another path": (["sample", "--config", "{plan}"], "the plan is for path edm"),
+    "model beside its plan": (
+        ["sample", "--config", "{model-plan}", "--model", "sun-shadow"],
+        "--config: the plan is for model moon; leave --model out",
+    ),
     "no ComfyUI": (["comfyui", "{tmp}"], "expected the folder of ComfyUI, with custom_nodes in it"),
     "unknown suite": (["bench", "opps"], "unknown suite 'opps': expected one of"),
     "unknown case": (["bench", "ops", "--case", "gelu/64/float32"], "unknown case"),
@@ -266,7 +340,11 @@ def test_bad_input_is_one_line_and_status_2(name: str, tmp_path: Path, capsys, m
     (tmp_path / "file").write_text("x")
     if any("{small}" in argument for argument in arguments):
         save_model(small_model(), tmp_path / "small")
+    write_plan(tmp_path / "edm.plan.json", SamplePlan(None, "edm", "ddim", 4))
+    write_plan(tmp_path / "moon.plan.json", SamplePlan("moon", "edm", "ddim", 4))
     places = {
+        "{plan}": str(tmp_path / "edm.plan.json"),
+        "{model-plan}": str(tmp_path / "moon.plan.json"),
         "{small}": str(tmp_path / "small"),
         "{tmp}": str(tmp_path),
         "{file}": str(tmp_path / "file"),

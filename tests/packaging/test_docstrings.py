@@ -24,6 +24,8 @@ MAIN = {
     "ardiff.loop.run": ("run",),
     "ardiff.models.checkpoint": ("load_model",),
     "ardiff.noise": ("Address", "make_key", "make_stream"),
+    "ardiff.planning.plan": ("make_plan",),
+    "ardiff.planning.plan_file": ("write_plan",),
     "ardiff.planning.recommend": ("recommend",),
     "ardiff.planning.stability": ("step_matrix", "check_step"),
     "ardiff.planning.theory": ("kl_bound", "methods", "ou_time", "stage_size", "theory_levels"),

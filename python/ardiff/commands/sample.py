@@ -6,15 +6,20 @@ import argparse
 from pathlib import Path
 
 DEFAULT_SEED = None
+MODEL = "sun-shadow"
 GRID = ("grid", "ratio_max", "ratio_min", "rho", "shift")
+SOLVER = ("solver", "steps", "stages", *GRID)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="sun-shadow", help="a shipped name, or a model folder")
+    parser.add_argument("--model", help=f"a shipped name, or a model folder; default {MODEL}")
     parser.add_argument("--solver", help="default: the best measured at so many steps")
     parser.add_argument("--steps", type=int, help="bound on model calls per patch, default 48")
     parser.add_argument("--stages", type=int, help="stages of an rtk-* solver")
     parser.add_argument("--table", metavar="FILE", help="a table file in place of the three above")
+    parser.add_argument(
+        "--config", metavar="FILE", help="a plan of ardiff plan, in place of solver options"
+    )
     parser.add_argument("--grid", help="time grid, default the model's; see docs/solvers.md")
     parser.add_argument("--ratio-max", type=float, help="sigma / alpha at the grid's noisy end")
     parser.add_argument("--ratio-min", type=float, help="sigma / alpha at the grid's clean end")
@@ -47,11 +52,8 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
     if args.n < 1:
         raise ValueError(f"--n: expected at least 1, got {args.n}")
     check_backend(args.backend, select_device(args.device))
-    choices = ("solver", "steps", "stages", *GRID)
-    beside = [name for name in choices if getattr(args, name) is not None]
-    if args.table is not None and beside:
-        option = beside[0].replace("_", "-")
-        raise ValueError(f"--table: a table fixes the solver; leave --{option} out")
+    _check_alone(args, "table", "a table fixes the solver", ("config", *SOLVER))
+    _check_alone(args, "config", "a plan fixes the sampler", (*SOLVER, "guidance"))
 
     from tqdm import tqdm
 
@@ -60,21 +62,25 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
     from ..data.sun_shadow import SIZE
     from ..data.sun_shadow_metrics import metrics
     from ..noise import make_key
+    from ..planning.plan_file import read_plan
     from ._image_grid import image_grid
 
     seed = int(make_key(args.seed, "cpu"))
-    grid = {name: getattr(args, name) for name in GRID if getattr(args, name) is not None}
+    chosen = {name: getattr(args, name) for name in GRID if getattr(args, name) is not None}
+    for name in ("solver", "steps", "stages", "guidance", "table"):
+        chosen[name] = getattr(args, name)
+    name = args.model
+    if args.config is not None:
+        plan = read_plan(args.config)
+        if plan.model is not None and name is not None:
+            raise ValueError(f"--config: the plan is for model {plan.model}; leave --model out")
+        name, chosen = name or plan.model, plan.sampler_options()
+    name = name or MODEL
+    model = load(name, args.device)
+    if args.config is not None:
+        plan.check_path(model.path)
     sampler = ARSampler(
-        load(args.model, args.device),
-        solver=args.solver,
-        steps=args.steps,
-        stages=args.stages,
-        guidance=args.guidance,
-        temperature=args.temperature,
-        batch=args.batch,
-        backend=args.backend,
-        table=args.table,
-        **grid,
+        model, temperature=args.temperature, batch=args.batch, backend=args.backend, **chosen
     )
     size, channels = sampler.model.config.image_size, sampler.model.config.channels
     if args.measure and (channels, size) != (3, SIZE):
@@ -95,7 +101,14 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
         found = metrics(drawn.images.cpu().numpy()).as_dict()
         names = ("detection", "r2", "r2_far")
         print(", ".join(f"{name} {found[name]:.4f}" for name in names))
-    settings = {"model": args.model, "steps": max(sampler.steps), "n": args.n}
+    settings = {"model": name, "steps": max(sampler.steps), "n": args.n}
     settings |= {"solver": sampler.table.solver, "seed": seed}
     result = {"calls": stats.calls, "seconds": stats.seconds, "images_per_second": rate}
     return {**settings, **result, **found, "out": str(args.out)}, 0
+
+
+def _check_alone(args: argparse.Namespace, fixing: str, why: str, fixed: tuple[str, ...]) -> None:
+    """ValueError where an option is given beside the one, `fixing`, that decides it."""
+    beside = [name for name in fixed if getattr(args, name) is not None]
+    if getattr(args, fixing) is not None and beside:
+        raise ValueError(f"--{fixing}: {why}; leave --{beside[0].replace('_', '-')} out")

@@ -133,8 +133,12 @@ def _radius(solver: str, low: float, high: float, tau: float, gamma: float | Non
 
 def _stable(solver: str, low: float, high: float, tau: float, gamma: float | None) -> bool:
     """At curvature 0 or below nothing pulls the state back, and no step settles."""
+    if low <= 0:
+        return False
+    if solver in _OVERDAMPED:
+        return tau * high < 2  # as radius < 1, without the rounding of a small step
     radius = _radius(solver, low, high, tau, gamma)
-    return low > 0 and (radius <= 1 + _ROUNDING if solver == "rtk-hmc" else radius < 1)
+    return radius <= 1 + _ROUNDING if solver == "rtk-hmc" else radius < 1
 
 
 def _largest_tau(solver: str, low: float, high: float, gamma: float | None) -> float:

@@ -1,0 +1,147 @@
+"""A plan puts together what the theory, the checks and the measurements say, each for itself."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from ardiff._files import finite
+from ardiff.ar.sampler import ARSampler
+from ardiff.models.checkpoint import save_model
+from ardiff.planning import plan as plan_module
+from ardiff.planning.plan import make_plan
+from ardiff.planning.recommend import Recommendation, recommend
+from ardiff.planning.stability import CHECKED, check_step
+from ardiff.planning.theory import Setting, kl_bound, methods
+from ardiff.planning.timing import Timing, measure
+from tests._support.small_models import small_model
+
+PROBLEM = {"path": "edm", "dim": 64, "lipschitz": 2.0}
+
+
+def test_the_theory_of_a_plan_is_that_of_its_problem() -> None:
+    made = make_plan(**PROBLEM, patches=4, accuracy=0.2, calls=16, score_error=0.3)
+    setting = Setting(64, 2.0, 0.2, patches=4, score_error=0.3)
+    horizon = 0.5 * math.log1p(40.0**2)
+    assert made.setting == setting and made.horizon == pytest.approx(horizon)
+    assert list(made.methods) == methods(setting, made.horizon)
+    assert made.bounds["16 calls"] == kl_bound(setting, made.horizon, 16)
+    assert made.kernel == pytest.approx((2.0, 6.0)) and made.condition == pytest.approx(3.0)
+    assert made.recommendation == recommend(16, score="learned")
+
+
+def test_steps_are_checked_on_the_kernels_of_the_plan() -> None:
+    """The theory's on [L, 3 L]; those of the solvers in units of the envelope, where no curvature
+    is above 1 and none below that of the cleanest stage."""
+    made = make_plan(**PROBLEM, calls=16)
+    assert [check.solver for check in made.checks] == list(CHECKED)
+    uld = next(m for m in made.methods if m.name == "rtk-uld")
+    for check in made.checks:
+        tau = uld.tau**2 / 2 if check.solver in ("rtk-ula", "rtk-mala") else uld.tau
+        again = check_step(check.solver, *made.kernel, tau=tau, gamma=uld.gamma)
+        assert check == again and check.stable
+    (low,) = {check.low for check in made.defaults}
+    variance = 0.002**2 / (1 + 0.002**2)  # sigma^2 on the OU path at the clean end of the grid
+    assert low == pytest.approx(2.0 / (4.0 + 1 / variance))
+    assert all(check.stable and check.high == 1 for check in made.defaults)
+
+
+def test_a_plan_says_what_is_exact_and_what_is_a_rate() -> None:
+    text = str(make_plan(**PROBLEM, patches=2, calls=16))
+    assert "rates, whose constants are unknown" in text.replace("\n", " ")
+    assert "Exact: eta and stages of the RTK solvers" in text
+    assert "its source has no rate for K patches" in text
+    assert "A sum above 2 says nothing" in text
+    assert max(len(line) for line in text.splitlines()) <= 110
+    assert "its source has no rate" not in str(make_plan(**PROBLEM, calls=16))
+
+
+def test_all_figures_are_json() -> None:
+    made = make_plan(**PROBLEM, accuracy=0.01, score="exact")
+    found = json.loads(json.dumps(finite(made.as_dict()), allow_nan=False))
+    assert found["sample"]["solver"] == made.recommendation.solver
+    assert found["methods"]["rtk-uld"]["calls"] == pytest.approx(4 * 8 / 0.01)
+    assert {"exact", "rates", "kl_bound", "inner_steps", "budget"} <= set(found)
+
+
+def test_an_accuracy_is_the_fewest_calls_that_were_measured_to_reach_it(monkeypatch) -> None:
+    errors = {8: 0.5, 16: 0.12, 32: 0.11, 48: 0.1, 64: 0.1}
+
+    def measured(calls: int, *, score: str) -> Recommendation:
+        return Recommendation("ddim", calls, rivals=(("ddim", errors[calls], 0.1),))
+
+    monkeypatch.setattr(plan_module, "recommend", measured)
+    for accuracy, calls in ((0.45, 8), (0.3, 16), (0.015, 32), (0.005, 48)):
+        made = make_plan(**PROBLEM, accuracy=accuracy)
+        assert made.recommendation.steps == made.sample.steps == calls
+        assert f"{calls} calls are the fewest measured" in made.budget
+    errors |= dict.fromkeys(errors, 0.5)
+    made = make_plan(**PROBLEM, accuracy=0.01)
+    assert made.recommendation.steps == 64 and "no measured number of calls" in made.budget
+
+
+def test_a_time_is_turned_into_calls() -> None:
+    timing = Timing(per_call=0.01, overhead=0.5, batch=32, patches=4)
+    assert timing.seconds(10) == pytest.approx(0.9)
+    assert [timing.calls(seconds) for seconds in (0.541, 0.91, 0.93)] == [1, 10, 10]
+    with pytest.raises(ValueError, match="32 images takes 0.54 s on this machine with one model"):
+        timing.calls(0.53)
+
+
+def test_what_is_measured_adds_up(monkeypatch) -> None:
+    """With a clock of a second for each call and two for what is beside."""
+    sample = ARSampler.sample
+
+    def timed(self, n, **options):
+        drawn = sample(self, n, **options)
+        object.__setattr__(drawn.stats, "seconds", 2.0 + self.calls)
+        return drawn
+
+    monkeypatch.setattr(ARSampler, "sample", timed)
+    found = measure(small_model(), 3)
+    assert (found.per_call, found.overhead) == pytest.approx((1.0, 2.0))
+    assert (found.batch, found.patches) == (3, 4)
+
+
+def test_a_plan_of_a_model_runs(tmp_path) -> None:
+    save_model(small_model(), tmp_path / "small")
+    made = make_plan(model=tmp_path / "small", lipschitz=3.0, seconds=60.0, batch=4)
+    config = small_model().config
+    assert made.setting.dim == config.patches * config.patch_dim
+    assert (made.setting.patches, made.path) == (4, "vp-cosine")
+    assert made.sample.model == str((tmp_path / "small").resolve())
+    assert made.timing.calls(60.0) == made.recommendation.steps
+    assert "fit into 60 s for a batch of 4 images on this machine" in made.budget.replace("\n", " ")
+    assert make_plan(model="sun-shadow", lipschitz=3.0, calls=8).sample.model == "sun-shadow"
+
+
+BAD = {
+    "no budget": ({}, "a plan needs a budget: give calls, seconds or accuracy"),
+    "two budgets": ({"calls": 8, "seconds": 1.0}, "both a budget: give one"),
+    "time without a model": ({"seconds": 1.0}, "measured with the model: give model too"),
+    "no time": ({"seconds": 0.0, "model": "sun-shadow"}, "seconds must be positive"),
+    "no path": ({"calls": 8, "path": None}, "path is missing"),
+    "no dim": ({"calls": 8, "dim": None}, "dim is missing"),
+    "unknown path": ({"calls": 8, "path": "ve"}, "unknown path 've'"),
+    "dim of a model": ({"calls": 8, "model": "sun-shadow", "path": None}, "dim is the model's own"),
+    "no calls": ({"calls": 0}, "must be an integer of 1 or more, got 0"),
+    "unknown score": ({"calls": 8, "score": "good"}, "score must be one of exact, learned"),
+    "scale of no guidance": ({"calls": 8, "scale": 2.0}, "it goes with score guided, not learned"),
+    "guidance without scale": (
+        {"calls": 8, "score": "guided", "model": "sun-shadow"}, "needs the scale of guidance",
+    ),
+    "guidance of no null": (
+        {"calls": 8, "score": "guided", "scale": 2.0, "model": "sun-shadow", "path": None,
+         "dim": None},
+        "trained without context dropout",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused(name: str) -> None:
+    change, said = BAD[name]
+    with pytest.raises(ValueError, match=said):
+        make_plan(**{**PROBLEM, **change})
