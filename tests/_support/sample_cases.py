@@ -24,7 +24,8 @@ _FIRST = (
     *("rtk-baoab", "rtk-harmonic", "rtk-harmonic-mala", "rtk-hmc", "rtk-hybrid", "rtk-mala"),
     *("rtk-mala-projected", "rtk-obabo", "rtk-ubu", "rtk-ula", "rtk-uld", "unipc"),
 )
-ORDER = (*_FIRST, *(solver for solver in SOLVERS if solver not in _FIRST))
+_LAST = ("dpum",)
+ORDER = (*_FIRST, *(solver for solver in SOLVERS if solver not in _FIRST + _LAST), *_LAST)
 DIM = 21
 SHAPE = (3, DIM)
 KEY = torch.tensor([-3])
@@ -131,7 +132,7 @@ def _place(i: int) -> tuple[str, str]:
 
 
 ADJUSTED = tuple(s for s in SOLVERS if "accept" in solver_options(s))
-PLAIN = tuple(s for s in SOLVERS if not s.startswith("rtk-")) + (
+PLAIN = tuple(s for s in SOLVERS if not s.startswith("rtk-") and s != "dpum") + (
     "rtk-harmonic", "rtk-hybrid", "rtk-ula",
 )  # fmt: skip
 GUIDED = {"condition": 0.5, "uncond": -0.25, "guidance": torch.tensor([1.5, 0.0, 2.25])}

@@ -285,6 +285,22 @@ def uld(gradient, mean, scale, start, inner, normals, width, tau, gamma):
     return z
 
 
+def dpum(problem, x, levels, normals, predictor, corrector, **step):
+    """Chen et al. 2023, Algorithms 1 and 3, in OU coordinates y = x / c as `ddpm_ei`; the corrector
+    has step and friction in units of L^-1/2 and L^1/2, L = 1 / sigma^2."""
+    for i, (a, b) in enumerate(zip(levels[:-1], levels[1:], strict=True), 1):
+        (alpha_a, sigma_a), (alpha_b, sigma_b) = problem.at(a), problem.at(b)
+        c_a, c_b = math.hypot(alpha_a, sigma_a), math.hypot(alpha_b, sigma_b)
+        h = math.log(c_a / alpha_a) - math.log(c_b / alpha_b)
+        x = c_b * (math.exp(h) * x / c_a + (math.exp(h) - 1) * c_a * problem.score(x, a))
+        velocity = next(normals)[0]
+        if i % predictor == 0 or i == len(levels) - 1:
+            start = velocity, np.zeros_like(x)  # the position has no noise at the start
+            gradient = functools.partial(lambda z, b: -problem.score(z, b), b=b)
+            x = uld(gradient, x, 0.0, start, corrector, normals, sigma_b, **step)
+    return x
+
+
 def baoab(gradient, mean, scale, start, inner, normals, width, tau, gamma):
     z, v = mean + scale * start[1], start[0]
     tau, gamma = tau * width, gamma / width
@@ -346,6 +362,7 @@ CASES = {
     "dpmpp-2m-sde": (dpmpp_2m_sde, {}),
     "rtk-ula": (rtk_stages(ula), {"tau": 0.25}),
     "rtk-uld": (rtk_stages(uld), KINETIC),
+    "dpum": (dpum, {"predictor": 3, "corrector": 2, **KINETIC}),
     "rtk-baoab": (rtk_stages(baoab), KINETIC),
     "rtk-obabo": (rtk_stages(obabo), KINETIC),
     "rtk-ubu": (rtk_stages(ubu), KINETIC),
@@ -376,6 +393,8 @@ def expected(name, problem, options, denoise_last):
     n = STEPS + 1 - last
     if name == "heun":
         n = (STEPS - last) // 2 + 1
+    if name == "dpum":
+        n = 8 - last  # two stages of 3 + 2 calls, and where there is room one of 1 + 2
     if name in ("rtk-harmonic", "rtk-hybrid"):
         rtk_options = options
     elif name.startswith("rtk"):
@@ -428,6 +447,40 @@ def test_rows_are_the_papers_formulas(name, options, path, prediction):
         want = expected(name, problem, options, denoise_last)
         # rounding is amplified by the stages' 1 / r and by eps prediction near alpha = 0
         np.testing.assert_allclose(run_table(table, problem), want, rtol=0, atol=3e-10)
+
+
+@pytest.mark.parametrize("corrector", [1, 3])
+@pytest.mark.parametrize("predictor", [1, 3])
+def test_rows_of_dpum(predictor, corrector):
+    """A stage is `predictor` rows from a to b, then `corrector` rows at level b; the last is
+    shorter where that makes use of the calls."""
+    options = {"path": "ou", "prediction": "score", "predictor": predictor, "corrector": corrector}
+    for steps in range(1 + corrector, 40):
+        table = ardiff.solver("dpum", steps=steps, denoise_last=False, **options)
+        ode = table.column("z_v") == 0  # a step of the ODE has no velocity
+        count = int(ode.sum())
+        stage = [True] * predictor + [False] * corrector
+        whole = stage * (count // predictor)
+        rest = count % predictor
+        wanted = whole + ([True] * rest + [False] * corrector) * (rest > 0)
+        assert ode.tolist() == wanted and table.calls == len(wanted) <= steps
+        one_more = count + 1 + corrector * -(-(count + 1) // predictor)
+        assert one_more > steps
+        fresh = table.column("v_1")[ode]
+        begins = [i % predictor == 0 or i == count for i in range(1, count + 1)]
+        assert fresh.tolist() == [float(b) for b in begins]
+    table = ardiff.solver("dpum", steps=50, stages=2, **options)
+    assert table.calls == 2 * (predictor + corrector) + 1
+
+
+def test_dpum_says_what_it_needs():
+    options = {"path": "ou", "prediction": "score"}
+    with pytest.raises(ValueError, match="predictor=1 and corrector=1 needs steps >= 3, got st"):
+        ardiff.solver("dpum", steps=2, **options)
+    with pytest.raises(ValueError, match="needs steps >= 19, got steps=18"):
+        ardiff.solver("dpum", steps=18, stages=9, **options)
+    with pytest.raises(ValueError, match="predictor must be an integer of 1 or more, got 0"):
+        ardiff.solver("dpum", steps=27, predictor=0, **options)
 
 
 def test_that_the_comparison_can_fail():

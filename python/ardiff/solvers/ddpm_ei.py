@@ -19,10 +19,7 @@ from ._one_call import one_call_table
 
 
 def step(t: Transition, previous: Transition | None) -> dict[str, float]:
-    if t.alpha_a == 0:
-        raise ValueError("ddpm-ei cannot start at alpha = 0, an infinite OU time; start below it")
-    scale_a, scale_b = np.hypot(t.alpha_a, t.sigma_a), np.hypot(t.alpha_b, t.sigma_b)
-    h = 0.5 * (np.log1p((t.sigma_a / t.alpha_a) ** 2) - np.log1p((t.sigma_b / t.alpha_b) ** 2))
+    h, scale_a, scale_b = ou_coordinates("ddpm-ei", t)
     variance = (t.sigma_a / scale_a) ** 2  # 1 - e^-2t
     drift = 2 * np.expm1(h) / variance
     return {
@@ -30,6 +27,19 @@ def step(t: Transition, previous: Transition | None) -> dict[str, float]:
         "x_0": scale_b * drift * t.alpha_a / scale_a,
         "x_n": scale_b * np.sqrt(np.expm1(2 * h)),
     }
+
+
+def ou_coordinates(name: str, t: Transition) -> tuple[float, float, float]:
+    """The step's length h in the time of the OU process, and c at both of its levels.
+
+    Raises:
+        ValueError: alpha_a = 0; `name` is the solver's.
+    """
+    if t.alpha_a == 0:
+        raise ValueError(f"{name} cannot start at alpha = 0, an infinite OU time; start below it")
+    scale_a, scale_b = np.hypot(t.alpha_a, t.sigma_a), np.hypot(t.alpha_b, t.sigma_b)
+    h = 0.5 * (np.log1p((t.sigma_a / t.alpha_a) ** 2) - np.log1p((t.sigma_b / t.alpha_b) ** 2))
+    return h, scale_a, scale_b
 
 
 def table(path, prediction, levels, steps, *, denoise_last=True) -> StepTable:

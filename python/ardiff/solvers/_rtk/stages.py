@@ -237,18 +237,25 @@ def kinetic_start(prediction: str, t: Transition, warm_start: str) -> dict[str, 
 
 
 def kinetic_columns(prediction: str, t: Transition, move: dict[str, float]) -> dict[str, float]:
-    """`uld_step` columns of a move given in terms of the force G at level b.
+    """`uld_step` columns of a move given in terms of the force G of the stage's kernel at level b.
 
     With `move` holding z_v, z_g, z_1, z_2, v_v, v_g, v_1 (absent: 0)::
 
         z' = z + z_v v - z_g G + z_1 n1 + z_2 n2,    v' = v_v v - v_g G + v_1 n1
     """
+    q = t.r**2 / t.s2
+    pull = {"z_d": -move.get("z_g", 0.0) * q, "v_d": -move.get("v_g", 0.0) * q}
+    return marginal_columns(prediction, t.alpha_b, t.sigma_b, move) | pull
+
+
+def marginal_columns(
+    prediction: str, alpha: float, sigma: float, move: dict[str, float]
+) -> dict[str, float]:
+    """The columns of the same move where G = -score: the target is the law of the level alone."""
     move = dict(move)
     z_g, v_g = move.pop("z_g", 0.0), move.pop("v_g", 0.0)
-    s_z, s_o = score_coefficients(prediction, t.alpha_b, t.sigma_b)
-    q = t.r**2 / t.s2
-    columns = {"z_z": 1 + z_g * s_z, "z_d": -z_g * q, "z_o": z_g * s_o}
-    columns |= {"v_z": v_g * s_z, "v_d": -v_g * q, "v_o": v_g * s_o}
+    s_z, s_o = score_coefficients(prediction, alpha, sigma)
+    columns = {"z_z": 1 + z_g * s_z, "z_o": z_g * s_o, "v_z": v_g * s_z, "v_o": v_g * s_o}
     return columns | move
 
 
