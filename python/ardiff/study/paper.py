@@ -19,8 +19,11 @@ import torch
 from ._paper import rivals, samplers
 from ._paper.accuracy import Marginals, authors_accuracy
 from ._paper.published import CALLS, METHODS, SETTINGS, published
+from ._paper.report import markdown
 from ._paper.score import RoundMixture
 from .targets import PAPER
+
+__all__ = ["MODES", "markdown", "run"]
 
 MODES = ("paper", "correct")
 SAMPLES, SEEDS = 5000, 4
@@ -76,8 +79,9 @@ def run(
         standard `error`, its `floor`, which is that of exact draws, the `published` figure or None,
         the score calls really `made`, and `tv_accuracy`, 1 - TV, whatever the mode. In ``paper``
         `accuracy` is the authors', in ``correct`` it is 1 - TV. ``faults``: target, method, calls,
-        what is `mended` ("none", "all", one of :class:`~ardiff.study._paper.samplers.Faults`, or of
-        DDPM "histograms": those of the other methods), the authors' `accuracy` and `tv_accuracy`.
+        what is `mended`, the authors' `accuracy` and `tv_accuracy`. Mended is "none", "all", one of
+        :class:`~ardiff.study._paper.samplers.Faults`, "both of the ratio" of MALA, or of DDPM
+        "grid" (even in log-SNR) or "histograms" (those of the other methods).
         ``gains``: of a method over a DDPM, paired by seed, with 95% interval `low` to `high`.
 
     Raises:
@@ -162,18 +166,26 @@ def _fault_rows(target: Target, seeds: Sequence[int], cut: bool) -> list[Row]:
     for method in METHODS:
         cases = {"none": samplers.PUBLISHED, "all": samplers.MENDED}
         cases |= {name: samplers.PUBLISHED.without(name) for name in samplers.CONCERNS[method]}
+        if method.startswith("MALA"):  # each of the two hides the other
+            cases["both of the ratio"] = samplers.PUBLISHED.without(*samplers.RATIO)
         for calls in FEW_CALLS[:1] if cut else FEW_CALLS:
+            found = {
+                name: [target.draw(method, calls, seed, faults)[0] for seed in seeds]
+                for name, faults in cases.items()
+            }
+            if method == "DDPM":
+                found["grid"] = [
+                    rivals.draw(target.mixture, rivals.DDPM, "log-snr", calls, SAMPLES, seed)[0]
+                    for seed in seeds
+                ]
             names = {"target": target.name, "method": method, "calls": calls}
-            for mended, faults in cases.items():
-                drawn = [target.draw(method, calls, seed, faults)[0] for seed in seeds]
-                figures = {
-                    "accuracy": fmean(target.authors(method, x) for x in drawn),
-                    "tv_accuracy": fmean(map(target.marginals.accuracy, drawn)),
-                }
-                rows.append({**names, "mended": mended, **figures})
-                if method == "DDPM" and mended == "none":
-                    figures["accuracy"] = fmean(target.authors("MALA", x) for x in drawn)
-                    rows.append({**names, "mended": "histograms", **figures})
+            for mended, drawn in found.items():
+                tv = fmean(map(target.marginals.accuracy, drawn))
+                theirs = fmean(target.authors(method, x) for x in drawn)
+                rows.append({**names, "mended": mended, "accuracy": theirs, "tv_accuracy": tv})
+            if method == "DDPM":
+                same = fmean(target.authors("MALA", x) for x in found["none"])
+                rows.append({**rows[-len(found)], "mended": "histograms", "accuracy": same})
     return rows
 
 
