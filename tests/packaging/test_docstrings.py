@@ -31,6 +31,7 @@ MAIN = {
     "ardiff.planning.theory": ("kl_bound", "methods", "ou_time", "stage_size", "theory_levels"),
     "ardiff.sampling": ("sample",),
     "ardiff.solvers": ("solver",),
+    "ardiff.study.paper": ("run",),
     "ardiff.tables.grids": ("dynamic_shift", "spaced"),
     "ardiff.tables.paths": ("get_path", "time_grid"),
     "ardiff.tables.ragged": ("RaggedTable",),
