@@ -36,9 +36,10 @@ from .kinetic import COARSE, KINETIC, check_free, enough_stages, settings
 from .model_score import Score
 from .proposals import START, acceptance, ladder, leapfrog
 from .stage_probe import Probe, probes, stage_levels
-from .step_search import BAND, approach
+from .step_search import approach
 
 EXACT = 0.05  # |1 - l| of a kernel that is its envelope: the stage begins where it ends
+OFF = 0.2  # from the target, which the report names
 IDLE = 0.1  # range of the acceptance over a ladder on which tau decides nothing
 
 
@@ -217,7 +218,7 @@ def _setting(look: Probe) -> StageSetting:
 def _note(rate: float, target: float, idle: bool) -> str:
     if idle:
         return "tau makes no difference to the acceptance"
-    return "" if abs(rate - target) <= BAND else "off the target"
+    return "" if abs(rate - target) <= OFF else "off the target"
 
 
 def _check_counts(**values: int) -> None:

@@ -91,7 +91,7 @@ class Calibration:
         for number, stage in enumerate(self.stages):
             ends = f"{stage.lowest:.2g} to {stage.highest:.2g}"
             row = [str(number), f"{stage.level:.4g}", f"{stage.curvature:.3g}", ends]
-            row += [f"{stage.asymmetry:.2f}", f"{stage.tau:.3g}"]
+            row += [f"{stage.asymmetry:.3f}", f"{stage.tau:.3g}"]
             row += [] if stage.gamma is None else [f"{stage.gamma:.3g}"]
             if adjusted:
                 row += [f"{stage.predicted:.2f}", f"{stage.measured:.2f}"]
