@@ -120,7 +120,7 @@ def calibrate(
     _check_counts(iterations=iterations, corrections=corrections)
     options = {"path": path, "prediction": prediction, "steps": steps, **options}
     if "dim" in solver_options(solver):
-        options.setdefault("dim", math.prod(shape[1:]))
+        options["dim"] = math.prod(shape[1:])
     guided = Guidance.of(uncond, guidance, uncond2, guidance2).per_sample(1, device)
     noise_scale = {}
     if temperature is not None:
@@ -131,6 +131,8 @@ def calibrate(
         taus, first = ladder(solver, options), make_table(solver, **options)
         moves = [leapfrog(solver, tau, options) for tau in taus]
         reach = moves[0].steps
+    if first.energy != (energy_fn is not None):
+        raise ValueError('accept="energy" and energy_fn go together: pass both or neither')
     score = Score(model_fn, shape, path, prediction, condition, guided)
     stream = make_stream(range(FIRST_ID, FIRST_ID + samples), samples, 0, device)
 

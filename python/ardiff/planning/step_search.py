@@ -42,7 +42,8 @@ def approach(
         if n == corrections or np.array_equal(moved, rung):
             break
         rung = moved
-    best = np.nanargmin(np.abs(known - target), 1)
+    # of equals the largest step, which moves most
+    best = count - 1 - np.nanargmin(np.abs(known - target)[:, ::-1], 1)
     return best, known[np.arange(stages), best], n + 1
 
 
