@@ -23,6 +23,8 @@ MAIN = {
     "ardiff.heads.token": ("denoise_token",),
     "ardiff.loop.run": ("run",),
     "ardiff.models.checkpoint": ("load_model",),
+    "ardiff.planning.calibrate": ("calibrate",),
+    "ardiff.planning.curvature": ("curvature",),
     "ardiff.noise": ("Address", "make_key", "make_stream"),
     "ardiff.planning.plan": ("make_plan",),
     "ardiff.planning.plan_file": ("write_plan",),
