@@ -132,7 +132,8 @@ def test_a_plan_draws_what_its_options_spelled_out_do(tmp_path: Path) -> None:
     found = json.loads(figures.read_text())
     assert found["out"] == str(plan) and found["setting"]["patches"] == 4
     planned, chosen = picture(["--config", str(plan)], out), found["sample"]
-    sampler = ARSampler(load("sun-shadow"), chosen["solver"], 6, **chosen["options"])
+    grid = {"grid": "log-snr", "ratio_max": 40.0, "ratio_min": 0.002, **chosen["options"]}
+    sampler = ARSampler(load("sun-shadow"), chosen["solver"], 6, **grid)
     assert planned == image_grid(sampler.sample(3, seed=5).images).tobytes()
     assert planned != picture(["--solver", "heun", "--steps", "6"], out)
     own = SamplePlan(
@@ -140,7 +141,7 @@ def test_a_plan_draws_what_its_options_spelled_out_do(tmp_path: Path) -> None:
     )
     write_plan(plan, own)
     spelled = ["--solver", "rtk-uld", "--steps", "12", "--stages", "3"]
-    spelled += ["--grid", "uniform", "--ratio-min", ".1"]
+    spelled += ["--grid", "uniform", "--ratio-max", "40", "--ratio-min", ".1"]
     assert picture(["--config", str(plan)], out) == picture(spelled, out)
     assert picture(["--config", str(plan), "--model", "sun-shadow"], out) == picture(spelled, out)
 
