@@ -7,11 +7,13 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from ardiff._files import finite
 from ardiff.ar.sampler import ARSampler
 from ardiff.models.checkpoint import save_model
 from ardiff.planning import plan as plan_module
+from ardiff.planning import problem as problem_module
 from ardiff.planning import recommend as recommend_module
 from ardiff.planning.plan import make_plan
 from ardiff.planning.recommend import Choice, recommend
@@ -69,23 +71,34 @@ def test_all_figures_are_json() -> None:
     assert {"exact", "rates", "kl_bound", "inner_steps", "budget"} <= set(found)
 
 
+def pretend(monkeypatch, evidence: dict) -> None:
+    """Has `evidence` measured."""
+    for module in (plan_module, recommend_module):
+        monkeypatch.setattr(module, "evidence", lambda: evidence)
+
+
+def test_lengths_are_those_of_the_problem(monkeypatch) -> None:
+    choice = Choice("ddim", {"ratio_min": {"smallest": 0.1}}, 0.1)
+    pretend(monkeypatch, {"learned": {8: (0.1, (choice, Choice("ddim", {}, 0.2)))}})
+    made = make_plan(**PROBLEM, calls=8)
+    assert made.sample.options == {"ratio_min": pytest.approx(0.1 / 2**0.5)}
+
+
 def test_an_accuracy_is_the_fewest_calls_that_were_measured_to_reach_it(monkeypatch) -> None:
     """The first choice needs the scale of the data, and is measured only where that is given."""
     errors = {8: 0.5, 16: 0.12, 24: 0.1}
     measured = {
-        calls: (0.1, (Choice("learned", {"scale": {"scale": 1}}, 0.1), Choice("ddim", {}, error)))
+        calls: (0.1, (Choice("ddim", {"ratio_max": {"scale": 9}}, 0.1), Choice("ddim", {}, error)))
         for calls, error in errors.items()
     }
-    for module in (plan_module, recommend_module):
-        monkeypatch.setattr(module, "evidence", lambda: {"exact": measured})
+    pretend(monkeypatch, {"exact": measured})
     problem = {**PROBLEM, "score": "exact"}
     for accuracy, calls in ((0.45, 8), (0.3, 16), (0.015, 24)):
         made = make_plan(**problem, accuracy=accuracy)
-        assert (made.sample.solver, made.sample.steps) == ("ddim", calls)
+        assert (made.sample.steps, made.sample.options) == (calls, {})
         assert f"{calls} calls are the fewest measured" in made.budget
     made = make_plan(**problem, accuracy=0.015, scale=2.0)
-    assert (made.sample.solver, made.sample.steps) == ("learned", 8)
-    assert made.sample.options == {"scale": 2.0}
+    assert (made.sample.steps, made.sample.options) == (8, {"ratio_max": 18.0})
     measured |= {calls: (0.1, (Choice("ddim", {}, 0.5),)) for calls in errors}
     made = make_plan(**problem, accuracy=0.01)
     assert made.recommendation.steps == 24 and "no measured number of calls" in made.budget
@@ -129,7 +142,10 @@ def test_a_plan_of_a_model_is_measured_and_runs(tmp_path) -> None:
     assert shipped.sample.model == "sun-shadow" and "L = 3 (given)" in str(shipped)
 
 
-def test_a_guided_model_has_a_plan_of_its_own(tmp_path) -> None:
+def test_a_guided_model_has_a_plan_of_its_own(tmp_path, monkeypatch) -> None:
+    """The curvature is that of the guided score, at contexts that do not depend on it here."""
+    contexts = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(problem_module, "_contexts", lambda *_: contexts)
     save_model(small_model(replace(small_model().config, null_context=True)), tmp_path / "small")
     about = {"model": tmp_path / "small", "calls": 6}
     plain, guided = make_plan(**about), make_plan(**about, score="guided", guidance=3.0)
