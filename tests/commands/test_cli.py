@@ -131,15 +131,17 @@ def test_a_plan_draws_what_its_options_spelled_out_do(tmp_path: Path) -> None:
     assert main([*command, "--json", str(figures)]) == 0
     found = json.loads(figures.read_text())
     assert found["out"] == str(plan) and found["setting"]["patches"] == 4
-    planned = picture(["--config", str(plan)], out)
-    assert planned == picture(["--solver", found["sample"]["solver"], "--steps", "6"], out)
-    assert planned != picture(["--solver", "ddim", "--steps", "6"], out)
+    planned, chosen = picture(["--config", str(plan)], out), found["sample"]
+    grid = {"grid": "log-snr", "ratio_max": 40.0, "ratio_min": 0.002, **chosen["options"]}
+    sampler = ARSampler(load("sun-shadow"), chosen["solver"], 6, **grid)
+    assert planned == image_grid(sampler.sample(3, seed=5).images).tobytes()
+    assert planned != picture(["--solver", "heun", "--steps", "6"], out)
     own = SamplePlan(
         None, "vp-cosine", "rtk-uld", 12, {"grid": "uniform", "ratio_min": 0.1, "stages": 3}
     )
     write_plan(plan, own)
     spelled = ["--solver", "rtk-uld", "--steps", "12", "--stages", "3"]
-    spelled += ["--grid", "uniform", "--ratio-min", ".1"]
+    spelled += ["--grid", "uniform", "--ratio-max", "40", "--ratio-min", ".1"]
     assert picture(["--config", str(plan)], out) == picture(spelled, out)
     assert picture(["--config", str(plan), "--model", "sun-shadow"], out) == picture(spelled, out)
 

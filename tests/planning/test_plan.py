@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
+import torch
 
 from ardiff._files import finite
 from ardiff.ar.sampler import ARSampler
 from ardiff.models.checkpoint import save_model
 from ardiff.planning import plan as plan_module
+from ardiff.planning import problem as problem_module
+from ardiff.planning import recommend as recommend_module
 from ardiff.planning.plan import make_plan
-from ardiff.planning.recommend import Recommendation, recommend
+from ardiff.planning.recommend import Choice, recommend
 from ardiff.planning.stability import CHECKED, check_step
 from ardiff.planning.theory import Setting, kl_bound, methods
 from ardiff.planning.timing import Timing, measure
@@ -29,7 +33,8 @@ def test_the_theory_of_a_plan_is_that_of_its_problem() -> None:
     assert list(made.methods) == methods(setting, made.horizon)
     assert made.bounds["16 calls"] == kl_bound(setting, made.horizon, 16)
     assert made.kernel == pytest.approx((2.0, 6.0)) and made.condition == pytest.approx(3.0)
-    assert made.recommendation == recommend(16, score="learned")
+    about = {"dim": 16, "smallest": 0.5**0.5, "batch": 128}
+    assert made.recommendation == recommend(16, score="learned", **about)
 
 
 def test_steps_are_checked_on_the_kernels_of_the_plan() -> None:
@@ -66,20 +71,37 @@ def test_all_figures_are_json() -> None:
     assert {"exact", "rates", "kl_bound", "inner_steps", "budget"} <= set(found)
 
 
+def pretend(monkeypatch, evidence: dict) -> None:
+    """Has `evidence` measured."""
+    for module in (plan_module, recommend_module):
+        monkeypatch.setattr(module, "evidence", lambda: evidence)
+
+
+def test_lengths_are_those_of_the_problem(monkeypatch) -> None:
+    choice = Choice("ddim", {"ratio_min": {"smallest": 0.1}}, 0.1)
+    pretend(monkeypatch, {"learned": {8: (0.1, (choice, Choice("ddim", {}, 0.2)))}})
+    made = make_plan(**PROBLEM, calls=8)
+    assert made.sample.options == {"ratio_min": pytest.approx(0.1 / 2**0.5)}
+
+
 def test_an_accuracy_is_the_fewest_calls_that_were_measured_to_reach_it(monkeypatch) -> None:
-    errors = {8: 0.5, 16: 0.12, 32: 0.11, 48: 0.1, 64: 0.1}
-
-    def measured(calls: int, *, score: str) -> Recommendation:
-        return Recommendation("ddim", calls, rivals=(("ddim", errors[calls], 0.1),))
-
-    monkeypatch.setattr(plan_module, "recommend", measured)
-    for accuracy, calls in ((0.45, 8), (0.3, 16), (0.015, 32), (0.005, 48)):
-        made = make_plan(**PROBLEM, accuracy=accuracy)
-        assert made.recommendation.steps == made.sample.steps == calls
+    """The first choice needs the scale of the data, and is measured only where that is given."""
+    errors = {8: 0.5, 16: 0.12, 24: 0.1}
+    measured = {
+        calls: (0.1, (Choice("ddim", {"ratio_max": {"scale": 9}}, 0.1), Choice("ddim", {}, error)))
+        for calls, error in errors.items()
+    }
+    pretend(monkeypatch, {"exact": measured})
+    problem = {**PROBLEM, "score": "exact"}
+    for accuracy, calls in ((0.45, 8), (0.3, 16), (0.015, 24)):
+        made = make_plan(**problem, accuracy=accuracy)
+        assert (made.sample.steps, made.sample.options) == (calls, {})
         assert f"{calls} calls are the fewest measured" in made.budget
-    errors |= dict.fromkeys(errors, 0.5)
-    made = make_plan(**PROBLEM, accuracy=0.01)
-    assert made.recommendation.steps == 64 and "no measured number of calls" in made.budget
+    made = make_plan(**problem, accuracy=0.015, scale=2.0)
+    assert (made.sample.steps, made.sample.options) == (8, {"ratio_max": 18.0})
+    measured |= {calls: (0.1, (Choice("ddim", {}, 0.5),)) for calls in errors}
+    made = make_plan(**problem, accuracy=0.01)
+    assert made.recommendation.steps == 24 and "no measured number of calls" in made.budget
 
 
 def test_a_time_is_turned_into_calls() -> None:
@@ -105,18 +127,35 @@ def test_what_is_measured_adds_up(monkeypatch) -> None:
     assert (found.batch, found.patches) == (3, 4)
 
 
-def test_a_plan_of_a_model_runs(tmp_path) -> None:
+def test_a_plan_of_a_model_is_measured_and_runs(tmp_path) -> None:
     save_model(small_model(), tmp_path / "small")
-    made = make_plan(model=tmp_path / "small", lipschitz=3.0, seconds=60.0, batch=4)
+    made = make_plan(model=tmp_path / "small", seconds=60.0, batch=4)
     config = small_model().config
     assert made.setting.dim == config.patches * config.patch_dim
     assert (made.setting.patches, made.path) == (4, "vp-cosine")
+    assert made.setting.lipschitz >= made.curvature.lipschitz
     assert made.sample.model == str((tmp_path / "small").resolve())
     assert made.timing.calls(60.0) == made.recommendation.steps
-    assert "fit into 60 s for a batch of 4 images on this machine" in made.budget.replace("\n", " ")
-    assert make_plan(model="sun-shadow", lipschitz=3.0, calls=8).sample.model == "sun-shadow"
+    assert "fit into 60 s for a batch of 4 images on this machine" in made.budget
+    assert str(made.curvature) in str(made) and "(measured)" in str(made)
+    shipped = make_plan(model="sun-shadow", lipschitz=3.0, calls=8)
+    assert shipped.sample.model == "sun-shadow" and "L = 3 (given)" in str(shipped)
 
 
+def test_a_guided_model_has_a_plan_of_its_own(tmp_path, monkeypatch) -> None:
+    """The curvature is that of the guided score, at contexts that do not depend on it here."""
+    contexts = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(problem_module, "_contexts", lambda *_: contexts)
+    save_model(small_model(replace(small_model().config, null_context=True)), tmp_path / "small")
+    about = {"model": tmp_path / "small", "calls": 6}
+    plain, guided = make_plan(**about), make_plan(**about, score="guided", guidance=3.0)
+    assert guided.sample.guidance == 3.0 and plain.sample.guidance is None
+    assert guided.setting.lipschitz != plain.setting.lipschitz
+    assert "at most 48 model calls for a sample" in str(guided)
+    assert "at most 24 model calls for a sample" in str(plain)
+
+
+MODEL = {"model": "sun-shadow", "calls": 8, "path": None, "dim": None, "lipschitz": None}
 BAD = {
     "no budget": ({}, "a plan needs a budget: give calls, seconds or accuracy"),
     "two budgets": ({"calls": 8, "seconds": 1.0}, "both a budget: give one"),
@@ -128,14 +167,15 @@ BAD = {
     "dim of a model": ({"calls": 8, "model": "sun-shadow", "path": None}, "dim is the model's own"),
     "no calls": ({"calls": 0}, "must be an integer of 1 or more, got 0"),
     "unknown score": ({"calls": 8, "score": "good"}, "score must be one of exact, learned"),
-    "scale of no guidance": ({"calls": 8, "scale": 2.0}, "it goes with score guided, not learned"),
-    "guidance without scale": (
-        {"calls": 8, "score": "guided", "model": "sun-shadow"}, "needs the scale of guidance",
+    "no length": ({"calls": 8, "scale": -1.0}, "scale must be a positive length, got -1.0"),
+    "no L": ({"calls": 8, "lipschitz": None}, "lipschitz is missing"),
+    "guidance of no model": ({"calls": 8, "guidance": 2.0}, "that of a model: give model too"),
+    "guidance without its score": (
+        {**MODEL, "guidance": 2.0}, "give both or neither, got guidance 2.0 and score learned",
     ),
+    "its score without guidance": ({**MODEL, "score": "guided"}, "give both or neither"),
     "guidance of no null": (
-        {"calls": 8, "score": "guided", "scale": 2.0, "model": "sun-shadow", "path": None,
-         "dim": None},
-        "trained without context dropout",
+        {**MODEL, "score": "guided", "guidance": 2.0}, "trained without context dropout",
     ),
 }  # fmt: skip
 

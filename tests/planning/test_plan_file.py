@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 
+import numpy as np
 import pytest
 
+import ardiff
+from ardiff.ar.sampler import ARSampler, load
 from ardiff.planning.plan_file import SamplePlan, read_plan, write_plan
 
 PLANS = {
@@ -30,13 +33,27 @@ def test_what_is_written_is_read(name: str, tmp_path) -> None:
 def test_the_arguments_of_a_sampler() -> None:
     assert PLANS["with everything"].sampler_options() == {
         "solver": "rtk-uld", "steps": 30, "guidance": 2.5, "lookahead": "auto", "mode": "picard",
-        "grid": "karras", "rho": 3.0, "ratio_min": 0.05, "stages": 4, "gamma": 1.5,
-        "warm_start": "ancestral",
+        "grid": "karras", "rho": 3.0, "ratio_max": 40.0, "ratio_min": 0.05, "shift": 1.0,
+        "stages": 4, "gamma": 1.5, "warm_start": "ancestral",
     }  # fmt: skip
     assert PLANS["rows ahead"].sampler_options()["lookahead"] == 4
     with pytest.raises(ValueError, match="the plan is for path edm, the model has flow"):
         PLANS["bare"].check_path("flow")
     PLANS["bare"].check_path("edm")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("ddim", {}), ("learned", {}), ("ddim", {"grid": "karras"})]
+)
+def test_the_grid_is_that_of_the_solver_and_not_of_the_config(name: str, options: dict) -> None:
+    """The shipped model's own is karras with rho 3 from 0.05, on which nothing is learned."""
+    plan = SamplePlan("sun-shadow", "vp-cosine", name, 8, options)
+    model = load("sun-shadow")
+    table = ARSampler(model, **plan.sampler_options()).table
+    about = {"path": "vp-cosine", "prediction": model.prediction, "steps": 8}
+    assert table.solver == name
+    np.testing.assert_array_equal(table.level, ardiff.solver(name, **about, **options).level)
+    assert not np.array_equal(table.level, ARSampler(model, name, 8, **options).table.level)
 
 
 def changed(**values) -> str:

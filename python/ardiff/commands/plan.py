@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patches", type=int, help="patches K that are drawn in turn, default 1")
     parser.add_argument(
         "--lipschitz", "--L", type=float, metavar="L",
-        help="Lipschitz constant of the score on the OU path, for data of unit scale",
+        help="Lipschitz constant of the score on the OU path, for data of unit scale; default that "
+        "of the model, measured",
     )  # fmt: skip
     parser.add_argument(
         "--accuracy", type=float, metavar="EPS",
@@ -35,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score", default="learned", help="exact, learned (default) or guided: whose measurements"
     )
-    parser.add_argument("--scale", type=float, help="classifier-free guidance scale, of guided")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance scale, of a model")
+    parser.add_argument(
+        "--scale", type=float,
+        help="root mean square length of a sample, or of a patch, where it is known",
+    )  # fmt: skip
     parser.add_argument(
         "--second-moment", type=float, help="E |x0|^2 of the data, default the number of elements"
     )
@@ -59,7 +64,7 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
 
     choices = (
         "model", "path", "dim", "patches", "lipschitz", "accuracy", "calls", "seconds", "score",
-        "scale", "second_moment", "score_error", "batch", "seed",
+        "guidance", "scale", "second_moment", "score_error", "batch", "seed",
     )  # fmt: skip
     made = make_plan(**{name: getattr(args, name) for name in choices})
     print(made)

@@ -2,17 +2,19 @@
 
     {
       "format": "ardiff plan", "version": 1, "model": "sun-shadow", "path": "vp-cosine",
-      "solver": "rtk-harmonic", "steps": 16, "options": {"ratio_min": 0.05},
+      "solver": "rtk-harmonic", "steps": 16, "options": {"grid": "karras", "rho": 7.0},
       "lookahead": null, "guidance": null
     }
 
-`options` are those of the solver and of its time grid; the grid is the model's own where they name
-none. `model` is null where the plan was made for no model. Neither seed nor number of images is a
-part of a plan.
+`options` are those of the solver and of its time grid. What they leave out is as
+:func:`ardiff.solver` has it, and not as the model's config has: the grids of a plan are those that
+were measured. `model` is null where the plan was made for no model. Neither seed nor number of
+images is a part of a plan.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from dataclasses import asdict, dataclass, field
@@ -23,11 +25,17 @@ from typing import Any
 from .._files import write_json
 from .._files.versioned import Kind, check_names, read_versioned
 from ..loop.lookahead import MODES
-from ..solvers import check_options
+from ..solvers import check_options, solver
 from ..tables.paths import GRIDS, PATHS
 
 KIND = Kind("plan file", "ardiff plan", 1, limit=2**20, writer="ardiff plan --out")
 GRID_NUMBERS = ("ratio_max", "ratio_min", "rho", "shift")
+# what ardiff.solver has where an option of the grid is not given: over a model's config
+_OVER_CONFIG = {
+    name: parameter.default
+    for name, parameter in inspect.signature(solver).parameters.items()
+    if name in ("grid", *GRID_NUMBERS)
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class SamplePlan:
     Attributes:
         model: a shipped name or a folder; None for a plan that was made for no model.
         path: of the model.
-        solver, steps, options: as :class:`ardiff.ARSampler` takes them; steps are for each patch.
+        solver, steps, options: as :func:`ardiff.solver` takes them; steps are for each patch.
         lookahead: ``auto``, a number of rows, or the name of a mode, which is that mode with
             ``auto``; None runs row by row.
         guidance: scale of classifier-free guidance, or None.
@@ -100,7 +108,7 @@ class SamplePlan:
             found |= {"lookahead": "auto", "mode": self.lookahead}
         else:
             found["lookahead"] = self.lookahead
-        return {**found, **self.options}
+        return {**found, **_OVER_CONFIG, **self.options}
 
     def check_path(self, path: str) -> None:
         """ValueError where a model's path is not the plan's."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .curvature import Curvature
 from .plan_file import SamplePlan
 from .recommend import Recommendation
 from .stability import StepCheck
@@ -21,10 +22,10 @@ class PlanReport:
 
     Attributes:
         setting, path, horizon: what the theory is asked about; T is that of the noisiest level.
-        lipschitz_from: where L is from.
+        curvature: measured, from which L is; None where it was given.
         methods: of :func:`ardiff.planning.theory.methods`.
         bounds: the KL bound of the theory's own DDPM, and of the recommended number of calls.
-        kernel: (low, high), curvature of the kernels at the theory's eta in the units of the state.
+        kernel: (low, high), curvature of the kernels at the theory's eta, in OU units.
         checks: inner steps of the theory's size on `kernel`.
         defaults: inner steps of the solvers' default size, in units of the stage's envelope.
         recommendation: from measured data.
@@ -36,7 +37,7 @@ class PlanReport:
     setting: Setting
     path: str
     horizon: float
-    lipschitz_from: str
+    curvature: Curvature | None
     methods: tuple[Method, ...]
     bounds: dict[str, KLBound]
     kernel: tuple[float, float]
@@ -53,7 +54,7 @@ class PlanReport:
             "setting": asdict(self.setting),
             "path": self.path,
             "horizon": self.horizon,
-            "lipschitz_from": self.lipschitz_from,
+            "curvature": None if self.curvature is None else self.curvature.as_dict(),
             "exact": list(EXACT),
             "rates": list(RATES),
             "methods": {method.name: asdict(method) for method in self.methods},
@@ -81,10 +82,15 @@ class PlanReport:
     def _setting(self) -> str:
         s = self.setting
         patches = f" in {s.patches} patches" if s.patches > 1 else ""
-        return (
-            f"path {self.path}, {s.dim} elements{patches}, L = {_short(s.lipschitz)} "
-            f"({self.lipschitz_from}), eps = {s.accuracy:g}, T = {self.horizon:.3g}"
+        source = "given" if self.curvature is None else "measured"
+        line = (
+            f"path {self.path}, {s.dim} elements{patches}, L = {_short(s.lipschitz)} ({source}), "
+            f"eps = {s.accuracy:g}, T = {self.horizon:.3g}"
         )
+        if self.curvature is None:
+            return line
+        about = "Curvature of -log p in 1 / x^2; the L above is the largest of all in OU units:"
+        return f"{line}\n\n{about}\n{self.curvature}"
 
     def _theory(self) -> str:
         head = ("theory", "eta", "stages", "tau", "inner", "gamma", "calls", "K patches", "rate")
@@ -130,7 +136,7 @@ class PlanReport:
         condition = "not log-concave" if self.condition is None else f"{self.condition:.3g}"
         return "\n".join([
             f"The theory's steps, on kernels of curvature {_short(low)} to {_short(high)} "
-            f"(condition {condition}), in the units of the state:",
+            f"(condition {condition}), in OU units:",
             theory,
             f"The solvers' defaults, in units of a stage's envelope, curvature "
             f"{_short(span.low)} to {_short(span.high)}:",

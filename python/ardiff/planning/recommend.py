@@ -157,7 +157,8 @@ def recommend(
     )
     if best is not choices[0]:
         why += f" of those that need no length that is not given ({choices[0]} has a smaller one)"
-    shown = sorted({*choices[:RIVALS], best}, key=lambda each: each.error) if choices else []
+    first = choices[:RIVALS]
+    shown = first if best in first else (*first, best)
     return Recommendation(
         best.solver, int(calls), best.resolved(lengths), ahead, why,
         tuple((str(each), each.error, floor) for each in shown),
