@@ -1,7 +1,7 @@
 """What is measured by samples: moments against a Gaussian, and distances from a circle.
 
-Of B exact draws 2 B KL is near chi-square with 2 degrees of freedom, one per group of axes: KL above
-16 / B has a chance of e^-16 = 1e-7. The mean square distance from the circle of n draws
+Of B exact draws 2 B KL is near chi-square with 2 degrees of freedom, one per group of axes: KL
+above 16 / B has a chance of e^-16 = 1e-7. The mean square distance from the circle of n draws
 has a relative deviation of at most sqrt(2 / n), here .014: .09 off is beyond 6 of them, 2e-9.
 """
 
@@ -45,9 +45,9 @@ def test_a_ring_is_as_far_from_its_circle_as_its_width_says(dim, std):
     target = sampled.ring(dim, std)
     assert torch.allclose(target.means[:, :2].norm(dim=1), torch.ones(1, dtype=torch.float64))
     gaps = (target.means[1:] - target.means[:-1]).norm(dim=1)
-    assert float(gaps.max()) < 0.51 * std  # no gaps that a sampler could see
+    assert float(gaps.max()) < 1.001 * std
     x = target.sample(10_000, torch.Generator().manual_seed(2))
-    # modes off the nearest point of the circle bend it by s^2 / 4 of a square, less than .01
+    # the distance along the tangent adds 3 s^4 / 4 to the radial square: less than .01 of it
     assert abs(sampled.off_circle(x) / (std**2 * (dim - 1)) - 1) < 0.09
     assert abs(sampled.off_circle(1.1 * x) / (std**2 * (dim - 1)) - 1) > 0.09
 
