@@ -28,19 +28,17 @@ from torch import Tensor
 
 import ardiff
 from ardiff.data.mixture import GaussianMixture, random_mixture
-from ardiff.loop.run import run as run_table
-from ardiff.noise import initial_state, make_key, make_stream
+from ardiff.study import problems
+from ardiff.study.problems import PATH, PREDICTION, end_error, exact_table, grids
 from ardiff.tables.table import StepTable
 
 from ._harness import CORRECTNESS, OURS, Row, Settings
-from .bench_quality import PATH, PREDICTION, Target, pooled
+from .bench_quality import Target, pooled
 
 SUITE = "learned"
 MIXTURES = (*range(101, 110), *range(201, 210))
 NOISE_SEEDS = (0, 1, 2, 3)
 SAMPLES, STARTS = 8000, 500
-EXACT_CALLS = 200
-CAP = 0.05
 TOLD = "scale"  # the learned table that is told the norm
 # Solver and options of each rival.
 RIVALS = {
@@ -91,39 +89,17 @@ def problem(seed: int, norm: float, guidance: float) -> Problem:
 
 def draw(p: Problem, table: StepTable, seed: int, count: int) -> Tensor:
     """Samples 0 to `count` - 1 of a seed, `[count, d]`."""
-    key, stream = make_key(seed, "cpu"), make_stream(None, count, 0, "cpu")
-    x = initial_state(table, key, stream, p.mixture.means.shape[1])
     guided = {}
     if p.guidance != 1:
         guided = {"condition": "half", "uncond": "all", "guidance": torch.tensor([p.guidance])}
-    return run_table(table, p.model, x, key=key, stream=stream, **guided)
+    return problems.draw(p.model, table, p.mixture.means.shape[1], seed, count, guided)
 
 
 @functools.cache
 def exact_end(seed: int, norm: float, guidance: float, noise: int, start: float) -> Tensor:
     """Where the exact ODE leads from ratio `start`, `[STARTS, d]`."""
     p = problem(seed, norm, guidance)
-    table = ardiff.solver(
-        "dpmpp-3m", path=PATH, prediction=PREDICTION, steps=EXACT_CALLS, ratio_max=start,
-        ratio_min=p.smallest / 50,
-    )  # fmt: skip
-    return draw(p, table, noise, STARTS)
-
-
-def end_error(x: Tensor, exact: Tensor, norm: float) -> float:
-    """The capped distance of samples to the exact ends, in units of the norm."""
-    e2 = ((x - exact) / norm).double().square().sum(1)
-    return float((e2 / (1 + e2 / CAP)).mean().sqrt())
-
-
-def grids(p: Problem) -> dict[str, dict[str, Any]]:
-    """Options of the three grids on which a rival is tried."""
-    narrow = {"ratio_max": 40.0, "ratio_min": p.smallest / 10}
-    return {
-        "log-snr": {"grid": "log-snr", **narrow},
-        "log-snr-.02": {"grid": "log-snr", "ratio_max": 40.0, "ratio_min": 0.02 * p.norm},
-        "karras": {"grid": "karras", **narrow},
-    }
+    return draw(p, exact_table(p.smallest, start), noise, STARTS)
 
 
 Score = dict[str, list[float]]  # by metric: a value for each mixture and seed
@@ -152,11 +128,11 @@ def rivals(calls: int, norm: float, guidance: float) -> dict[str, dict[str, Scor
 
         def make(p: Problem) -> StepTable:
             place = {"path": PATH, "prediction": PREDICTION, "steps": calls}
-            return ardiff.solver(solver, **place, **grids(p)[grid], **options)
+            return ardiff.solver(solver, **place, **grids(p.smallest, p.norm)[grid], **options)
 
         return score(MIXTURES, norm, guidance, make)
 
-    names = grids(problem(MIXTURES[0], norm, guidance))
+    names = grids(1.0, 1.0)
     return {name: {grid: of(name, grid) for grid in names} for name in RIVALS}
 
 
@@ -188,7 +164,7 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
     calls, norm, guidance = parse(case)
     first = problem(MIXTURES[0], norm, guidance)
     fine = ardiff.solver(
-        "dpmpp-2m", path=PATH, prediction=PREDICTION, steps=6 * EXACT_CALLS,
+        "dpmpp-2m", path=PATH, prediction=PREDICTION, steps=6 * problems.EXACT_CALLS,
         ratio_min=first.smallest / 50,
     )  # fmt: skip
     exact = exact_end(MIXTURES[0], norm, guidance, 0, 40.0)

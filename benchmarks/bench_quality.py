@@ -19,15 +19,14 @@ from torch import Tensor
 import ardiff
 from ardiff.data.mixture import GaussianMixture, random_mixture
 from ardiff.solvers import SOLVERS, default_solver
+from ardiff.study.metrics import Sliced, unit_directions
+from ardiff.study.problems import PATH, PREDICTION, TRUTH_DRAWS
 
 from ._harness import CORRECTNESS, Row, Settings
 
 SUITE = "quality"
 SEEDS = tuple(range(101, 110))
 SAMPLES = 4000
-DIRECTIONS = 48
-TRUTH_DRAWS = 10
-PATH, PREDICTION = "edm", "sample"
 # solver, rival, calls, and the bound on the ratio of their pooled distances
 BOUNDS = (
     ("rtk-harmonic", "ddpm", 16, 0.5),
@@ -51,22 +50,14 @@ class Target:
     def __init__(self, mixture: GaussianMixture, seed: int, samples: int = SAMPLES) -> None:
         self.mixture, self.samples = mixture, samples
         generator = torch.Generator().manual_seed(seed)
-        d = mixture.means.shape[1]
-        directions = torch.randn(d, DIRECTIONS, generator=generator, dtype=torch.float64)
-        self._directions = directions / directions.norm(dim=0)
+        directions = unit_directions(mixture.means.shape[1], generator)
         truth = mixture.sample(samples * TRUTH_DRAWS, generator)
-        self._quantiles = (
-            (truth @ self._directions)
-            .sort(0)
-            .values.reshape(samples, TRUTH_DRAWS, DIRECTIONS)
-            .mean(1)
-        )
+        self._sliced = Sliced(directions, truth, samples)
         self.floor = self.distance(mixture.sample(samples, generator))
 
     def distance(self, x: Tensor) -> float:
         """Sliced W2 of samples `[samples, d]` to the mixture."""
-        projected = (x.double() @ self._directions).sort(0).values
-        return float((projected - self._quantiles).square().mean().sqrt())
+        return self._sliced.w2(x)
 
     def draw(self, solver: str, steps: int, seed: int = 0, **options) -> tuple[Tensor, int]:
         """Samples of a solver and its model calls, counted by the model."""

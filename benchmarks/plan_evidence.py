@@ -21,11 +21,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import ardiff
 from ardiff._files import replacing
-from ardiff.data.sun_shadow import make_dataset
+from ardiff.data.sun_shadow import sun_shadow
 from ardiff.data.sun_shadow_metrics import metrics, shortfall
 from ardiff.planning import recommend
 from ardiff.planning.recommend import Choice
@@ -115,10 +116,15 @@ def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
+def real_images() -> np.ndarray:
+    """As many as are drawn."""
+    return sun_shadow(IMAGES, seed=IMAGE_SEEDS[0])[0]
+
+
 def image_errors() -> tuple[float, Errors]:
     """The floor, of real images, and what images of the shipped model lack."""
     torch.set_num_threads(1)
-    real = shortfall(metrics(make_dataset(IMAGES, IMAGE_SEEDS[0])[0]))
+    real = shortfall(metrics(real_images()))
     model, found = ardiff.load("sun-shadow"), {}
     for budget in IMAGE_BUDGETS:
         for number, (solver, grid) in enumerate(IMAGE_CHOICES):

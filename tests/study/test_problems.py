@@ -9,7 +9,7 @@ import torch
 
 from ardiff.data.mixture import random_mixture
 from ardiff.study import scores
-from ardiff.study.mixture import METHODS, rows_of
+from ardiff.study.mixture import SOLVED, rows_of
 from ardiff.study.problems import end_error, make_problem, mixture_of
 
 N = 2000
@@ -91,7 +91,7 @@ def test_a_method_is_run_on_its_best_grid_at_every_seed():
 def test_a_method_that_needs_more_calls_has_no_rows():
     problem = make_problem("random-3", "exact", 500, 0)
     assert not list(rows_of(problem, "rtk-mala", 5, (0,)))
-    assert METHODS["unipc-3"] == ("unipc", {"order": 3})
+    assert SOLVED["unipc-3"] == ("unipc", {"order": 3})
 
 
 def test_unknown_names():

@@ -32,14 +32,14 @@ from ..tables.paths import Path, get_path
 from ..tables.table import StepTable
 from .calibration import Calibration, StageSetting
 from .curvature import FIRST_ID, check_model
-from .kinetic import KINETIC, check_free, settings
+from .kinetic import COARSE, KINETIC, check_free, enough_stages, settings
 from .model_score import Score
 from .proposals import START, acceptance, ladder, leapfrog
 from .stage_probe import Probe, probes, stage_levels
+from .step_search import approach
 
-BAND = 0.15  # about the target, within which a stage's tau is left as it is
-FARTHEST = 24.0  # rungs that a correction moves by at most
 EXACT = 0.05  # |1 - l| of a kernel that is its envelope: the stage begins where it ends
+OFF = 0.2  # from the target, which the report names
 IDLE = 0.1  # range of the acceptance over a ladder on which tau decides nothing
 
 
@@ -80,7 +80,9 @@ def calibrate(
             accepts and rejects is where its ladder begins, of others it is not taken.
         solver: one that accepts and rejects (``rtk-mala``, ``rtk-mala-projected``, ``rtk-hmc``,
             ``rtk-harmonic-mala``), or an unadjusted kinetic one (``rtk-uld``, ``rtk-baoab``,
-            ``rtk-obabo``, ``rtk-ubu``), whose gamma is picked too.
+            ``rtk-obabo``, ``rtk-ubu``). Of these gamma is picked too, and with neither `stages` nor
+            `inner` in `options` their number: of stages as many as fit, but no more than the theory
+            asks for, and then as many inner steps as fit.
         target_acceptance: of each stage.
         samples: of the pilot and of the runs; their ids are near the last.
         iterations: products of the curvature with a direction, two model calls each.
@@ -118,44 +120,55 @@ def calibrate(
     _check_counts(iterations=iterations, corrections=corrections)
     options = {"path": path, "prediction": prediction, "steps": steps, **options}
     if "dim" in solver_options(solver):
-        options.setdefault("dim", math.prod(shape[1:]))
+        options["dim"] = math.prod(shape[1:])
     guided = Guidance.of(uncond, guidance, uncond2, guidance2).per_sample(1, device)
     noise_scale = {}
     if temperature is not None:
         noise_scale["noise_scale"] = per_sample("temperature", temperature, 1, device, low=0.0)
-    adjusted = solver not in KINETIC
-    if adjusted:
-        taus = ladder(solver, options)
-        moves = [leapfrog(solver, tau, options) for tau in taus]
-        first = make_table(solver, **options)
-        inside, reach = first.accept_rows, moves[0].steps
+    if solver in KINETIC:
+        reach, first = 1, make_table(solver, **check_free(solver, options))
     else:
-        first = make_table(solver, **check_free(solver, options))
-        inside, reach = slice(None), 1
+        taus, first = ladder(solver, options), make_table(solver, **options)
+        moves = [leapfrog(solver, tau, options) for tau in taus]
+        reach = moves[0].steps
+    if first.energy != (energy_fn is not None):
+        raise ValueError('accept="energy" and energy_fn go together: pass both or neither')
     score = Score(model_fn, shape, path, prediction, condition, guided)
     stream = make_stream(range(FIRST_ID, FIRST_ID + samples), samples, 0, device)
-    looks = probes(
-        score, path, stage_levels(first), first.level[inside], make_key(seed, device), stream,
-        math.prod(shape[1:]), options.get("warm_start") or "ancestral",
-        max(iterations, reach), reach,
-    )  # fmt: skip
-    found = [_setting(look, path) for look in looks]
-    spent = score.calls
-    if not adjusted:
-        table, found = settings(solver, options, looks, found)
-        return Calibration(table, tuple(found), None, spent, spent, spent * samples, 0)
 
-    curves = np.stack([acceptance(moves, look.vectors(reach)) for look in looks])
-    counted = CountedModel(model_fn, shape)
+    def look(levels: np.ndarray, inside: np.ndarray) -> tuple[list[Probe], list[StageSetting]]:
+        found = probes(
+            score, path, levels, inside, make_key(seed, device), stream, math.prod(shape[1:]),
+            options.get("warm_start") or "ancestral", max(iterations, reach), reach,
+        )  # fmt: skip
+        return found, [_setting(each) for each in found]
+
+    if solver in KINETIC:
+        levels = stage_levels(first)
+        if len(levels) > 2 * COARSE and _free_stages(options):
+            some = levels[np.linspace(0, len(levels) - 1, COARSE + 1).round().astype(int)]
+            stages = max(2, enough_stages(look(some, some)[1], path))
+            if stages < len(levels) - 1:
+                options["stages"] = stages
+                levels = stage_levels(make_table(solver, **options))
+        table, stages = settings(solver, options, *look(levels, levels))
+        calls = score.calls
+        return Calibration(table, tuple(stages), None, calls, calls, calls * samples, 0)
+
+    seen, stages = look(stage_levels(first), first.level[first.accept_rows])
+    if not seen:
+        raise ValueError(f"no stage of this {solver} makes a proposal: see its window and its grid")
+    curves = np.stack([acceptance(moves, each.vectors(reach)) for each in seen])
+    spent, counted = score.calls, CountedModel(model_fn, shape)
     energy = energy_fn and shaped_energy(energy_fn, shape)
 
-    def table_of(rung: np.ndarray) -> StepTable:
-        used, place = np.unique(rung, return_inverse=True)
+    def table_of(rungs: np.ndarray) -> StepTable:
+        used, place = np.unique(rungs, return_inverse=True)
         return splice([make_table(solver, **{**options, "tau": taus[k]}) for k in used], place)
 
-    def measure(rung: np.ndarray, n: int) -> np.ndarray:
+    def measure(rungs: np.ndarray, n: int) -> np.ndarray:
         """The acceptance of each stage in the n-th run, of the table of these rungs."""
-        table, key, decisions = table_of(rung), make_key(seed + 1 + n, device), []
+        table, key, decisions = table_of(rungs), make_key(seed + 1 + n, device), []
         run(
             table, counted, initial_state(table, key, stream, math.prod(shape[1:])), key=key,
             stream=stream, condition=condition, energy_fn=energy, decisions=decisions,
@@ -164,70 +177,27 @@ def calibrate(
         return collect(table, 0, 0.0, decisions).expected_acceptance.nan_to_num().numpy()
 
     idle = np.ptp(curves, 1) < IDLE
-    rungs, rates, runs = _approach(curves, idle, target_acceptance, START, measure, corrections)
-    found = [
+    rungs, rates, runs = approach(curves, idle, target_acceptance, START, measure, corrections)
+    stages = [
         replace(
             stage, tau=taus[rung], predicted=float(curve[rung]), measured=float(rate),
             note=stage.note or _note(rate, target_acceptance, still),
         )
-        for stage, curve, rung, rate, still in zip(found, curves, rungs, rates, idle, strict=True)
+        for stage, curve, rung, rate, still in zip(stages, curves, rungs, rates, idle, strict=True)
     ]  # fmt: skip
     calls = spent + counted.calls
     return Calibration(
-        table_of(rungs), tuple(found), target_acceptance, calls, spent, calls * samples, runs
+        table_of(rungs), tuple(stages), target_acceptance, calls, spent, calls * samples, runs
     )
 
 
-def _approach(
-    curves: np.ndarray,
-    idle: np.ndarray,
-    target: float,
-    start: int,
-    measure: Callable[[np.ndarray, int], np.ndarray],
-    corrections: int,
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """The rung of each stage, of those measured, whose acceptance is nearest to `target`.
-
-    Args:
-        curves: predicted acceptance, float64 `[stages, rungs]`.
-        idle: bool `[stages]`, those that stay on rung `start`.
-        measure: the acceptance of each stage on given rungs, and the number of the run.
-
-    Returns:
-        Rungs and acceptances `[stages]`, and how often it measured.
-    """
-    stages, count = curves.shape
-    falling = np.minimum.accumulate(curves, 1)
-    rung = np.where(idle, start, np.abs(falling - target).argmin(1))
-    known = np.full((stages, count), np.nan)
-    for n in range(corrections + 1):
-        rate = measure(rung, n)
-        known[np.arange(stages), rung] = rate
-        off = ~idle & (np.abs(rate - target) > BAND)
-        moved = rung.copy()
-        for i in np.flatnonzero(off):
-            moved[i] = _next_rung(falling[i], known[i], rung[i], target)
-        if n == corrections or np.array_equal(moved, rung):
-            break
-        rung = moved
-    best = np.nanargmin(np.abs(known - target), 1)
-    return best, known[np.arange(stages), best], n + 1
+def _free_stages(options: dict[str, Any]) -> bool:
+    """Whether their number is ours to pick."""
+    given = any(options.get(name) is not None for name in ("stages", "inner"))
+    return not given and (options.get("grid") is None or isinstance(options["grid"], str))
 
 
-def _next_rung(falling: np.ndarray, known: np.ndarray, rung: int, target: float) -> int:
-    """As far along the predicted curve as the acceptance known at `rung` is from `target`, between
-    the rungs that are known to accept more and less."""
-    shown = np.clip(known[rung], 0.02, 0.98)
-    here, there = np.interp([-shown, -target], -falling, np.arange(len(falling)))
-    aim = rung + np.rint(np.clip(there - here, -FARTHEST, FARTHEST))
-    more = np.flatnonzero(known >= target)  # NaN is neither
-    less = np.flatnonzero(known < target)
-    low = more.max() + 1 if len(more) else 0
-    high = less.min() - 1 if len(less) else len(falling) - 1
-    return int(np.clip(aim, low, high)) if low <= high else int(rung)
-
-
-def _setting(look: Probe, path: Path) -> StageSetting:
+def _setting(look: Probe) -> StageSetting:
     t = look.t
     high, low = (each.cpu().numpy() for each in look.along.ends())
     pull = t.r**2 / t.s2
@@ -239,15 +209,18 @@ def _setting(look: Probe, path: Path) -> StageSetting:
     elif low.min() <= 0:
         note = "the kernel is not log-concave everywhere"
     return StageSetting(
-        look.level, t.sigma_b, t.width, float(high.max() / t.width**2 - pull), float(high.max()),
-        float(np.median(high)), float(low.min()), asymmetry, math.nan, note=note,
+        level=look.level, sigma=t.sigma_b, width=t.width,
+        curvature=float(high.max() / t.width**2 - pull),
+        floor=float(low.min() / t.width**2 - pull),
+        highest=float(high.max()), median=float(np.median(high)), lowest=float(low.min()),
+        asymmetry=asymmetry, tau=math.nan, note=note,
     )  # fmt: skip
 
 
 def _note(rate: float, target: float, idle: bool) -> str:
     if idle:
         return "tau makes no difference to the acceptance"
-    return "" if abs(rate - target) <= BAND else "off the target"
+    return "" if abs(rate - target) <= OFF else "off the target"
 
 
 def _check_counts(**values: int) -> None:

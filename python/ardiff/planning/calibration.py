@@ -17,14 +17,16 @@ class StageSetting:
     Attributes:
         level, sigma: of the cleaner end of the stage.
         width: w of the stage's envelope.
-        curvature: L, the largest of the log-density at the level, in 1 / x^2.
+        curvature: L, the largest of -log p at the level, in 1 / x^2; floor: the smallest.
         highest, median, lowest: of the kernel, w^2 times the Hessian of g: the largest over the
             samples, the median over samples of each one's largest, the smallest over the samples.
         asymmetry: of the Hessian, 0 for a score that is a gradient.
         tau: in units of the envelope; gamma: the friction, None for solvers without.
         predicted: acceptance that the curvature lets expect; measured: that of the last run with
             this tau. None for solvers that accept everything.
-        radius: spectral radius of the step on the curvatures found, None where there is none.
+        radius: spectral radius of the step on the curvatures found; error: how far the second
+            moment after the stage is from the kernel's, over it, in the mean over the spectrum
+            found, as predicted. None for solvers that accept and reject.
         note: what is peculiar, or "".
     """
 
@@ -32,6 +34,7 @@ class StageSetting:
     sigma: float
     width: float
     curvature: float
+    floor: float
     highest: float
     median: float
     lowest: float
@@ -41,6 +44,7 @@ class StageSetting:
     predicted: float | None = None
     measured: float | None = None
     radius: float | None = None
+    error: float | None = None
     note: str = ""
 
     @property
@@ -82,17 +86,17 @@ class Calibration:
         adjusted = self.target is not None
         names = ["stage", "level", "L", "kernel's curvature", "asym.", "tau"]
         names += ["gamma"] * (self.stages[0].gamma is not None)
-        names += ["predicted", "accepted"] if adjusted else ["radius"]
+        names += ["predicted", "accepted"] if adjusted else ["radius", "error"]
         rows = [[*names, ""]]
         for number, stage in enumerate(self.stages):
             ends = f"{stage.lowest:.2g} to {stage.highest:.2g}"
             row = [str(number), f"{stage.level:.4g}", f"{stage.curvature:.3g}", ends]
-            row += [f"{stage.asymmetry:.2f}", f"{stage.tau:.3g}"]
+            row += [f"{stage.asymmetry:.3f}", f"{stage.tau:.3g}"]
             row += [] if stage.gamma is None else [f"{stage.gamma:.3g}"]
             if adjusted:
                 row += [f"{stage.predicted:.2f}", f"{stage.measured:.2f}"]
             else:
-                row += [f"{stage.radius:.2f}"]
+                row += [f"{stage.radius:.2f}", f"{stage.error:.3f}"]
             rows.append([*row, stage.note])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [

@@ -87,29 +87,36 @@ def krylov(product: Product, start: Tensor, count: int) -> Krylov:
     It is Lanczos's where H is symmetric, each direction made orthogonal to all before it.
     """
     basis, image, new = [], [], start
-    for _ in range(min(count, start.shape[1])):
+    places = torch.arange(1, start.shape[1] + 1, dtype=start.dtype, device=start.device)
+    for k in range(min(count, start.shape[1])):
         for _ in range(2):  # once leaves what cancellation has left
             for old in basis:
                 new = new - (old * new).sum(1, keepdim=True) * old
-        new = new / new.norm(dim=1, keepdim=True).clamp(min=1e-300)
+            new = new / new.norm(dim=1, keepdim=True).clamp(min=1e-300)
         basis.append(new)
         image.append(product(new))
-        # where H has no more directions to show, rounding gives the next
-        new = image[-1] + 1e-9 * image[-1].norm(dim=1, keepdim=True) * start.flip(1)
+        # where H has no more directions to show, any will do
+        any_other = torch.cos((k + 1) * places)
+        new = image[-1] + 1e-9 * image[-1].norm(dim=1, keepdim=True) * any_other
     return Krylov(torch.stack(basis, 1), torch.stack(image, 1))
 
 
 def hessian(score: Score, x: Tensor, level: float, sigma: float) -> Product:
     """H of f at the states x, float32 `[B, d]`: products by central differences, two calls each."""
     at = score.at(level)
-    size = (x.double().norm(dim=1, keepdim=True) / sigma).clamp(min=math.sqrt(x.shape[1]))
 
     def product(u: Tensor) -> Tensor:
-        h = sigma * (score.eps * size) ** (1 / 3)
+        h = step_length(score, x, sigma)
         ahead, behind = ((x.double() + sign * h * u).float() for sign in (1, -1))
         return -(at(ahead) - at(behind)) / (2 * h)
 
     return product
+
+
+def step_length(score: Score, x: Tensor, sigma: float) -> Tensor:
+    """h of the differences at the states x, float64 `[B, 1]`."""
+    size = (x.double().norm(dim=1, keepdim=True) / sigma).clamp(min=math.sqrt(x.shape[1]))
+    return sigma * (score.eps * size) ** (1 / 3)
 
 
 def check_model(model_fn: Any, dim: int | Sequence[int], samples: int) -> tuple[int, ...]:
@@ -146,6 +153,9 @@ class Curvature:
             bound of the largest eigenvalue that the iterations approach.
         lowest: float64 `[T, B]`, the smallest; below 0 where log p is not concave.
         asymmetry: float64 `[T, B]`, 0 for a gradient, 1 where nothing of H is symmetric.
+        resolution: float64 `[T]`, what rounding and the length of the differences may make of an
+            eigenvalue that is 0, (h / sigma)^2 / sigma^2: at small sigma more than the curvature of
+            smooth data, most of all for `sample` models.
         calls: model calls, those of the pilot among them.
         states: at which the model was evaluated, over all calls.
 
@@ -159,6 +169,7 @@ class Curvature:
     highest: np.ndarray
     lowest: np.ndarray
     asymmetry: np.ndarray
+    resolution: np.ndarray
     calls: int
     states: int
 
@@ -194,6 +205,7 @@ class Curvature:
             "largest": self.largest.tolist(),
             "median": np.median(self.highest, 1).tolist(),
             "lowest": self.lowest.min(1).tolist(),
+            "resolution": self.resolution.tolist(),
             "asymmetry": np.median(self.asymmetry, 1).tolist(),
             "lipschitz": self.lipschitz,
             "calls": self.calls,
@@ -267,18 +279,20 @@ def curvature(
     key = make_key(seed, device)
     stream = make_stream(range(FIRST_ID, FIRST_ID + samples), samples, 0, device)
     states, _ = pilot_states(score, path, grid, key, stream, elements)
-    ends = []
+    ends, resolution = [], []
     for draw, (level, x) in enumerate(zip(grid, states, strict=True), 1):
-        product = hessian(score, x, level, float(path.sigma(level)))
+        sigma = float(path.sigma(level))
+        product = hessian(score, x, level, sigma)
         space = krylov(product, normals(key, stream, elements, draw), iterations)
         check_finite(space.image, level)
         ends.append([*space.ends(), space.asymmetry()])
+        resolution.append(float(step_length(score, x, sigma).max()) ** 2 / sigma**4)
     highest, lowest, asymmetry = (
         np.stack([e.cpu() for e in each]) for each in zip(*ends, strict=True)
     )
     return Curvature(
-        grid, path.alpha(grid), path.sigma(grid), highest, lowest, asymmetry, score.calls,
-        score.calls * samples,
+        grid, path.alpha(grid), path.sigma(grid), highest, lowest, asymmetry, np.array(resolution),
+        score.calls, score.calls * samples,
     )  # fmt: skip
 
 

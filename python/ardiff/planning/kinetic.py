@@ -19,15 +19,18 @@ import numpy as np
 
 from ..loop.ladder import splice
 from ..solvers import solver as make_table
+from ..tables.columns import COLUMNS
 from ..tables.paths import Path, Transition, score_coefficients, transition
 from ..tables.table import StepTable
 from .calibration import StageSetting
 from .stage_probe import Probe
 
 KINETIC = ("rtk-uld", "rtk-baoab", "rtk-obabo", "rtk-ubu")
-TAUS = tuple(2 ** (k / 2) for k in range(-8, 5))  # 1/16 to 4 envelope widths
+TAUS = tuple(2 ** (k / 2) for k in range(-16, 5))  # 1/256 to 4 envelope widths
 LEAST = 1 / 16  # curvature, in units of the envelope, below which gamma does not follow it
 ROOM = 1.5  # times the largest curvature found, on which a step must still be stable
+MANY = 1000  # stages, more than anyone takes
+COARSE = 12  # stages at which the curvature is looked at before their number is picked
 
 
 class Stage(NamedTuple):
@@ -38,64 +41,61 @@ class Stage(NamedTuple):
     inner: slice
 
 
-def stages_of(table: StepTable, path: Path) -> list[Stage]:
-    """The stages of a table of kinetic rows, in order."""
-    starts, moves = np.flatnonzero(table.column("a_z")), table.column("v_v") != 0
-    found = []
-    for start, end in zip(starts, [*starts[1:], len(table)], strict=True):
-        count = int(moves[start + 1 : end].sum())  # not the last data prediction, which ends v
-        t = transition(path, table.level[start], table.level[start + 1])
-        found.append(Stage(t, int(start), slice(start + 1, start + 1 + count)))
-    return found
+class KineticTable:
+    """The stages of a table of kinetic rows, as linear maps.
 
+    Attributes:
+        table: as given. stages: in order.
+    """
 
-def step_matrices(
-    table: StepTable, stage: Stage, curvature: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """M `[rows, n, 2, 2]` and Q `[rows, 2, 2]` of the inner rows at `curvature` `[n]`, in units of
-    the envelope."""
-    t, rows = stage.t, stage.inner
-    s_z, s_o = score_coefficients(table.prediction, t.alpha_b, t.sigma_b)
-    out = -(curvature / t.width**2 - t.r**2 / t.s2 + s_z) / s_o
-    column = {name: table.column(name)[rows, None] for name in (
-        "z_z", "z_d", "z_v", "z_o", "z_1", "z_2", "v_z", "v_d", "v_v", "v_o", "v_1",
-    )}  # fmt: skip
-    zz = column["z_z"] + column["z_d"] + column["z_o"] * out
-    vz = (column["v_z"] + column["v_d"] + column["v_o"] * out) * t.width
-    zv = np.broadcast_to(column["z_v"] / t.width, zz.shape)
-    vv = np.broadcast_to(column["v_v"], zz.shape)
-    matrix = np.stack([np.stack([zz, zv], -1), np.stack([vz, vv], -1)], -2)
-    noise = np.stack([column["z_1"], column["z_2"], column["v_1"]])[..., 0]
-    z_1, z_2, v_1 = noise[0] / t.width, noise[1] / t.width, noise[2]
-    covariance = np.stack([z_1**2 + z_2**2, z_1 * v_1, z_1 * v_1, v_1**2], -1)
-    return matrix, covariance.reshape(-1, 2, 2)
+    def __init__(self, table: StepTable, path: str | Path) -> None:
+        self.table = table
+        self._column = {name: table.column(name) for name in COLUMNS["uld"] if name[-3:] != "_lo"}
+        starts, moves = np.flatnonzero(self._column["a_z"]), self._column["v_v"] != 0
+        self.stages = []
+        for start, end in zip(starts, [*starts[1:], len(table)], strict=True):
+            count = int(moves[start + 1 : end].sum())  # not the last data prediction, which ends v
+            t = transition(path, table.level[start], table.level[start + 1])
+            self.stages.append(Stage(t, int(start), slice(start + 1, start + 1 + count)))
+
+    def matrices(self, stage: Stage, curvature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """M `[rows, n, 2, 2]` of the inner rows at `curvature` `[n]`, and Q `[rows, 2, 2]`, in
+        units of the envelope."""
+        t = stage.t
+        c = {name: column[stage.inner, None] for name, column in self._column.items()}
+        s_z, s_o = score_coefficients(self.table.prediction, t.alpha_b, t.sigma_b)
+        out = -(curvature / t.width**2 - t.r**2 / t.s2 + s_z) / s_o
+        zz = c["z_z"] + c["z_d"] + c["z_o"] * out
+        vz = (c["v_z"] + c["v_d"] + c["v_o"] * out) * t.width
+        zv, vv = (np.broadcast_to(part, zz.shape) for part in (c["z_v"] / t.width, c["v_v"]))
+        matrix = np.stack([np.stack([zz, zv], -1), np.stack([vz, vv], -1)], -2)
+        z_1, z_2, v_1 = c["z_1"] / t.width, c["z_2"] / t.width, c["v_1"]
+        noise = np.concatenate([z_1**2 + z_2**2, z_1 * v_1, z_1 * v_1, v_1**2], -1)
+        return matrix, noise.reshape(-1, 2, 2)
+
+    def second_moment(self, stage: Stage, curvature: np.ndarray, spread: float) -> np.ndarray:
+        """E (z - mean of the kernel)^2 after the stage over the kernel's variance, float64 `[n]`.
+
+        It is 1 where the stage draws from its kernel. `spread` is the start's over w^2: 1 for the
+        ancestral step, and more by the distance of its mean.
+        """
+        matrix, noise = self.matrices(stage, curvature)
+        z_1, z_2, v_1 = (self._column[name][stage.start] for name in ("z_1", "z_2", "v_1"))
+        z_1, z_2 = z_1 / stage.t.width, z_2 / stage.t.width
+        moments = np.array([[spread - 1 + z_1**2 + z_2**2, z_1 * v_1], [z_1 * v_1, v_1**2]])
+        moments = np.broadcast_to(moments, (len(curvature), 2, 2))
+        for each, added in zip(matrix, noise, strict=True):
+            moments = each @ moments @ each.swapaxes(-1, -2) + added
+        return moments[:, 0, 0] * curvature
 
 
 def spectral_radius(matrix: np.ndarray) -> float:
-    """Of one step, the largest over the curvatures: that of all rows, to the power 1 / rows."""
+    """Of a step, the largest over the curvatures: that of all rows `[rows, n, 2, 2]` together, to
+    the power 1 / rows."""
     whole = np.broadcast_to(np.eye(2), matrix.shape[1:])
     for each in matrix:
         whole = each @ whole
     return float(np.abs(np.linalg.eigvals(whole)).max() ** (1 / len(matrix)))
-
-
-def second_moment(
-    table: StepTable, stage: Stage, curvature: np.ndarray, spread: float
-) -> np.ndarray:
-    """E (z - mean of the kernel)^2 after the stage over the kernel's variance, float64 `[n]`.
-
-    It is 1 where the stage draws from its kernel. `spread` is the start's over w^2: 1 for the
-    ancestral step, and more by the distance of its mean.
-    """
-    matrix, noise = step_matrices(table, stage, curvature)
-    width, start = stage.t.width, stage.start
-    z_1, v_1 = table.column("z_1")[start] / width, table.column("v_1")[start]
-    extra = (table.column("z_1")[start] ** 2 + table.column("z_2")[start] ** 2) / width**2
-    moments = np.array([[spread - 1 + extra, z_1 * v_1], [z_1 * v_1, v_1**2]])
-    moments = np.broadcast_to(moments, (len(curvature), 2, 2))
-    for each, added in zip(matrix, noise, strict=True):
-        moments = each @ moments @ each.swapaxes(-1, -2) + added
-    return moments[:, 0, 0] * curvature
 
 
 def settings(
@@ -107,35 +107,54 @@ def settings(
     below critical above. tau is the one of :data:`TAUS` after which the stage's second moment is
     nearest to its kernel's, in the mean over the spectrum found, of those that are stable.
     """
-    tables, chosen, settings = [], [], []
-    made: dict[tuple[float, float], StepTable] = {}
+    made: dict[tuple[float, float], KineticTable] = {}
+    tables, chosen = [], []
     for number, (look, stage) in enumerate(zip(looks, found, strict=True)):
-        low = np.clip(stage.lowest, LEAST, None)
-        gamma = 2 * 2 ** (np.rint(2 * np.log2(low)) / 4)
+        low = max(stage.lowest, LEAST)
+        gamma = float(2 * 2 ** (np.rint(2 * np.log2(low)) / 4))
         values, weights = look.spectrum()
-        values = np.clip(values, LEAST, None)
+        values, spread = values.clip(LEAST), look.spread()
         ends = np.linspace(low, max(low, ROOM * stage.highest), 16)
-        best = None
+        tried = []
         for tau in TAUS:
             if (gamma, tau) not in made:
-                made[gamma, tau] = make_table(name, **{**options, "gamma": gamma, "tau": tau})
-            table = made[gamma, tau]
-            rows = stages_of(table, options["path"])[number]
-            radius = spectral_radius(step_matrices(table, rows, ends)[0])
-            if radius >= 1:
-                continue
-            off = weights @ np.abs(second_moment(table, rows, values, look.spread()) - 1)
-            if best is None or off < best[0]:
-                best = off, tau, radius, table
-        _, tau, radius, table = best
-        tables.append(table)
-        chosen.append(number)
-        settings.append(replace(stage, tau=tau, gamma=float(gamma), radius=radius))
-    return splice(tables, chosen), settings
+                table = make_table(name, **{**options, "gamma": gamma, "tau": tau})
+                made[gamma, tau] = KineticTable(table, options["path"])
+            kinetic = made[gamma, tau]
+            rows = kinetic.stages[number]
+            radius = spectral_radius(kinetic.matrices(rows, ends)[0])
+            off = weights @ np.abs(kinetic.second_moment(rows, values, spread) - 1)
+            # a lone row of OBABO turns (z, v) and damps nothing: its radius is 1, and it is stable
+            tried.append((radius > 1 + 1e-9, float(off), tau, radius))
+        unstable, off, tau, radius = min(tried)
+        note = "no tau is stable on the curvature found" if unstable else stage.note
+        tables.append(made[gamma, tau].table)
+        chosen.append(replace(stage, tau=tau, gamma=gamma, radius=radius, error=off, note=note))
+    return splice(tables, range(len(tables))), chosen
+
+
+def enough_stages(found: Sequence[StageSetting], path: Path) -> int:
+    """The stages after which the theory asks for no more (Huang et al. 2024).
+
+    On the Ornstein-Uhlenbeck path a stage of length log(1 + 1 / (2 L)) / 2 has a kernel of
+    condition number 3 at most, where the curvature of the log-density is between -L and L. L is
+    that of `found`, between its levels by log-linear interpolation, on data of any path scaled to
+    the Ornstein-Uhlenbeck one.
+    """
+    levels = np.array([stage.level for stage in found])
+    ratio = path.ratio(levels)
+    size = [max(stage.curvature, -stage.floor) for stage in found]
+    size = np.array(size) * (path.alpha(levels) ** 2 + path.sigma(levels) ** 2)
+    times = np.log1p(ratio**2) / 2
+    t, count = times[0], 1
+    while t > times[-1] and count < MANY:
+        at = np.exp(np.interp(-np.log(t), -np.log(times), np.log(size)))
+        t, count = t - np.log1p(1 / (2 * at)) / 2, count + 1
+    return count
 
 
 def check_free(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """`options` without None; ValueError where they hold what the calibration picks."""
+    """`options` themselves; ValueError where they hold what the calibration picks."""
     for option in ("tau", "gamma"):
         if options.get(option) is not None:
             raise ValueError(

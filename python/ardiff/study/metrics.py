@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.mixture import GaussianMixture
 
 DIRECTIONS = 48
-PAIRED = 1000  # samples of the metrics that compare all pairs
+PAIRED = 500  # samples of the metrics that compare all pairs
 BANDWIDTHS = (1 / 64, 1 / 8, 1.0)  # of the MMD's kernels, squared, in units of the total variance
 
 

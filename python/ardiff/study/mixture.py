@@ -18,8 +18,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc-3": ("unipc", {"order": 3}),
     "rtk-harmonic-mala/simpson": ("rtk-harmonic-mala", {"accept": "simpson"}),
 }
-METHODS = {**{name: (name, {}) for name in SOLVERS}, **VARIANTS}
-PLAN = "plan"  # the method that `ardiff plan` recommends for a problem and a budget
+SOLVED = {**{name: (name, {}) for name in SOLVERS}, **VARIANTS}
+PLAN = "plan"  # what `ardiff plan` recommends for a problem and a budget
+METHODS = (*SOLVED, PLAN)
 KINDS = {"exact": "exact", "perturbed": "learned", "learned": "learned", "guided": "guided"}
 
 
@@ -73,7 +74,7 @@ def _choices(
             smallest=problem.smallest,
         )  # fmt: skip
         return {found.solver: (found.solver, found.options)}
-    name, options = METHODS[method]
+    name, options = SOLVED[method]
     if name == "learned":
         return {"its own": (name, options)}
     own = grids(problem.smallest, problem.norm)

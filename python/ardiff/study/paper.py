@@ -19,8 +19,11 @@ import torch
 from ._paper import rivals, samplers
 from ._paper.accuracy import Marginals, authors_accuracy
 from ._paper.published import CALLS, METHODS, SETTINGS, published
+from ._paper.report import markdown
 from ._paper.score import RoundMixture
 from .targets import PAPER
+
+__all__ = ["MODES", "markdown", "run"]
 
 MODES = ("paper", "correct")
 SAMPLES, SEEDS = 5000, 4
@@ -61,7 +64,11 @@ class Target:
 
 
 def run(
-    seed: int, cut: bool, progress: Progress | None = None, modes: Sequence[str] = MODES
+    seed: int,
+    cut: bool,
+    progress: Progress | None = None,
+    modes: Sequence[str] = MODES,
+    targets: Sequence[str] = tuple(PAPER),
 ) -> dict[str, Any]:
     """Runs the experiment; four sampling seeds from `seed` on, one with `cut`.
 
@@ -70,35 +77,37 @@ def run(
         cut: a run of seconds: one seed, 25 and 105 calls (``correct``: 25).
         progress: called with a line after each part.
         modes: of :data:`MODES`.
+        targets: of :data:`~ardiff.study.targets.PAPER`.
 
     Returns:
         Plain data. ``rows``: target, method, calls, mode, `accuracy` (a mean over the seeds), its
         standard `error`, its `floor`, which is that of exact draws, the `published` figure or None,
         the score calls really `made`, and `tv_accuracy`, 1 - TV, whatever the mode. In ``paper``
         `accuracy` is the authors', in ``correct`` it is 1 - TV. ``faults``: target, method, calls,
-        what is `mended` ("none", "all", one of :class:`~ardiff.study._paper.samplers.Faults`, or of
-        DDPM "histograms": those of the other methods), the authors' `accuracy` and `tv_accuracy`.
+        what is `mended`, the authors' `accuracy` and `tv_accuracy`. Mended is "none", "all", one of
+        :class:`~ardiff.study._paper.samplers.Faults`, "both of the ratio" of MALA, or of DDPM
+        "grid" (even in log-SNR) or "histograms" (those of the other methods).
         ``gains``: of a method over a DDPM, paired by seed, with 95% interval `low` to `high`.
 
     Raises:
-        ValueError: a negative seed or an unknown mode.
+        ValueError: a negative seed, or modes or targets that are unknown or none.
 
     Example:
         >>> from ardiff.study.paper import run
-        >>> found = run(0, cut=True, modes=["correct"])
-        >>> at = {(row["target"], row["method"]): row["accuracy"] for row in found["rows"]}
-        >>> at["chessboard", "rtk-harmonic"] > at["chessboard", "ddpm, best grid"] + 0.03
+        >>> found = run(0, cut=True, modes=["correct"], targets=["chessboard"])
+        >>> at = {row["method"]: row["accuracy"] for row in found["rows"]}
+        >>> at["rtk-harmonic"] > at["ddpm, best grid"] + 0.03 > at["rtk-uld"] + 0.03
         True
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be an integer of 0 or more, got {seed!r}")
-    unknown = sorted(set(modes) - set(MODES))
-    if unknown or not modes:
-        raise ValueError(f"modes must be some of {', '.join(MODES)}, got {list(modes)}")
+    for what, given, known in (("modes", modes, MODES), ("targets", targets, tuple(PAPER))):
+        if not given or set(given) - set(known):
+            raise ValueError(f"{what} must be some of {', '.join(known)}, got {list(given)}")
     seeds = range(seed, seed + (1 if cut else SEEDS))
     found = {"seed": seed, "seeds": len(seeds), "samples": SAMPLES, "cut": cut}
     found |= {"rows": [], "faults": [], "gains": []}
-    for target in map(Target, PAPER):
+    for target in map(Target, targets):
         for mode in modes:
             rows = (_paper_rows if mode == "paper" else _correct_rows)(target, seeds, cut)
             found["gains"] += _gains(rows)
@@ -162,18 +171,26 @@ def _fault_rows(target: Target, seeds: Sequence[int], cut: bool) -> list[Row]:
     for method in METHODS:
         cases = {"none": samplers.PUBLISHED, "all": samplers.MENDED}
         cases |= {name: samplers.PUBLISHED.without(name) for name in samplers.CONCERNS[method]}
+        if method.startswith("MALA"):  # each of the two hides the other
+            cases["both of the ratio"] = samplers.PUBLISHED.without(*samplers.RATIO)
         for calls in FEW_CALLS[:1] if cut else FEW_CALLS:
+            found = {
+                name: [target.draw(method, calls, seed, faults)[0] for seed in seeds]
+                for name, faults in cases.items()
+            }
+            if method == "DDPM":
+                found["grid"] = [
+                    rivals.draw(target.mixture, rivals.DDPM, "log-snr", calls, SAMPLES, seed)[0]
+                    for seed in seeds
+                ]
             names = {"target": target.name, "method": method, "calls": calls}
-            for mended, faults in cases.items():
-                drawn = [target.draw(method, calls, seed, faults)[0] for seed in seeds]
-                figures = {
-                    "accuracy": fmean(target.authors(method, x) for x in drawn),
-                    "tv_accuracy": fmean(map(target.marginals.accuracy, drawn)),
-                }
-                rows.append({**names, "mended": mended, **figures})
-                if method == "DDPM" and mended == "none":
-                    figures["accuracy"] = fmean(target.authors("MALA", x) for x in drawn)
-                    rows.append({**names, "mended": "histograms", **figures})
+            for mended, drawn in found.items():
+                tv = fmean(map(target.marginals.accuracy, drawn))
+                theirs = fmean(target.authors(method, x) for x in drawn)
+                rows.append({**names, "mended": mended, "accuracy": theirs, "tv_accuracy": tv})
+            if method == "DDPM":
+                same = fmean(target.authors("MALA", x) for x in found["none"])
+                rows.append({**rows[-len(found)], "mended": "histograms", "accuracy": same})
     return rows
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 
-from .mixture import Row
+from .mixture import PLAN, Row
 from .pooling import Floors, Results
 
 RIVAL = "ddpm"
+NEAR = 1.1  # of the best: a recommendation within it has hit
 TELL = {
     "exact": "the exact score",
     "perturbed": "the exact score and a smooth error of a tenth of the network's output",
@@ -103,6 +104,32 @@ def fronts(results: Results, metric: str = "sliced_w2") -> str:
     return table(["score", "not beaten with fewer calls", ""], lines)
 
 
+def planned(results: Results, metric: str = "sliced_w2") -> str:
+    """How often what is recommended is within a tenth of the best other method of a case."""
+    cases = results.cases(PLAN, metric)
+    lines = []
+    for score in (*results.scores, "all"):
+        for pooled in (True, False):
+            of = [
+                each
+                for each in cases
+                if score in (each.score, "all") and (each.target == "all") == pooled
+            ]
+            if of:
+                near = [each.ratio <= NEAR for each in of]
+                apart = [each.low > NEAR for each in of]
+                worst = max(of, key=lambda each: each.ratio)
+                lines.append([
+                    score, "all targets together" if pooled else "each target", str(len(of)),
+                    f"{sum(near)}", f"{sum(apart)}",
+                    f"{figure(worst.ratio)}: {worst.target}, {worst.budget} calls, `{worst.best}`",
+                ])  # fmt: skip
+    return table(
+        ["score", "a case is", "cases", "within a tenth", "beyond it by more than chance", "worst"],
+        lines,
+    )
+
+
 def markdown(results: Results, middle: int) -> str:
     """The comparison of solvers; `middle` is the budget at which all metrics are shown."""
     parts = []
@@ -116,6 +143,10 @@ def markdown(results: Results, middle: int) -> str:
         parts.append(f"All metrics at {middle} calls, in units of their floors:")
         parts.append(all_metrics(results, score, middle))
     parts.append("## Pareto fronts\n\n" + fronts(results))
+    if PLAN in results.methods:
+        parts.append(
+            "## What `ardiff plan` recommends, beside the best other method\n\n" + planned(results)
+        )
     return "\n\n".join(parts) + "\n"
 
 

@@ -26,7 +26,7 @@ class Settings:
     """What is compared on what. Problems are (target, score); `seeds` are those of the noise."""
 
     problems: tuple[tuple[str, str], ...]
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = METHODS
     budgets: tuple[int, ...] = (5, 8, 16, 32, 64)
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     samples: int = 4000
@@ -40,7 +40,7 @@ FULL = Settings((
 ))  # fmt: skip
 CUT = Settings(
     tuple((HELD_OUT[0], score) for score in ("exact", "perturbed", "guided", "learned")),
-    methods=("ddpm", "dpmpp-2m", "dpmpp-2m-sde", "learned", "rtk-harmonic", "unipc"),
+    methods=("ddpm", "dpmpp-2m", "dpmpp-2m-sde", "learned", "plan", "rtk-harmonic", "unipc"),
     budgets=(8, 16), seeds=(0, 1), samples=1000, training_steps=100, cut=True,
 )  # fmt: skip
 

@@ -26,9 +26,10 @@ class Rival:
     grids: tuple[str | None, ...] = (None,)
 
 
+DDPM = Rival("ddpm", grids=GRIDS)
 RIVALS = {
     "ddpm, their grid": Rival("ddpm", grids=("theirs",)),
-    "ddpm, best grid": Rival("ddpm", grids=GRIDS),
+    "ddpm, best grid": DDPM,
     "rtk-ula": Rival("rtk-ula"),
     "rtk-uld": Rival("rtk-uld"),
     "rtk-mala, trapezoid": Rival("rtk-mala"),

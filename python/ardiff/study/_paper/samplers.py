@@ -70,12 +70,13 @@ class Faults:
 
 NAMES = tuple(field.name for field in dataclasses.fields(Faults))
 PUBLISHED, MENDED = Faults(), Faults().without(*NAMES)
+RATIO = ("squared_reverse", "gradient_sign")
 CONCERNS = {  # the faults that a sampler can have
     "DDPM": ("faded_score", "two_schedules"),
     "ULA": ("narrow_kernel", "faded_score", "two_schedules"),
     "ULD": ("narrow_kernel", "faded_score", "two_schedules", "euler_uld"),
-    "MALA": NAMES[:3] + ("squared_reverse", "gradient_sign"),
-    "MALA_ES": NAMES[:3] + ("squared_reverse", "gradient_sign", "taylor_energy"),
+    "MALA": ("narrow_kernel", "faded_score", "two_schedules", *RATIO),
+    "MALA_ES": ("narrow_kernel", "faded_score", "two_schedules", *RATIO, "taylor_energy"),
 }
 
 

@@ -1,0 +1,203 @@
+"""Calls to an accuracy where only samples tell: solvers that accept or reject, and a curve.
+
+**Adjusted solvers over d and K.** The target is that of :mod:`ardiff.study.scaling`: variance 1
+along half of the axes, 1 / 16 along the others. A decision couples the axes, so that the law is no
+Gaussian; measured is the KL of the Gaussian with the samples' second moments, pooled over axes of
+one variance, which is at most that of the law itself. Exact draws have a KL of about 1 / B for B
+chains, the floor. Trapezoidal energies are exact here.
+
+**A curve.** A ring of modes of deviation s on the unit circle of a plane in d dimensions: for small
+s no Hessian is bounded. Measured is the mean square distance from the circle over that of exact
+draws; 1 is right.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.mixture import GaussianMixture
+from ..loop.stats import AcceptanceWarning
+from ..sampling import sample
+from .curves import PATH, crossing, power_law
+
+CURVATURE, EPS = 16, 0.1
+ADJUSTED: dict[str, list[dict[str, Any]]] = {
+    "rtk-mala": [{"inner": 1}, {"inner": 4}, {"inner": 16}],
+    "rtk-hmc": [{"inner": 1}, {"inner": 4}],
+}
+DIMS, STEPS = (2, 8, 32, 128), (16, 32, 64, 128, 256, 512, 1024)
+PATCHED = (1, 4, 16, 64)  # patches of 128 dimensions together
+RING, RING_CHAINS = ("ddpm", "ddim", "dpmpp-2m", "rtk-harmonic"), 4000
+RING_PLACES = ((4, 0.1), (16, 0.1), (64, 0.1), (4, 0.05), (4, 0.025), (64, 0.025))  # d, s
+RING_STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+RING_BOUND = 0.1
+
+
+def chains_of(dim: int, cut: bool) -> int:
+    """Chains: more where there are fewer dimensions, which must be the more accurate."""
+    return max(1024, (2**13 if cut else 2**15) // dim)
+
+
+def moments_kl(x: Tensor) -> float:
+    """KL of the Gaussian of the samples' second moments from the target, for `[B, d]`."""
+    half = x.shape[1] // 2
+    total = 0.0
+    for part, variance in ((x[:, :half], 1.0), (x[:, half:], 1 / CURVATURE)):
+        ratio = float(part.double().square().mean()) / (variance)
+        total += part.shape[1] / 2 * (ratio - 1 - math.log(ratio))
+    return total
+
+
+def gaussian_model(dim: int) -> Callable[[Tensor, Tensor, Any], Tensor]:
+    """The exact score model of the target on the Ornstein-Uhlenbeck path."""
+    variance = torch.ones(dim)
+    variance[dim // 2 :] = 1 / CURVATURE
+
+    def model(x: Tensor, level: Tensor, condition: Any) -> Tensor:
+        kept = torch.exp(-2 * level[:1])
+        return -x / (kept * variance + 1 - kept)
+
+    return model
+
+
+def adjusted_errors(solver: str, own: dict, dim: int, cut: bool, seed: int) -> list[list[float]]:
+    """[calls made, KL of the moments] for rising calls, until no patch can ask for less."""
+    rows: list[list[float]] = []
+    for steps in STEPS[: 4 if cut else None]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AcceptanceWarning)
+            try:
+                x, stats = sample(
+                    gaussian_model(dim), (chains_of(dim, cut), dim), PATH, "score", solver, steps,
+                    seed=seed, ratio_min=0.01, return_stats=True, **own,
+                )  # fmt: skip
+            except ValueError:  # so many inner steps do not fit
+                continue
+        rows.append([stats.calls, moments_kl(x)])
+        if rows[-1][1] < 2 * EPS**2 * dim / DIMS[-1] / 4:
+            break
+    return rows
+
+
+def fewest(curves: list[list[list[float]]], bound: float) -> float | None:
+    """The fewest calls from which on a setting's error is at most `bound`."""
+    reached = [crossing(*zip(*rows, strict=True), bound) for rows in curves if rows]
+    return min((calls for calls in reached if calls is not None), default=None)
+
+
+def ring(dim: int, std: float) -> GaussianMixture:
+    """Modes on the unit circle, half a deviation apart, but no more than 512."""
+    count = min(512, math.ceil(4 * math.pi / std))
+    angle = torch.arange(count, dtype=torch.float64) * 2 * math.pi / count
+    means = torch.zeros(count, dim, dtype=torch.float64)
+    means[:, 0], means[:, 1] = angle.cos(), angle.sin()
+    return GaussianMixture(means, std**2)
+
+
+def off_circle(x: Tensor) -> float:
+    """Mean square distance from the circle in the plane of the first two coordinates."""
+    x = x.double()
+    radial = x[:, :2].norm(dim=1) - 1
+    return float((radial**2 + x[:, 2:].square().sum(1)).mean())
+
+
+def ring_calls(solver: str, dim: int, std: float, seed: int) -> tuple[float | None, float]:
+    """Calls until the mean square is within a tenth of exact draws' to stay, and what is left."""
+    target = ring(dim, std)
+    exact = off_circle(target.sample(100_000, torch.Generator().manual_seed(seed)))
+    calls, errors = [], []
+    for steps in RING_STEPS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # few stages miss rtk-harmonic's window
+            x, stats = sample(
+                target.model(PATH, "sample"), (RING_CHAINS, dim), PATH, "sample", solver, steps,
+                seed=seed, ratio_min=std / 10, return_stats=True,
+            )  # fmt: skip
+        calls.append(stats.calls)
+        errors.append(abs(off_circle(x) / exact - 1))
+        if len(errors) > 1 and max(errors[-2:]) < RING_BOUND / 2:
+            break
+    return crossing(calls, errors, RING_BOUND), errors[-1]
+
+
+def run(seed: int, cut: bool, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Both measurements, as plain numbers.
+
+    Returns:
+        `adjusted`: by solver the calls to TV <= .1 over `d`, and over `K` patches of 128 / K
+        dimensions (each with a K-th of the KL), with their fits; `ring`: of each `solver`, `d` and
+        width `s` the `calls` until the mean square distance is right to a tenth, and the `error`
+        left at the end. None: not with the calls tried.
+    """
+    dims = DIMS[:2] if cut else DIMS
+    adjusted: dict[str, Any] = {}
+    for solver, settings in ADJUSTED.items():
+        curves = {}
+        for dim in dims:
+            if progress is not None:
+                progress(f"{solver} at d = {dim}")
+            curves[dim] = [adjusted_errors(solver, own, dim, cut, seed) for own in settings]
+        calls = [fewest(curves[dim], 2 * EPS**2) for dim in dims]
+        patched = [fewest(curves[dim], 2 * EPS**2 * dim / DIMS[-1]) for dim in reversed(dims)]
+        counts = [DIMS[-1] // dim for dim in reversed(dims)]
+        whole = [c and c * k for c, k in zip(patched, counts, strict=True)]
+        fits = power_law(dims, calls, seed), power_law(counts, whole, seed)
+        adjusted[solver] = {
+            "d": list(dims), "calls": calls, "K": counts, "calls_of_K": whole,
+            "fit": fits[0] and fits[0]._asdict(), "fit_of_K": fits[1] and fits[1]._asdict(),
+            "errors": {str(dim): rows for dim, rows in curves.items()},
+        }  # fmt: skip
+    rings = []
+    for solver in RING[1:2] if cut else RING:
+        for dim, std in RING_PLACES[:1] if cut else RING_PLACES:
+            if progress is not None:
+                progress(f"{solver} on a ring of width {std:g}, d = {dim}")
+            calls_, left = ring_calls(solver, dim, std, seed)
+            rings.append({"solver": solver, "d": dim, "s": std, "calls": calls_, "error": left})
+    return {"adjusted": adjusted, "ring": rings}
+
+
+def _table(head: str, x: list, rows: dict[str, list], fits: dict[str, dict | None]) -> str:
+    lines = [f"| {head} | {' | '.join(f'{v:g}' for v in x)} | exponent |"]
+    lines.append("|---" * (len(x) + 2) + "|")
+    for solver, calls in rows.items():
+        cells = ["more" if c is None else f"{c:.0f}" for c in calls]
+        fit = fits[solver]
+        slope = (
+            "" if fit is None else f"{fit['exponent']:.2f} ({fit['low']:.2f} to {fit['high']:.2f})"
+        )
+        lines.append(f"| `{solver}` | {' | '.join(cells)} | {slope} |")
+    return "\n".join(lines)
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """Tables over d, over K, and of the ring."""
+    adjusted = found["adjusted"]
+    one = next(iter(adjusted.values()))
+    over_d = {solver: row["calls"] for solver, row in adjusted.items()}
+    over_k = {solver: row["calls_of_K"] for solver, row in adjusted.items()}
+    fits = {solver: row["fit"] for solver, row in adjusted.items()}
+    fits_k = {solver: row["fit_of_K"] for solver, row in adjusted.items()}
+    places = list(dict.fromkeys((row["d"], row["s"]) for row in found["ring"]))
+    at = {(row["solver"], row["d"], row["s"]): row["calls"] for row in found["ring"]}
+    head = " | ".join(f"d {d}, s {s:g}" for d, s in places)
+    lines = [f"| calls on the ring | {head} |", "|---" * (len(places) + 1) + "|"]
+    for solver in dict.fromkeys(row["solver"] for row in found["ring"]):
+        cells = [at[solver, d, s] for d, s in places]
+        shown = ["more" if c is None else f"{c:.0f}" for c in cells]
+        lines.append(f"| `{solver}` | {' | '.join(shown)} |")
+    return "\n\n".join(
+        [
+            "Adjusted solvers, by the moments of samples:",
+            _table("calls at d =", one["d"], over_d, fits),
+            _table("calls in all, 128 dimensions in K =", one["K"], over_k, fits_k),
+            "The mean square distance from a circle right to a tenth:",
+            "\n".join(lines),
+        ]
+    )

@@ -1,0 +1,110 @@
+"""What is recommended is what measured best of what can be run, and can be run."""
+
+from __future__ import annotations
+
+import pytest
+
+import ardiff
+from ardiff.planning import recommend as module
+from ardiff.planning.recommend import KINDS, evidence, kind_of, recommend
+from benchmarks import plan_evidence
+
+LENGTHS = {"scale": 3.0, "smallest": 0.05}
+CASES = [(kind, budget) for kind in KINDS for budget in evidence()[kind]]
+
+
+@pytest.mark.parametrize(("kind", "budget"), CASES)
+def test_choices_are_sorted_and_run_with_the_calls_of_their_budget(kind, budget):
+    floor, choices = evidence()[kind][budget]
+    errors = [choice.error for choice in choices]
+    assert errors == sorted(errors) and floor > 0
+    for choice in choices:
+        options = choice.resolved(LENGTHS)
+        table = ardiff.solver(
+            choice.solver, path="edm", prediction="sample", steps=budget, **options
+        )
+        assert table.calls <= budget
+
+
+@pytest.mark.parametrize(("kind", "budget"), CASES)
+def test_the_best_usable_choice_is_recommended(kind, budget):
+    """With all lengths the first; without, the first that needs none, and it says so."""
+    dim, score = (768, "learned") if kind == "image" else (10, kind)
+    _, choices = evidence()[kind][budget]
+    told = recommend(budget, score=score, dim=dim, **LENGTHS)
+    assert (told.solver, told.options) == (choices[0].solver, choices[0].resolved(LENGTHS))
+    free = [choice for choice in choices if not choice.needs()]
+    blind = recommend(budget, score=score, dim=dim)
+    assert (blind.solver, blind.options) == (free[0].solver, free[0].options)
+    assert ("need no length" in blind.why) == (free[0] is not choices[0])
+    assert str(free[0]) in [name for name, *_ in blind.rivals]
+
+
+def test_a_budget_takes_the_measurements_of_the_one_below():
+    assert recommend(9, score="exact").rivals == recommend(8, score="exact").rivals
+    assert recommend(9, score="exact").steps == 9
+    assert recommend(2, score="exact").rivals == recommend(5, score="exact").rivals
+    assert recommend(999, score="exact").rivals == recommend(32, score="exact").rivals
+
+
+def test_lengths_scale_the_grid():
+    scaled = [c for _, choices in evidence()["exact"].values() for c in choices if c.needs()]
+    assert scaled
+    one, two = (scaled[0].resolved({name: v * f for name, v in LENGTHS.items()}) for f in (1, 2))
+    ((option, _),) = ((k, v) for k, v in scaled[0].options.items() if isinstance(v, dict))
+    assert two[option] == pytest.approx(2 * one[option])
+
+
+def test_large_learned_models_are_image_models():
+    assert kind_of("learned", 768) == "image"
+    assert kind_of("learned", 16) == kind_of("learned", None) == "learned"
+    assert kind_of("exact", 768) == "exact"
+
+
+def test_few_samples_of_many_calls_look_ahead(monkeypatch):
+    noisy = module.Choice("ddpm", {}, 0.1)
+    kinds = {kind: {5: (0.1, (noisy,))} for kind in KINDS}
+    monkeypatch.setattr(module, "evidence", lambda: kinds)
+    assert recommend(100, batch=1).lookahead == "auto"
+    assert recommend(100, batch=64).lookahead is recommend(100).lookahead is None
+    assert recommend(16, batch=1).lookahead is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"calls": 0}, "calls must be an integer of 1 or more, got 0"),
+        ({"calls": 8, "score": "wrong"}, "score must be one of exact, learned, guided"),
+        ({"calls": 8, "scale": -1.0}, "scale must be a positive length, got -1.0"),
+        ({"calls": 8, "smallest": float("nan")}, "smallest must be a positive length"),
+    ],
+)
+def test_bad_input(changes, message):
+    with pytest.raises(ValueError, match=message):
+        recommend(**changes)
+
+
+def test_solvers_that_look_ahead_do():
+    model = lambda x, level, condition: 0 * x  # noqa: E731
+    for solver in module.LOOKS_AHEAD:
+        x = ardiff.sample(model, (1, 2), "edm", "sample", solver, 12, seed=0, lookahead="auto")
+        assert x.shape == (1, 2)
+
+
+def test_the_file_is_written_as_it_is_read(monkeypatch, tmp_path):
+    """Pooled figures are geometric means, in order, and other kinds are kept."""
+    monkeypatch.setattr(plan_evidence, "FILE", tmp_path / "evidence.json")
+    choices = (("ddim", {}), ("unipc", {"ratio_min": {"scale": 0.1}}), ("ddpm", {}))
+    found = [
+        (0.1, {(8, 0): [1.0, 4.0], (8, 1): [1.0, 1.0], (5, 0): [1.0]}),
+        (0.4, {(8, 0): [2.0, 2.0], (8, 1): [1.0, 1.0], (5, 0): [9.0]}),
+    ]
+    written = plan_evidence.pooled(found, choices)
+    assert written["8"]["floor"] == 0.2
+    assert written["8"]["choices"] == [["unipc", choices[1][1], 1.0], ["ddim", {}, 2.0]]
+    assert written["5"]["choices"] == [["ddim", {}, 3.0]]
+    plan_evidence.write({"exact": written})
+    plan_evidence.write({"guided": written})
+    plan_evidence.write({"exact": {"5": written["5"]}})
+    text = (tmp_path / "evidence.json").read_text()
+    assert text.count('"guided"') == 1 and text.count('"8"') == 1
