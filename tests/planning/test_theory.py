@@ -12,7 +12,6 @@ from ardiff.planning.theory import (
     Setting,
     kernel_curvature,
     methods,
-    ou_curvature,
     ou_time,
     stage_size,
     theory_levels,
@@ -84,7 +83,11 @@ def test_kernels_of_the_theory_have_condition_at_most_3(path: str) -> None:
         return two_modes(path, level, grid * scale, mean, variance)
 
     levels = path.level(np.clip(ratios, path.ratio_min, path.ratio_max))
-    lipschitz = max(abs(ou_curvature(path, b, c)) for b in levels for c in _ends(curvatures(b)))
+    lipschitz = max(
+        abs(c) * float(path.alpha(b) ** 2 + path.sigma(b) ** 2)  # in OU units
+        for b in levels
+        for c in _ends(curvatures(b))
+    )
     assert lipschitz == pytest.approx(mean**2 / variance**2 - 1 / variance, rel=1e-3)
 
     def conditions(levels: np.ndarray) -> list[float]:

@@ -125,13 +125,6 @@ def ou_time(path: str | Path, level: float) -> float:
     return float(OUPath().level(ratio))
 
 
-def ou_curvature(path: str | Path, level: float, curvature: float) -> float:
-    """A curvature of -log p at a level, in units of the path's own state, on the OU path: times
-    alpha^2 + sigma^2."""
-    path = get_path(path)
-    return float(curvature * (path.alpha(level) ** 2 + path.sigma(level) ** 2))
-
-
 def stage_size(lipschitz: float) -> float:
     """eta = log(1 + 1 / (2 L)) / 2, the theory's stage in OU time.
 
