@@ -9,7 +9,7 @@ from ardiff.planning import recommend as module
 from ardiff.planning.recommend import KINDS, evidence, kind_of, recommend
 from benchmarks import plan_evidence
 
-LENGTHS = {"scale": 3.0, "smallest": 0.05}
+LENGTHS = {"scale": 1.2, "smallest": 0.05}
 CASES = [(kind, budget) for kind in KINDS for budget in evidence()[kind]]
 
 
@@ -36,7 +36,7 @@ def test_the_best_usable_choice_is_recommended(kind, budget):
     free = [choice for choice in choices if not choice.needs()]
     blind = recommend(budget, score=score, dim=dim)
     assert (blind.solver, blind.options) == (free[0].solver, free[0].options)
-    assert ("need no length" in blind.why) == (free[0] is not choices[0])
+    assert ("lengths are known" in blind.why) == (free[0] is not choices[0])
     assert str(free[0]) in [name for name, *_ in blind.rivals]
 
 
@@ -53,6 +53,18 @@ def test_lengths_scale_the_grid():
     one, two = (scaled[0].resolved({name: v * f for name, v in LENGTHS.items()}) for f in (1, 2))
     ((option, _),) = ((k, v) for k, v in scaled[0].options.items() if isinstance(v, dict))
     assert two[option] == pytest.approx(2 * one[option])
+
+
+def test_data_of_another_scale_take_choices_that_are_given_in_lengths():
+    """Where there are any: those of the image model are not."""
+    for kind in ("exact", "learned", "guided"):
+        for _, choices in evidence()[kind].values():
+            lengths = {"scale": 4.0, "smallest": 0.1}
+            assert module._first_usable(choices, lengths).needs()
+    told = recommend(8, score="exact", scale=4.0)
+    assert told.solver == "learned" and told.options["scale"] == 4.0
+    near = recommend(8, score="exact", scale=1.2)
+    assert near.rivals[0] == told.rivals[0]
 
 
 def test_large_learned_models_are_image_models():

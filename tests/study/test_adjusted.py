@@ -78,4 +78,4 @@ def test_the_cut_is_plain_data_and_its_page_has_every_row():
     assert text.count("| `rtk-hmc` |") == 3
     for row in found["rows"]:
         assert f"{row['over_floor']:.2f}" in text
-        assert math.isclose(row["over_floor"], row["tv"] / found["floor"])
+        assert math.isclose(row["over_floor"], row["tv"] / found["floors"]["20000"]["mean"])

@@ -22,6 +22,7 @@ SCORES = ("exact", "learned", "guided")
 KINDS = (*SCORES, "image")
 IMAGE_DIM = 256  # elements of a patch from which a learned model is taken for an image model
 RIVALS = 5  # shown beside the choice
+MEASURED_SCALE, LIKE = 1.0, 1.5  # of the data measured on; the factor up to which others are alike
 LOOKAHEAD_CALLS, LOOKAHEAD_BATCH = 48, 4  # docs/parallel.md: from so many, up to so many at once
 
 
@@ -34,8 +35,8 @@ class Recommendation:
         lookahead: as of :class:`ardiff.ARSampler`, or None.
         why: a sentence.
         rivals: (name, error, floor) of the best choices measured, best first, the one recommended
-            among them. The error is sliced W2 for data of norm 1; of image models the geometric
-            mean of what their figures lack. The floor is that of exact draws.
+            among them. The error is sliced W2 for data of norm 1; of image models it is that of the
+            shadows, in px. The floor is that of exact draws, and of real images.
     """
 
     solver: str
@@ -148,15 +149,17 @@ def recommend(
     budgets = evidence()[kind]
     budget = max(each for each in budgets if each <= max(calls, min(budgets)))
     floor, choices = budgets[budget]
-    known = {name for name, length in lengths.items() if length is not None}
-    best = _first_usable(choices, known)
+    best = _first_usable(choices, lengths)
     ahead = "auto" if _pays(best, calls, batch) else None
     why = (
         f"of {len(choices)} choices of solver and grid measured on models of kind {kind!r} with "
         f"{budget} calls it has the smallest error"
     )
     if best is not choices[0]:
-        why += f" of those that need no length that is not given ({choices[0]} has a smaller one)"
+        why += (
+            f" of those whose lengths are known and that fit the data's scale ({choices[0]} has a "
+            "smaller one)"
+        )
     first = choices[:RIVALS]
     shown = first if best in first else (*first, best)
     return Recommendation(
@@ -165,8 +168,15 @@ def recommend(
     )  # fmt: skip
 
 
-def _first_usable(choices: Sequence[Choice], known: set[str]) -> Choice:
-    return next(each for each in choices if each.needs() <= known)
+def _first_usable(choices: Sequence[Choice], lengths: dict[str, float | None]) -> Choice:
+    """The best choice whose lengths are known. On data that are not of the scale measured on it is
+    one that is given in lengths, if there is one: what it measured holds for data of any scale."""
+    known = {name for name, length in lengths.items() if length is not None}
+    usable = [each for each in choices if each.needs() <= known]
+    scale = lengths["scale"]
+    if scale is not None and not 1 / LIKE <= scale / MEASURED_SCALE <= LIKE:
+        usable = [each for each in usable if each.needs()] or usable
+    return usable[0]
 
 
 def _pays(choice: Choice, calls: int, batch: int | None) -> bool:

@@ -1,0 +1,59 @@
+"""What is measured by samples: moments against a Gaussian, and distances from a circle.
+
+Of B exact draws 2 B KL is near chi-square with 2 degrees of freedom, one per group of axes: KL
+above 16 / B has a chance of e^-16 = 1e-7. The mean square distance from the circle of n draws
+has a relative deviation of at most sqrt(2 / n), here .014: .09 off is beyond 6 of them, 2e-9.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ardiff.data.mixture import GaussianMixture
+from ardiff.study import sampled_scaling as sampled
+
+
+def exact_draws(chains: int, dim: int) -> torch.Tensor:
+    x = torch.randn(chains, dim, generator=torch.Generator().manual_seed(1))
+    x[:, dim // 2 :] /= sampled.CURVATURE**0.5
+    return x
+
+
+@pytest.mark.parametrize("dim", [2, 32])
+def test_the_moments_of_exact_draws_are_at_the_floor(dim):
+    x = exact_draws(2000, dim)
+    assert 0 <= sampled.moments_kl(x) < 16 / 2000
+    assert sampled.moments_kl(1.15 * x) > 16 / 2000
+    assert sampled.moments_kl(torch.cat([1.2 * x[:, : dim // 2], x[:, dim // 2 :]], 1)) > 16 / 2000
+
+
+def test_the_model_is_the_targets_score():
+    variances = torch.tensor([[1.0, 1.0, 1 / 16, 1 / 16]])
+    mixture = GaussianMixture(torch.zeros(1, 4), variances)
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    for level in (0.01, 0.3, 2.0):
+        at = torch.full((5,), level)
+        wanted = mixture.model(sampled.PATH, "score")(x, at, None)
+        torch.testing.assert_close(
+            sampled.gaussian_model(4)(x, at, None), wanted, rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize(("dim", "std"), [(4, 0.1), (16, 0.025)])
+def test_a_ring_is_as_far_from_its_circle_as_its_width_says(dim, std):
+    target = sampled.ring(dim, std)
+    assert torch.allclose(target.means[:, :2].norm(dim=1), torch.ones(1, dtype=torch.float64))
+    gaps = (target.means[1:] - target.means[:-1]).norm(dim=1)
+    assert float(gaps.max()) < 1.001 * std
+    x = target.sample(10_000, torch.Generator().manual_seed(2))
+    # the distance along the tangent adds 3 s^4 / 4 to the radial square: less than .01 of it
+    assert abs(sampled.off_circle(x) / (std**2 * (dim - 1)) - 1) < 0.09
+    assert abs(sampled.off_circle(1.1 * x) / (std**2 * (dim - 1)) - 1) > 0.09
+
+
+def test_calls_fall_where_the_best_setting_is():
+    curves = [[[8, 1.0], [16, 0.1]], [[8, 0.1], [16, 0.01]], []]
+    assert sampled.fewest(curves, 0.1) == 8
+    assert 8 < sampled.fewest(curves, 0.03) < 16
+    assert sampled.fewest(curves, 1e-3) is None
