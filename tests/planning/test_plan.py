@@ -15,10 +15,11 @@ from ardiff.models.checkpoint import save_model
 from ardiff.planning import plan as plan_module
 from ardiff.planning import problem as problem_module
 from ardiff.planning import recommend as recommend_module
+from ardiff.planning.kl_bound import kl_bound
 from ardiff.planning.plan import make_plan
 from ardiff.planning.recommend import Choice, recommend
 from ardiff.planning.stability import CHECKED, check_step
-from ardiff.planning.theory import Setting, kl_bound, methods
+from ardiff.planning.theory import Setting, methods
 from ardiff.planning.timing import Timing, measure
 from tests._support.small_models import small_model
 
@@ -107,24 +108,29 @@ def test_an_accuracy_is_the_fewest_calls_that_were_measured_to_reach_it(monkeypa
 def test_a_time_is_turned_into_calls() -> None:
     timing = Timing(per_call=0.01, overhead=0.5, batch=32, patches=4)
     assert timing.seconds(10) == pytest.approx(0.9)
-    assert [timing.calls(seconds) for seconds in (0.541, 0.91, 0.93)] == [1, 10, 10]
+    assert [timing.calls(seconds) for seconds in (0.541, 0.91, 0.93, 1e9)] == [1, 10, 10, 1000]
     with pytest.raises(ValueError, match="32 images takes 0.54 s on this machine with one model"):
         timing.calls(0.53)
 
 
-def test_what_is_measured_adds_up(monkeypatch) -> None:
-    """With a clock of a second for each call and two for what is beside."""
-    sample = ARSampler.sample
+@pytest.mark.parametrize(
+    ("of_call", "beside", "found"), [(1.0, 2.0, (1.0, 2.0)), (-0.1, 9.0, (4.2 / 48, 0.0))]
+)
+def test_what_is_measured_adds_up(monkeypatch, of_call, beside, found) -> None:
+    """With a clock that runs by calls, the first round and the one after it slower; and with one
+    so rough that more steps take less."""
+    sample, rounds = ARSampler.sample, iter((5, 5, 3, 3, 1, 1, 2, 2))
 
     def timed(self, n, **options):
         drawn = sample(self, n, **options)
-        object.__setattr__(drawn.stats, "seconds", 2.0 + self.calls)
+        seconds = next(rounds) * (beside + of_call * self.calls)
+        object.__setattr__(drawn.stats, "seconds", seconds)
         return drawn
 
     monkeypatch.setattr(ARSampler, "sample", timed)
-    found = measure(small_model(), 3)
-    assert (found.per_call, found.overhead) == pytest.approx((1.0, 2.0))
-    assert (found.batch, found.patches) == (3, 4)
+    timing = measure(small_model(), 3)
+    assert (timing.per_call, timing.overhead) == pytest.approx(found)
+    assert (timing.batch, timing.patches) == (3, 4)
 
 
 def test_a_plan_of_a_model_is_measured_and_runs(tmp_path) -> None:

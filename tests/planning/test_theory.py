@@ -11,9 +11,7 @@ from ardiff.planning.theory import (
     CONDITION,
     Setting,
     kernel_curvature,
-    kl_bound,
     methods,
-    ou_curvature,
     ou_time,
     stage_size,
     theory_levels,
@@ -64,34 +62,6 @@ def test_calls_grow_by_the_rates(change: dict, powers: dict) -> None:
         assert after[name].calls / before[name].calls == pytest.approx(factor, rel=1e-4)
 
 
-def test_each_term_of_the_bound_is_that_worked_out_by_hand() -> None:
-    setting = Setting(dim=8, lipschitz=3.0, accuracy=0.1, patches=4, second_moment=5.0,
-                      score_error=0.5)  # fmt: skip
-    found = kl_bound(setting, horizon=2.0, steps=50, eta=0.01)
-    assert found.terms == pytest.approx(
-        {
-            "truncation": 2 * 0.01831563889 * 3 * 13,
-            "curvature": 9 * 50 * 1e-4 * 8,
-            "time": 2 * 0.01 * 8,
-            "moment": 0.05,
-            "score": 0.01 * 4 * 50 * 0.25,
-        }
-    )
-    assert found.total == pytest.approx(1.4286198 + 0.36 + 0.16 + 0.05 + 0.5)
-    assert found.dominant == "truncation"
-    assert kl_bound(setting, 2.0, 50).eta == pytest.approx(0.04)
-    assert kl_bound(setting, 8.0, 50).dominant == "curvature"
-
-
-def test_patches_enter_by_the_score_error_alone() -> None:
-    """The discretisation of all patches is that of d elements, however they are cut."""
-    one, many = (
-        kl_bound(Setting(64, 1.0, 0.1, patches=k, score_error=0.1), 4.0, 100) for k in (1, 16)
-    )
-    assert many.score == pytest.approx(16 * one.score)
-    assert {**many.terms, "score": 0} == {**one.terms, "score": 0}
-
-
 def two_modes(path, level: float, x: np.ndarray, mean: float, variance: float) -> np.ndarray:
     """The second derivative of -log p at a level, of N(mean, variance) and N(-mean, variance)
     mixed evenly, at x in the path's own units."""
@@ -113,7 +83,11 @@ def test_kernels_of_the_theory_have_condition_at_most_3(path: str) -> None:
         return two_modes(path, level, grid * scale, mean, variance)
 
     levels = path.level(np.clip(ratios, path.ratio_min, path.ratio_max))
-    lipschitz = max(abs(ou_curvature(path, b, c)) for b in levels for c in _ends(curvatures(b)))
+    lipschitz = max(
+        abs(c) * float(path.alpha(b) ** 2 + path.sigma(b) ** 2)  # in OU units
+        for b in levels
+        for c in _ends(curvatures(b))
+    )
     assert lipschitz == pytest.approx(mean**2 / variance**2 - 1 / variance, rel=1e-3)
 
     def conditions(levels: np.ndarray) -> list[float]:
@@ -179,7 +153,5 @@ def test_what_has_no_meaning_is_refused() -> None:
         ou_time("flow", 1.0)
     with pytest.raises(ValueError, match="horizon"):
         methods(setting, math.inf)
-    with pytest.raises(ValueError, match="steps and eta"):
-        kl_bound(setting, 1.0, 0)
     with pytest.raises(ValueError, match="0 < ratio_min < ratio_max"):
         theory_levels("edm", 1.0, ratio_max=0.5, ratio_min=0.5)

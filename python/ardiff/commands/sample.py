@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..planning.plan_file import SamplePlan
 
 DEFAULT_SEED = None
 MODEL = "sun-shadow"
@@ -62,22 +66,12 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
     from ..data.sun_shadow import SIZE
     from ..data.sun_shadow_metrics import metrics
     from ..noise import make_key
-    from ..planning.plan_file import read_plan
     from ._image_grid import image_grid
 
     seed = int(make_key(args.seed, "cpu"))
-    chosen = {name: getattr(args, name) for name in GRID if getattr(args, name) is not None}
-    for name in ("solver", "steps", "stages", "guidance", "table"):
-        chosen[name] = getattr(args, name)
-    name = args.model
-    if args.config is not None:
-        plan = read_plan(args.config)
-        if plan.model is not None and name is not None:
-            raise ValueError(f"--config: the plan is for model {plan.model}; leave --model out")
-        name, chosen = name or plan.model, plan.sampler_options()
-    name = name or MODEL
+    name, plan, chosen = _choices(args)
     model = load(name, args.device)
-    if args.config is not None:
+    if plan is not None:
         plan.check_path(model.path)
     sampler = ARSampler(
         model, temperature=args.temperature, batch=args.batch, backend=args.backend, **chosen
@@ -105,6 +99,19 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
     settings |= {"solver": sampler.table.solver, "seed": seed}
     result = {"calls": stats.calls, "seconds": stats.seconds, "images_per_second": rate}
     return {**settings, **result, **found, "out": str(args.out)}, 0
+
+
+def _choices(args: argparse.Namespace) -> tuple[str, SamplePlan | None, dict]:
+    """The model's name, the plan if there is one, and what the sampler is told."""
+    if args.config is None:
+        chosen = {name: getattr(args, name) for name in (*SOLVER, "guidance", "table")}
+        return args.model or MODEL, None, {k: v for k, v in chosen.items() if v is not None}
+    from ..planning.plan_file import read_plan
+
+    plan = read_plan(args.config)
+    if plan.model is not None and args.model is not None:
+        raise ValueError(f"--config: the plan is for model {plan.model}; leave --model out")
+    return args.model or plan.model or MODEL, plan, plan.sampler_options()
 
 
 def _check_alone(args: argparse.Namespace, fixing: str, why: str, fixed: tuple[str, ...]) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 from ..ar.sampler import ARSampler
 from ..models.checkpoint import shipped_models
 from ..solvers import default_tau
+from .kl_bound import kl_bound
 from .plan_file import SamplePlan
 from .plan_report import PlanReport
 from .problem import Problem, given_problem, load_problem
 from .recommend import Recommendation, evidence, kind_of, recommend
 from .stability import CHECKED, WITH_FRICTION, StepCheck, check_step
-from .theory import Method, Setting, kl_bound, methods
+from .theory import Method, Setting, methods
 from .timing import Timing, measure
 
 ACCURACY = 0.1  # of the theory where only a budget is given

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .curvature import Curvature
+from .kl_bound import KLBound
 from .plan_file import SamplePlan
 from .recommend import Recommendation
 from .stability import StepCheck
-from .theory import CONDITION, EXACT, RATES, KLBound, Method, Setting
+from .theory import CONDITION, EXACT, RATES, Method, Setting
 from .timing import Timing
 
 

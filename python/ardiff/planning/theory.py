@@ -1,4 +1,4 @@
-"""What the theory says of a sampler: stages, steps, expected calls, and the terms of its KL bound.
+"""What the theory says of a sampler: stages, steps and expected calls.
 
 Huang et al. 2024 ("Reverse Transition Kernel") for RTK-ULD and RTK-MALA, with the rates of DDPM
 (Chen et al. 2022) and DPUM (Chen et al. 2024) that it compares with; Huang et al. 2025 ("Capturing
@@ -20,7 +20,7 @@ level its t, and x / sqrt(alpha^2 + sigma^2) is the state.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -105,49 +105,6 @@ class Method:
     patches_from_source: bool
 
 
-@dataclass(frozen=True)
-class KLBound:
-    """The terms of the bound on KL(data | samples) of K patches drawn by DDPM, constant 1.
-
-    With T the OU time of the noisiest level and R steps of eta per patch:
-
-        truncation      2 e^-2T L (m0 + d)      starting from N(0, I)
-        curvature       L^2 R eta^2 d           discretisation: the score changes within a step
-        time            T eta d                 discretisation: the same, of the noise
-        moment          eta m0
-        score           eta K R eps_score^2     the only term that grows with K
-    """
-
-    horizon: float
-    eta: float
-    steps: float
-    truncation: float
-    curvature: float
-    time: float
-    moment: float
-    score: float
-
-    @property
-    def terms(self) -> dict[str, float]:
-        """Each term by its name."""
-        return {name: getattr(self, name) for name in _TERMS}
-
-    @property
-    def total(self) -> float:
-        return sum(self.terms.values())
-
-    @property
-    def dominant(self) -> str:
-        """The name of the largest term."""
-        return max(self.terms, key=self.terms.get)
-
-    def as_dict(self) -> dict:
-        return {**asdict(self), "total": self.total, "dominant": self.dominant}
-
-
-_TERMS = ("truncation", "curvature", "time", "moment", "score")
-
-
 def ou_time(path: str | Path, level: float) -> float:
     """The OU time t of a level: sigma / alpha = sqrt(e^2t - 1).
 
@@ -166,13 +123,6 @@ def ou_time(path: str | Path, level: float) -> float:
             f"path {path.name}: level {level:g} has alpha = 0, an infinite OU time; take one below"
         )
     return float(OUPath().level(ratio))
-
-
-def ou_curvature(path: str | Path, level: float, curvature: float) -> float:
-    """A curvature of -log p at a level, in units of the path's own state, on the OU path: times
-    alpha^2 + sigma^2."""
-    path = get_path(path)
-    return float(curvature * (path.alpha(level) ** 2 + path.sigma(level) ** 2))
 
 
 def stage_size(lipschitz: float) -> float:
@@ -257,7 +207,7 @@ def methods(setting: Setting, horizon: float) -> list[Method]:
         rtk-uld 61 100
         rtk-mala 40 69078
     """
-    _check_horizon(horizon)
+    check_horizon(horizon)
     d, L, eps, K = setting.dim, setting.lipschitz, setting.accuracy, setting.patches
     eta, gamma = stage_size(L), 2 * math.sqrt(L)
     first = (1 + L**2) * d + setting.gradient
@@ -289,39 +239,11 @@ def methods(setting: Setting, horizon: float) -> list[Method]:
     ]  # fmt: skip
 
 
-def kl_bound(setting: Setting, horizon: float, steps: float, eta: float | None = None) -> KLBound:
-    """The terms of the bound for R = `steps` steps of `eta` per patch, T / R where None.
-
-    Raises:
-        ValueError: a number that is not positive and finite.
-
-    Example:
-        >>> from ardiff.planning.theory import Setting, kl_bound
-        >>> found = kl_bound(Setting(dim=4, lipschitz=2.0, accuracy=0.1), horizon=3.0, steps=300)
-        >>> found.dominant, round(found.truncation, 4), round(found.time, 4)
-        ('curvature', 0.0793, 0.12)
-    """
-    _check_horizon(horizon)
-    eta = horizon / steps if eta is None and steps > 0 else eta
-    if eta is None or not (0 < steps < math.inf and 0 < eta < math.inf):
-        raise ValueError(f"steps and eta must be positive and finite, got {steps} and {eta}")
-    d, L, K, m0, T, R = (
-        setting.dim, setting.lipschitz, setting.patches, setting.second_moment, horizon, steps,
-    )  # fmt: skip
-    return KLBound(
-        T, eta, R,
-        truncation=2 * math.exp(-2 * T) * L * (m0 + d),
-        curvature=L**2 * R * eta**2 * d,
-        time=T * eta * d,
-        moment=eta * m0,
-        score=eta * K * R * setting.score_error**2,
-    )  # fmt: skip
-
-
 def _count(stages: float) -> int:
     return max(1, math.ceil(stages * (1 - 1e-12)))  # 1e4 that is rounded up stays 1e4
 
 
-def _check_horizon(horizon: float) -> None:
+def check_horizon(horizon: float) -> None:
+    """ValueError unless an OU time is positive and finite."""
     if not 0 < horizon < math.inf:
         raise ValueError(f"horizon, an OU time, must be positive and finite, got {horizon}")

@@ -1,14 +1,17 @@
-"""How long a model call takes on this machine, and how many calls fit into a time."""
+"""How long a model call takes on this machine, and how many calls fit into a time.
+
+What else runs on the machine only adds to a time, so that the shortest of some rounds counts.
+"""
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 
 from ..ar.sampler import ARSampler
 from ..models.image_model import ARModel
 
 FEW, MANY, ROUNDS = 4, 12, 3  # steps of the two runs that are compared, and how often
+MOST = 1000  # calls per patch: what a path is trained on, and more than any measurement asks for
 SOLVER = "ddpm"  # one call and one row a step, as in most solvers
 
 
@@ -32,12 +35,13 @@ class Timing:
         return self.overhead + calls * self.patches * self.per_call
 
     def calls(self, seconds: float) -> int:
-        """The most calls per patch with which a batch takes no longer than `seconds`.
+        """The most calls per patch, up to :data:`MOST`, with which a batch takes no longer than
+        `seconds`.
 
         Raises:
             ValueError: not even one fits.
         """
-        found = int((seconds - self.overhead) / (self.patches * self.per_call))
+        found = int(min((seconds - self.overhead) / (self.patches * self.per_call), MOST))
         if found < 1:
             raise ValueError(
                 f"seconds: a batch of {self.batch} images takes {self.seconds(1):.3g} s on this "
@@ -48,7 +52,10 @@ class Timing:
 
 
 def measure(model: ARModel, batch: int, *, guidance: float | None = None, seed: int = 0) -> Timing:
-    """Draws batches with few and with many steps; the medians of some rounds are compared.
+    """Draws batches with few and with many steps, and compares them.
+
+    Where so short a run tells no difference all of its time counts as that of calls, which is the
+    careful guess.
 
     Args:
         model: on the device that is meant.
@@ -67,7 +74,10 @@ def measure(model: ARModel, batch: int, *, guidance: float | None = None, seed: 
         for steps, sampler in samplers.items():
             seconds = sampler.sample(batch, seed=seed, nonfinite="ignore").stats.seconds
             took[steps] += [seconds] if turn else []  # the first is a warm-up
-    few, many = (statistics.median(took[steps]) for steps in (FEW, MANY))
+    few, many = (min(took[steps]) for steps in (FEW, MANY))
     patches = model.config.patches
-    per_call = max(many - few, 1e-9) / ((MANY - FEW) * patches)
-    return Timing(per_call, max(0.0, few - FEW * patches * per_call), batch, patches)
+    per_call = (many - few) / ((MANY - FEW) * patches)
+    overhead = few - FEW * patches * per_call
+    if per_call <= 0 or overhead < 0:
+        per_call, overhead = many / (MANY * patches), 0.0
+    return Timing(per_call, overhead, batch, patches)
