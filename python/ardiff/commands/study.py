@@ -9,6 +9,7 @@ floor; `scaling`, calls to a fixed accuracy over dimension, accuracy and patches
 from __future__ import annotations
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
 STUDIES = ("mixture",)
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples", type=int, help="for each run, default 4000")
     parser.add_argument("--processes", type=int, help="default: one for each CPU")
+    parser.add_argument("--no-plots", action="store_true", help="draw none; they need matplotlib")
     parser.add_argument(
         "--out", type=Path, default=Path("out/study"), metavar="FOLDER",
         help="of study.md, study.json and pareto-*.svg; default out/study",
@@ -48,6 +50,11 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
 
     check_writable_folder(args.out, "--out")
     settings = _settings(args)
+    if not args.no_plots and find_spec("matplotlib") is None:
+        raise ValueError(
+            "the Pareto plots need matplotlib: pip install 'ardiff-kernels[plots]', or pass "
+            "--no-plots"
+        )
     if args.processes is not None and args.processes < 1:
         raise ValueError(f"--processes: expected at least 1, got {args.processes}")
     with tqdm(total=None, unit="part", disable=None) as bar:
@@ -64,7 +71,7 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
         middle = 16 if 16 in results.budgets else results.budgets[-1]
         pages.append(report.markdown(results, middle))
         data |= report.plain(study.rows, study.floors)
-        for score in results.scores:
+        for score in () if args.no_plots else results.scores:
             with replacing(args.out / f"pareto-{score}.svg") as temporary:
                 report.plot(results, score, temporary)
     pages += [EXPERIMENTS[name].markdown(found) for name, found in study.experiments.items()]

@@ -13,10 +13,10 @@ from .pooling import Floors, Results
 RIVAL = "ddpm"
 NEAR = 1.1  # of the best: a recommendation within it has hit
 TELL = {
-    "exact": "the exact score",
-    "perturbed": "the exact score and a smooth error of a tenth of the network's output",
-    "guided": "the exact score with guidance of weight 3, against the law of its own exact ODE",
-    "learned": "a network trained on draws of the target",
+    "exact": "The exact score",
+    "perturbed": "The exact score and a smooth error of a tenth of the network's output",
+    "guided": "The exact score with guidance of weight 3, against the law of its own exact ODE",
+    "learned": "A network trained on draws of the target",
 }
 METRICS = {
     "sliced_w2": "sliced W2",
@@ -135,7 +135,7 @@ def markdown(results: Results, middle: int) -> str:
     parts = []
     for score in results.scores:
         targets = ", ".join(results.targets(score))
-        parts.append(f"## Score: {score}\n\n{TELL[score].capitalize()}. Targets: {targets}.")
+        parts.append(f"## Score: {score}\n\n{TELL[score]}. Targets: {targets}.")
         parts.append("Sliced W2 in units of its floor, what exact draws of as many samples have:")
         parts.append(by_budget(results, score))
         parts.append(f"Ratios to `{RIVAL}`, with the 95 % interval over seeds:")
