@@ -85,6 +85,15 @@ def test_lengths_are_those_of_the_problem(monkeypatch) -> None:
     assert made.sample.options == {"ratio_min": pytest.approx(0.1 / 2**0.5)}
 
 
+@pytest.mark.parametrize("problem", [PROBLEM, {"model": "sun-shadow", "lipschitz": 2.0}])
+def test_a_plan_that_cannot_run_is_refused(monkeypatch, problem) -> None:
+    choices = (0.1, (Choice("rtk-uld", {}, 0.1),))
+    pretend(monkeypatch, {"learned": {5: choices}, "image": {5: choices}})
+    assert make_plan(**problem, calls=7).sample.solver == "rtk-uld"
+    with pytest.raises(ValueError, match="rtk-uld needs two stages or more"):
+        make_plan(**problem, calls=6)
+
+
 def test_an_accuracy_is_the_fewest_calls_that_were_measured_to_reach_it(monkeypatch) -> None:
     """The first choice needs the scale of the data, and is measured only where that is given."""
     errors = {8: 0.5, 16: 0.12, 24: 0.1}

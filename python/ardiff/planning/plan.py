@@ -8,7 +8,7 @@ from typing import Any
 
 from ..ar.sampler import ARSampler
 from ..models.checkpoint import shipped_models
-from ..solvers import default_tau
+from ..solvers import default_tau, solver
 from .kl_bound import kl_bound
 from .plan_file import SamplePlan
 from .plan_report import PlanReport
@@ -96,8 +96,7 @@ def make_plan(
         _name(model), problem.path, choice.solver, choice.steps, choice.options, choice.lookahead,
         guidance,
     )  # fmt: skip
-    if problem.model is not None:
-        ARSampler(problem.model, **sample.sampler_options())  # refuses a table that cannot run
+    _check_runs(sample, problem)
     found = methods(setting, problem.horizon)
     ddpm, uld = (next(m for m in found if m.name == name) for name in ("ddpm", "rtk-uld"))
     return PlanReport(
@@ -151,6 +150,15 @@ def _check_problem(model, path, dim, patches, lipschitz, score, guidance) -> Non
         raise ValueError(
             f"a plan needs a model, or path, dim and lipschitz: {missing[0]} is missing"
         )
+
+
+def _check_runs(sample: SamplePlan, problem: Problem) -> None:
+    """ValueError where no table can be made of a plan, as with too few calls."""
+    if problem.model is not None:
+        ARSampler(problem.model, **sample.sampler_options())
+    else:
+        about = {"path": sample.path, "prediction": "sample", "steps": sample.steps}
+        solver(sample.solver, **about, **sample.options)
 
 
 def _name(model: str | FilePath | None) -> str | None:
