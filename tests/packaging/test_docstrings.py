@@ -26,6 +26,7 @@ MAIN = {
     "ardiff.noise": ("Address", "make_key", "make_stream"),
     "ardiff.sampling": ("sample",),
     "ardiff.solvers": ("solver",),
+    "ardiff.study.gaussian_law": ("law_of",),
     "ardiff.tables.grids": ("dynamic_shift", "spaced"),
     "ardiff.tables.paths": ("get_path", "time_grid"),
     "ardiff.tables.ragged": ("RaggedTable",),
