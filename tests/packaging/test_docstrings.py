@@ -34,6 +34,7 @@ MAIN = {
     "ardiff.planning.theory": ("methods", "ou_time", "stage_size", "theory_levels"),
     "ardiff.sampling": ("sample",),
     "ardiff.solvers": ("solver",),
+    "ardiff.study.gaussian_law": ("law_of",),
     "ardiff.study.paper": ("run",),
     "ardiff.tables.grids": ("dynamic_shift", "spaced"),
     "ardiff.tables.paths": ("get_path", "time_grid"),

@@ -286,7 +286,7 @@ def uld(gradient, mean, scale, start, inner, normals, width, tau, gamma):
 
 
 def dpum(problem, x, levels, normals, predictor, corrector, **step):
-    """Chen et al. 2023, Algorithms 1 and 3, in OU coordinates y = x / c as `ddpm_ei`; the corrector
+    """DPUM of Chen et al. 2023 in OU coordinates y = x / c as `ddpm_ei`; the corrector
     has step and friction in units of L^-1/2 and L^1/2, L = 1 / sigma^2."""
     for i, (a, b) in enumerate(zip(levels[:-1], levels[1:], strict=True), 1):
         (alpha_a, sigma_a), (alpha_b, sigma_b) = problem.at(a), problem.at(b)

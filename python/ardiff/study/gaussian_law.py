@@ -70,7 +70,7 @@ def law_of(table: StepTable, variances: np.ndarray, mean: np.ndarray | float = 0
         >>> from ardiff.study.gaussian_law import law_of
         >>> table = ardiff.solver("ddpm", path="ou", prediction="score", steps=64)
         >>> law_of(table, np.array([1.0, 0.25])).variance.round(3).tolist()
-        [0.969, 0.22]
+        [0.858, 0.215]
     """
     variances = np.asarray(variances, np.float64)
     if variances.ndim != 1 or not np.all(variances >= 0):

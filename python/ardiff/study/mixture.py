@@ -89,7 +89,7 @@ def _row(problem: Problem, method: str, budget: int, grid: str, table, seed: int
     x = problem.draw(table, seed)
     metrics = problem.judge(x)
     if not table.draws:
-        metrics["strong"] = problem.end_error(x, table, seed, STRONG)
+        metrics["strong"] = problem.end_error(x, table, seed, min(STRONG, len(x)))
     return Row(problem.target, problem.score, method, budget, table.calls, grid, seed, metrics)
 
 
