@@ -52,8 +52,7 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
     settings = _settings(args)
     if not args.no_plots and find_spec("matplotlib") is None:
         raise ValueError(
-            "the Pareto plots need matplotlib: pip install 'ardiff-kernels[plots]', or pass "
-            "--no-plots"
+            "the Pareto plots need matplotlib: pip install matplotlib, or pass --no-plots"
         )
     if args.processes is not None and args.processes < 1:
         raise ValueError(f"--processes: expected at least 1, got {args.processes}")
