@@ -32,8 +32,10 @@ def test_the_readme_example_runs(capsys) -> None:
 @pytest.mark.parametrize(
     "page",
     [
-        *("calibrate.md", "context.md", "learned_tables.md", "noise_path.md", "parallel.md"),
-        *("plan.md", "quality.md", "solvers.md"),
+        *("calibrate.md", "context.md", "learned_tables.md", "noise_path.md", "papers.md"),
+        *("parallel.md", "plan.md", "quality.md", "solvers.md"),
+    ],
+)
     ],
 )
 def test_the_examples_of_a_page_run(page, capsys) -> None:
