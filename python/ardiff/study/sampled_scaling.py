@@ -194,7 +194,8 @@ def markdown(found: dict[str, Any]) -> str:
         lines.append(f"| `{solver}` | {' | '.join(shown)} |")
     return "\n\n".join(
         [
-            "Adjusted solvers, by the moments of samples:",
+            "Adjusted solvers, by the moments of samples (the sources' bound for rtk-mala: d^2, to "
+            "logarithms):",
             _table("calls at d =", one["d"], over_d, fits),
             _table("calls in all, 128 dimensions in K =", one["K"], over_k, fits_k),
             "The mean square distance from a circle right to a tenth:",
