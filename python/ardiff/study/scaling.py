@@ -21,7 +21,16 @@ from typing import Any
 import numpy as np
 
 from . import sampled_scaling
-from .curves import METHODS, VARIANCES, Curve, calls_to, curves, power_law, target_law
+from .curves import (
+    METHODS,
+    VARIANCES,
+    Curve,
+    calls_to,
+    curves,
+    growth_table,
+    power_law,
+    target_law,
+)
 from .gaussian_law import Law
 
 EPS, DIM, CURVATURE = 0.1, 16, 16
@@ -176,28 +185,6 @@ def run(seed: int, cut: bool, progress: Callable[[str], None] | None = None) -> 
     return {"eps": EPS, "claims": CLAIMS, "exact": exact, "sampled": sampled}
 
 
-def _cell(calls: float | None) -> str:
-    return "more" if calls is None else f"{calls:.0f}"
-
-
-def _exponent(fit: dict[str, Any] | None) -> str:
-    return "" if fit is None else f"{fit['exponent']:.2f} ({fit['low']:.2f} to {fit['high']:.2f})"
-
-
-def table(name: str, solvers: dict[str, Any], claims: dict[str, dict[str, float]]) -> str:
-    """One experiment: calls at each x, the exponent with its interval, the sources' exponent."""
-    x = next(iter(solvers.values()))["x"]
-    lines = [
-        f"| calls at {name} = | {' | '.join(f'{value:g}' for value in x)} | exponent | claim |",
-        "|---" * (len(x) + 3) + "|",
-    ]
-    for solver, row in solvers.items():
-        claim = claims.get(solver, {}).get(name)
-        cells = [f"`{solver}`", *map(_cell, row["calls"]), _exponent(row["fit"])]
-        lines.append(f"| {' | '.join(cells)} | {'' if claim is None else f'{claim:g}'} |")
-    return "\n".join(lines)
-
-
 def markdown(found: dict[str, Any]) -> str:
     """A table per experiment and grid, those of the samples after them."""
     parts = [
@@ -206,6 +193,9 @@ def markdown(found: dict[str, Any]) -> str:
     ]
     for grid, by_name in found["exact"].items():
         for name, solvers in by_name.items():
-            parts += [f"Grid {grid}, growth in {name}:", table(name, solvers, found["claims"])]
+            parts += [
+                f"Grid {grid}, growth in {name}:",
+                growth_table(name, solvers, found["claims"]),
+            ]
     parts.append(sampled_scaling.markdown(found["sampled"]))
     return "\n\n".join(parts)
