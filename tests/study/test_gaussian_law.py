@@ -21,6 +21,7 @@ from ardiff.noise import initial_state, make_key, make_stream
 from ardiff.solvers import SOLVERS, solver_options
 from ardiff.study.gaussian_law import Law, law_of, noised
 from ardiff.tables.paths import get_path, output_from_data
+from tests._support.solver_problem import Problem, run_table
 
 SAMPLES, Z_MAX = 2**15, 6.3
 VARIANCES, MEAN = np.array([1.5, 0.2, 0.01]), np.array([0.3, -0.8, 0.1])
@@ -70,6 +71,38 @@ def test_the_law_is_that_of_the_loops_samples(name):
         wider = Law(law.mean, 1.1 * law.variance)
         assert np.abs(scores(found, shifted)[:3]).min() > Z_MAX
         assert np.abs(scores(found, wider)[3:]).min() > Z_MAX
+
+
+class Impulses(Problem):
+    """Gaussian data, in float64: element 0 starts at the mean's response, element 1 at 1 with data
+    of mean 0, and each other has one normal of one row 1 and all else 0."""
+
+    def __init__(self, table, variance, mean):
+        super().__init__(table.path)
+        size = 2 + 2 * len(table)
+        self.variance, self.mean = variance, np.where(np.arange(size) == 0, mean, 0.0)
+        self.start = np.eye(size)[1]
+        self.normals = np.zeros((len(table), 2, size))
+        rows, which = np.divmod(np.arange(2 * len(table)), 2)
+        self.normals[rows, which, 2 + np.arange(2 * len(table))] = 1
+
+    def denoise(self, x, level):
+        alpha, sigma = self.at(level)
+        gain = alpha * self.variance / (alpha**2 * self.variance + sigma**2)
+        return self.mean + gain * (x - alpha * self.mean)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_the_law_is_that_of_the_rows_responses(name):
+    """A run is linear in its start and its normals: its variance is the sum of the squares of its
+    responses to each alone, by the ops' own float64 reference. No chance here."""
+    path, prediction = PLACES[(LINEAR.index(name) + 1) % len(PLACES)]
+    table = ardiff.solver(name, path=path, prediction=prediction, steps=14, ratio_min=0.1)
+    law = law_of(table, VARIANCES, MEAN)
+    for i, (variance, mean) in enumerate(zip(VARIANCES, MEAN, strict=True)):
+        response = run_table(table, Impulses(table, variance, mean))
+        np.testing.assert_allclose(law.mean[i], response[0], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(law.variance[i], np.sum(response[1:] ** 2), rtol=1e-9)
 
 
 def test_distances_of_gaussians():

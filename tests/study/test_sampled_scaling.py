@@ -57,3 +57,18 @@ def test_calls_fall_where_the_best_setting_is():
     assert sampled.fewest(curves, 0.1) == 8
     assert 8 < sampled.fewest(curves, 0.03) < 16
     assert sampled.fewest(curves, 1e-3) is None
+
+
+def test_growth_over_d_eps_and_patches():
+    """KL = d^2 / calls^2 at each d, by hand."""
+    calls = [2**i for i in range(14)]
+    curves = {dim: [[[n, dim**2 / n**2] for n in calls]] for dim in (2, 8, 32)}
+    found = sampled.growths(curves, 0)
+    bound = 2 * sampled.EPS**2
+    for dim, got in zip(found["d"]["x"], found["d"]["calls"], strict=True):
+        assert got == pytest.approx(dim / bound**0.5)
+    assert found["d"]["fit"]["exponent"] == pytest.approx(1)
+    assert found["1/eps"]["fit"]["exponent"] == pytest.approx(1)
+    assert found["K"]["x"] == [4, 16, 64]  # of 128 dimensions
+    for patches, got in zip(found["K"]["x"], found["K"]["calls"], strict=True):
+        assert got == pytest.approx(patches * (128 / patches) / (bound / patches) ** 0.5)

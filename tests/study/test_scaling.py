@@ -44,6 +44,11 @@ def test_kl_adds_up_over_axes_and_leaves_the_mean_out():
         for i in (VARIANCES.index(1.0), VARIANCES.index(1 / 16))
     ]
     assert kl(law) == pytest.approx(3 * wanted[0] + 5 * wanted[1])
+    w2 = scaling.kl_of({1.0: 3}, Law.w2)
+    one = VARIANCES.index(1.0)
+    assert w2(law) == pytest.approx(
+        3 * (law.variance[one] ** 0.5 - target.variance[one] ** 0.5) ** 2
+    )
     assert kl(target) == pytest.approx(0, abs=1e-15)
     assert scaling.kl_of(scaling.halves(32, 16))(law) == pytest.approx(
         2 * scaling.kl_of(scaling.halves(16, 16))(law)

@@ -165,3 +165,26 @@ def power_law(x: Sequence[float], y: Sequence[float | None], seed: int = 0) -> F
             slopes.append(np.polyfit(u[chosen], v[chosen], 1)[0])
     low, high = np.percentile(slopes, (2.5, 97.5))
     return Fit(float(np.polyfit(u, v, 1)[0]), float(low), float(high), len(u))
+
+
+def _cell(calls: float | None) -> str:
+    return "more" if calls is None else f"{calls:.0f}"
+
+
+def _exponent(fit: dict[str, Any] | None) -> str:
+    return "" if fit is None else f"{fit['exponent']:.2f} ({fit['low']:.2f} to {fit['high']:.2f})"
+
+
+def growth_table(name: str, solvers: dict[str, Any], claims: dict[str, dict[str, float]]) -> str:
+    """Lines of `x`, `calls` and `fit` of each solver in Markdown: the calls at each x, the exponent
+    with its interval, the sources' exponent."""
+    x = next(iter(solvers.values()))["x"]
+    lines = [
+        f"| calls at {name} = | {' | '.join(f'{value:g}' for value in x)} | exponent | claim |",
+        "|---" * (len(x) + 3) + "|",
+    ]
+    for method, row in solvers.items():
+        claim = claims.get(method, {}).get(name)
+        cells = [f"`{method}`", *map(_cell, row["calls"]), _exponent(row["fit"])]
+        lines.append(f"| {' | '.join(cells)} | {'' if claim is None else f'{claim:g}'} |")
+    return "\n".join(lines)

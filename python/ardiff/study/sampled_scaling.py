@@ -24,7 +24,7 @@ from torch import Tensor
 from ..data.mixture import GaussianMixture
 from ..loop.stats import AcceptanceWarning
 from ..sampling import sample
-from .curves import PATH, crossing, power_law
+from .curves import PATH, crossing, growth_table, power_law
 
 CURVATURE, EPS = 16, 0.1
 ADJUSTED: dict[str, list[dict[str, Any]]] = {
@@ -32,7 +32,9 @@ ADJUSTED: dict[str, list[dict[str, Any]]] = {
     "rtk-hmc": [{"inner": 1}, {"inner": 4}],
 }
 DIMS, STEPS = (2, 8, 32, 128), (16, 32, 64, 128, 256, 512, 1024)
-PATCHED = (1, 4, 16, 64)  # patches of 128 dimensions together
+# The sources' exponents, to logarithms: calls grow as log(1 / eps).
+CLAIMS = {"rtk-mala": {"d": 2.0, "1/eps": 0.0, "K": 1.0}}
+ACCURACIES = (0.4, 0.2, 0.1, 0.05, 0.025)  # at the least d
 RING, RING_CHAINS = ("ddpm", "ddim", "dpmpp-2m", "rtk-harmonic"), 2000
 RING_PLACES = ((4, 0.1), (32, 0.1), (4, 0.025), (32, 0.025))  # d, s
 RING_STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -126,33 +128,47 @@ def ring_calls(solver: str, dim: int, std: float, seed: int) -> tuple[float | No
     return crossing(calls, errors, RING_BOUND), errors[-1]
 
 
+def growths(curves: dict[int, list[list[list[float]]]], seed: int) -> dict[str, dict[str, Any]]:
+    """`x`, `calls` and `fit` over d; over 1 / eps at the least d; and over K patches of 128 / K
+    dimensions, each allowed a K-th of the KL."""
+    dims, whole, most = sorted(curves), 2 * EPS**2, DIMS[-1]
+    patches = [most // dim for dim in reversed(dims)]
+    each = [fewest(curves[most // k], whole / k) for k in patches]
+    found = {
+        "d": (dims, [fewest(curves[dim], whole) for dim in dims]),
+        "1/eps": (
+            [1 / eps for eps in ACCURACIES],
+            [fewest(curves[dims[0]], 2 * eps**2) for eps in ACCURACIES],
+        ),
+        "K": (patches, [c and c * k for c, k in zip(each, patches, strict=True)]),
+    }
+    fits = {name: power_law(x, calls, seed) for name, (x, calls) in found.items()}
+    return {
+        name: {"x": x, "calls": calls, "fit": fits[name] and fits[name]._asdict()}
+        for name, (x, calls) in found.items()
+    }
+
+
 def run(seed: int, cut: bool, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Both measurements, as plain numbers.
 
     Returns:
-        `adjusted`: by solver the calls to TV <= .1 over `d`, and over `K` patches of 128 / K
-        dimensions (each with a K-th of the KL), with their fits; `ring`: of each `solver`, `d` and
+        `adjusted`: by ``d``, ``1/eps`` and ``K`` and solver as :func:`growths`; `errors`, by solver
+        and d the calls and KL of every run, a list per setting; `ring`: of each `solver`, `d` and
         width `s` the `calls` until the mean square distance is right to a tenth, and the `error`
         left at the end. None: not with the calls tried.
     """
-    dims = DIMS[:2] if cut else DIMS
-    adjusted: dict[str, Any] = {}
+    adjusted: dict[str, Any] = {"d": {}, "1/eps": {}, "K": {}}
+    errors: dict[str, Any] = {}
     for solver, settings in ADJUSTED.items():
         curves = {}
-        for dim in dims:
+        for dim in DIMS[:2] if cut else DIMS:
             if progress is not None:
                 progress(f"{solver} at d = {dim}")
             curves[dim] = [adjusted_errors(solver, own, dim, cut, seed) for own in settings]
-        calls = [fewest(curves[dim], 2 * EPS**2) for dim in dims]
-        patched = [fewest(curves[dim], 2 * EPS**2 * dim / DIMS[-1]) for dim in reversed(dims)]
-        counts = [DIMS[-1] // dim for dim in reversed(dims)]
-        whole = [c and c * k for c, k in zip(patched, counts, strict=True)]
-        fits = power_law(dims, calls, seed), power_law(counts, whole, seed)
-        adjusted[solver] = {
-            "d": list(dims), "calls": calls, "K": counts, "calls_of_K": whole,
-            "fit": fits[0] and fits[0]._asdict(), "fit_of_K": fits[1] and fits[1]._asdict(),
-            "errors": {str(dim): rows for dim, rows in curves.items()},
-        }  # fmt: skip
+        for name, found in growths(curves, seed).items():
+            adjusted[name][solver] = found
+        errors[solver] = {str(dim): rows for dim, rows in curves.items()}
     rings = []
     for solver in RING[1:2] if cut else RING:
         for dim, std in RING_PLACES[:1] if cut else RING_PLACES:
@@ -160,30 +176,11 @@ def run(seed: int, cut: bool, progress: Callable[[str], None] | None = None) -> 
                 progress(f"{solver} on a ring of width {std:g}, d = {dim}")
             calls_, left = ring_calls(solver, dim, std, seed)
             rings.append({"solver": solver, "d": dim, "s": std, "calls": calls_, "error": left})
-    return {"adjusted": adjusted, "ring": rings}
-
-
-def _table(head: str, x: list, rows: dict[str, list], fits: dict[str, dict | None]) -> str:
-    lines = [f"| {head} | {' | '.join(f'{v:g}' for v in x)} | exponent |"]
-    lines.append("|---" * (len(x) + 2) + "|")
-    for solver, calls in rows.items():
-        cells = ["more" if c is None else f"{c:.0f}" for c in calls]
-        fit = fits[solver]
-        slope = (
-            "" if fit is None else f"{fit['exponent']:.2f} ({fit['low']:.2f} to {fit['high']:.2f})"
-        )
-        lines.append(f"| `{solver}` | {' | '.join(cells)} | {slope} |")
-    return "\n".join(lines)
+    return {"adjusted": adjusted, "errors": errors, "ring": rings}
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """Tables over d, over K, and of the ring."""
-    adjusted = found["adjusted"]
-    one = next(iter(adjusted.values()))
-    over_d = {solver: row["calls"] for solver, row in adjusted.items()}
-    over_k = {solver: row["calls_of_K"] for solver, row in adjusted.items()}
-    fits = {solver: row["fit"] for solver, row in adjusted.items()}
-    fits_k = {solver: row["fit_of_K"] for solver, row in adjusted.items()}
+    """Tables over d, 1 / eps and K, and of the ring."""
     places = list(dict.fromkeys((row["d"], row["s"]) for row in found["ring"]))
     at = {(row["solver"], row["d"], row["s"]): row["calls"] for row in found["ring"]}
     head = " | ".join(f"d {d}, s {s:g}" for d, s in places)
@@ -192,11 +189,12 @@ def markdown(found: dict[str, Any]) -> str:
         cells = [at[solver, d, s] for d, s in places]
         shown = ["more" if c is None else f"{c:.0f}" for c in cells]
         lines.append(f"| `{solver}` | {' | '.join(shown)} |")
+    tables = (growth_table(name, rows, CLAIMS) for name, rows in found["adjusted"].items())
     return "\n\n".join(
         [
-            "Adjusted solvers, by the moments of samples:",
-            _table("calls at d =", one["d"], over_d, fits),
-            _table("calls in all, 128 dimensions in K =", one["K"], over_k, fits_k),
+            "Adjusted solvers, by the moments of samples (1/eps: at the least d; K: of 128 "
+            "dimensions together):",
+            *tables,
             "The mean square distance from a circle right to a tenth:",
             "\n".join(lines),
         ]
