@@ -36,8 +36,6 @@ def test_the_readme_example_runs(capsys) -> None:
         *("parallel.md", "plan.md", "quality.md", "solvers.md"),
     ],
 )
-    ],
-)
 def test_the_examples_of_a_page_run(page, capsys) -> None:
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     assert examples
