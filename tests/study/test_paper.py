@@ -88,8 +88,8 @@ def lower(of, base):
 
 @pytest.mark.parametrize("name, calls", REACHED)
 def test_reverse_kernels_are_above_ddpm_without_the_faults(target, name, calls):
-    """Of the same grid, 1 - TV: by .05. On its best grid DDPM is that far only from the harmonic
-    kernel and only at 25 calls; at 105 it is at the floor, and others are below it at 25."""
+    """In 1 - TV: by .05 on the authors' grid. On its best grid DDPM is below the harmonic kernel by
+    .03 and more at 25 calls alone, and above the adjusted one there; at 105 neither holds."""
     at = target[name]
 
     def accuracies(solver, grid=None):
@@ -104,8 +104,8 @@ def test_reverse_kernels_are_above_ddpm_without_the_faults(target, name, calls):
     for method in settings.METHODS[1:]:
         of = [at.marginals.accuracy(drawn(at, method, calls, s, samplers.MENDED)) for s in SEEDS]
         assert lower(of, theirs) > 0.05
-    assert (lower(harmonic, best) > 0.045) == (calls == 25)
-    assert np.mean(adjusted) < np.mean(best) + NOISE
+    assert (lower(harmonic, best) > 0.03) == (calls == 25)
+    assert (lower(best, adjusted) > 0.005) == (calls == 25)
 
 
 # their samplers
@@ -284,8 +284,9 @@ def test_exact_draws_are_as_far_from_each_other_as_the_head_says(target):
 
 def test_a_cut_run_has_its_rows_and_tables():
     lines = []
-    found = paper.run(3, True, lines.append)
-    assert len(lines) == 8
+    names = ["chessboard", "spiral"]
+    found = paper.run(3, True, lines.append, targets=names)
+    assert len(lines) == 4
     assert {row["mode"] for row in found["rows"]} == set(paper.MODES)
     for row in found["rows"]:
         assert 0 < row["accuracy"] < 1 and 0.9 < row["floor"] < 1 and row["made"] > 0
@@ -294,7 +295,7 @@ def test_a_cut_run_has_its_rows_and_tables():
     rows = {
         (r["target"], r["method"], r["calls"]): r for r in found["rows"] if r["mode"] == "paper"
     }
-    for name, method in itertools.product(PAPER, settings.METHODS):
+    for name, method in itertools.product(names, settings.METHODS):
         assert at[name, method, "none"] == rows[name, method, 25]["accuracy"]
     assert at["spiral", "DDPM", "histograms"] > at["spiral", "MALA", "none"]
     assert at["chessboard", "DDPM", "grid"] > at["chessboard", "MALA", "none"]
@@ -302,7 +303,7 @@ def test_a_cut_run_has_its_rows_and_tables():
     assert "| DDPM, published | .618 | .732 |" in text
     assert "### spiral, correct: 1 - TV" in text
     gains = [r for r in found["gains"] if r["over"] == "ddpm, best grid" and r["method"] == "unipc"]
-    assert len(gains) == len(PAPER) and all(0 < r["gain"] < 0.2 for r in gains)
+    assert len(gains) == len(names) and all(0 < r["gain"] < 0.2 for r in gains)
     assert not any(r["method"].lower().startswith("ddpm") for r in found["gains"])
 
 

@@ -3,7 +3,7 @@
 Huang et al. 2024 (arXiv 2405.16387), code and plot data in github yizh4ng/score_sde_pytorch: files
 mog_util/hist_*.py, mog_util/mog_high_dim_config.py, mixture_of_gaussian_high_dim*.py and the
 history of them. The files do not say which settings made which curve. Those here are `recorded`, of
-a line in that history, or fitted: the nearest of a few that were tried.
+a line in that history that comes near to the curve, or fitted: the nearest of a few tried.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Setting:
         scale: their `mcmc_step_size_scale`: the step of ULD in data units, a factor on that of ULA
             and MALA; 0 for DDPM, which has none.
         bins, reach: of the histograms of the accuracy: `bins` of them in [-reach, reach].
-        recorded: whether a line in their history holds the scale; else it was fitted.
+        recorded: whether their history holds the scale, for whatever target: few lines name
+            theirs. Else it was fitted.
         floor: what their score adds to the density that it divides by.
         middle: where on the segment MALA_ES expands the energy: 0 at its beginning, 1/2 midway.
     """
