@@ -160,8 +160,8 @@ def test_tables_have_the_variance_of_their_recursion(method, faults):
     """
     kinds = (samplers.PUBLISHED, samplers.MENDED)
     n, score = 20000, RoundMixture(gaussian())
-    x, made = samplers.draw("chessboard", score, method, 25, n, 0, kinds[faults])
-    assert made == 25
+    x, made, acceptance = samplers.draw("chessboard", score, method, 25, n, 0, kinds[faults])
+    assert made == 25 and acceptance is None
     for other in (0, 1):
         expected = recursion(method, 25, kinds[other], 0.25)
         z = (x.double().var(0) / expected - 1) / math.sqrt(2 / n)
@@ -297,6 +297,10 @@ def test_a_cut_run_has_its_rows_and_tables():
     }
     for name, method in itertools.product(names, settings.METHODS):
         assert at[name, method, "none"] == rows[name, method, 25]["accuracy"]
+    taken = {key: r["acceptance"] for key, r in zip(at, found["faults"], strict=True)}
+    assert taken["chessboard", "MALA", "none"] > 0.95 > 0.9 > taken["chessboard", "MALA", "all"]
+    assert taken["chessboard", "MALA", "squared_reverse"] < 0.2
+    assert taken["chessboard", "DDPM", "none"] is None
     assert at["spiral", "DDPM", "histograms"] > at["spiral", "MALA", "none"]
     assert at["chessboard", "DDPM", "grid"] > at["chessboard", "MALA", "none"]
     text = paper.markdown(found)

@@ -56,8 +56,8 @@ class Target:
     def authors_floor(self, method: str) -> float:
         return fmean(self.authors(method, x) for x in self.exact)
 
-    def draw(self, method: str, calls: int, seed: int, faults: samplers.Faults):
-        """Samples of the authors' sampler and the score calls that it made."""
+    def draw(self, method: str, calls: int, seed: int, faults: samplers.Faults) -> samplers.Drawn:
+        """Samples of the authors' sampler."""
         floor = SETTINGS[self.name][method].floor if faults.faded_score else 0.0
         score = RoundMixture(self.mixture, floor)
         return samplers.draw(self.name, score, method, calls, SAMPLES, seed, faults)
@@ -84,7 +84,8 @@ def run(
         standard `error`, its `floor`, which is that of exact draws, the `published` figure or None,
         the score calls really `made`, and `tv_accuracy`, 1 - TV, whatever the mode. In ``paper``
         `accuracy` is the authors', in ``correct`` it is 1 - TV. ``faults``: target, method, calls,
-        what is `mended`, the authors' `accuracy` and `tv_accuracy`. Mended is "none", "all", one of
+        what is `mended`, the authors' `accuracy`, `tv_accuracy`, and the `acceptance` of MALA's
+        last stage. Mended is "none", "all", one of
         :class:`~ardiff.study._paper.samplers.Faults`, "both of the ratio" of MALA, or of DDPM
         "grid" (even in log-SNR) or "histograms" (those of the other methods).
         ``gains``: of a method over a DDPM, paired by seed, with 95% interval `low` to `high`.
@@ -125,7 +126,7 @@ def _paper_rows(target: Target, seeds: Sequence[int], cut: bool) -> list[Row]:
         floor = target.authors_floor(method)
         for calls in FEW_CALLS if cut else CALLS:
             drawn = [target.draw(method, calls, seed, samplers.PUBLISHED) for seed in seeds]
-            each = [target.authors(method, x) for x, _ in drawn]
+            each = [target.authors(method, x) for x, *_ in drawn]
             row = _row(target, method, calls, "paper", each, drawn)
             rows.append(row | {"floor": floor, "published": published(target.name, method, calls)})
     return rows
@@ -136,7 +137,7 @@ def _correct_rows(target: Target, seeds: Sequence[int], cut: bool) -> list[Row]:
     for calls in FEW_CALLS[:1] if cut else CORRECT_CALLS:
         for method in METHODS[1:]:
             drawn = [target.draw(method, calls, seed, samplers.MENDED) for seed in seeds]
-            each = [target.marginals.accuracy(x) for x, _ in drawn]
+            each = [target.marginals.accuracy(x) for x, *_ in drawn]
             rows.append(_row(target, method, calls, "correct", each, drawn))
         for name, rival in rivals.RIVALS.items():
             best = None
@@ -144,7 +145,7 @@ def _correct_rows(target: Target, seeds: Sequence[int], cut: bool) -> list[Row]:
                 drawn = [
                     rivals.draw(target.mixture, rival, grid, calls, SAMPLES, seed) for seed in seeds
                 ]
-                each = [target.marginals.accuracy(x) for x, _ in drawn]
+                each = [target.marginals.accuracy(x) for x, *_ in drawn]
                 if best is None or fmean(each) > fmean(best["each"]):
                     best = _row(target, name, calls, "correct", each, drawn) | {"grid": grid}
             rows.append(best)
@@ -152,7 +153,7 @@ def _correct_rows(target: Target, seeds: Sequence[int], cut: bool) -> list[Row]:
 
 
 def _row(target: Target, method: str, calls: int, mode: str, each, drawn) -> Row:
-    tv = fmean(target.marginals.accuracy(x) for x, _ in drawn)
+    tv = fmean(target.marginals.accuracy(x) for x, *_ in drawn)
     return {
         "target": target.name, "method": method, "calls": calls, "mode": mode, "each": each,
         "floor": target.floor, "published": None, "made": drawn[0][1], "tv_accuracy": tv,
@@ -175,21 +176,26 @@ def _fault_rows(target: Target, seeds: Sequence[int], cut: bool) -> list[Row]:
             cases["both of the ratio"] = samplers.PUBLISHED.without(*samplers.RATIO)
         for calls in FEW_CALLS[:1] if cut else FEW_CALLS:
             found = {
-                name: [target.draw(method, calls, seed, faults)[0] for seed in seeds]
+                name: [target.draw(method, calls, seed, faults) for seed in seeds]
                 for name, faults in cases.items()
             }
             if method == "DDPM":
                 found["grid"] = [
-                    rivals.draw(target.mixture, rivals.DDPM, "log-snr", calls, SAMPLES, seed)[0]
+                    rivals.draw(target.mixture, rivals.DDPM, "log-snr", calls, SAMPLES, seed)
                     for seed in seeds
                 ]
             names = {"target": target.name, "method": method, "calls": calls}
             for mended, drawn in found.items():
-                tv = fmean(map(target.marginals.accuracy, drawn))
-                theirs = fmean(target.authors(method, x) for x in drawn)
-                rows.append({**names, "mended": mended, "accuracy": theirs, "tv_accuracy": tv})
+                figures = {
+                    "accuracy": fmean(target.authors(method, x) for x, *_ in drawn),
+                    "tv_accuracy": fmean(target.marginals.accuracy(x) for x, *_ in drawn),
+                    "acceptance": fmean(each.acceptance for each in drawn)
+                    if method.startswith("MALA")
+                    else None,
+                }
+                rows.append({**names, "mended": mended, **figures})
             if method == "DDPM":
-                same = fmean(target.authors("MALA", x) for x in found["none"])
+                same = fmean(target.authors("MALA", x) for x, *_ in found["none"])
                 rows.append({**rows[-len(found)], "mended": "histograms", "accuracy": same})
     return rows
 

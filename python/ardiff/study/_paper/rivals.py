@@ -12,6 +12,7 @@ from ...data.mixture import GaussianMixture
 from ...sampling import sample
 from ...tables.paths import get_path
 from .published import OU_PER_T, TIME
+from .samplers import Drawn
 
 PATH, PREDICTION = "ou", "sample"
 GRIDS = ("log-snr", "karras", "uniform")  # of which DDPM has the best
@@ -46,8 +47,8 @@ RIVALS = {
 
 def draw(
     mixture: GaussianMixture, rival: Rival, grid: str | None, calls: int, n: int, seed: int
-) -> tuple[Tensor, int]:
-    """Samples float32 `[n, d]` and the model calls made, at most `calls`.
+) -> Drawn:
+    """`n` samples, of at most `calls` model calls.
 
     A named grid ends where the noise is a tenth of the narrowest mode's standard deviation;
     ``theirs`` is even in time from OU time 5, and its last step goes to 0.
@@ -64,7 +65,7 @@ def draw(
         mixture.model(PATH, PREDICTION), (n, mixture.means.shape[1]), PATH, PREDICTION,
         rival.solver, calls, seed=seed, return_stats=True, **options,
     )  # fmt: skip
-    return x, stats.calls
+    return Drawn(x, stats.calls)
 
 
 def _energy(mixture: GaussianMixture):

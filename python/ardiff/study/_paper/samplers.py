@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -162,23 +163,29 @@ def euler(gamma: float, tau: float) -> dict[str, float]:
     return {**v, "z_v": tau * v["v_v"], "z_g": tau * tau, "z_1": tau * v["v_1"]}
 
 
+class Drawn(NamedTuple):
+    """Samples float32 `[n, d]`; the score calls that they took, extra ones of MALA_ES counted; the
+    share of proposals accepted in the last stage, None without an accept step."""
+
+    x: Tensor
+    made: float
+    acceptance: float | None = None
+
+
 def draw(
     target: str, mixture: RoundMixture, method: str, calls: int, n: int, seed: int, faults: Faults
-) -> tuple[Tensor, float]:
-    """Samples float32 `[n, d]` and the score calls that they took, extra ones of MALA_ES counted.
-
-    `mixture` must have the floor that `faults` say.
-    """
+) -> Drawn:
+    """`n` samples; `mixture` must have the floor that `faults` say."""
     if method.startswith("MALA"):
         return metropolis(target, mixture, method, calls, n, seed, faults)
     plan = table(target, method, calls, faults)
     shape = (n, mixture.means.shape[1])
-    return sample(mixture.score, shape, table=plan, seed=seed), float(plan.calls)
+    return Drawn(sample(mixture.score, shape, table=plan, seed=seed), float(plan.calls))
 
 
 def metropolis(
     target: str, mixture: RoundMixture, method: str, calls: int, n: int, seed: int, faults: Faults
-) -> tuple[Tensor, float]:
+) -> Drawn:
     """MALA, with energies, or MALA_ES, without; see :func:`draw`."""
     setting, generator = SETTINGS[target][method], torch.Generator().manual_seed(seed)
     tau = NARROW_WEIGHT / 10 * (KERNEL_H / 0.5) * (STAGES / 25) * setting.scale
@@ -193,7 +200,7 @@ def metropolis(
         data = c["p_x"] * x + c["p_o"] * mixture.at(x, stage.a)[1]
         x = c["x_x"] * x + c["x_0"] * data + c["x_n"] * normal()
         density, score = mixture.at(x, stage.b)
-        made += 2
+        made, taken = made + 2, []
         for _ in range(inner_steps(calls)):
             force = stage.pull * (x - anchor) - score
             y = x - tau * force + math.sqrt(2 * tau) * normal()
@@ -209,10 +216,11 @@ def metropolis(
             gain = gain + 0.5 * stage.pull * ((x - anchor) ** 2 - (y - anchor) ** 2).sum(1)
             log_alpha = gain + proposal_ratio(x, y, force, force_y, tau, faults)
             accepted = torch.rand(n, generator=generator).log() < log_alpha
+            taken.append(accepted.float().mean())
             x = torch.where(accepted[:, None], y, x)
             score = torch.where(accepted[:, None], score_y, score)
             density = torch.where(accepted, density_y, density)
-    return x, float(made)
+    return Drawn(x, float(made), float(torch.stack(taken).mean()))
 
 
 def proposal_ratio(
