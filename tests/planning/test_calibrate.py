@@ -127,6 +127,7 @@ def test_the_same_again_and_not_by_another_seed():
     )
     np.testing.assert_array_equal(one.table.coefficients, again.table.coefficients)
     assert not np.array_equal(one.table.coefficients, other.table.coefficients)
+    assert one.stages[3].curvature != other.stages[3].curvature  # of other states
 
 
 def test_guidance_and_energies_are_used():
