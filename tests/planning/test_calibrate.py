@@ -47,22 +47,22 @@ def rates(model, d, count, **options):
     [
         *((name, 10, 400) for name in ("wide", "narrow", "unlike scales", "modes", "seed 4")),
         *((name, 1000, 60) for name in ("wide", "unlike scales", "steep modes")),
-        *((name, 16_384, 12) for name in ("unlike scales", "steep modes")),
+        *((name, 16_384, 40) for name in ("unlike scales", "steep modes")),
     ],
 )
 def test_the_acceptance_asked_for(name, d, count, solver):
-    """The mean over the stages is in [.4, .8], every stage near it; at the step size of 10
+    """The mean over the stages is in [.45, .75], every stage near .6; at the step size of 10
     dimensions, the control, it is not.
 
-    The mean over `count` samples of a number in [0, 1] has a standard error of .5 count^-1/2 at
-    most, over the stages together a quarter of that: .03 at 12. The mean must be in [.45, .75] here
-    and a stage in [.25, .95], five of either away from the bounds of a rate that is right.
+    A mean of `count` numbers in [0, 1] has a standard error of .5 count^-1/2 at most, that over the
+    seven stages of .03 at 40: five of them, 6e-7, are .15, and a stage of rate .6 may be off by
+    five of its own.
     """
     model = target(name, d).model("edm", "sample")
     found = ardiff.calibrate(model, d, solver=solver, steps=24, **OPTIONS)
     ours = rates(model, d, count, table=found.table)
     assert 0.45 < ours.mean() < 0.75, ours.round(2)
-    assert ours.min() > 0.25 and ours.max() < 0.95, ours.round(2)
+    assert np.abs(ours - 0.6).max() < max(0.3, 2.5 * count**-0.5), ours.round(2)
     table = ardiff.solver(solver, steps=24, dim=10, **OPTIONS)
     default = rates(model, d, count, table=table).mean()
     assert not 0.4 < default < 0.8 or abs(default - 0.6) > abs(ours.mean() - 0.6) + 0.1
@@ -127,6 +127,7 @@ def test_the_same_again_and_not_by_another_seed():
     )
     np.testing.assert_array_equal(one.table.coefficients, again.table.coefficients)
     assert not np.array_equal(one.table.coefficients, other.table.coefficients)
+    assert one.stages[3].curvature != other.stages[3].curvature  # of other states
 
 
 def test_guidance_and_energies_are_used():

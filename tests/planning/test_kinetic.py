@@ -8,9 +8,19 @@ import torch
 
 import ardiff
 from ardiff.data.mixture import GaussianMixture
+from ardiff.guide import Guidance
 from ardiff.loop.ladder import stage_of_rows
+from ardiff.noise import make_key, make_stream
 from ardiff.planning.calibration import StageSetting
-from ardiff.planning.kinetic import KINETIC, KineticTable, enough_stages, spectral_radius
+from ardiff.planning.kinetic import (
+    KINETIC,
+    KineticTable,
+    _offset,
+    enough_stages,
+    spectral_radius,
+)
+from ardiff.planning.model_score import Score
+from ardiff.planning.stage_probe import probes
 from ardiff.tables.paths import get_path
 
 
@@ -34,7 +44,7 @@ def table_of(solver, path="ou", prediction="score", **options):
 def test_the_stationary_variance_of_uld(path, prediction, gamma, tau, curvature, moment):
     """The discrete law that the exponential integrator has, to ten digits where it is reached."""
     kinetic = table_of("rtk-uld", path, prediction, gamma=gamma, tau=tau)
-    found = kinetic.second_moment(kinetic.stages[1], np.array([curvature]), 1.0)
+    found = kinetic.second_moment(kinetic.stages[1], np.array([curvature]), 0.0)
     np.testing.assert_allclose(found, moment, rtol=1e-8 if gamma * tau > 0.5 else 1e-3)
     assert abs(float(found[0]) - 1) > 0.02  # the continuous law is another
 
@@ -43,7 +53,7 @@ def test_the_stationary_variance_of_uld(path, prediction, gamma, tau, curvature,
 def test_the_stationary_variance_of_splittings(solver, bias):
     """BAOAB is exact on a Gaussian; OBABO at tau .4 has 1 / (1 - tau^2 / 4)."""
     kinetic = table_of(solver, tau=0.4)
-    (found,) = kinetic.second_moment(kinetic.stages[0], np.array([1.0]), 1.0)
+    (found,) = kinetic.second_moment(kinetic.stages[0], np.array([1.0]), 0.0)
     assert abs(found - 1 - bias) < 1e-6
 
 
@@ -51,7 +61,7 @@ def test_the_stationary_variance_of_splittings(solver, bias):
 @pytest.mark.parametrize("inner", [1, 3])
 def test_the_second_moment_of_a_run(solver, inner):
     """Of the states after two stages, 200,000 samples of Gaussian data: to 5 standard errors, 6e-7.
-    From a start half as wide again, the control, it is another.
+    From a start that is off its kernel, the control, it is another.
 
     The ancestral step has the mean of its kernel here, gain x_a, and the kernel the variance
     1 / (1 / (scale + sigma_b^2) + 1 / s^2).
@@ -71,7 +81,7 @@ def test_the_second_moment_of_a_run(solver, inner):
         variance = 1 / (1 / (scale + t.sigma_b**2) + 1 / t.s2)
         curvature = np.array([t.width**2 / variance])
         right, wrong = (
-            float(kinetic.second_moment(stage, curvature, spread)[0]) for spread in (1.0, 1.5)
+            float(kinetic.second_moment(stage, curvature, offset)[0]) for offset in (0.0, 0.5)
         )
         gain = (scale + t.sigma_b**2) / (scale + t.sigma_a**2)
         other = gain**2 * expected + variance * wrong
@@ -160,6 +170,25 @@ def test_the_stages_that_the_theory_asks_for():
 
     assert enough_stages(stages(0.5), path) == 7
     assert enough_stages(stages(5.0), path) == 1 + int(np.ceil(5.999 * np.log(2) / np.log(1.1)))
+
+
+def test_the_start_of_a_stage_is_known():
+    """In 200 dimensions, where it is known well: the ancestral step begins at its kernel's mean on
+    a Gaussian, the Gaussian factor does not, and both have the noise that they add."""
+    model = GaussianMixture(torch.zeros(1, 200), 1.0).model("edm", "sample")
+    levels, path = np.array([4.0, 2.0, 1.0]), get_path("edm")
+    found = {}
+    for start in ("ancestral", "gaussian-factor"):
+        score = Score(model, (16, 200), path, "sample", None, Guidance())
+        key, stream = make_key(0, "cpu"), make_stream(range(16), 16, 0, "cpu")
+        looks = probes(score, path, levels, levels, key, stream, 200, start, 2, 1)
+        found[start] = [_offset(look, start) for look in looks]
+    assert max(found["ancestral"]) < 0.15
+    for offset, look in zip(found["gaussian-factor"], looks, strict=True):
+        t = look.t
+        gain = (1 + t.sigma_b**2) / (1 + t.sigma_a**2)  # of the kernel's mean; that of the start: 1
+        right = (1 - gain) ** 2 * (1 + t.sigma_a**2) / t.width**2
+        assert abs(offset / right - 1) < 0.25, (offset, right)
 
 
 @pytest.mark.parametrize("option", ["tau", "gamma"])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LOW, HIGH = 0.02, 0.99  # acceptance rates beyond which a step size is taken for a wrong one
 FEW, MANY = 8, 64  # decisions that say something, and that say enough
-_ADAPT = 'or find it with ardiff.adapted_solver or adapt="sample"'
+_ADAPT = 'or find it with ardiff.calibrate, ardiff.adapted_solver or adapt="sample"'
 LOG_ALPHA_EDGES = (-16.0, -8.0, -4.0, -2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
 
 

@@ -133,7 +133,7 @@ def calibrate(
         reach = moves[0].steps
     if first.energy != (energy_fn is not None):
         raise ValueError('accept="energy" and energy_fn go together: pass both or neither')
-    score = Score(model_fn, shape, path, prediction, condition, guided)
+    score = Score(model_fn, shape, path, prediction, condition, guided, device)
     stream = make_stream(range(FIRST_ID, FIRST_ID + samples), samples, 0, device)
 
     def look(levels: np.ndarray, inside: np.ndarray) -> tuple[list[Probe], list[StageSetting]]:

@@ -35,7 +35,7 @@ from ardiff_kernels import ops
 from ..guide import Guidance
 from ..loop.checks import check_signature
 from ..noise import Purpose, counter_word, make_key, make_stream
-from ..tables.paths import Path, check_prediction, get_path, time_grid
+from ..tables.paths import Path, get_path, time_grid
 from .model_score import Score, pilot_states
 
 FIRST_ID = 2**43 - 2**14  # of the pilot's samples, far from the ids that samples begin with
@@ -265,7 +265,6 @@ def curvature(
         [0.01, 0.99, 50.0]
     """
     path, shape = get_path(path), check_model(model_fn, dim, samples)
-    check_prediction(prediction)
     if isinstance(iterations, bool) or int(iterations) != iterations or iterations < 1:
         raise ValueError(f"iterations must be an integer of 1 or more, got {iterations!r}")
     grid = time_grid(path, levels) if isinstance(levels, int) else np.array(levels, np.float64)
@@ -274,7 +273,7 @@ def curvature(
     if path.sigma(grid[-1]) <= 0:
         raise ValueError(f"levels must end above the data, where sigma is 0, got {levels!r}")
     guided = Guidance.of(uncond, guidance, uncond2, guidance2).per_sample(1, device)
-    score = Score(model_fn, shape, path, prediction, condition, guided)
+    score = Score(model_fn, shape, path, prediction, condition, guided, device)
     elements = math.prod(shape[1:])
     key = make_key(seed, device)
     stream = make_stream(range(FIRST_ID, FIRST_ID + samples), samples, 0, device)

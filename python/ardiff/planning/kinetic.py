@@ -73,16 +73,16 @@ class KineticTable:
         noise = np.concatenate([z_1**2 + z_2**2, z_1 * v_1, z_1 * v_1, v_1**2], -1)
         return matrix, noise.reshape(-1, 2, 2)
 
-    def second_moment(self, stage: Stage, curvature: np.ndarray, spread: float) -> np.ndarray:
+    def second_moment(self, stage: Stage, curvature: np.ndarray, offset: float) -> np.ndarray:
         """E (z - mean of the kernel)^2 after the stage over the kernel's variance, float64 `[n]`.
 
-        It is 1 where the stage draws from its kernel. `spread` is the start's over w^2: 1 for the
-        ancestral step, and more by the distance of its mean.
+        It is 1 where the stage draws from its kernel. `offset` is the square of the distance, over
+        w^2, of the start's mean from the kernel's.
         """
         matrix, noise = self.matrices(stage, curvature)
         z_1, z_2, v_1 = (self._column[name][stage.start] for name in ("z_1", "z_2", "v_1"))
         z_1, z_2 = z_1 / stage.t.width, z_2 / stage.t.width
-        moments = np.array([[spread - 1 + z_1**2 + z_2**2, z_1 * v_1], [z_1 * v_1, v_1**2]])
+        moments = np.array([[offset + z_1**2 + z_2**2, z_1 * v_1], [z_1 * v_1, v_1**2]])
         moments = np.broadcast_to(moments, (len(curvature), 2, 2))
         for each, added in zip(matrix, noise, strict=True):
             moments = each @ moments @ each.swapaxes(-1, -2) + added
@@ -113,7 +113,7 @@ def settings(
         low = max(stage.lowest, LEAST)
         gamma = float(2 * 2 ** (np.rint(2 * np.log2(low)) / 4))
         values, weights = look.spectrum()
-        values, spread = values.clip(LEAST), look.spread()
+        values, offset = values.clip(LEAST), _offset(look, options.get("warm_start"))
         ends = np.linspace(low, max(low, ROOM * stage.highest), 16)
         tried = []
         for tau in TAUS:
@@ -123,7 +123,7 @@ def settings(
             kinetic = made[gamma, tau]
             rows = kinetic.stages[number]
             radius = spectral_radius(kinetic.matrices(rows, ends)[0])
-            off = weights @ np.abs(kinetic.second_moment(rows, values, spread) - 1)
+            off = weights @ np.abs(kinetic.second_moment(rows, values, offset) - 1)
             # a lone row of OBABO turns (z, v) and damps nothing: its radius is 1, and it is stable
             tried.append((radius > 1 + 1e-9, float(off), tau, radius))
         unstable, off, tau, radius = min(tried)
@@ -131,6 +131,13 @@ def settings(
         tables.append(made[gamma, tau].table)
         chosen.append(replace(stage, tau=tau, gamma=gamma, radius=radius, error=off, note=note))
     return splice(tables, range(len(tables))), chosen
+
+
+def _offset(look: Probe, warm_start: str | None) -> float:
+    """That of :meth:`KineticTable.second_moment`: what the start's own noise leaves."""
+    t = look.t
+    noise = t.s2 / (t.r * t.width) ** 2 if warm_start == "gaussian-factor" else 1.0
+    return max(0.0, look.spread() - noise)
 
 
 def enough_stages(found: Sequence[StageSetting], path: Path) -> int:

@@ -27,6 +27,7 @@ class Score:
         shape: (samples, ...) of the states as the model takes them.
         path, prediction: of the model.
         guided: with weights as :meth:`ardiff.guide.Guidance.per_sample` gives them.
+        device: of the states.
 
     Attributes:
         eps: the rounding of the model's outputs, of the coarsest so far.
@@ -34,10 +35,10 @@ class Score:
 
     def __init__(
         self, model_fn: Any, shape: Sequence[int], path: Path, prediction: str, condition: Any,
-        guided: Guidance,
+        guided: Guidance, device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
         self._model = CountedModel(model_fn, tuple(shape))
-        self._path, self.prediction = path, prediction
+        self._path, self.prediction, self._device = path, prediction, device
         self._conditions, self._weights = [condition, *guided.conditions], guided.weights
         self.eps = torch.finfo(torch.float32).eps
 
@@ -71,14 +72,10 @@ class Score:
 
     def _bind(self, level: float, condition: Any) -> Callable[[Tensor], Tensor]:
         if hasattr(self._model, "hoist"):
-            at = torch.full((1,), level, device=_device(condition))
+            at = torch.full((1,), level, device=self._device)
             function = self._model.hoist(at, condition)
             return lambda x: function(0, x)
         return lambda x: self._model(x, x.new_full((len(x),), level), condition)
-
-
-def _device(condition: Any) -> torch.device | str:
-    return condition.device if isinstance(condition, Tensor) else "cpu"
 
 
 def pilot_states(

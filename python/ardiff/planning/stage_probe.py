@@ -49,10 +49,10 @@ class Probe(NamedTuple):
         return values.flatten().cpu().numpy(), weights.flatten().cpu().numpy()
 
     def spread(self) -> float:
-        """The start's second moment about the kernel's mean over w^2: 1 and that of the distance
-        of the means, as |G|^2 shows it beside |H v|^2, which a start at the mean would have."""
+        """The start's second moment about the kernel's mean over w^2, as |G|^2 shows it beside
+        |H v|^2, that of a start of width w at the mean."""
         expected = self.along.powers(self.velocity, 1)[1].square().sum()
-        return max(1.0, float(self.gradient.square().sum() / expected))
+        return float(self.gradient.square().sum() / expected)
 
 
 def stage_levels(table: StepTable) -> np.ndarray:
