@@ -31,7 +31,10 @@ def test_the_readme_example_runs(capsys) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["context.md", "learned_tables.md", "noise_path.md", "parallel.md", "quality.md", "solvers.md"],
+    [
+        *("context.md", "learned_tables.md", "noise_path.md", "parallel.md", "quality.md"),
+        *("scaling.md", "solvers.md"),
+    ],
 )
 def test_the_examples_of_a_page_run(page, capsys) -> None:
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
