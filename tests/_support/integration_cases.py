@@ -136,9 +136,15 @@ def of_diffusers() -> Iterator[tuple[str, Case]]:
             given = ",".join(f"{key}={value}" for key, value in config.items())
             options = {"steps": 11, "wide": False, **config}
             draw = partial(diffusers_loop, name, **options)
-            roots = config.get("rescale_betas_zero_snr") or config.get("variance_type") == "learned"
-            depends = "torch" if roots else ""
+            depends = "torch" if _takes_roots(name, config) else ""
             yield f"diffusers/{name}/{given}", Case(draw, depends=depends, needs="diffusers")
+
+
+def _takes_roots(name: str, config: dict[str, Any]) -> bool:
+    """Whether diffusers takes square roots by torch, which rounds them by the machine."""
+    if name == "FusedDPMSolverMultistepScheduler":
+        return not config.get("use_flow_sigmas")
+    return bool(config.get("rescale_betas_zero_snr")) or config.get("variance_type") == "learned"
 
 
 def integration_cases() -> dict[str, Case]:

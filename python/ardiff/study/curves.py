@@ -171,7 +171,8 @@ def _cell(calls: float | None) -> str:
     return "more" if calls is None else f"{calls:.0f}"
 
 
-def _exponent(fit: dict[str, Any] | None) -> str:
+def exponent(fit: dict[str, Any] | None) -> str:
+    """The exponent of a fit with its interval; empty where there is none."""
     return "" if fit is None else f"{fit['exponent']:.2f} ({fit['low']:.2f} to {fit['high']:.2f})"
 
 
@@ -185,6 +186,6 @@ def growth_table(name: str, solvers: dict[str, Any], claims: dict[str, dict[str,
     ]
     for method, row in solvers.items():
         claim = claims.get(method, {}).get(name)
-        cells = [f"`{method}`", *map(_cell, row["calls"]), _exponent(row["fit"])]
+        cells = [f"`{method}`", *map(_cell, row["calls"]), exponent(row["fit"])]
         lines.append(f"| {' | '.join(cells)} | {'' if claim is None else f'{claim:g}'} |")
     return "\n".join(lines)

@@ -7,8 +7,11 @@ one variance, which is at most that of the law itself. Exact draws have a KL of 
 chains, the floor. Trapezoidal energies are exact here.
 
 **A curve.** A ring of modes of deviation s on the unit circle of a plane in d dimensions: for small
-s no Hessian is bounded. Measured is the mean square distance from the circle over that of exact
-draws; 1 is right.
+s no Hessian is bounded. Measured are the mean squares of the distance from the circle, in the plane
+and normal to it, over those of exact draws; 1 is right.
+
+**Modes.** The mixture on a line of :mod:`ardiff.study.adjusted`: KL between bins of equal mass,
+less that of exact draws. Whether calls grow there as on Gaussian data.
 """
 
 from __future__ import annotations
@@ -18,13 +21,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.mixture import GaussianMixture
 from ..loop.stats import AcceptanceWarning
 from ..sampling import sample
-from .curves import PATH, crossing, growth_table, power_law
+from .adjusted import BINS, RATIO_MIN, Line, inner_edges
+from .curves import PATH, crossing, exponent, growth_table, power_law
 
 CURVATURE, EPS = 16, 0.1
 ADJUSTED: dict[str, list[dict[str, Any]]] = {
@@ -35,10 +40,13 @@ DIMS, STEPS = (2, 8, 32, 128), (16, 32, 64, 128, 256, 512, 1024)
 # The sources' exponents, to logarithms: calls grow as log(1 / eps).
 CLAIMS = {"rtk-mala": {"d": 2.0, "1/eps": 0.0, "K": 1.0}}
 ACCURACIES = (0.4, 0.2, 0.1, 0.05, 0.025)  # at the least d
-RING, RING_CHAINS = ("ddpm", "ddim", "dpmpp-2m", "rtk-harmonic"), 2000
+RING, RING_CHAINS = ("ddpm", "ddim", "dpmpp-2m", "rtk-harmonic"), 4000
 RING_PLACES = ((4, 0.1), (32, 0.1), (4, 0.025), (32, 0.025))  # d, s
 RING_STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
 RING_BOUND = 0.1
+LINE = ("ddpm", "ddpm-ei", "rtk-uld", "dpum", "rtk-harmonic", "ddim", "dpmpp-2m", "unipc")
+LINE_STEPS, LINE_CHAINS = (8, 16, 32, 64, 128), 100_000
+LINE_LEAST = 5e-4  # KL that is told from 0: nine deviations of that of exact draws
 
 
 def chains_of(dim: int, cut: bool) -> int:
@@ -102,15 +110,17 @@ def ring(dim: int, std: float) -> GaussianMixture:
     return GaussianMixture(means, std**2)
 
 
-def off_circle(x: Tensor) -> float:
-    """Mean square distance from the circle in the plane of the first two coordinates."""
+def off_circle(x: Tensor) -> Tensor:
+    """Mean squares of the distance from the circle in the plane of the first two coordinates, and
+    of the coordinates normal to the plane, float64 `[2]`."""
     x = x.double()
     radial = x[:, :2].norm(dim=1) - 1
-    return float((radial**2 + x[:, 2:].square().sum(1)).mean())
+    return torch.stack([radial.square().mean(), x[:, 2:].square().mean()])
 
 
 def ring_calls(solver: str, dim: int, std: float, seed: int) -> tuple[float | None, float]:
-    """Calls until the mean square is within a tenth of exact draws' to stay, and what is left."""
+    """Calls until both mean squares are within a tenth of exact draws' to stay, and what is
+    left."""
     target = ring(dim, std)
     exact = off_circle(target.sample(100_000, torch.Generator().manual_seed(seed)))
     calls, errors = [], []
@@ -122,10 +132,33 @@ def ring_calls(solver: str, dim: int, std: float, seed: int) -> tuple[float | No
                 seed=seed, ratio_min=std / 10, return_stats=True,
             )  # fmt: skip
         calls.append(stats.calls)
-        errors.append(abs(off_circle(x) / exact - 1))
+        errors.append(float((off_circle(x) / exact - 1).abs().max()))
         if len(errors) > 1 and max(errors[-2:]) < RING_BOUND / 2:
             break
     return crossing(calls, errors, RING_BOUND), errors[-1]
+
+
+def line_kl(x: Tensor) -> float:
+    """KL of the bins' counts from equal masses, less the mean of exact draws, for `[B, 1]`."""
+    counts = np.bincount(np.searchsorted(inner_edges(), x.double().numpy().ravel()), minlength=BINS)
+    share = counts[counts > 0] / counts.sum()
+    return float(np.sum(share * np.log(share * BINS)) - (BINS - 1) / (2 * counts.sum()))
+
+
+def line_growth(solver: str, chains: int, seed: int) -> dict[str, Any]:
+    """`calls`, their `kl`, and the `fit` of the calls as a power of 1 / eps = (2 / KL)^(1/2) over
+    those whose KL is told from 0."""
+    calls, kl = [], []
+    for steps in LINE_STEPS:
+        x, stats = sample(
+            Line().model, (chains, 1), PATH, "sample", solver, steps, seed=seed,
+            ratio_min=RATIO_MIN, return_stats=True,
+        )  # fmt: skip
+        calls.append(stats.calls)
+        kl.append(line_kl(x))
+    told = [n if error > LINE_LEAST else None for n, error in zip(calls, kl, strict=True)]
+    fit = power_law([(2 / max(error, 1e-12)) ** 0.5 for error in kl], told, seed)
+    return {"calls": calls, "kl": kl, "fit": fit and fit._asdict()}
 
 
 def growths(curves: dict[int, list[list[list[float]]]], seed: int) -> dict[str, dict[str, Any]]:
@@ -150,13 +183,13 @@ def growths(curves: dict[int, list[list[list[float]]]], seed: int) -> dict[str, 
 
 
 def run(seed: int, cut: bool, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """Both measurements, as plain numbers.
+    """All measurements, as plain numbers.
 
     Returns:
         `adjusted`: by ``d``, ``1/eps`` and ``K`` and solver as :func:`growths`; `errors`, by solver
         and d the calls and KL of every run, a list per setting; `ring`: of each `solver`, `d` and
-        width `s` the `calls` until the mean square distance is right to a tenth, and the `error`
-        left at the end. None: not with the calls tried.
+        width `s` the `calls` until both mean squares are right to a tenth, and the `error` left at
+        the end; `line`, by solver as :func:`line_growth`. None: not with the calls tried.
     """
     adjusted: dict[str, Any] = {"d": {}, "1/eps": {}, "K": {}}
     errors: dict[str, Any] = {}
@@ -176,7 +209,12 @@ def run(seed: int, cut: bool, progress: Callable[[str], None] | None = None) -> 
                 progress(f"{solver} on a ring of width {std:g}, d = {dim}")
             calls_, left = ring_calls(solver, dim, std, seed)
             rings.append({"solver": solver, "d": dim, "s": std, "calls": calls_, "error": left})
-    return {"adjusted": adjusted, "errors": errors, "ring": rings}
+    line = {}
+    for solver in LINE[1:3] if cut else LINE:
+        if progress is not None:
+            progress(f"{solver} on a line")
+        line[solver] = line_growth(solver, LINE_CHAINS // (4 if cut else 1), seed)
+    return {"adjusted": adjusted, "errors": errors, "ring": rings, "line": line}
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -195,7 +233,18 @@ def markdown(found: dict[str, Any]) -> str:
             "Adjusted solvers, by the moments of samples (1/eps: at the least d; K: of 128 "
             "dimensions together):",
             *tables,
-            "The mean square distance from a circle right to a tenth:",
+            "Both mean squares of the distance from a circle right to a tenth:",
             "\n".join(lines),
+            "KL on a line, less that of exact draws, and the power of 1/eps by which calls grow:",
+            _line_table(found["line"]),
         ]
     )
+
+
+def _line_table(line: dict[str, Any]) -> str:
+    head = " | ".join(f"{steps} calls" for steps in LINE_STEPS)
+    lines = [f"| KL on a line | {head} | exponent |", "|---" * (len(LINE_STEPS) + 2) + "|"]
+    for solver, row in line.items():
+        cells = [f"`{solver}`", *(f"{kl:.1e}" for kl in row["kl"]), exponent(row["fit"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
