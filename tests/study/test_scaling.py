@@ -99,7 +99,7 @@ def test_what_grows_and_what_does_not(found):
 
 
 def test_adjusted_solvers_on_products_of_mixtures(found):
-    """More coordinates, of which the accuracy is shared, take more calls, though not as the bound."""
+    """More coordinates share the accuracy, and take more calls, but not as the bound."""
     one, four = found["sampled"]["product"]["rtk-hmc"]["calls"]
     assert one < four < 4**2 * one
     told = found["sampled"]["line"]["ddpm-ei"]
