@@ -61,6 +61,10 @@ def test_the_fast_model_is_that_of_the_mixture(level):
     at, path = torch.full((101,), level), get_path(adjusted.PATH)
     wanted = adjusted.target().model(adjusted.PATH, adjusted.PREDICTION)(x, at, None)
     torch.testing.assert_close(line.model(x, at, None), wanted, atol=2e-5, rtol=0)
+    both = torch.cat([x, x.flip(0)], 1)  # coordinates are independent
+    assert torch.equal(line.model(both, at, None)[:, 1:], line.model(x.flip(0), at, None))
+    energies = line.energy(x, at, None), line.energy(x.flip(0), at, None)
+    torch.testing.assert_close(line.energy(both, at, None), sum(energies))
     alpha, sigma = (torch.tensor([f(level)]) for f in (path.alpha, path.sigma))
     density = adjusted.target().log_density(x, alpha, sigma)
     found = line.energy(x, at, None).double() + density

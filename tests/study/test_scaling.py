@@ -98,6 +98,15 @@ def test_what_grows_and_what_does_not(found):
         assert over[solver][-1] is None or over[solver][-1] > 1.5 * over[solver][0]
 
 
+def test_adjusted_solvers_on_products_of_mixtures(found):
+    """More coordinates share the accuracy, and take more calls, but not as the bound."""
+    one, four = found["sampled"]["product"]["rtk-hmc"]["calls"]
+    assert one < four < 4**2 * one
+    told = found["sampled"]["line"]["ddpm-ei"]
+    assert told["kl"] == sorted(told["kl"], reverse=True)
+    assert 0.8 < told["fit"]["exponent"] < 1.2 < found["claims"]["ddpm-ei"]["1/eps"]
+
+
 def test_more_axes_take_more_calls_and_bounds_are_pinskers(found):
     assert scaling.bound(0.1) == pytest.approx(0.02)
     for row in found["exact"]["log-snr"]["d"].values():

@@ -66,7 +66,7 @@ class Line:
         return alpha, modes
 
     def model(self, x: Tensor, level: Tensor, condition: Any) -> Tensor:
-        """E[x0 | x] of x `[B, 1]`."""
+        """E[x0 | x] of x `[B, d]`, each coordinate a draw of its own."""
         alpha, modes = self._modes(level)
         logs = [log - (x - centre) ** 2 / (2 * v) for log, centre, v in modes]
         top = torch.maximum(torch.maximum(logs[0], logs[1]), logs[2])
@@ -76,10 +76,10 @@ class Line:
         return made / (shares[0] + shares[1] + shares[2])
 
     def energy(self, x: Tensor, level: Tensor, condition: Any) -> Tensor:
-        """-log density of x `[B, 1]` at the level up to a constant, `[B]`."""
+        """-log density of x `[B, d]` at the level up to a constant, `[B]`."""
         _, modes = self._modes(level)
-        logs = [log - (x[:, 0] - centre) ** 2 / (2 * v) for log, centre, v in modes]
-        return -torch.logaddexp(torch.logaddexp(logs[0], logs[1]), logs[2])
+        logs = [log - (x - centre) ** 2 / (2 * v) for log, centre, v in modes]
+        return -torch.logaddexp(torch.logaddexp(logs[0], logs[1]), logs[2]).sum(1)
 
 
 def target() -> GaussianMixture:
