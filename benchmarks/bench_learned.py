@@ -29,11 +29,12 @@ from torch import Tensor
 import ardiff
 from ardiff.data.mixture import GaussianMixture, random_mixture
 from ardiff.study import problems
+from ardiff.study.intervals import geometric_mean
 from ardiff.study.problems import PATH, PREDICTION, end_error, exact_table, grids
 from ardiff.tables.table import StepTable
 
 from ._harness import CORRECTNESS, OURS, Row, Settings
-from .bench_quality import Target, pooled
+from .bench_quality import Target
 
 SUITE = "learned"
 MIXTURES = (*range(101, 110), *range(201, 210))
@@ -174,17 +175,21 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
     theirs = rivals(calls, norm, guidance)
     if guidance == 1:
         floors = [problem(seed, norm, guidance).target.floor for seed in MIXTURES]
-        yield Row(SUITE, case, "truth", "sliced_w2", pooled(floors))
+        yield Row(SUITE, case, "truth", "sliced_w2", geometric_mean(floors))
     for metric in ours[OURS]:
         for name, scores in ours.items():
             values = scores[metric]
-            yield Row(SUITE, case, name, metric, pooled(values), "", min(values), max(values))
+            yield Row(
+                SUITE, case, name, metric, geometric_mean(values), "", min(values), max(values)
+            )
         for name, by_grid in theirs.items():
-            best = min(by_grid, key=lambda grid, by_grid=by_grid: pooled(by_grid[grid][metric]))
+            best = min(
+                by_grid, key=lambda grid, by_grid=by_grid: geometric_mean(by_grid[grid][metric])
+            )
             rival = by_grid[best][metric]
-            yield Row(SUITE, case, name, metric, pooled(rival), "", min(rival), max(rival))
+            yield Row(SUITE, case, name, metric, geometric_mean(rival), "", min(rival), max(rival))
             for mine, suffix in ((OURS, ""), (TOLD, "_told")):
                 pairs = zip(ours[mine][metric], rival, strict=True)
                 each = [a / b for a, b in pairs]
                 ratio = f"{metric}_ratio{suffix}"
-                yield Row(SUITE, case, name, ratio, pooled(each), "x", min(each), max(each))
+                yield Row(SUITE, case, name, ratio, geometric_mean(each), "x", min(each), max(each))

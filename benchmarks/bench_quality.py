@@ -11,7 +11,7 @@ with its rival: those of :data:`BOUNDS`, and every other solver with the default
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 import ardiff
 from ardiff.data.mixture import GaussianMixture, random_mixture
 from ardiff.solvers import SOLVERS, default_solver
+from ardiff.study.intervals import geometric_mean
 from ardiff.study.metrics import Sliced, unit_directions
 from ardiff.study.problems import PATH, PREDICTION, TRUTH_DRAWS
 
@@ -70,11 +71,6 @@ class Target:
         return x, stats.calls
 
 
-def pooled(values: Sequence[float]) -> float:
-    """Geometric mean."""
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
 _TARGETS: dict[int, Target] = {}
 _FOUND: dict[tuple[str, int, int, str | None], tuple[list[float], int]] = {}
 
@@ -122,14 +118,14 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
     found = {name: distances(name, calls, settings.seed) for name in (solver, rival)}
     over = max(made for _, made in found.values()) / calls
     yield Row(SUITE, case, "calls", CORRECTNESS, over)
-    floor = pooled([target.floor for target in targets()])
+    floor = geometric_mean([target.floor for target in targets()])
     yield Row(SUITE, case, "truth", "sliced_w2", floor)
     for name, (values, made) in found.items():
         low, high = min(values), max(values)
-        yield Row(SUITE, case, name, "sliced_w2", pooled(values), "", low, high)
+        yield Row(SUITE, case, name, "sliced_w2", geometric_mean(values), "", low, high)
         yield Row(SUITE, case, name, "calls", made)
     each = [a / b for a, b in zip(found[solver][0], found[rival][0], strict=True)]
-    ratio = pooled(each)
+    ratio = geometric_mean(each)
     yield Row(SUITE, case, rival, "ratio", ratio, "x", min(each), max(each))
     limit = bound(solver, rival, calls)
     if math.isfinite(limit):

@@ -22,8 +22,9 @@ import torch
 
 import ardiff
 from ardiff.data.mixture import GaussianMixture
+from ardiff.study.intervals import geometric_mean
 
-from .bench_quality import PATH, PREDICTION, Target, pooled, targets
+from .bench_quality import PATH, PREDICTION, Target, targets
 
 LOW, HIGH = 0.4, 0.8  # the band of acceptance that is asked for
 STEPS = 60
@@ -72,7 +73,7 @@ def acceptance_rows(d: int) -> Iterator[list[str]]:
 
 def quality_rows(calls: int, solvers: Sequence[str]) -> Iterator[list[str]]:
     """Distances over the floor, calibrated and default, and their ratio with its range."""
-    floor = pooled([target.floor for target in targets()])
+    floor = geometric_mean([target.floor for target in targets()])
     for solver in (*solvers, *BESIDE):
         default = np.array([[_draw(t, solver, calls, s) for t in targets()] for s in NOISE_SEEDS])
         cells = [f"{_over(default, floor):.2f}"]
@@ -86,7 +87,7 @@ def quality_rows(calls: int, solvers: Sequence[str]) -> Iterator[list[str]]:
                 )) for t, table in pairs] for seed in NOISE_SEEDS
             ])  # fmt: skip
             ratio = np.exp(np.log(ours / default).mean(1))
-            cells = [f"{_over(ours, floor):.2f}", *cells, f"{pooled(ratio):.2f}"]
+            cells = [f"{_over(ours, floor):.2f}", *cells, f"{geometric_mean(ratio):.2f}"]
             cells.append(f"{ratio.min():.2f} to {ratio.max():.2f}")
         else:
             cells = ["", *cells, "", ""]
@@ -94,7 +95,7 @@ def quality_rows(calls: int, solvers: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _over(distances: np.ndarray, floor: float) -> float:
-    return pooled(distances.ravel()) / floor
+    return geometric_mean(distances.ravel()) / floor
 
 
 def _draw(target: Target, solver: str, calls: int, seed: int) -> float:

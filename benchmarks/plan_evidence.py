@@ -31,7 +31,7 @@ from ardiff.data.sun_shadow_metrics import metrics
 from ardiff.models.image_model import ARModel
 from ardiff.planning import recommend
 from ardiff.planning.recommend import Choice
-from ardiff.study.pooling import geometric_mean
+from ardiff.study.intervals import geometric_mean
 from ardiff.study.problems import make_problem
 
 FILE = Path(recommend.__file__).with_name("evidence.json")

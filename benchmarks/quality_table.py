@@ -19,8 +19,10 @@ import ardiff
 from ardiff.data.sun_shadow_metrics import metrics
 from ardiff.solvers import SOLVERS
 from ardiff.solvers._default import BROKEN, BUDGETS, EVIDENCE, FLOOR
+from ardiff.study.intervals import geometric_mean
+from ardiff.study.text import figure, table
 
-from .bench_quality import distances, pooled
+from .bench_quality import distances
 
 NOISE_SEEDS = (0, 1, 2, 3)
 GRIDS = ("log-snr", "uniform", "karras")
@@ -37,10 +39,12 @@ def measured(solver: str, calls: int) -> tuple[float, str]:
         grids = (None,)  # its own levels
     elif solver == "restart" and calls < RESTART_CALLS:
         return math.inf, ""
-    first = {grid: pooled(distances(solver, calls, NOISE_SEEDS[0], grid)[0]) for grid in grids}
+    first = {
+        grid: geometric_mean(distances(solver, calls, NOISE_SEEDS[0], grid)[0]) for grid in grids
+    }
     best = min(first, key=first.get)
-    rest = [pooled(distances(solver, calls, seed, best)[0]) for seed in NOISE_SEEDS[1:]]
-    return pooled([first[best], *rest]), best
+    rest = [geometric_mean(distances(solver, calls, seed, best)[0]) for seed in NOISE_SEEDS[1:]]
+    return geometric_mean([first[best], *rest]), best
 
 
 def broken(solver: str) -> int:
@@ -55,7 +59,7 @@ def markdown() -> str:
     """EVIDENCE and BROKEN as a table, the smallest distance of each budget in bold."""
     head = [f"{budget} calls" for budget in BUDGETS]
     least = [min(column) for column in zip(*EVIDENCE.values(), strict=True)]
-    lines = [["solver", *head, "broken of 2,000"], ["---"] * (len(BUDGETS) + 2)]
+    lines = []
     for solver, values in EVIDENCE.items():
         cells = [
             f"**{_figure(value)}**" if value == low else _figure(value)
@@ -63,11 +67,11 @@ def markdown() -> str:
         ]
         lines.append([f"`{solver}`", *cells, str(BROKEN.get(solver, ""))])
     lines.append(["exact draws", *[_figure(FLOOR)] * len(BUDGETS), ""])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return table(["solver", *head, "broken of 2,000"], lines)
 
 
 def _figure(value: float) -> str:
-    return f"{value:.4f}".removeprefix("0") if math.isfinite(value) else "more needed"
+    return figure(value, 4) if math.isfinite(value) else "more needed"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ardiff.study.mixture import Row
-from ardiff.study.pooling import Results, geometric_mean, interval
+from ardiff.study.pooling import Results
 
 FLOORS = {("a", "exact"): {"sliced_w2": 0.1}, ("b", "exact"): {"sliced_w2": 0.2}}
 
@@ -56,22 +56,9 @@ def test_ratios_are_paired_by_seed():
     assert made((2.0, 8.0)).ratio("exact", "bad", "good", 8, "sliced_w2", ["a"]).value == 4
 
 
-def test_interval_is_students():
-    """Mean 1, deviation 1 of three: half width 4.303 / sqrt(3)."""
-    found = interval([0.0, 1.0, 2.0])
-    assert math.log(found.high) == pytest.approx(1 + 4.303 / math.sqrt(3), rel=1e-3)
-    assert interval([0.5]).high == math.inf
-
-
 def test_the_front_holds_what_fewer_calls_do_not_beat():
     front = made().front("exact", "sliced_w2")
     assert front == [(5, "good", pytest.approx(1))]
-
-
-def test_geometric_mean():
-    assert geometric_mean([1, 4]) == pytest.approx(2)
-    assert geometric_mean([1, math.inf]) == math.inf
-    assert math.isnan(geometric_mean([]))
 
 
 def test_cases_name_the_best_other():

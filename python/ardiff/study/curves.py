@@ -19,6 +19,8 @@ import numpy as np
 from ..solvers import solver
 from ..tables.paths import get_path
 from .gaussian_law import Law, law_of
+from .intervals import Interval
+from .text import table
 
 PATH, PREDICTION = "ou", "score"
 RATIO_MAX, RATIO_MIN = 200.0, 0.01  # the start errs by 1e-10 nats per axis; samples keep noise .01
@@ -167,25 +169,32 @@ def power_law(x: Sequence[float], y: Sequence[float | None], seed: int = 0) -> F
     return Fit(float(np.polyfit(u, v, 1)[0]), float(low), float(high), len(u))
 
 
-def _cell(calls: float | None) -> str:
+def fitted(x: Sequence[float], calls: Sequence[float | None], seed: int) -> dict[str, Any]:
+    """`x`, `calls` and the `fit` of their power law, as plain data."""
+    fit = power_law(x, calls, seed)
+    return {"x": list(x), "calls": list(calls), "fit": None if fit is None else fit._asdict()}
+
+
+def calls_cell(calls: float | None) -> str:
+    """The calls to an accuracy; "more" where those that were tried do not come to it."""
     return "more" if calls is None else f"{calls:.0f}"
 
 
 def exponent(fit: dict[str, Any] | None) -> str:
     """The exponent of a fit with its interval; empty where there is none."""
-    return "" if fit is None else f"{fit['exponent']:.2f} ({fit['low']:.2f} to {fit['high']:.2f})"
+    if fit is None:
+        return ""
+    return str(Interval(fit["exponent"], fit["low"], fit["high"]))
 
 
 def growth_table(name: str, solvers: dict[str, Any], claims: dict[str, dict[str, float]]) -> str:
     """Lines of `x`, `calls` and `fit` of each solver in Markdown: the calls at each x, the exponent
     with its interval, the sources' exponent."""
     x = next(iter(solvers.values()))["x"]
-    lines = [
-        f"| calls at {name} = | {' | '.join(f'{value:g}' for value in x)} | exponent | claim |",
-        "|---" * (len(x) + 3) + "|",
-    ]
+    lines = []
     for method, row in solvers.items():
         claim = claims.get(method, {}).get(name)
-        cells = [f"`{method}`", *map(_cell, row["calls"]), exponent(row["fit"])]
-        lines.append(f"| {' | '.join(cells)} | {'' if claim is None else f'{claim:g}'} |")
-    return "\n".join(lines)
+        told = "" if claim is None else f"{claim:g}".replace("0.", ".")
+        lines.append([f"`{method}`", *map(calls_cell, row["calls"]), exponent(row["fit"]), told])
+    head = [f"calls at {name} =", *(f"{value:g}" for value in x), "exponent", "claim"]
+    return table(head, lines)

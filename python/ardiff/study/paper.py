@@ -10,7 +10,7 @@ faults, the solvers of this package and those that a user would run instead, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -21,6 +21,7 @@ from ._paper.accuracy import Marginals, authors_accuracy
 from ._paper.published import CALLS, METHODS, SETTINGS, published
 from ._paper.report import markdown
 from ._paper.score import RoundMixture
+from .intervals import interval
 from .targets import PAPER
 
 __all__ = ["MODES", "markdown", "run"]
@@ -31,10 +32,8 @@ TRUTH = 200_000  # exact draws that the authors' histograms are compared with
 FLOOR_DRAWS = 4
 FEW_CALLS = (25, 105)  # of the cut, and of the table of faults
 CORRECT_CALLS = (25, 105, 205)  # beyond, all but DDPM on the authors' grid are at the floor
-STUDENT_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, by the number of seeds
 
 Row = dict[str, Any]
-Progress = Callable[[str], None]
 
 
 class Target:
@@ -66,7 +65,6 @@ class Target:
 def run(
     seed: int,
     cut: bool,
-    progress: Progress | None = None,
     modes: Sequence[str] = MODES,
     targets: Sequence[str] = tuple(PAPER),
 ) -> dict[str, Any]:
@@ -75,7 +73,6 @@ def run(
     Args:
         seed: of the sampling noise, 0 or more.
         cut: a run of seconds: one seed, 25 and 105 calls (``correct``: 25).
-        progress: called with a line after each part.
         modes: of :data:`MODES`.
         targets: of :data:`~ardiff.study.targets.PAPER`.
 
@@ -113,8 +110,6 @@ def run(
             rows = (_paper_rows if mode == "paper" else _correct_rows)(target, seeds, cut)
             found["gains"] += _gains(rows)
             found["rows"] += [_summary(row) for row in rows]
-            if progress is not None:
-                progress(f"{target.name}, {mode}: {len(rows)} rows")
         if "paper" in modes:
             found["faults"] += _fault_rows(target, seeds, cut)
     return found
@@ -208,11 +203,9 @@ def _gains(rows: Sequence[Row]) -> list[Row]:
             if row["calls"] != base["calls"] or row["method"].lower().startswith("ddpm"):
                 continue
             apart = [a - b for a, b in zip(row["each"], base["each"], strict=True)]
-            half = None
-            if len(apart) > 1:
-                half = STUDENT_95[len(apart)] * stdev(apart) / math.sqrt(len(apart))
+            gain = interval(apart)
+            ends = gain[1:] if len(apart) > 1 else (None, None)
             names = {key: row[key] for key in ("target", "method", "calls", "mode")}
-            gain = fmean(apart)
-            ends = {"low": half and gain - half, "high": half and gain + half}
-            found.append({**names, "over": base["method"], "gain": gain, **ends})
+            figures = {"gain": gain.value, "low": ends[0], "high": ends[1]}
+            found.append({**names, "over": base["method"], **figures})
     return found

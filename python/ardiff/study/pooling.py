@@ -9,48 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .intervals import Interval, geometric_mean, ratio_interval
 from .mixture import Row
-
-# Student's t: the 97.5 % quantile for 1, 2, .. degrees of freedom.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 Floors = dict[tuple[str, str], dict[str, float]]  # of each (target, score), by metric
 
 
-class Interval(NamedTuple):
-    """A geometric mean and its 95 % interval over seeds; infinite where there is one seed."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        low, high = (f"{each:.2f}".lstrip("0") for each in (self.low, self.high))
-        return f"{self.value:.2f}".lstrip("0") + f" ({low} to {high})"
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Infinite where a value is; of nothing NaN."""
-    values = list(values)
-    if not values:
-        return math.nan
-    if not all(map(math.isfinite, values)):
-        return math.inf
-    return math.exp(sum(math.log(max(value, 1e-12)) for value in values) / len(values))
-
-
-def interval(logs: Sequence[float]) -> Interval:
-    """Of the means of logarithms that each seed gave, by Student's t."""
-    logs = np.asarray(logs)
-    mean = float(logs.mean())
-    if len(logs) < 2 or not math.isfinite(mean):
-        return Interval(math.exp(mean), 0.0, math.inf)
-    half = _T[min(len(logs) - 1, len(_T)) - 1] * float(logs.std(ddof=1)) / math.sqrt(len(logs))
-    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
-
-
 class Case(NamedTuple):
-    """A method beside the best other one; `ratio` of their errors, and the lower end of its 95 %
+    """A method beside the best other one; `ratio` of their errors, and the lower end of its 95%
     interval over seeds."""
 
     target: str
@@ -119,7 +85,8 @@ class Results:
         for key in sorted(ours.keys() & theirs.keys()):
             if targets is None or key[0] in targets:
                 by_seed[key[1]].append(math.log(ours[key] / theirs[key]))
-        return interval([np.mean(each) for each in by_seed.values()]) if by_seed else None
+        means = [np.mean(each) for each in by_seed.values()]
+        return ratio_interval(means) if means else None
 
     def cases(self, method: str, metric: str) -> list[Case]:
         """A method beside the best of all others on every target, score and budget, and pooled over

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .mixture import PLAN, Row
 from .pooling import Floors, Results
+from .text import figure, table
 
 RIVAL = "ddpm"
 NEAR = 1.1  # of the best: a recommendation within it has hit
@@ -27,19 +28,6 @@ METRICS = {
     "within_variance": "within-mode variance",
     "strong": "strong error",
 }
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-
-
-def figure(value: float, digits: int = 2) -> str:
-    """A number without its leading zero; nothing where it is not known."""
-    if not math.isfinite(value):
-        return "" if math.isnan(value) else "not finite"
-    return f"{value:.{digits}f}".removeprefix("0")
 
 
 def by_budget(results: Results, score: str, metric: str = "sliced_w2") -> str:
@@ -65,7 +53,7 @@ def _least(values) -> float:
 
 
 def against(results: Results, score: str, rival: str, metric: str = "sliced_w2") -> str:
-    """Ratios to a rival by budget, each with its 95 % interval over seeds."""
+    """Ratios to a rival by budget, each with its 95% interval over seeds."""
     lines = []
     for name in results.methods:
         ratios = [results.ratio(score, name, rival, b, metric) for b in results.budgets]
@@ -138,7 +126,7 @@ def markdown(results: Results, middle: int) -> str:
         parts.append(f"## Score: {score}\n\n{TELL[score]}. Targets: {targets}.")
         parts.append("Sliced W2 in units of its floor, what exact draws of as many samples have:")
         parts.append(by_budget(results, score))
-        parts.append(f"Ratios to `{RIVAL}`, with the 95 % interval over seeds:")
+        parts.append(f"Ratios to `{RIVAL}`, with the 95% interval over seeds:")
         parts.append(against(results, score, RIVAL))
         parts.append(f"All metrics at {middle} calls, in units of their floors:")
         parts.append(all_metrics(results, score, middle))

@@ -1,4 +1,4 @@
-"""Calls to an accuracy where only samples tell: solvers that accept or reject, and a curve.
+"""Calls to an accuracy where only samples tell: solvers that accept or reject, and modes.
 
 **Adjusted solvers over d and K.** The target is that of :mod:`ardiff.study.scaling`: variance 1
 along half of the axes, 1 / 16 along the others. A decision couples the axes, so that the law is no
@@ -6,12 +6,10 @@ Gaussian; measured is the KL of the Gaussian with the samples' second moments, p
 one variance, which is at most that of the law itself. Exact draws have a KL of about 1 / B for B
 chains, the floor. Trapezoidal energies are exact here.
 
-**A curve.** A ring of modes of deviation s on the unit circle of a plane in d dimensions: for small
-s no Hessian is bounded. Measured are the mean squares of the distance from the circle, in the plane
-and normal to it, over those of exact draws; 1 is right.
+**Modes.** The mixture of :mod:`ardiff.study.line`: whether calls grow there as on Gaussian data.
+Adjusted solvers draw products of it over d too, accepted by energies.
 
-**Modes.** The mixture on a line of :mod:`ardiff.study.adjusted`: KL between bins of equal mass,
-less that of exact draws. Whether calls grow there as on Gaussian data.
+Beside them, data along a curve: :mod:`ardiff.study.ring`.
 """
 
 from __future__ import annotations
@@ -21,15 +19,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.mixture import GaussianMixture
 from ..loop.stats import AcceptanceWarning
 from ..sampling import sample
-from .adjusted import BINS, RATIO_MIN, Line, inner_edges
-from .curves import PATH, crossing, exponent, growth_table, power_law
+from . import ring
+from .curves import PATH, crossing, exponent, fitted, growth_table
+from .line import RATIO_MIN, Line, kl_of_bins
+from .text import table
 
 CURVATURE, EPS = 16, 0.1
 ADJUSTED: dict[str, list[dict[str, Any]]] = {
@@ -40,10 +38,6 @@ DIMS, STEPS = (2, 8, 32, 128), (16, 32, 64, 128, 256, 512, 1024)
 # The sources' exponents, to logarithms: calls grow as log(1 / eps).
 CLAIMS = {"rtk-mala": {"d": 2.0, "1/eps": 0.0, "K": 1.0}}
 ACCURACIES = (0.4, 0.2, 0.1, 0.05, 0.025)  # at the least d
-RING, RING_CHAINS = ("ddpm", "ddim", "dpmpp-2m", "rtk-harmonic"), 4000
-RING_PLACES = ((4, 0.1), (32, 0.1), (4, 0.025), (32, 0.025))  # d, s
-RING_STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
-RING_BOUND = 0.1
 LINE = ("ddpm", "ddpm-ei", "rtk-uld", "dpum", "rtk-harmonic", "ddim", "dpmpp-2m", "unipc")
 LINE_STEPS, LINE_CHAINS = (8, 16, 32, 64, 128), 100_000
 PRODUCT: dict[str, list[dict[str, Any]]] = {
@@ -106,50 +100,6 @@ def fewest(curves: list[list[list[float]]], bound: float) -> float | None:
     return min((calls for calls in reached if calls is not None), default=None)
 
 
-def ring(dim: int, std: float) -> GaussianMixture:
-    """Modes on the unit circle, a deviation apart: without gaps that a sampler could see."""
-    count = math.ceil(2 * math.pi / std)
-    angle = torch.arange(count, dtype=torch.float64) * 2 * math.pi / count
-    means = torch.zeros(count, dim, dtype=torch.float64)
-    means[:, 0], means[:, 1] = angle.cos(), angle.sin()
-    return GaussianMixture(means, std**2)
-
-
-def off_circle(x: Tensor) -> Tensor:
-    """Mean squares of the distance from the circle in the plane of the first two coordinates, and
-    of the coordinates normal to the plane, float64 `[2]`."""
-    x = x.double()
-    radial = x[:, :2].norm(dim=1) - 1
-    return torch.stack([radial.square().mean(), x[:, 2:].square().mean()])
-
-
-def ring_calls(solver: str, dim: int, std: float, seed: int) -> tuple[float | None, float]:
-    """Calls until both mean squares are within a tenth of exact draws' to stay, and what is
-    left."""
-    target = ring(dim, std)
-    exact = off_circle(target.sample(100_000, torch.Generator().manual_seed(seed)))
-    calls, errors = [], []
-    for steps in RING_STEPS:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # few stages miss rtk-harmonic's window
-            x, stats = sample(
-                target.model(PATH, "sample"), (RING_CHAINS, dim), PATH, "sample", solver, steps,
-                seed=seed, ratio_min=std / 10, return_stats=True,
-            )  # fmt: skip
-        calls.append(stats.calls)
-        errors.append(float((off_circle(x) / exact - 1).abs().max()))
-        if len(errors) > 1 and max(errors[-2:]) < RING_BOUND / 2:
-            break
-    return crossing(calls, errors, RING_BOUND), errors[-1]
-
-
-def line_kl(x: Tensor) -> float:
-    """KL of the bins' counts, of all numbers of x, from equal masses, less that of exact draws."""
-    counts = np.bincount(np.searchsorted(inner_edges(), x.double().numpy().ravel()), minlength=BINS)
-    share = counts[counts > 0] / counts.sum()
-    return float(np.sum(share * np.log(share * BINS)) - (BINS - 1) / (2 * counts.sum()))
-
-
 def line_growth(solver: str, chains: int, seed: int) -> dict[str, Any]:
     """`calls`, their `kl`, and the `fit` of the calls as a power of 1 / eps = (2 / KL)^(1/2) over
     those whose KL is told from 0."""
@@ -160,10 +110,10 @@ def line_growth(solver: str, chains: int, seed: int) -> dict[str, Any]:
             ratio_min=RATIO_MIN, return_stats=True,
         )  # fmt: skip
         calls.append(stats.calls)
-        kl.append(line_kl(x))
+        kl.append(kl_of_bins(x))
     told = [n if error > LINE_LEAST / chains else None for n, error in zip(calls, kl, strict=True)]
-    fit = power_law([(2 / max(error, 1e-12)) ** 0.5 for error in kl], told, seed)
-    return {"calls": calls, "kl": kl, "fit": fit and fit._asdict()}
+    fit = fitted([(2 / max(error, 1e-12)) ** 0.5 for error in kl], told, seed)["fit"]
+    return {"calls": calls, "kl": kl, "fit": fit}
 
 
 def product_errors(solver: str, own: dict, dim: int, values: int, seed: int) -> list[list[float]]:
@@ -182,7 +132,7 @@ def product_errors(solver: str, own: dict, dim: int, values: int, seed: int) -> 
                 )  # fmt: skip
             except ValueError:  # so many inner steps do not fit
                 continue
-        rows.append([stats.calls, dim * line_kl(x)])
+        rows.append([stats.calls, dim * kl_of_bins(x)])
         if rows[-1][1] < EPS**2:
             break
     return rows
@@ -191,14 +141,10 @@ def product_errors(solver: str, own: dict, dim: int, values: int, seed: int) -> 
 def product_growth(solver: str, cut: bool, seed: int) -> dict[str, Any]:
     """`x`, `calls` and `fit` over d of an adjusted solver on a product of mixtures."""
     dims, values = (PRODUCT_DIMS[:2], LINE_CHAINS // 10) if cut else (PRODUCT_DIMS, LINE_CHAINS)
-    calls = [
-        fewest(
-            [product_errors(solver, own, d, values, seed) for own in PRODUCT[solver]], 2 * EPS**2
-        )
-        for d in dims
+    curves = [
+        [product_errors(solver, own, d, values, seed) for own in PRODUCT[solver]] for d in dims
     ]
-    fit = power_law(dims, calls, seed)
-    return {"x": list(dims), "calls": calls, "fit": fit and fit._asdict()}
+    return fitted(dims, [fewest(each, 2 * EPS**2) for each in curves], seed)
 
 
 def growths(curves: dict[int, list[list[list[float]]]], seed: int) -> dict[str, dict[str, Any]]:
@@ -215,86 +161,58 @@ def growths(curves: dict[int, list[list[list[float]]]], seed: int) -> dict[str, 
         ),
         "K": (patches, [c and c * k for c, k in zip(each, patches, strict=True)]),
     }
-    fits = {name: power_law(x, calls, seed) for name, (x, calls) in found.items()}
-    return {
-        name: {"x": x, "calls": calls, "fit": fits[name] and fits[name]._asdict()}
-        for name, (x, calls) in found.items()
-    }
+    return {name: fitted(x, calls, seed) for name, (x, calls) in found.items()}
 
 
-def run(seed: int, cut: bool, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+def run(seed: int, cut: bool) -> dict[str, Any]:
     """All measurements, as plain numbers.
 
     Returns:
         `adjusted`: by ``d``, ``1/eps`` and ``K`` and solver as :func:`growths`; `errors`, by solver
-        and d the calls and KL of every run, a list per setting; `ring`: of each `solver`, `d` and
-        width `s` the `calls` until both mean squares are right to a tenth, and the `error` left at
-        the end; `line` and `product`, by solver as :func:`line_growth` and
+        and d the calls and KL of every run, a list per setting; `ring`, as
+        :func:`ardiff.study.ring.run`; `line` and `product`, by solver as :func:`line_growth` and
         :func:`product_growth`. None: not with the calls tried.
     """
     adjusted: dict[str, Any] = {"d": {}, "1/eps": {}, "K": {}}
     errors: dict[str, Any] = {}
     for solver, settings in ADJUSTED.items():
-        curves = {}
-        for dim in DIMS[:2] if cut else DIMS:
-            if progress is not None:
-                progress(f"{solver} at d = {dim}")
-            curves[dim] = [adjusted_errors(solver, own, dim, cut, seed) for own in settings]
+        curves = {
+            dim: [adjusted_errors(solver, own, dim, cut, seed) for own in settings]
+            for dim in (DIMS[:2] if cut else DIMS)
+        }
         for name, found in growths(curves, seed).items():
             adjusted[name][solver] = found
         errors[solver] = {str(dim): rows for dim, rows in curves.items()}
-    rings = []
-    for solver in RING[1:2] if cut else RING:
-        for dim, std in RING_PLACES[:1] if cut else RING_PLACES:
-            if progress is not None:
-                progress(f"{solver} on a ring of width {std:g}, d = {dim}")
-            calls_, left = ring_calls(solver, dim, std, seed)
-            rings.append({"solver": solver, "d": dim, "s": std, "calls": calls_, "error": left})
-    line = {}
-    for solver in LINE[1:3] if cut else LINE:
-        if progress is not None:
-            progress(f"{solver} on a line")
-        line[solver] = line_growth(solver, LINE_CHAINS // (4 if cut else 1), seed)
-    product = {}
-    for solver in list(PRODUCT)[1:] if cut else PRODUCT:
-        if progress is not None:
-            progress(f"{solver} on a product of mixtures")
-        product[solver] = product_growth(solver, cut, seed)
+    chains = LINE_CHAINS // (4 if cut else 1)
+    products = list(PRODUCT)[1:] if cut else PRODUCT
     return {
-        "adjusted": adjusted, "errors": errors, "ring": rings, "line": line, "product": product,
-    }  # fmt: skip
+        "adjusted": adjusted,
+        "errors": errors,
+        "ring": ring.run(seed, cut),
+        "line": {name: line_growth(name, chains, seed) for name in (LINE[1:3] if cut else LINE)},
+        "product": {name: product_growth(name, cut, seed) for name in products},
+    }
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """Tables over d, 1 / eps and K, and of the ring."""
-    places = list(dict.fromkeys((row["d"], row["s"]) for row in found["ring"]))
-    at = {(row["solver"], row["d"], row["s"]): row["calls"] for row in found["ring"]}
-    head = " | ".join(f"d {d}, s {s:g}" for d, s in places)
-    lines = [f"| calls on the ring | {head} |", "|---" * (len(places) + 1) + "|"]
-    for solver in dict.fromkeys(row["solver"] for row in found["ring"]):
-        cells = [at[solver, d, s] for d, s in places]
-        shown = ["more" if c is None else f"{c:.0f}" for c in cells]
-        lines.append(f"| `{solver}` | {' | '.join(shown)} |")
+    """Tables over d, 1 / eps and K, of the ring and of modes."""
     tables = (growth_table(name, rows, CLAIMS) for name, rows in found["adjusted"].items())
-    return "\n\n".join(
-        [
-            "Adjusted solvers, by the moments of samples (1/eps: at the least d; K: of 128 "
-            "dimensions together):",
-            *tables,
-            "Both mean squares of the distance from a circle right to a tenth:",
-            "\n".join(lines),
-            "KL on a line, less that of exact draws, and the power of 1/eps by which calls grow:",
-            _line_table(found["line"]),
-            "Adjusted solvers on a product of such lines, by the law of all coordinates:",
-            growth_table("d", found["product"], CLAIMS),
-        ]
-    )
+    return "\n\n".join([
+        "Adjusted solvers, by the moments of samples (1/eps: at the least d; K: of 128 dimensions "
+        "together):",
+        *tables,
+        "Both mean squares of the distance from a circle right to a tenth:",
+        ring.markdown(found["ring"]),
+        "KL on a line, less that of exact draws, and the power of 1/eps by which calls grow:",
+        _line_table(found["line"]),
+        "Adjusted solvers on a product of such lines, by the law of all coordinates:",
+        growth_table("d", found["product"], CLAIMS),
+    ])  # fmt: skip
 
 
 def _line_table(line: dict[str, Any]) -> str:
-    head = " | ".join(f"{steps} calls" for steps in LINE_STEPS)
-    lines = [f"| KL on a line | {head} | exponent |", "|---" * (len(LINE_STEPS) + 2) + "|"]
-    for solver, row in line.items():
-        cells = [f"`{solver}`", *(f"{kl:.1e}" for kl in row["kl"]), exponent(row["fit"])]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    lines = [
+        [f"`{solver}`", *(f"{kl:.1e}" for kl in row["kl"]), exponent(row["fit"])]
+        for solver, row in line.items()
+    ]
+    return table(["KL on a line", *(f"{steps} calls" for steps in LINE_STEPS), "exponent"], lines)

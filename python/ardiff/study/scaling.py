@@ -27,8 +27,8 @@ from .curves import (
     Curve,
     calls_to,
     curves,
+    fitted,
     growth_table,
-    power_law,
     target_law,
 )
 from .gaussian_law import Law
@@ -141,26 +141,21 @@ def growth(asked: Experiment, found: list[Curve], seed: int) -> dict[str, Any]:
     reached = [calls_to(found, error, limit) for error, limit, _ in asked.values()]
     factors = [factor for _, _, factor in asked.values()]
     calls = [None if r is None else r[0] * f for r, f in zip(reached, factors, strict=True)]
-    fitted = [
+    told = [
         c if r is not None and r[0] > least else None
         for c, r in zip(calls, reached, strict=True)
     ]  # fmt: skip
-    fit = power_law(list(asked), fitted, seed)
-    return {
-        "x": list(asked),
-        "calls": [None if c is None else round(c, 1) for c in calls],
-        "settings": [None if r is None else r[1] for r in reached],
-        "fit": None if fit is None else fit._asdict(),
-    }
+    settings = [None if r is None else r[1] for r in reached]
+    shown = [None if c is None else round(c, 1) for c in calls]
+    return fitted(list(asked), told, seed) | {"calls": shown, "settings": settings}
 
 
-def run(seed: int, cut: bool, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+def run(seed: int, cut: bool) -> dict[str, Any]:
     """Every experiment for every solver.
 
     Args:
         seed: of the bootstrap and of what is measured by samples; the exact laws need none.
         cut: fewer settings and at most 192 calls, in some seconds.
-        progress: is told what comes next.
 
     Returns:
         Plain numbers. `exact`: by grid (``log-snr``, ``uniform``), experiment and solver its `x`,
@@ -176,12 +171,10 @@ def run(seed: int, cut: bool, progress: Callable[[str], None] | None = None) -> 
     for grid, methods, most, names in plans:
         exact[grid] = {name: {} for name in names}
         for solver, settings in methods.items():
-            if progress is not None:
-                progress(f"{solver} on the grid {grid}")
             found = curves(solver, grid, most, settings[:: 6 if cut else 1])
             for name in names:
                 exact[grid][name][solver] = growth(asked[name], found, seed)
-    sampled = sampled_scaling.run(seed, cut, progress)
+    sampled = sampled_scaling.run(seed, cut)
     return {"eps": EPS, "claims": CLAIMS, "exact": exact, "sampled": sampled}
 
 

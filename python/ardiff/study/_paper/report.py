@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..text import figure, table
+
 Row = dict[str, Any]
 
 _LINES = {"published": "published", "ours": "accuracy", "1 - TV": "tv_accuracy"}
@@ -41,7 +43,7 @@ def _reproduced(rows: Sequence[Row], target: str) -> str:
     """Per method and number of calls: published, reproduced, and 1 - TV of the same samples."""
     rows = [row for row in rows if row["target"] == target]
     calls = _distinct(row["calls"] for row in rows)
-    lines = [["calls", *map(str, calls), "floor"]]
+    head, lines = ["calls", *map(str, calls), "floor"], []
     for method in _distinct(row["method"] for row in rows):
         of = {row["calls"]: row for row in rows if row["method"] == method}
         for name, key in _LINES.items():
@@ -49,7 +51,7 @@ def _reproduced(rows: Sequence[Row], target: str) -> str:
                 continue
             floor = _figure(of[calls[0]]["floor"]) if key == "accuracy" else ""
             lines.append([f"{method}, {name}", *(_figure(of[c][key]) for c in calls), floor])
-    return _table(lines)
+    return table(head, lines)
 
 
 def _faults(rows: Sequence[Row], target: str) -> str:
@@ -57,24 +59,24 @@ def _faults(rows: Sequence[Row], target: str) -> str:
     rows = [row for row in rows if row["target"] == target]
     methods = _distinct(row["method"] for row in rows)
     calls = _distinct(row["calls"] for row in rows)
-    lines = [["mended", *methods]]
+    head, lines = ["mended", *methods], []
     at = {(row["mended"], row["method"], row["calls"]): row["accuracy"] for row in rows}
     named = _distinct(row["mended"] for row in rows)
     for mended in (_ENDS[0], *(name for name in named if name not in _ENDS), _ENDS[1]):
         cells = [[at.get((mended, method, c)) for c in calls] for method in methods]
         lines.append([mended, *(_cell(values) for values in cells)])
-    return _table(lines) + f"\n\n(at {' and '.join(map(str, calls))} calls)"
+    return table(head, lines) + f"\n\n(at {' and '.join(map(str, calls))} calls)"
 
 
 def _correct(rows: Sequence[Row], target: str) -> str:
     rows = [row for row in rows if row["target"] == target]
     calls = _distinct(row["calls"] for row in rows)
-    lines = [["method", *(f"{c} calls" for c in calls)]]
+    head, lines = ["method", *(f"{c} calls" for c in calls)], []
     for method in _distinct(row["method"] for row in rows):
         of = [row for row in rows if row["method"] == method]
         lines.append([method, *(_with_calls(row) for row in of)])
     lines.append(["exact draws", *[_figure(rows[0]["floor"])] * len(calls)])
-    return _table(lines)
+    return table(head, lines)
 
 
 def _with_calls(row: Row) -> str:
@@ -89,20 +91,19 @@ def _gains(rows: Sequence[Row]) -> str:
     authors' grid are left out in the mode ``correct``: the tables above show them well enough."""
     rows = [row for row in rows if row["over"] != "ddpm, their grid"]
     targets = _distinct(row["target"] for row in rows)
-    lines = [["method", "over", "calls", *targets]]
+    head, lines = ["method", "over", "calls", *targets], []
     at = {(r["mode"], r["method"], r["over"], r["calls"], r["target"]): r for r in rows}
     for mode, method, over, calls in _distinct(key[:4] for key in at):
         cells = [at.get((mode, method, over, calls, target)) for target in targets]
         lines.append([method, f"{over} ({mode})", str(calls), *map(_interval, cells)])
-    return _table(lines)
+    return table(head, lines)
 
 
 def _interval(row: Row | None) -> str:
     if row is None:
         return ""
-    if row["low"] is None:
-        return f"{row['gain']:+.3f}"
-    return f"{row['gain']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+    gain, low, high = (figure(row[key], 3, sign=True) for key in ("gain", "low", "high"))
+    return f"{gain} ({low} to {high})" if low else gain
 
 
 def _cell(values: Sequence[float | None]) -> str:
@@ -110,13 +111,8 @@ def _cell(values: Sequence[float | None]) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}".removeprefix("0")
+    return figure(value, 3)
 
 
 def _distinct(values: Iterable) -> list:
     return list(dict.fromkeys(values))
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    head, *rest = lines
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rest])
