@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from ardiff.commands import study as command
 from ardiff.commands._parser import main
-from ardiff.study import whole
+from ardiff.study import paper, whole
 from ardiff.study.mixture import METHODS
 from ardiff.study.targets import TARGETS
 
@@ -27,7 +34,7 @@ def test_equal_seeds_give_equal_studies(tmp_path, capsys):
     """In one process and in two; another seed gives other draws."""
     one, page = study(tmp_path / "one", "--processes", "1", "--scores", "exact", "guided")
     two, same = study(tmp_path / "two", "--processes", "2", "--scores", "exact", "guided")
-    other, _ = study(tmp_path / "other", "--no-plots", "--seed", "1")
+    other, _ = study(tmp_path / "other", "--no-plots", "--seed", "1", "--processes", "1")
     assert (one, page) == (two, same) and one["rows"] != other["rows"]
     assert len(one["rows"]) == 2 * 2 * 3 * 2  # scores, budgets, methods, seeds of the noise
     w2 = one["columns"].index("sliced_w2")
@@ -46,13 +53,23 @@ def test_equal_seeds_give_equal_studies(tmp_path, capsys):
 
 
 def test_the_cut_runs_every_part(tmp_path):
+    """With one mode of the part paper; the other has tests of its own."""
     out = tmp_path / "cut"
-    assert main(["study", "mixture", "--cut", "--no-plots", "--out", str(out)]) == 0
+    options = ("--cut", "--modes", "correct", "--no-plots", "--processes", "1")
+    assert main(["study", "mixture", *options, "--out", str(out)]) == 0
     data, page = json.loads((out / "study.json").read_text()), (out / "study.md").read_text()
     assert set(data["experiments"]) == {"paper", "adjusted", "scaling"}
     assert {row[1] for row in data["rows"]} == {"exact", "perturbed", "guided", "learned"}
+    assert {row["mode"] for row in data["experiments"]["paper"]["rows"]} == {"correct"}
     for name, found in data["experiments"].items():
-        assert whole.EXPERIMENTS[name].markdown(found) in page
+        part = whole.EXPERIMENTS[name]
+        assert f"## {part.TITLE}\n\n{part.markdown(found).strip()}" in page
+
+
+def test_the_options_name_what_there_is():
+    """The command's own lists save its help the import of torch."""
+    assert command.PARTS == ("solvers", *whole.EXPERIMENTS)
+    assert command.MODES == paper.MODES == whole.FULL.modes == whole.CUT.modes
 
 
 def test_the_full_study_runs_every_solver_on_every_target():
@@ -67,17 +84,91 @@ def test_the_full_study_runs_every_solver_on_every_target():
     [
         (("--methods", "euler-2"), "--methods: unknown 'euler-2'; known: ddim"),
         (("--scores", "wrong"), "--scores: unknown 'wrong'; known: exact"),
-        (("--targets", "circle"), "unknown target 'circle'; known: circle-6"),
-        (("--budgets", "0"), "expected at least 1, got"),
-        (("--samples", "-5"), "expected at least 1, got"),
+        (("--targets", "circle"), "--targets: unknown target 'circle'; known: circle-6"),
+        (("--targets", "random-x"), "--targets: unknown target 'random-x'; known: circle-6"),
+        (("--modes", "both"), "argument --modes: invalid choice: 'both'"),
+        (("--parts", "all"), "argument --parts: invalid choice: 'all'"),
+        (("--budgets", "8", "0"), "--budgets: expected at least 1, got 0"),
+        (("--noise-seeds", "0"), "--noise-seeds: expected at least 1, got 0"),
+        (("--samples", "-5"), "--samples: expected at least 2, got -5"),
+        (("--samples", "0"), "--samples: expected at least 2, got 0"),
         (("--processes", "0"), "--processes: expected at least 1, got 0"),
+        (("--seed", "-1"), "--seed: expected 0 to 4294967295, got -1"),
+        (
+            ("--parts", "paper", "--budgets", "8"),
+            "--budgets is for the part solvers, which --parts",
+        ),
+        (
+            ("--parts", "solvers", "--modes", "paper"),
+            "--modes is for the part paper, which --parts",
+        ),
     ],
 )
 def test_bad_options_are_refused_before_any_work(options, message, tmp_path, capsys):
     out = tmp_path / "study"
-    assert main(["study", "mixture", *options, "--out", str(out)]) == 2
-    assert message in capsys.readouterr().err
-    assert not out.exists() or not list(out.iterdir())
+    try:
+        code = main(["study", "mixture", *options, "--out", str(out)])
+    except SystemExit as stop:  # of argparse
+        code = stop.code
+    said = capsys.readouterr().err
+    assert code == 2 and message in said and len(said.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    assert main(["study", "mixture", "--no-plots", "--out", str(tmp_path / "file")]) == 2
+    assert "--out: cannot write in" in capsys.readouterr().err
+    assert main(["study", "mixture", "--no-plots", "--out", str(tmp_path / "file" / "below")]) == 2
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def session(leader: int) -> list[int]:
+    """The processes of a session that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def waited_for(condition, seconds: float = 60.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.parametrize("ctrl_c", [True, False], ids=["ctrl-c", "killed"])
+def test_no_process_outlives_the_command(ctrl_c, tmp_path):
+    """Ctrl-C, which the terminal sends to all processes, is one line and status 130; where the
+    command is killed alone its processes end by themselves. Nothing is written in either case."""
+    out = tmp_path / "study"
+    words = [sys.executable, "-m", "ardiff", "study", "mixture", "--parts", "solvers", "--targets"]
+    words += ["random-3", "stiff", "--processes", "2", "--no-plots", "--out", str(out)]
+    run = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        # the command, multiprocessing's own tracker of resources, and two that work
+        assert waited_for(lambda: len(session(run.pid)) >= 4)
+        if ctrl_c:
+            os.killpg(run.pid, signal.SIGINT)
+        else:
+            run.kill()
+        _, said = run.communicate(timeout=60)
+        assert waited_for(lambda: not session(run.pid))
+    finally:
+        if session(run.pid):
+            os.killpg(run.pid, signal.SIGKILL)
+    if ctrl_c:
+        assert run.returncode == 130
+        assert said.splitlines()[-1] == "ardiff study: interrupted" and "Traceback" not in said
+    assert not list(out.iterdir())
 
 
 def test_plots_are_asked_for_before_any_work(tmp_path, capsys, monkeypatch):

@@ -23,6 +23,7 @@ from ..sampling import sample
 from .line import PATH, PREDICTION, RATIO_MIN, Line, target, total_variation
 from .text import figure, table
 
+TITLE = "The bias of accept-reject solvers by their rule of acceptance"
 CHAINS = {"rtk-harmonic-mala": 300_000, "rtk-mala": 100_000, "rtk-hmc": 100_000}
 CHAINS_CUT, FLOORS = 20_000, 8
 # Inner proposals per stage by the calls of a run: the more there are to spend, the longer a chain

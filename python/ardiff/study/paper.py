@@ -26,6 +26,7 @@ from .targets import PAPER
 
 __all__ = ["MODES", "markdown", "run"]
 
+TITLE = "The reverse transition kernel papers' experiment"
 MODES = ("paper", "correct")
 SAMPLES, SEEDS = 5000, 4
 TRUTH = 200_000  # exact draws that the authors' histograms are compared with

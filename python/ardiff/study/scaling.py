@@ -33,6 +33,7 @@ from .curves import (
 )
 from .gaussian_law import Law
 
+TITLE = "Calls to an accuracy"
 EPS, DIM, CURVATURE = 0.1, 16, 16
 DIMS = (2, 4, 8, 16, 32, 64, 128, 256)
 ACCURACIES = (0.4, 0.2, 0.1, 0.05, 0.025, 0.0125)

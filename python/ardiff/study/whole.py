@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from functools import partial
 from typing import Any
 
 from . import adjusted, paper, scaling
 from .mixture import METHODS, Row, run_problem
 from .pooling import Floors, Results
 from .targets import TARGETS
+from .workers import Progress, run_jobs
 
-# Parts beside the comparison of solvers: `run(seed, cut, progress)` and `markdown(found)`.
+# Parts beside the comparison of solvers: `TITLE`, `run(seed, cut)` and `markdown(found)`.
 EXPERIMENTS = {"paper": paper, "adjusted": adjusted, "scaling": scaling}
-PARTS = ("solvers", *EXPERIMENTS)
 HELD_OUT = tuple(f"random-{seed}" for seed in (*range(101, 110), *range(201, 210)))
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared on what. Problems are (target, score); `seeds` are those of the noise."""
+    """What is compared on what. Problems are (target, score); `seeds` are those of the noise;
+    `modes` are those of the part ``paper``."""
 
     problems: tuple[tuple[str, str], ...]
     methods: tuple[str, ...] = METHODS
@@ -31,6 +29,7 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     samples: int = 4000
     training_steps: int = 1500
+    modes: tuple[str, ...] = paper.MODES
     cut: bool = False
 
 
@@ -69,54 +68,30 @@ def run_study(
 
     Args:
         settings: of the comparison of solvers, and whether the experiments are cut.
-        parts: of :data:`PARTS`.
-        seed: of targets, models and floors, and of the experiments.
+        parts: ``solvers``, and of :data:`EXPERIMENTS`.
+        seed: of targets, models and floors, and of the experiments, 0 or more.
         processes: how many run at once, by default one for each CPU. Results do not depend on it.
         progress: ``progress(done, total)`` after each problem and experiment.
+
+    Raises:
+        ChildProcessError: a process was killed; see :func:`ardiff.study.workers.run_jobs`.
     """
-    context = get_context("spawn")
-    with ProcessPoolExecutor(processes or os.cpu_count(), context, _one_thread) as pool:
-        experiments = {
-            name: pool.submit(EXPERIMENTS[name].run, seed, settings.cut)
-            for name in parts
-            if name in EXPERIMENTS
-        }
-        problems = {}
-        for target, score in settings.problems if "solvers" in parts else ():
-            problems[target, score] = pool.submit(
-                run_problem, target, score, methods=settings.methods, budgets=settings.budgets,
-                seeds=settings.seeds, samples=settings.samples,
-                training_steps=settings.training_steps, seed=seed,
-            )  # fmt: skip
-        try:
-            return _collected(experiments, problems, progress)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _collected(
-    experiments: dict[str, Future], problems: dict[tuple[str, str], Future], progress
-) -> Study:
-    study, done = Study(), 0
-    total = len(experiments) + len(problems)
-
-    def told(result):
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
-        return result
-
-    for place, future in problems.items():
-        rows, floor = told(future.result())
+    experiments = [name for name in EXPERIMENTS if name in parts]
+    options = {"paper": {"modes": settings.modes}}
+    jobs: dict[Any, Callable[[], Any]] = {
+        name: partial(EXPERIMENTS[name].run, seed, settings.cut, **options.get(name, {}))
+        for name in experiments
+    }
+    problems = settings.problems if "solvers" in parts else ()
+    for target, score in problems:
+        jobs[target, score] = partial(
+            run_problem, target, score, methods=settings.methods, budgets=settings.budgets,
+            seeds=settings.seeds, samples=settings.samples,
+            training_steps=settings.training_steps, seed=seed,
+        )  # fmt: skip
+    found = run_jobs(jobs, processes, progress)
+    study = Study(experiments={name: found[name] for name in experiments})
+    for place in problems:
+        rows, study.floors[place] = found[place]
         study.rows += rows
-        study.floors[place] = floor
-    study.experiments = {name: told(future.result()) for name, future in experiments.items()}
     return study
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
