@@ -53,7 +53,16 @@ def test_ratios_are_paired_by_seed():
     unsure = made((1.5, 1.0)).ratio("exact", "bad", "good", 8, "sliced_w2")
     assert unsure.low < 1 < unsure.value < unsure.high
     assert made().ratio("exact", "bad", "good", 5, "sliced_w2") is None
-    assert made((2.0, 8.0)).ratio("exact", "bad", "good", 8, "sliced_w2", ["a"]).value == 4
+    some = made((2.0, 8.0)).ratio("exact", "bad", "good", 8, "sliced_w2", ["a"])
+    assert some.value == pytest.approx(4)
+
+
+def test_what_is_not_finite_has_a_ratio():
+    wild = made((math.inf, math.inf))
+    assert wild.ratio("exact", "bad", "good", 8, "sliced_w2").value == math.inf
+    assert wild.ratio("exact", "good", "bad", 8, "sliced_w2").value == 0
+    assert math.isinf(wild.pooled("exact", "bad", 8, "sliced_w2"))
+    assert not wild.cases("bad", "sliced_w2")
 
 
 def test_the_front_holds_what_fewer_calls_do_not_beat():

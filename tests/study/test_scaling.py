@@ -96,7 +96,12 @@ def test_what_grows_and_what_does_not(found):
 
 
 def test_adjusted_solvers_on_products_of_mixtures(found):
-    """More coordinates share the accuracy, and take more calls, but not as the bound."""
+    """More coordinates share the accuracy, and take more calls, but not as the bound.
+
+    KL of 10,000 numbers deviates by 6e-4, of four coordinates by 2e-3 of the .02 asked for, and
+    calls, a power of about -1/2 of it, by a twentieth: 27 and 43 are over six deviations apart,
+    2e-9. The exponent, over KL from .36 to .006 of 25,000, deviates by .02.
+    """
     one, four = found["sampled"]["product"]["rtk-hmc"]["calls"]
     assert one < four < 4**2 * one
     told = found["sampled"]["line"]["ddpm-ei"]

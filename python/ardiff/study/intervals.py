@@ -46,6 +46,11 @@ def ratio_interval(logs: Sequence[float]) -> Interval:
         return Interval(*(float(np.exp(each)) for each in interval(logs)))
 
 
+def logarithm(value: float) -> float:
+    """Of a distance, which is not below 1e-12."""
+    return math.log(max(value, 1e-12))
+
+
 def geometric_mean(values: Iterable[float]) -> float:
     """Infinite where a value is; of nothing NaN."""
     values = list(values)
@@ -53,4 +58,4 @@ def geometric_mean(values: Iterable[float]) -> float:
         return math.nan
     if not all(map(math.isfinite, values)):
         return math.inf
-    return math.exp(sum(math.log(max(value, 1e-12)) for value in values) / len(values))
+    return math.exp(sum(map(logarithm, values)) / len(values))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .intervals import Interval, geometric_mean, ratio_interval
+from .intervals import Interval, geometric_mean, logarithm, ratio_interval
 from .mixture import Row
 
 Floors = dict[tuple[str, str], dict[str, float]]  # of each (target, score), by metric
@@ -84,7 +84,7 @@ class Results:
         by_seed = defaultdict(list)
         for key in sorted(ours.keys() & theirs.keys()):
             if targets is None or key[0] in targets:
-                by_seed[key[1]].append(math.log(ours[key] / theirs[key]))
+                by_seed[key[1]].append(logarithm(ours[key]) - logarithm(theirs[key]))
         means = [np.mean(each) for each in by_seed.values()]
         return ratio_interval(means) if means else None
 
