@@ -91,23 +91,26 @@ class Results:
     def cases(self, method: str, metric: str) -> list[Case]:
         """A method beside the best of all others on every target, score and budget, and pooled over
         the targets (`target` ``all``), where it was run."""
-        found = []
-        for score in self.scores:
-            for budget in self.budgets:
-                for target in (*self.targets(score), "all"):
-                    errors = {
-                        name: self._pooled_over(target, score, name, budget, metric)
-                        for name in self.methods
-                    }
-                    mine = errors.pop(method, math.nan)
-                    errors = {name: each for name, each in errors.items() if math.isfinite(each)}
-                    if math.isfinite(mine) and errors:
-                        best = min(errors, key=errors.get)
-                        only = None if target == "all" else [target]
-                        ratio = self.ratio(score, method, best, budget, metric, only)
-                        case = Case(target, score, budget, best, mine / errors[best], ratio.low)
-                        found.append(case)
-        return found
+        found = [
+            self._case(target, score, budget, method, metric)
+            for score in self.scores
+            for budget in self.budgets
+            for target in (*self.targets(score), "all")
+        ]
+        return [case for case in found if case is not None]
+
+    def _case(self, target: str, score: str, budget: int, method: str, metric: str) -> Case | None:
+        errors = {
+            name: self._pooled_over(target, score, name, budget, metric) for name in self.methods
+        }
+        errors = {name: each for name, each in errors.items() if math.isfinite(each)}
+        mine = errors.pop(method, None)
+        if mine is None or not errors:
+            return None
+        best = min(errors, key=errors.get)
+        only = None if target == "all" else [target]
+        ratio = self.ratio(score, method, best, budget, metric, only)
+        return Case(target, score, budget, best, mine / errors[best], ratio.low)
 
     def _pooled_over(self, target: str, score: str, method: str, budget: int, metric: str) -> float:
         if target == "all":

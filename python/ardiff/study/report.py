@@ -85,11 +85,13 @@ def _known(results: Results, score: str, budget: int, metric: str) -> bool:
 def fronts(results: Results, metric: str = "sliced_w2") -> str:
     """The Pareto front of each score, in units of the floor."""
     lines = [
-        [score, *[" ".join((f"{calls} calls:", f"`{name}`", figure(value)))], ""]
+        [score, str(calls), f"`{name}`", figure(value)]
         for score in results.scores
         for calls, name, value in results.front(score, metric)
     ]
-    return table(["score", "not beaten with fewer calls", ""], lines)
+    return table(
+        ["score", "calls", "not beaten with as many or fewer", f"{METRICS[metric]} / floor"], lines
+    )
 
 
 def planned(results: Results, metric: str = "sliced_w2") -> str:
@@ -126,8 +128,9 @@ def markdown(results: Results, middle: int) -> str:
         parts.append(f"## Score: {score}\n\n{TELL[score]}. Targets: {targets}.")
         parts.append("Sliced W2 in units of its floor, what exact draws of as many samples have:")
         parts.append(by_budget(results, score))
-        parts.append(f"Ratios to `{RIVAL}`, with the 95% interval over seeds:")
-        parts.append(against(results, score, RIVAL))
+        if RIVAL in results.methods and len(results.methods) > 1:
+            parts.append(f"Ratios to `{RIVAL}`, with the 95% interval over seeds:")
+            parts.append(against(results, score, RIVAL))
         parts.append(f"All metrics at {middle} calls, in units of their floors:")
         parts.append(all_metrics(results, score, middle))
     parts.append("## Pareto fronts\n\n" + fronts(results))
