@@ -13,13 +13,13 @@ from ardiff.loop.ladder import stage_of_rows
 from ardiff.noise import make_key, make_stream
 from ardiff.planning.calibration import StageSetting
 from ardiff.planning.kinetic import (
-    KINETIC,
     KineticTable,
     _offset,
     enough_stages,
     spectral_radius,
 )
 from ardiff.planning.model_score import Score
+from ardiff.planning.stability import KINETIC
 from ardiff.planning.stage_probe import probes
 from ardiff.tables.paths import get_path
 

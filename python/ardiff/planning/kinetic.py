@@ -25,7 +25,6 @@ from ..tables.table import StepTable
 from .calibration import StageSetting
 from .stage_probe import Probe
 
-KINETIC = ("rtk-uld", "rtk-baoab", "rtk-obabo", "rtk-ubu")
 TAUS = tuple(2 ** (k / 2) for k in range(-16, 5))  # 1/256 to 4 envelope widths
 LEAST = 1 / 16  # curvature, in units of the envelope, below which gamma does not follow it
 ROOM = 1.5  # times the largest curvature found, on which a step must still be stable
