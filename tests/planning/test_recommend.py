@@ -86,6 +86,7 @@ def test_few_samples_of_many_calls_look_ahead(monkeypatch):
     ("changes", "message"),
     [
         ({"calls": 0}, "calls must be an integer of 1 or more, got 0"),
+        ({"calls": 10**9}, "calls must be 100,000 at most, got 1000000000"),
         ({"calls": 8, "score": "wrong"}, "score must be one of exact, learned, guided"),
         ({"calls": 8, "scale": -1.0}, "scale must be positive and finite, got -1.0"),
         ({"calls": 8, "scale": "2"}, "scale must be positive and finite, got '2'"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 LIMIT = 1e30  # the theory raises L to its fourth power, and d to its second: float64 holds these
+MOST_CALLS = 100_000  # a hundred times what a path is trained on
 
 
 def check_counts(least: int = 1, /, **values: Any) -> None:
@@ -16,6 +17,13 @@ def check_counts(least: int = 1, /, **values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")
+
+
+def check_calls(name: str, value: Any) -> None:
+    """ValueError unless a number of model calls, of which a table can be made in some seconds."""
+    check_counts(**{name: value})
+    if value > MOST_CALLS:
+        raise ValueError(f"{name} must be {MOST_CALLS:,} at most, got {value}")
 
 
 def check_positive(**values: Any) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from .checks import check_counts, check_positive
+from .checks import check_calls, check_counts, check_positive
 
 SCORES = ("exact", "learned", "guided")
 KINDS = (*SCORES, "image")
@@ -137,8 +137,8 @@ def recommend(
         >>> recommend(16, score="learned", scale=2.0).steps
         16
     """
-    sizes = {"dim": dim, "batch": batch}
-    check_counts(calls=calls, **{name: value for name, value in sizes.items() if value is not None})
+    check_calls("calls", calls)
+    check_counts(**{k: v for k, v in (("dim", dim), ("batch", batch)) if v is not None})
     if score not in SCORES:
         raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
     lengths = {"scale": scale, "smallest": smallest}
