@@ -15,6 +15,7 @@ interval, and the largest radius over a range is that at one of its ends.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,6 +92,13 @@ def step_matrix(
     return np.array([[1 - m["z_g"] * curvature, m["z_v"]], [-m["v_g"] * curvature, m["v_v"]]])
 
 
+def spectral_radius(matrices: np.ndarray) -> float:
+    """The largest over n curvatures of that of a step; `matrices`, float64 `[rows, n, k, k]`, are
+    of rows one after another, whose product has it to the power `rows`."""
+    whole = functools.reduce(lambda before, row: row @ before, matrices)
+    return float(np.abs(np.linalg.eigvals(whole)).max() ** (1 / len(matrices)))
+
+
 def check_step(
     solver: str, low: float, high: float, *, tau: float, gamma: float | None = None
 ) -> StepCheck:
@@ -129,8 +137,8 @@ def _check(solver: str, tau: float, gamma: float | None) -> None:
 
 
 def _radius(solver: str, low: float, high: float, tau: float, gamma: float | None) -> float:
-    ends = (step_matrix(solver, curvature, tau, gamma) for curvature in (low, high))
-    return float(max(np.abs(np.linalg.eigvals(matrix)).max() for matrix in ends))
+    ends = [step_matrix(solver, curvature, tau, gamma) for curvature in (low, high)]
+    return spectral_radius(np.stack(ends)[None])
 
 
 def _stable(solver: str, low: float, high: float, tau: float, gamma: float | None) -> bool:
