@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--noise-seeds", type=int, metavar="N", help="seeds of the noise, default 4"
     )
-    parser.add_argument("--samples", type=int, help="for each run, default 4000")
+    parser.add_argument("--samples", type=int, help="for each run, default 2000")
     parser.add_argument("--processes", type=int, help="default: one for each CPU")
     parser.add_argument("--no-plots", action="store_true", help="draw none; they need matplotlib")
     parser.add_argument(
