@@ -1,7 +1,7 @@
 """What `ardiff.calibrate` does for the acceptance of a solver, and for its samples.
 
     python -m benchmarks.calibration_table acceptance [--dim D ...]
-    python -m benchmarks.calibration_table quality [--calls N ...] [SOLVER ...]
+    python -m benchmarks.calibration_table quality [SOLVER ...] [--calls N ...]
 
 print the tables of docs/calibrate.md, the first in a minute or two of one core, the second in a few
 for each number of calls. Acceptance is that of fresh samples, with 60 calls. Quality is the sliced

@@ -236,6 +236,7 @@ def forbidden(x, level, condition):
         ({"steps": 3}, "rtk-mala needs two stages or more"),
         ({"guidance": 2.0}, "guidance and uncond go together"),
         ({"path": "nowhere"}, "unknown path"),
+        ({"steps": 10**9}, "steps must be 100,000 at most, got 1000000000"),
         ({"tau": "small"}, "rtk-mala: tau must be positive and finite, got 'small'"),
         ({"solver": "rtk-hmc", "leapfrog": 0}, "leapfrog must be an integer of 1 or more, got 0"),
         ({"device": "gpu"}, "device must be one that torch has here, got 'gpu'"),

@@ -32,7 +32,7 @@ from ..solvers import solver_options
 from ..tables.paths import Path, get_path
 from ..tables.table import StepTable
 from .calibration import Calibration, StageSetting
-from .checks import check_counts
+from .checks import check_calls, check_counts
 from .curvature import FIRST_ID, check_device, check_model
 from .kinetic import COARSE, check_free, enough_stages, settings
 from .model_score import Score
@@ -123,6 +123,7 @@ def calibrate(
     """
     path, shape = get_path(path), check_model(model_fn, dim, samples)
     check_target(target_acceptance)
+    check_calls("steps", steps)
     check_counts(iterations=iterations)
     check_counts(0, corrections=corrections)
     check_device(device)
