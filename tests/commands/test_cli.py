@@ -293,6 +293,10 @@ BAD = {
         "--out: expected a name ending in .plan.json",
     ),
     "plan is a folder": ([*PLAN, "--calls", "8", "--out", "{tmp}"], "is a folder"),
+    "a plan and its figures in one file": (
+        [*PLAN, "--calls", "8", "--out", "{tmp}/x.plan.json", "--json", "{tmp}/./x.plan.json"],
+        "is the file of --out, expected another",
+    ),
     "solver beside a plan": (
         ["sample", "--config", "x", "--solver", "ddim"],
         "--config: a plan fixes the sampler; leave --solver out",

@@ -236,6 +236,9 @@ def forbidden(x, level, condition):
         ({"steps": 3}, "rtk-mala needs two stages or more"),
         ({"guidance": 2.0}, "guidance and uncond go together"),
         ({"path": "nowhere"}, "unknown path"),
+        ({"tau": "small"}, "rtk-mala: tau must be positive and finite, got 'small'"),
+        ({"solver": "rtk-hmc", "leapfrog": 0}, "leapfrog must be an integer of 1 or more, got 0"),
+        ({"device": "gpu"}, "device must be one that torch has here, got 'gpu'"),
     ],
 )
 def test_errors_before_the_model_is_called(options, problem):
@@ -248,7 +251,18 @@ def test_errors_of_sizes():
     options = {"path": "flow", "prediction": "flow", "steps": 24}
     with pytest.raises(ValueError, match="dim must be an integer of 1 or more, got 2.5"):
         ardiff.calibrate(forbidden, 2.5, **options)
+    with pytest.raises(ValueError, match="dim must be an integer, or one or more of them, got "):
+        ardiff.calibrate(forbidden, (), **options)
+    with pytest.raises(TypeError, match="energy_fn must be callable, got str"):
+        ardiff.calibrate(forbidden, 2, accept="energy", energy_fn="mine", **options)
     with pytest.raises(TypeError, match=r"model_fn must take \(x, level, condition\)|model_fn"):
         ardiff.calibrate(lambda x: x, 2, **options)
     with pytest.raises(FloatingPointError, match="is NaN or infinite"):
         ardiff.calibrate(lambda x, level, condition: x * torch.nan, 2, **options)
+
+
+def test_energies_that_are_not_finite_are_an_error():
+    model = GaussianMixture([[0.0] * 4], 0.25).model("flow", "flow")
+    options = {"path": "flow", "prediction": "flow", "steps": 24, "accept": "energy"}
+    with pytest.raises(FloatingPointError, match="energy error that is NaN or infinite"):
+        ardiff.calibrate(model, 4, energy_fn=lambda x, level, _: x.sum(1) * torch.nan, **options)

@@ -228,6 +228,10 @@ def test_directions_differ_from_the_states():
     [
         ({"levels": [0.1, 0.5]}, "levels must be two or more, decreasing"),
         ({"levels": [0.5, 0.0]}, "levels must end above the data"),
+        ({"levels": "many"}, "levels must be numbers, or how many, got 'many'"),
+        ({"levels": 1}, "levels must be an integer of 2 or more, got 1"),
+        ({"iterations": float("nan")}, "iterations must be an integer of 1 or more, got nan"),
+        ({"device": "gpu"}, "device must be one that torch has here, got 'gpu'"),
         ({"iterations": 0}, "iterations must be an integer of 1 or more"),
         ({"samples": 0}, "samples must be an integer of 1 or more"),
         ({"prediction": "noise"}, "unknown prediction 'noise'"),

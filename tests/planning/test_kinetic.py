@@ -12,14 +12,9 @@ from ardiff.guide import Guidance
 from ardiff.loop.ladder import stage_of_rows
 from ardiff.noise import make_key, make_stream
 from ardiff.planning.calibration import StageSetting
-from ardiff.planning.kinetic import (
-    KINETIC,
-    KineticTable,
-    _offset,
-    enough_stages,
-    spectral_radius,
-)
+from ardiff.planning.kinetic import KineticTable, _offset, enough_stages
 from ardiff.planning.model_score import Score
+from ardiff.planning.stability import KINETIC, spectral_radius
 from ardiff.planning.stage_probe import probes
 from ardiff.tables.paths import get_path
 

@@ -181,8 +181,15 @@ BAD = {
     "unknown path": ({"calls": 8, "path": "ve"}, "unknown path 've'"),
     "dim of a model": ({"calls": 8, "model": "sun-shadow", "path": None}, "dim is the model's own"),
     "no calls": ({"calls": 0}, "must be an integer of 1 or more, got 0"),
+    "no batch": ({"calls": 8, "batch": 0}, "batch must be an integer of 1 or more, got 0"),
+    "no patches": ({"calls": 8, "patches": 0}, "patches must be an integer of 1 or more, got 0"),
+    "L of a model": ({**MODEL, "lipschitz": 0.0}, "lipschitz must be positive and finite, got 0.0"),
+    "no name": ({**MODEL, "model": 3}, "model must be a shipped name or a folder, got 3"),
+    "time of a kind": (
+        {**MODEL, "calls": None, "seconds": "3"}, "seconds must be positive and finite, got '3'",
+    ),
     "unknown score": ({"calls": 8, "score": "good"}, "score must be one of exact, learned"),
-    "no length": ({"calls": 8, "scale": -1.0}, "scale must be a positive length, got -1.0"),
+    "no length": ({"calls": 8, "scale": -1.0}, "scale must be positive and finite, got -1.0"),
     "no L": ({"calls": 8, "lipschitz": None}, "lipschitz is missing"),
     "guidance of no model": ({"calls": 8, "guidance": 2.0}, "that of a model: give model too"),
     "guidance without its score": (

@@ -86,9 +86,15 @@ def test_few_samples_of_many_calls_look_ahead(monkeypatch):
     ("changes", "message"),
     [
         ({"calls": 0}, "calls must be an integer of 1 or more, got 0"),
+        ({"calls": 10**9}, "calls must be 100,000 at most, got 1000000000"),
         ({"calls": 8, "score": "wrong"}, "score must be one of exact, learned, guided"),
-        ({"calls": 8, "scale": -1.0}, "scale must be a positive length, got -1.0"),
-        ({"calls": 8, "smallest": float("nan")}, "smallest must be a positive length"),
+        ({"calls": 8, "scale": -1.0}, "scale must be positive and finite, got -1.0"),
+        ({"calls": 8, "scale": "2"}, "scale must be positive and finite, got '2'"),
+        ({"calls": 8, "scale": True}, "scale must be positive and finite, got True"),
+        ({"calls": 8, "scale": 1e300}, r"scale must be from 1e-30 to 1e\+30, got 1e\+300"),
+        ({"calls": 8, "dim": float("nan")}, "dim must be an integer of 1 or more, got nan"),
+        ({"calls": 8, "batch": -1}, "batch must be an integer of 1 or more, got -1"),
+        ({"calls": 8, "smallest": float("nan")}, "smallest must be positive and finite"),
     ],
 )
 def test_bad_input(changes, message):

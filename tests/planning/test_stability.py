@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ardiff
-from ardiff.planning.stability import CHECKED, WITH_FRICTION, check_step, step_matrix
+from ardiff.planning.stability import CHECKED, KINETIC, check_step, step_matrix
 from ardiff.tables.columns import COLUMNS
 from ardiff.tables.paths import get_path, transition
 from ardiff_kernels import host
@@ -31,7 +31,7 @@ def stages() -> list[tuple[float, float]]:
 
 def table(solver: str, tau: float, gamma: float | None, inner: int) -> ardiff.StepTable:
     """A table of two stages; tau and gamma are in units of the stages' envelopes."""
-    options, steps = {"gamma": gamma} if solver in WITH_FRICTION else {}, 2 * inner + 8
+    options, steps = {"gamma": gamma} if solver in KINETIC else {}, 2 * inner + 8
     if solver == "rtk-hmc":
         options["leapfrog"], inner = inner, 1
     return ardiff.solver(

@@ -131,10 +131,19 @@ def test_levels_are_eta_of_ou_time_apart_on_every_path(path: str) -> None:
     ("values", "said"),
     [
         ({"dim": 0}, "dim must be an integer of 1 or more, got 0"),
+        ({"dim": math.nan}, "dim must be an integer of 1 or more, got nan"),
+        ({"dim": "9"}, "dim must be an integer of 1 or more, got '9'"),
+        ({"dim": 10**31}, "dim must be from 1e-30"),
         ({"patches": 2.5}, "patches must be an integer"),
         ({"patches": 11}, "an element each: got 11 of 10"),
         ({"lipschitz": 0.0}, "lipschitz must be positive and finite, got 0.0"),
         ({"lipschitz": math.nan}, "lipschitz must be positive"),
+        ({"lipschitz": "2"}, "lipschitz must be positive and finite, got '2'"),
+        ({"lipschitz": 1e200}, "lipschitz must be from 1e-30"),
+        ({"lipschitz": 1e-300}, "lipschitz must be from 1e-30"),
+        ({"accuracy": "0.1"}, "above 0 and below 1, got '0.1'"),
+        ({"accuracy": 1e-200}, "accuracy must be from 1e-30"),
+        ({"second_moment": "1"}, "second_moment must be 0 or more and finite"),
         ({"accuracy": 1.0}, "above 0 and below 1, got 1.0"),
         ({"score_error": -1.0}, "score_error must be 0 or more"),
         ({"second_moment": math.inf}, "second_moment must be 0 or more and finite"),
@@ -143,6 +152,12 @@ def test_levels_are_eta_of_ou_time_apart_on_every_path(path: str) -> None:
 def test_a_bad_setting_is_refused(values: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Setting(**({"dim": 10, "lipschitz": 1.0, "accuracy": 0.1} | values))
+
+
+def test_the_ends_of_what_is_taken_have_finite_figures() -> None:
+    for dim, lipschitz, accuracy in ((10**30, 1e30, 1e-30), (1, 1e-30, 0.999)):
+        for found in methods(Setting(dim, lipschitz, accuracy), 3.0):
+            assert math.isfinite(found.calls) and found.calls > 0
 
 
 def test_what_has_no_meaning_is_refused() -> None:

@@ -141,6 +141,7 @@ def _run(argv: Sequence[str] | None, words: list[str]) -> int:
     if args.seed is not None and not -(2**63) <= args.seed < 2**63:
         raise ValueError(f"--seed: the seed must fit in int64, got {args.seed}")
     writable(args.json, "--json")
+    _check_apart(args.json, getattr(args, "out", None))
     apart = args.json is not None and descriptor_of(args.json) == STDOUT_DESCRIPTOR
     with contextlib.redirect_stdout(sys.stderr) if apart else contextlib.nullcontext():
         result, code = args.run(args)
@@ -148,6 +149,13 @@ def _run(argv: Sequence[str] | None, words: list[str]) -> int:
     if args.json is not None:
         write_json(args.json, result)
     return code
+
+
+def _check_apart(json: Path | None, out: Path | None) -> None:
+    """ValueError where --json would overwrite what --out has written."""
+    files = json is not None and out is not None and descriptor_of(json) is None
+    if files and json.resolve() == Path(out).resolve():
+        raise ValueError(f"--json: {json} is the file of --out, expected another")
 
 
 def _give_up_standard_output() -> None:

@@ -21,26 +21,32 @@ import numpy as np
 import torch
 
 from ..guide import Guidance, per_sample
+from ..loop.checks import check_signature
 from ..loop.ladder import check_target, splice
 from ..loop.model_calls import CountedModel, shaped_energy
 from ..loop.run import run
-from ..loop.stats import collect
+from ..loop.stats import SampleStats, collect
 from ..noise import initial_state, make_key, make_stream
 from ..solvers import solver as make_table
 from ..solvers import solver_options
 from ..tables.paths import Path, get_path
 from ..tables.table import StepTable
 from .calibration import Calibration, StageSetting
-from .curvature import FIRST_ID, check_model
-from .kinetic import COARSE, KINETIC, check_free, enough_stages, settings
+from .checks import check_counts
+from .curvature import FIRST_ID, check_device, check_model
+from .kinetic import COARSE, check_free, enough_stages, settings
 from .model_score import Score
 from .proposals import START, acceptance, ladder, leapfrog
+from .stability import KINETIC
 from .stage_probe import Probe, probes, stage_levels
 from .step_search import approach
 
 EXACT = 0.05  # |1 - l| of a kernel that is its envelope: the stage begins where it ends
 OFF = 0.2  # from the target, which the report names
 IDLE = 0.1  # range of the acceptance over a ladder on which tau decides nothing
+
+# a look at the stages between levels that end inside; reach of the products from the gradient
+Look = Callable[..., list[Probe]]
 
 
 def calibrate(
@@ -98,7 +104,7 @@ def calibrate(
     Raises:
         ValueError, TypeError: a solver without a step size that curvature decides, a bad argument,
             before the model is called.
-        FloatingPointError: a score that is not finite.
+        FloatingPointError: a score, or most energies of a run, that are not finite.
 
     Example:
         Data N(0, 1/10000) in 1,000 dimensions, of which the default tau knows nothing:
@@ -117,78 +123,123 @@ def calibrate(
     """
     path, shape = get_path(path), check_model(model_fn, dim, samples)
     check_target(target_acceptance)
-    _check_counts(iterations=iterations, corrections=corrections)
+    check_counts(iterations=iterations)
+    check_counts(0, corrections=corrections)
+    check_device(device)
+    if callable(energy_fn):
+        check_signature("energy_fn", energy_fn, "energy_fn(x, level, condition)")
+    elif energy_fn is not None:
+        raise TypeError(f"energy_fn must be callable, got {type(energy_fn).__name__}")
     options = {"path": path, "prediction": prediction, "steps": steps, **options}
+    elements = math.prod(shape[1:])
     if "dim" in solver_options(solver):
-        options["dim"] = math.prod(shape[1:])
+        options["dim"] = elements
     guided = Guidance.of(uncond, guidance, uncond2, guidance2).per_sample(1, device)
-    noise_scale = {}
+    modifiers = guided.arguments()
     if temperature is not None:
-        noise_scale["noise_scale"] = per_sample("temperature", temperature, 1, device, low=0.0)
+        modifiers["noise_scale"] = per_sample("temperature", temperature, 1, device, low=0.0)
     if solver in KINETIC:
-        reach, first = 1, make_table(solver, **check_free(solver, options))
-    else:
-        taus, first = ladder(solver, options), make_table(solver, **options)
-        moves = [leapfrog(solver, tau, options) for tau in taus]
-        reach = moves[0].steps
+        check_free(solver, options)
+    first = make_table(solver, **options)
     if first.energy != (energy_fn is not None):
         raise ValueError('accept="energy" and energy_fn go together: pass both or neither')
     score = Score(model_fn, shape, path, prediction, condition, guided, device)
     stream = make_stream(range(FIRST_ID, FIRST_ID + samples), samples, 0, device)
 
-    def look(levels: np.ndarray, inside: np.ndarray) -> tuple[list[Probe], list[StageSetting]]:
-        found = probes(
-            score, path, levels, inside, make_key(seed, device), stream, math.prod(shape[1:]),
-            options.get("warm_start") or "ancestral", max(iterations, reach), reach,
+    def look(levels: np.ndarray, inside: np.ndarray, reach: int = 1) -> list[Probe]:
+        warm_start = options.get("warm_start") or "ancestral"
+        return probes(
+            score, path, levels, inside, make_key(seed, device), stream, elements, warm_start,
+            max(iterations, reach), reach,
         )  # fmt: skip
-        return found, [_setting(each) for each in found]
 
     if solver in KINETIC:
-        levels = stage_levels(first)
-        if len(levels) > 2 * COARSE and _free_stages(options):
-            some = levels[np.linspace(0, len(levels) - 1, COARSE + 1).round().astype(int)]
-            stages = max(2, enough_stages(look(some, some)[1], path))
-            if stages < len(levels) - 1:
-                options["stages"] = stages
-                levels = stage_levels(make_table(solver, **options))
-        table, stages = settings(solver, options, *look(levels, levels))
-        calls = score.calls
-        return Calibration(table, tuple(stages), None, calls, calls, calls * samples, 0)
+        table, stages = _kinetic(solver, options, first, look)
+        return Calibration(table, stages, None, score.calls, score.calls, score.calls * samples, 0)
 
-    seen, stages = look(stage_levels(first), first.level[first.accept_rows])
+    counted = CountedModel(model_fn, shape)
+    energy = energy_fn and shaped_energy(energy_fn, shape)
+
+    def measure(table: StepTable, n: int) -> np.ndarray:
+        """The acceptance of each stage in the n-th run."""
+        key, decisions = make_key(seed + 1 + n, device), []
+        run(
+            table, counted, initial_state(table, key, stream, elements), key=key, stream=stream,
+            condition=condition, energy_fn=energy, decisions=decisions, **modifiers,
+        )  # fmt: skip
+        return _acceptance(collect(table, 0, 0.0, decisions))
+
+    table, stages, runs = _adjusted(
+        solver, options, first, look, measure, target_acceptance, corrections
+    )
+    calls = score.calls + counted.calls
+    return Calibration(table, stages, target_acceptance, calls, score.calls, calls * samples, runs)
+
+
+def _kinetic(
+    solver: str, options: dict[str, Any], first: StepTable, look: Look
+) -> tuple[StepTable, tuple[StageSetting, ...]]:
+    """The table of an unadjusted kinetic solver and its stages: as many as the theory asks for
+    where their number is free, in the grid of `first` else."""
+    levels = stage_levels(first)
+    if len(levels) > 2 * COARSE and _free_stages(options):
+        some = levels[np.linspace(0, len(levels) - 1, COARSE + 1).round().astype(int)]
+        found = [_setting(each) for each in look(some, some)]
+        stages = max(2, enough_stages(found, options["path"]))
+        if stages < len(levels) - 1:
+            options = {**options, "stages": stages}
+            levels = stage_levels(make_table(solver, **options))
+    seen = look(levels, levels)
+    table, stages = settings(solver, options, seen, [_setting(each) for each in seen])
+    return table, tuple(stages)
+
+
+def _adjusted(
+    solver: str,
+    options: dict[str, Any],
+    first: StepTable,
+    look: Look,
+    measure: Callable[[StepTable, int], np.ndarray],
+    target: float,
+    corrections: int,
+) -> tuple[StepTable, tuple[StageSetting, ...], int]:
+    """The table of a solver that accepts and rejects, its stages, and the runs that it took."""
+    taus = ladder(solver, options)
+    moves = [leapfrog(solver, tau, options) for tau in taus]
+    reach = moves[0].steps
+    seen = look(stage_levels(first), first.level[first.accept_rows], reach)
     if not seen:
         raise ValueError(f"no stage of this {solver} makes a proposal: see its window and its grid")
     curves = np.stack([acceptance(moves, each.vectors(reach)) for each in seen])
-    spent, counted = score.calls, CountedModel(model_fn, shape)
-    energy = energy_fn and shaped_energy(energy_fn, shape)
 
     def table_of(rungs: np.ndarray) -> StepTable:
         used, place = np.unique(rungs, return_inverse=True)
         return splice([make_table(solver, **{**options, "tau": taus[k]}) for k in used], place)
 
-    def measure(rungs: np.ndarray, n: int) -> np.ndarray:
-        """The acceptance of each stage in the n-th run, of the table of these rungs."""
-        table, key, decisions = table_of(rungs), make_key(seed + 1 + n, device), []
-        run(
-            table, counted, initial_state(table, key, stream, math.prod(shape[1:])), key=key,
-            stream=stream, condition=condition, energy_fn=energy, decisions=decisions,
-            **guided.arguments(), **noise_scale,
-        )  # fmt: skip
-        return collect(table, 0, 0.0, decisions).expected_acceptance.nan_to_num().numpy()
-
     idle = np.ptp(curves, 1) < IDLE
-    rungs, rates, runs = approach(curves, idle, target_acceptance, START, measure, corrections)
-    stages = [
-        replace(
-            stage, tau=taus[rung], predicted=float(curve[rung]), measured=float(rate),
-            note=stage.note or _note(rate, target_acceptance, still),
-        )
-        for stage, curve, rung, rate, still in zip(stages, curves, rungs, rates, idle, strict=True)
-    ]  # fmt: skip
-    calls = spent + counted.calls
-    return Calibration(
-        table_of(rungs), tuple(stages), target_acceptance, calls, spent, calls * samples, runs
+    rungs, rates, runs = approach(
+        curves, idle, target, START, lambda rungs, n: measure(table_of(rungs), n), corrections
     )
+    stages = []
+    for look_at, curve, rung, rate, still in zip(seen, curves, rungs, rates, idle, strict=True):
+        stage = _setting(look_at)
+        note = stage.note or _note(rate, target, still)
+        stages.append(
+            replace(
+                stage, tau=taus[rung], predicted=float(curve[rung]), measured=float(rate), note=note
+            )
+        )
+    return table_of(rungs), tuple(stages), runs
+
+
+def _acceptance(stats: SampleStats) -> np.ndarray:
+    """That of each stage, 0 where all of its proposals are NaN or infinite."""
+    if 2 * stats.rejected_nonfinite > int(stats.decisions.sum()):
+        raise FloatingPointError(
+            "most proposals of a run have an energy error that is NaN or infinite: see whether the "
+            "model's outputs, or the energies, are finite at all levels of the grid"
+        )
+    return stats.expected_acceptance.nan_to_num().numpy()
 
 
 def _free_stages(options: dict[str, Any]) -> bool:
@@ -221,10 +272,3 @@ def _note(rate: float, target: float, idle: bool) -> str:
     if idle:
         return "tau makes no difference to the acceptance"
     return "" if abs(rate - target) <= OFF else "off the target"
-
-
-def _check_counts(**values: int) -> None:
-    for name, value in values.items():
-        least = 0 if name == "corrections" else 1
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-            raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")

@@ -36,6 +36,7 @@ from ..guide import Guidance
 from ..loop.checks import check_signature
 from ..noise import Purpose, counter_word, make_key, make_stream
 from ..tables.paths import Path, get_path, time_grid
+from .checks import check_counts
 from .model_score import Score, pilot_states
 
 FIRST_ID = 2**43 - 2**14  # of the pilot's samples, far from the ids that samples begin with
@@ -130,11 +131,24 @@ def check_model(model_fn: Any, dim: int | Sequence[int], samples: int) -> tuple[
         raise TypeError(f"model_fn must be callable or have hoist, got {type(model_fn).__name__}")
     if not hasattr(model_fn, "hoist"):
         check_signature("model_fn", model_fn, "model_fn(x, level, condition)")
-    sizes = tuple(dim) if isinstance(dim, Sequence) else (dim,)
-    for name, size in (("samples", samples), *(("dim", size) for size in sizes)):
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(f"{name} must be an integer of 1 or more, got {size!r}")
+    sizes = tuple(dim) if isinstance(dim, Sequence) and not isinstance(dim, str) else (dim,)
+    if not sizes:
+        raise ValueError(f"dim must be an integer, or one or more of them, got {dim!r}")
+    check_counts(samples=samples)
+    for size in sizes:
+        check_counts(dim=size)
     return (samples, *sizes)
+
+
+def check_device(device: torch.device | str) -> None:
+    """ValueError for a device that torch does not know or that holds no numbers here."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, TypeError) as error:
+        said = str(error).splitlines()[0][:80]
+        raise ValueError(
+            f"device must be one that torch has here, got {device!r}: {said}"
+        ) from None
 
 
 def normals(key: Tensor, stream: Tensor, dim: int, draw: int) -> Tensor:
@@ -265,9 +279,9 @@ def curvature(
         [0.01, 0.99, 50.0]
     """
     path, shape = get_path(path), check_model(model_fn, dim, samples)
-    if isinstance(iterations, bool) or int(iterations) != iterations or iterations < 1:
-        raise ValueError(f"iterations must be an integer of 1 or more, got {iterations!r}")
-    grid = time_grid(path, levels) if isinstance(levels, int) else np.array(levels, np.float64)
+    check_counts(iterations=iterations)
+    check_device(device)
+    grid = _grid(path, levels)
     if grid.ndim != 1 or len(grid) < 2 or np.any(np.diff(grid) >= 0):
         raise ValueError(f"levels must be two or more, decreasing, got {levels!r}")
     if path.sigma(grid[-1]) <= 0:
@@ -293,6 +307,16 @@ def curvature(
         grid, path.alpha(grid), path.sigma(grid), highest, lowest, asymmetry, np.array(resolution),
         score.calls, score.calls * samples,
     )  # fmt: skip
+
+
+def _grid(path: Path, levels: Sequence[float] | int) -> np.ndarray:
+    if isinstance(levels, (int, np.integer)) and not isinstance(levels, bool):
+        check_counts(2, levels=levels)
+        return time_grid(path, int(levels))
+    try:
+        return np.array(levels, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"levels must be numbers, or how many, got {levels!r}") from None
 
 
 def check_finite(values: Tensor, level: float) -> None:

@@ -23,9 +23,9 @@ from ..tables.columns import COLUMNS
 from ..tables.paths import Path, Transition, score_coefficients, transition
 from ..tables.table import StepTable
 from .calibration import StageSetting
+from .stability import spectral_radius
 from .stage_probe import Probe
 
-KINETIC = ("rtk-uld", "rtk-baoab", "rtk-obabo", "rtk-ubu")
 TAUS = tuple(2 ** (k / 2) for k in range(-16, 5))  # 1/256 to 4 envelope widths
 LEAST = 1 / 16  # curvature, in units of the envelope, below which gamma does not follow it
 ROOM = 1.5  # times the largest curvature found, on which a step must still be stable
@@ -87,15 +87,6 @@ class KineticTable:
         for each, added in zip(matrix, noise, strict=True):
             moments = each @ moments @ each.swapaxes(-1, -2) + added
         return moments[:, 0, 0] * curvature
-
-
-def spectral_radius(matrix: np.ndarray) -> float:
-    """Of a step, the largest over the curvatures: that of all rows `[rows, n, 2, 2]` together, to
-    the power 1 / rows."""
-    whole = np.broadcast_to(np.eye(2), matrix.shape[1:])
-    for each in matrix:
-        whole = each @ whole
-    return float(np.abs(np.linalg.eigvals(whole)).max() ** (1 / len(matrix)))
 
 
 def settings(

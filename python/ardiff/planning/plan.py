@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
+import os
 from pathlib import Path as FilePath
 from typing import Any
 
 from ..ar.sampler import ARSampler
 from ..models.checkpoint import shipped_models
 from ..solvers import default_tau, solver
+from .checks import check_positive
 from .kl_bound import kl_bound
 from .plan_file import SamplePlan
 from .plan_report import PlanReport
 from .problem import Problem, given_problem, load_problem
 from .recommend import Recommendation, evidence, kind_of, recommend
-from .stability import CHECKED, WITH_FRICTION, StepCheck, check_step
+from .stability import CHECKED, KINETIC, StepCheck, check_step
 from .theory import Method, Setting, methods
 from .timing import Timing, measure
 
@@ -78,11 +79,13 @@ def make_plan(
     _check_problem(model, path, dim, patches, lipschitz, score, guidance)
     known = {"accuracy": ACCURACY if accuracy is None else accuracy, "score_error": score_error,
              "second_moment": second_moment}  # fmt: skip
+    patches = 1 if patches is None else patches
     # what is wrong with the numbers is said before anything is measured
-    Setting(1 if dim is None else dim, lipschitz or 1.0, patches=patches or 1, **known)
-    recommend(1 if calls is None else calls, score=score, scale=scale)
+    Setting(patches if dim is None else dim, 1.0 if lipschitz is None else lipschitz,
+            patches=patches, **known)  # fmt: skip
+    recommend(1 if calls is None else calls, score=score, scale=scale, batch=batch)
     if model is None:
-        problem = given_problem(path, dim, patches or 1, lipschitz)
+        problem = given_problem(path, dim, patches, lipschitz)
     else:
         problem = load_problem(model, lipschitz, guidance, seed)
     setting = Setting(problem.dim, problem.lipschitz, patches=problem.patches, **known)
@@ -126,12 +129,14 @@ def _check_budget(accuracy, calls, seconds, model) -> None:
         raise ValueError("a plan needs a budget: give calls, seconds or accuracy")
     if seconds is not None and model is None:
         raise ValueError("seconds: the time of a call is measured with the model: give model too")
-    if seconds is not None and not 0 < seconds < math.inf:
-        raise ValueError(f"seconds must be positive and finite, got {seconds}")
+    if seconds is not None:
+        check_positive(seconds=seconds)
 
 
 def _check_problem(model, path, dim, patches, lipschitz, score, guidance) -> None:
     if model is not None:
+        if not isinstance(model, (str, os.PathLike)):
+            raise ValueError(f"model must be a shipped name or a folder, got {model!r}")
         given = {"path": path, "dim": dim, "patches": patches}
         beside = [name for name, value in given.items() if value is not None]
         if beside:
@@ -238,7 +243,7 @@ def _default_steps(problem: Problem) -> tuple[StepCheck, ...]:
     return tuple(
         check_step(
             name, *problem.envelope, tau=default_tau(name, {"dim": problem.patch_dim}),
-            gamma=DEFAULT_GAMMA if name in WITH_FRICTION else None,
+            gamma=DEFAULT_GAMMA if name in KINETIC else None,
         )
         for name in CHECKED
     )  # fmt: skip

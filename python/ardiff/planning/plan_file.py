@@ -15,7 +15,6 @@ images is a part of a plan.
 from __future__ import annotations
 
 import inspect
-import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,10 +22,11 @@ from reprlib import repr as short
 from typing import Any
 
 from .._files import write_json
-from .._files.versioned import Kind, check_names, read_versioned
+from .._files.versioned import Kind, check_names, number, read_versioned
 from ..loop.lookahead import MODES
 from ..solvers import check_options, solver
 from ..tables.paths import GRIDS, PATHS
+from .checks import check_calls
 
 KIND = Kind("plan file", "ardiff plan", 1, limit=2**20, writer="ardiff plan --out")
 GRID_NUMBERS = ("ratio_max", "ratio_min", "rho", "shift")
@@ -52,8 +52,7 @@ class SamplePlan:
 
     Raises:
         ValueError: an unknown path, solver, grid or lookahead, an option that the solver does not
-            take, or a number out of range.
-        TypeError: an option that is neither a number nor a name.
+            take or that is neither a number nor a name, or a number out of range.
     """
 
     model: str | None
@@ -71,35 +70,13 @@ class SamplePlan:
             raise ValueError(f"unknown path {short(self.path)}; known paths: {', '.join(PATHS)}")
         if not isinstance(self.solver, str):
             raise ValueError(f"solver must be a name, got {short(self.solver)}")
-        if not _whole(self.steps) or self.steps < 1:
-            raise ValueError(f"steps must be an integer of 1 or more, got {short(self.steps)}")
+        check_calls("steps", self.steps)
         if not isinstance(self.options, dict):
             raise ValueError(f"options must be an object, got {short(self.options)}")
-        for name, value in self.options.items():
-            if isinstance(value, bool) or isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"option {name} must be a finite number or a name, got {value}")
-        options = dict(self.options)
-        grid = options.pop("grid", None)
-        if grid is not None and grid not in GRIDS:
-            raise ValueError(f"unknown time grid {short(grid)}; known grids: {', '.join(GRIDS)}")
-        for name in GRID_NUMBERS:
-            value = options.pop(name, None)
-            if value is not None and (isinstance(value, str) or not 0 < value < math.inf):
-                raise ValueError(f"option {name} must be positive, got {short(value)}")
-        check_options(self.solver, options)
-        if isinstance(self.lookahead, str) and self.lookahead not in ("auto", *MODES):
-            raise ValueError(
-                f"unknown lookahead {short(self.lookahead)}; known: auto, {', '.join(MODES)}, or a "
-                "number of rows"
-            )
-        if not isinstance(self.lookahead, (str, type(None))) and not (
-            _whole(self.lookahead) and self.lookahead >= 1
-        ):
-            raise ValueError(f"lookahead must be 1 or more rows, got {short(self.lookahead)}")
-        if self.guidance is not None and (
-            isinstance(self.guidance, (bool, str)) or not math.isfinite(self.guidance)
-        ):
-            raise ValueError(f"guidance must be a finite number, got {short(self.guidance)}")
+        _check_options(self.solver, self.options)
+        _check_lookahead(self.lookahead)
+        if self.guidance is not None:
+            number("guidance", self.guidance)
 
     def sampler_options(self) -> dict[str, Any]:
         """The arguments of :class:`ardiff.ARSampler` but the model."""
@@ -154,5 +131,25 @@ def read_plan(path: str | os.PathLike) -> SamplePlan:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    """Raises for what neither the time grid nor solver `name` takes."""
+    own = dict(options)
+    if "grid" in own and (grid := own.pop("grid")) not in GRIDS:
+        raise ValueError(f"unknown time grid {short(grid)}; known grids: {', '.join(GRIDS)}")
+    for option in GRID_NUMBERS:
+        if option in own and number(f"option {option}", own.pop(option)) <= 0:
+            raise ValueError(f"option {option} must be positive, got {short(options[option])}")
+    for option, value in own.items():
+        if not isinstance(value, str):
+            number(f"option {option}", value)
+    check_options(name, own)
+
+
+def _check_lookahead(lookahead: Any) -> None:
+    if isinstance(lookahead, str) and lookahead not in ("auto", *MODES):
+        raise ValueError(
+            f"unknown lookahead {short(lookahead)}; known: auto, {', '.join(MODES)}, or a number "
+            "of rows"
+        )
+    if not isinstance(lookahead, (str, type(None))):
+        check_calls("lookahead", lookahead)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-import numpy as np
+from .checks import check_calls, check_counts, check_positive
 
 SCORES = ("exact", "learned", "guided")
 KINDS = (*SCORES, "image")
@@ -127,8 +127,8 @@ def recommend(
         batch: samples drawn at once, where it is known: for few of many calls, a lookahead.
 
     Raises:
-        ValueError: calls that are no integer of 1 or more, another score, a length that is not
-            positive.
+        ValueError: calls, dim or batch that are no integer of 1 or more, another score, a length
+            that is not positive.
 
     Example:
         >>> from ardiff.planning.recommend import recommend
@@ -137,14 +137,12 @@ def recommend(
         >>> recommend(16, score="learned", scale=2.0).steps
         16
     """
-    if isinstance(calls, bool) or not isinstance(calls, (int, np.integer)) or calls < 1:
-        raise ValueError(f"calls must be an integer of 1 or more, got {calls!r}")
+    check_calls("calls", calls)
+    check_counts(**{k: v for k, v in (("dim", dim), ("batch", batch)) if v is not None})
     if score not in SCORES:
         raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
     lengths = {"scale": scale, "smallest": smallest}
-    for name, length in lengths.items():
-        if length is not None and not (np.isfinite(length) and length > 0):
-            raise ValueError(f"{name} must be a positive length, got {length!r}")
+    check_positive(**{name: length for name, length in lengths.items() if length is not None})
     kind = kind_of(score, dim)
     budgets = evidence()[kind]
     budget = max(each for each in budgets if each <= max(calls, min(budgets)))

@@ -15,6 +15,7 @@ interval, and the largest radius over a range is that at one of its ends.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ import numpy as np
 
 from ..solvers import rtk_baoab, rtk_obabo, rtk_ubu, rtk_uld
 from ..solvers._rtk.adjusted import leapfrog_move
+from .checks import is_number
 
-_KINETIC: dict[str, Callable[[float, float], dict[str, float]]] = {
+_MOVES: dict[str, Callable[[float, float], dict[str, float]]] = {
     "rtk-uld": rtk_uld.move,
     "rtk-baoab": lambda gamma, tau: rtk_baoab.move(gamma, tau, first=False),
     "rtk-obabo": lambda gamma, tau: rtk_obabo.move(gamma, tau, first=False),
@@ -32,8 +34,9 @@ _KINETIC: dict[str, Callable[[float, float], dict[str, float]]] = {
     "rtk-hmc": lambda _, tau: leapfrog_move(tau, tau),
 }
 _OVERDAMPED = ("rtk-ula", "rtk-mala")
-CHECKED = (*_OVERDAMPED, *_KINETIC)
-WITH_FRICTION = ("rtk-uld", "rtk-baoab", "rtk-obabo", "rtk-ubu")
+CHECKED = (*_OVERDAMPED, *_MOVES)
+# unadjusted, with a friction gamma
+KINETIC = ("rtk-uld", "rtk-baoab", "rtk-obabo", "rtk-ubu")
 _ROUNDING = 1e-7  # of a radius of 1, the square root of that of a double eigenvalue's matrix
 
 
@@ -85,8 +88,15 @@ def step_matrix(
     _check(solver, tau, gamma)
     if solver in _OVERDAMPED:
         return np.array([[1 - tau * curvature]])
-    m = _KINETIC[solver](gamma, tau)
+    m = _MOVES[solver](gamma, tau)
     return np.array([[1 - m["z_g"] * curvature, m["z_v"]], [-m["v_g"] * curvature, m["v_v"]]])
+
+
+def spectral_radius(matrices: np.ndarray) -> float:
+    """The largest over n curvatures of that of a step; `matrices`, float64 `[rows, n, k, k]`, are
+    of rows one after another, whose product has it to the power `rows`."""
+    whole = functools.reduce(lambda before, row: row @ before, matrices)
+    return float(np.abs(np.linalg.eigvals(whole)).max() ** (1 / len(matrices)))
 
 
 def check_step(
@@ -108,7 +118,7 @@ def check_step(
         raise ValueError(
             f"expected finite curvatures low <= high with high above 0, got {low} and {high}"
         )
-    friction = gamma if solver in WITH_FRICTION else None
+    friction = gamma if solver in KINETIC else None
     return StepCheck(
         solver, float(low), float(high), float(tau), friction,
         radius=_radius(solver, low, high, tau, gamma),
@@ -120,15 +130,15 @@ def check_step(
 def _check(solver: str, tau: float, gamma: float | None) -> None:
     if solver not in CHECKED:
         raise ValueError(f"no step matrix of {solver!r}; known: {', '.join(CHECKED)}")
-    needed = {"tau": tau} | ({"gamma": gamma} if solver in WITH_FRICTION else {})
+    needed = {"tau": tau} | ({"gamma": gamma} if solver in KINETIC else {})
     for name, value in needed.items():
-        if value is None or not 0 < value < math.inf:
+        if not is_number(value) or not 0 < value < math.inf:
             raise ValueError(f"{solver}: {name} must be positive and finite, got {value}")
 
 
 def _radius(solver: str, low: float, high: float, tau: float, gamma: float | None) -> float:
-    ends = (step_matrix(solver, curvature, tau, gamma) for curvature in (low, high))
-    return float(max(np.abs(np.linalg.eigvals(matrix)).max() for matrix in ends))
+    ends = [step_matrix(solver, curvature, tau, gamma) for curvature in (low, high)]
+    return spectral_radius(np.stack(ends)[None])
 
 
 def _stable(solver: str, low: float, high: float, tau: float, gamma: float | None) -> bool:

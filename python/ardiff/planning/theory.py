@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..tables.paths import OUPath, Path, get_path
+from .checks import LIMIT, check_counts, check_positive, is_number
 
 CONDITION = 3.0  # of every reverse kernel of the theory: curvature in [L, 3 L]
 EXACT = ("eta", "stages of the RTK solvers", "curvature", "condition number", "gamma")
@@ -57,26 +58,26 @@ class Setting:
     gradient: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("dim", "patches"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or int(value) != value or value < 1:
-                raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
+        check_counts(dim=self.dim, patches=self.patches)
         if self.patches > self.dim:
             raise ValueError(
                 f"patches must be at most dim, an element each: got {self.patches} of {self.dim}"
             )
-        if not 0 < self.lipschitz < math.inf:
-            raise ValueError(f"lipschitz must be positive and finite, got {self.lipschitz}")
-        if not 0 < self.accuracy < 1:
+        check_positive(dim=self.dim, lipschitz=self.lipschitz)
+        if not is_number(self.accuracy) or not 0 < self.accuracy < 1:
             raise ValueError(
                 "accuracy is an error in total variation and must be above 0 and below 1, got "
-                f"{self.accuracy}"
+                f"{self.accuracy!r}"
             )
+        check_positive(accuracy=self.accuracy)
         if self.second_moment is None:
             object.__setattr__(self, "second_moment", float(self.dim))
         for name in ("second_moment", "score_error", "gradient"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not is_number(value) or not 0 <= value <= LIMIT:
+                raise ValueError(
+                    f"{name} must be 0 or more and finite, {LIMIT:g} at most, got {value!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,7 @@ def stage_size(lipschitz: float) -> float:
         >>> round(stage_size(1.0), 6)
         0.202733
     """
-    if not 0 < lipschitz < math.inf:
-        raise ValueError(f"lipschitz must be positive and finite, got {lipschitz}")
+    check_positive(lipschitz=lipschitz)
     return 0.5 * math.log1p(1 / (2 * lipschitz))
 
 

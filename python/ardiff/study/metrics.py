@@ -3,6 +3,7 @@ the same number have."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -138,11 +139,15 @@ class Judge:
         self.floor = {name: float(each.mean()) for name, each in values.items()}
         self.spread = {name: float(each.std()) for name, each in values.items()}
 
+    def sliced_w2(self, x: Tensor) -> float:
+        """Sliced W2 alone; infinite where a sample is not finite."""
+        return self._sliced.w2(x) if bool(x.isfinite().all()) else math.inf
+
     def __call__(self, x: Tensor) -> dict[str, float]:
         """The metrics of samples `[samples, d]`; infinite where a sample is not finite."""
         some = x[:PAIRED]
         if not bool(x.isfinite().all()):
-            return dict.fromkeys(self.floor, float("inf"))
+            return dict.fromkeys(self.floor, math.inf)
         found = {
             "sliced_w2": self._sliced.w2(x),
             "sliced_w1": self._sliced.w1(x),

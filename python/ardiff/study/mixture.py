@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ..planning.recommend import recommend
 from ..solvers import SOLVERS
+from ..tables.table import StepTable
 from .problems import Problem, grids, make_problem
 
+GRIDS_TRIED_UP_TO = 16  # calls; above, log-SNR alone
 STRONG = 500  # samples that are compared with their exact ends
 # Options under which a solver is another method; all others run with their defaults.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -55,13 +58,12 @@ def rows_of(
                 tables[key] = problem.table(name, budget, **options)
             except ValueError:  # too few calls
                 return
-    first = {
-        key: _row(problem, method, budget, key, table, seeds[0]) for key, table in tables.items()
-    }
-    best = min(first, key=lambda key: _order(first[key].metrics["sliced_w2"]))
-    yield first[best]
+    drawn = {key: problem.draw(table, seeds[0]) for key, table in tables.items()}
+    best = min(drawn, key=lambda key: problem.judge.sliced_w2(drawn[key]))
+    yield _row(problem, method, budget, best, tables[best], seeds[0], drawn[best])
     for seed in seeds[1:]:
-        yield _row(problem, method, budget, best, tables[best], seed)
+        x = problem.draw(tables[best], seed)
+        yield _row(problem, method, budget, best, tables[best], seed, x)
 
 
 def _choices(
@@ -78,15 +80,14 @@ def _choices(
     if name == "learned":
         return {"its own": (name, options)}
     own = grids(problem.smallest, problem.norm)
-    return {key: (name, {**own[key], **options}) for key in tried or own}
+    if tried is None:
+        tried = tuple(own) if budget <= GRIDS_TRIED_UP_TO else ("log-snr",)
+    return {key: (name, {**own[key], **options}) for key in tried}
 
 
-def _order(value: float) -> float:
-    return value if math.isfinite(value) else math.inf
-
-
-def _row(problem: Problem, method: str, budget: int, grid: str, table, seed: int) -> Row:
-    x = problem.draw(table, seed)
+def _row(
+    problem: Problem, method: str, budget: int, grid: str, table: StepTable, seed: int, x: Tensor
+) -> Row:
     metrics = problem.judge(x)
     if not table.draws:
         metrics["strong"] = problem.end_error(x, table, seed, min(STRONG, len(x)))

@@ -27,7 +27,7 @@ class Settings:
     methods: tuple[str, ...] = METHODS
     budgets: tuple[int, ...] = (5, 8, 16, 32, 64)
     seeds: tuple[int, ...] = (0, 1, 2, 3)
-    samples: int = 4000
+    samples: int = 2000
     training_steps: int = 1500
     modes: tuple[str, ...] = paper.MODES
     cut: bool = False
