@@ -183,6 +183,11 @@ def test_no_process_outlives_the_command(ctrl_c, tmp_path):
     assert not list(out.iterdir())
 
 
+def test_methods_that_need_more_calls_are_told(tmp_path):
+    _, page = study(tmp_path, "--methods", "rtk-mala", "--budgets", "5", "--processes", "1")
+    assert page == "# Sampler study, seed 0\n\nNo method of these makes so few calls.\n"
+
+
 def test_plots_are_asked_for_before_any_work(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("ardiff.commands.study.find_spec", lambda name: None)
     assert main(["study", "mixture", "--out", str(tmp_path)]) == 2

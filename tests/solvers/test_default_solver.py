@@ -13,7 +13,8 @@ import ardiff
 from ardiff.data.mixture import random_mixture
 from ardiff.solvers import SOLVERS, default_solver
 from ardiff.solvers import _default as default
-from benchmarks.bench_quality import Target, pooled
+from ardiff.study.intervals import geometric_mean
+from benchmarks.bench_quality import Target
 from benchmarks.quality_table import markdown
 from tests import ROOT
 from tests._support.small_models import small_model
@@ -57,7 +58,7 @@ def distance(mixtures, solver, calls):
         x, made = target.draw(solver, calls, seed=11)
         assert made <= calls
         found.append(target.distance(x))
-    return pooled(found)
+    return geometric_mean(found)
 
 
 @pytest.mark.parametrize(("calls", "bound"), [(8, 0.8), (16, 0.6), (32, 0.8)])

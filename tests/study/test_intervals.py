@@ -42,5 +42,6 @@ def test_the_interval_of_a_ratio():
 
 def test_geometric_mean():
     assert geometric_mean([1, 4]) == pytest.approx(2)
+    assert geometric_mean([0, 1]) == pytest.approx(1e-6)  # of 0 the logarithm is that of 1e-12
     assert geometric_mean([1, math.inf]) == math.inf
     assert math.isnan(geometric_mean([]))

@@ -75,6 +75,8 @@ def run(args: argparse.Namespace) -> tuple[dict, int]:
         study = run_study(settings, args.parts, args.seed, args.processes, shown)
     pages = [f"# Sampler study, seed {args.seed}{', cut' if args.cut else ''}"]
     data: dict = {"seed": args.seed, "cut": args.cut, "experiments": study.experiments}
+    if "solvers" in args.parts and not study.rows:
+        pages.append("No method of these makes so few calls.")
     if study.rows:
         results = study.results
         middle = 16 if 16 in results.budgets else results.budgets[-1]
