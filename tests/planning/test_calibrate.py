@@ -101,6 +101,28 @@ def test_the_shipped_model():
     assert rates(model.denoiser, d, 20, table=table, condition=contexts[16:]).mean() < 0.4
 
 
+def test_a_model_of_images_is_all_that_is_needed():
+    """Its table is for patches in any context: the images are of another seed."""
+    model = ardiff.load("sun-shadow")
+    found = ardiff.calibrate(model, solver="rtk-mala", steps=19, samples=12)
+    stats = ardiff.ARSampler(model, table=found.table).sample(12, seed=5).stats
+    ours = float(stats.expected_acceptance.mean())
+    default = ardiff.solver(
+        "rtk-mala", path=model.path, prediction=model.prediction, steps=19, dim=10, **model.grid
+    )
+    with pytest.warns(ardiff.AcceptanceWarning):
+        stats = ardiff.ARSampler(model, table=default).sample(12, seed=5).stats
+    theirs = float(stats.expected_acceptance.mean())
+    assert 0.4 < ours < 0.8 and theirs < 0.4, (ours, theirs)
+    for own in ({"dim": 5}, {"path": "edm"}, {"condition": torch.zeros(1)}):
+        with pytest.raises(ValueError, match=f"{next(iter(own))} is that of the images' model"):
+            ardiff.calibrate(model, steps=19, **own)
+    with pytest.raises(ValueError, match="guidance: the model was trained without"):
+        ardiff.calibrate(model, steps=19, guidance=2.0)
+    with pytest.raises(TypeError, match="calibrate needs dim, path, prediction, or a model as of"):
+        ardiff.calibrate(forbidden, steps=19)
+
+
 def test_calls_are_counted_and_few():
     """At the model; and the states are a fifth of those of a pilot by runs alone."""
     calls, states = [0], [0]

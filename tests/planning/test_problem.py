@@ -68,7 +68,7 @@ def test_the_shipped_model_is_measured_unless_l_is_given(monkeypatch) -> None:
 
 def test_contexts_are_those_of_images_that_the_model_draws() -> None:
     model = load("sun-shadow")
-    found = [problem_module._contexts(model, None, seed) for seed in (0, 0, 1)]
+    found = [contexts_of(model, 16, None, seed) for seed in (0, 0, 1)]
     assert found[0].shape == (16, model.config.context_width)
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 

@@ -26,6 +26,7 @@ from ..loop.ladder import check_target, splice
 from ..loop.model_calls import CountedModel, shaped_energy
 from ..loop.run import run
 from ..loop.stats import SampleStats, collect
+from ..models.image_model import ARModel
 from ..noise import initial_state, make_key, make_stream
 from ..solvers import solver as make_table
 from ..solvers import solver_options
@@ -33,6 +34,7 @@ from ..tables.paths import Path, get_path
 from ..tables.table import StepTable
 from .calibration import Calibration, StageSetting
 from .checks import check_calls, check_counts
+from .contexts import patch_model
 from .curvature import FIRST_ID, check_device, check_model
 from .kinetic import COARSE, check_free, enough_stages, settings
 from .model_score import Score
@@ -51,11 +53,11 @@ Look = Callable[..., list[Probe]]
 
 def calibrate(
     model_fn: Any,
-    dim: int | Sequence[int],
+    dim: int | Sequence[int] | None = None,
     *,
-    path: str | Path,
-    prediction: str,
-    steps: int,
+    path: str | Path | None = None,
+    prediction: str | None = None,
+    steps: int = 48,
     solver: str = "rtk-mala",
     target_acceptance: float = 0.6,
     samples: int = 16,
@@ -80,7 +82,9 @@ def calibrate(
 
     Args:
         model_fn: ``model_fn(x, level, condition)`` or an object with ``hoist``, as of
-            :func:`ardiff.sample`; x is `[samples, dim]`, or `[samples, *dim]`.
+            :func:`ardiff.sample`; x is `[samples, dim]`, or `[samples, *dim]`. Or an `ARModel`, as
+            :func:`ardiff.load` returns one: its denoiser is looked at in the contexts of images
+            that it draws, on its own grid, and dim, path, prediction and conditions are its own.
         dim: elements of a sample, or its sizes.
         path, prediction, steps, options: as in :func:`ardiff.solver`; `tau` of a solver that
             accepts and rejects is where its ladder begins, of others it is not taken.
@@ -121,6 +125,27 @@ def calibrate(
         >>> 0.4 < stats.expected_acceptance.mean() < 0.8
         tensor(True)
     """
+    if isinstance(model_fn, ARModel):
+        own = {"dim": dim, "path": path, "prediction": prediction, "condition": condition}
+        own |= {"uncond": uncond, "uncond2": uncond2, "guidance2": guidance2}
+        beside = [name for name, value in own.items() if value is not None]
+        if beside:
+            raise ValueError(f"{beside[0]} is that of the images' model: leave it out")
+        if guidance is not None and model_fn.null is None:
+            raise ValueError("guidance: the model was trained without context dropout")
+        check_counts(samples=samples)
+        return calibrate(**{
+            "steps": steps, "solver": solver, "target_acceptance": target_acceptance,
+            "samples": samples, "iterations": iterations, "corrections": corrections,
+            "temperature": temperature, "energy_fn": energy_fn, "seed": seed,
+            **patch_model(model_fn, samples, guidance, seed), **options,
+        })  # fmt: skip
+    needed = {"dim": dim, "path": path, "prediction": prediction}
+    missing = [name for name, value in needed.items() if value is None]
+    if missing:
+        raise TypeError(
+            f"calibrate needs {', '.join(missing)}, or a model that ardiff.load returns"
+        )
     path, shape = get_path(path), check_model(model_fn, dim, samples)
     check_target(target_acceptance)
     check_calls("steps", steps)

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 import numpy as np
-import torch
 
-from ..ar.sampler import ARSampler, load
+from ..ar.sampler import load
 from ..models.image_model import ARModel
 from ..tables.paths import OUPath, get_path, time_grid
+from .contexts import contexts_of
 from .curvature import Curvature, curvature
 from .theory import kernel_curvature, ou_time, stage_size
 
 RATIO_MAX, RATIO_MIN = 40.0, 0.002  # ends of a grid, as of ardiff.solver
-LEVELS, SAMPLES, STEPS = 12, 16, 16  # at which the curvature is looked at; steps of the images
+LEVELS, SAMPLES = 12, 16  # at which the curvature is looked at
 
 Range = tuple[float, float]
 
@@ -83,7 +83,7 @@ def measured_problem(model: ARModel, guidance: float | None, seed: int) -> Probl
     config = model.config
     horizon, _ = _ends(config.path, model)
     levels = time_grid(config.path, LEVELS, ratio_max=config.ratio_max, ratio_min=config.ratio_min)
-    contexts = _contexts(model, guidance, seed)
+    contexts = contexts_of(model, SAMPLES, guidance, seed)
     found = curvature(
         model.denoiser, model.patch_dim, path=config.path, prediction=config.prediction,
         levels=levels, samples=SAMPLES, condition=contexts, seed=seed,
@@ -120,14 +120,6 @@ def load_problem(
     config = model.config
     dim = config.patches * config.patch_dim
     return given_problem(config.path, dim, config.patches, lipschitz, model)
-
-
-def _contexts(model: ARModel, guidance: float | None, seed: int) -> torch.Tensor:
-    """Of the patches of images that the model draws, `[SAMPLES, context_width]`."""
-    sampler = ARSampler(model, steps=STEPS, guidance=guidance)
-    images = sampler.sample(-(-SAMPLES // model.config.patches), seed=seed).images
-    with torch.no_grad():
-        return model.context.encode(model.to_patches(images)).flatten(0, 1)[:SAMPLES]
 
 
 def _ends(path: str, model: ARModel | None) -> tuple[float, float]:
