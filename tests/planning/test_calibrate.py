@@ -119,7 +119,7 @@ def test_a_model_of_images_is_all_that_is_needed():
             ardiff.calibrate(model, steps=19, **own)
     with pytest.raises(ValueError, match="guidance: the model was trained without"):
         ardiff.calibrate(model, steps=19, guidance=2.0)
-    with pytest.raises(TypeError, match="calibrate needs dim, path, prediction, or a model as of"):
+    with pytest.raises(TypeError, match="calibrate needs dim, path, prediction, or a model that"):
         ardiff.calibrate(forbidden, steps=19)
 
 

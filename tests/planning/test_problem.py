@@ -12,6 +12,7 @@ from ardiff.ar.sampler import load
 from ardiff.data.mixture import GaussianMixture
 from ardiff.models.image_model import ModelConfig
 from ardiff.planning import problem as problem_module
+from ardiff.planning.contexts import contexts_of
 from ardiff.planning.problem import given_problem, load_problem, measured_problem
 
 VARIANCES = (1.2, 0.02)  # of the data, along different axes
