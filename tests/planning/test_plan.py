@@ -160,7 +160,7 @@ def test_a_plan_of_a_model_is_measured_and_runs(tmp_path) -> None:
 def test_a_guided_model_has_a_plan_of_its_own(tmp_path, monkeypatch) -> None:
     """The curvature is that of the guided score, at contexts that do not depend on it here."""
     contexts = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(problem_module, "_contexts", lambda *_: contexts)
+    monkeypatch.setattr(problem_module, "contexts_of", lambda *_: contexts)
     save_model(small_model(replace(small_model().config, null_context=True)), tmp_path / "small")
     about = {"model": tmp_path / "small", "calls": 6}
     plain, guided = make_plan(**about), make_plan(**about, score="guided", guidance=3.0)

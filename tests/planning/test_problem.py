@@ -24,7 +24,7 @@ def gaussian(path: str, monkeypatch) -> SimpleNamespace:
     variances = torch.tensor([[VARIANCES[i % 2] for i in range(config.patch_dim)]])
     data = GaussianMixture(torch.zeros(1, config.patch_dim), variances)
     contexts = torch.zeros(problem_module.SAMPLES, 3)
-    monkeypatch.setattr(problem_module, "_contexts", lambda *_: contexts)
+    monkeypatch.setattr(problem_module, "contexts_of", lambda *_: contexts)
     return SimpleNamespace(
         config=config, patch_dim=config.patch_dim, null=None, denoiser=data.model(path, "sample")
     )
