@@ -27,17 +27,34 @@ def test_choices_are_sorted_and_run_with_the_calls_of_their_budget(kind, budget)
 
 
 @pytest.mark.parametrize(("kind", "budget"), CASES)
-def test_the_best_usable_choice_is_recommended(kind, budget):
-    """With all lengths the first; without, the first that needs none, and it says so."""
+def test_what_is_recommended_is_the_best_of_those_that_can_be_used_to_chance(kind, budget):
+    """With all lengths, and with none: then it needs none, and says so."""
     dim, score = (768, "learned") if kind == "image" else (10, kind)
     _, choices = evidence()[kind][budget]
-    told = recommend(budget, score=score, dim=dim, **LENGTHS)
-    assert (told.solver, told.options) == (choices[0].solver, choices[0].resolved(LENGTHS))
-    free = [choice for choice in choices if not choice.needs()]
-    blind = recommend(budget, score=score, dim=dim)
-    assert (blind.solver, blind.options) == (free[0].solver, free[0].options)
-    assert ("lengths are known" in blind.why) == (free[0] is not choices[0])
-    assert str(free[0]) in [name for name, *_ in blind.rivals]
+    for lengths in (LENGTHS, {}):
+        found = recommend(budget, score=score, dim=dim, **lengths)
+        usable = [each for each in choices if lengths or not each.needs()]
+        (taken,) = (
+            each
+            for each in usable
+            if (each.solver, each.resolved(LENGTHS)) == (found.solver, found.options)
+        )
+        assert usable[0].error >= module.CHANCE * taken.error
+        assert ("to chance" in found.why) == (taken is not usable[0])
+        assert ("lengths are known" in found.why) == (usable[0] is not choices[0])
+        assert str(taken) in [name for name, *_ in found.rivals]
+
+
+def test_a_choice_is_held_until_another_is_nearer_by_more_than_chance(monkeypatch):
+    def at(**errors):
+        each = (module.Choice(solver, {}, error) for solver, error in errors.items())
+        return (0.1, tuple(sorted(each, key=lambda choice: choice.error)))
+
+    budgets = {5: at(a=1.0, b=1.2), 8: at(b=0.95, a=1.0), 16: at(b=0.5, a=1.0), 32: at(c=0.4)}
+    monkeypatch.setattr(module, "evidence", lambda: {kind: budgets for kind in KINDS})
+    found = [recommend(calls).solver for calls in (5, 8, 16, 32)]
+    assert found == ["a", "a", "b", "c"]
+    assert "to chance: b is nearer by less than a tenth" in recommend(8).why
 
 
 def test_a_budget_takes_the_measurements_of_the_one_below():
@@ -60,7 +77,7 @@ def test_data_of_another_scale_take_choices_that_are_given_in_lengths():
     for kind in ("exact", "learned", "guided"):
         for _, choices in evidence()[kind].values():
             lengths = {"scale": 4.0, "smallest": 0.1}
-            assert module._first_usable(choices, lengths).needs()
+            assert all(choice.needs() for choice in module._usable(choices, lengths))
     told = recommend(8, score="exact", scale=4.0)
     assert told.solver == "learned" and told.options["scale"] == 4.0
     near = recommend(8, score="exact", scale=1.2)

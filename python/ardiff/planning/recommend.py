@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
+from ..solvers._default import CHANCE
 from .checks import check_calls, check_counts, check_positive
 
 SCORES = ("exact", "learned", "guided")
@@ -55,6 +56,10 @@ class Choice:
     solver: str
     options: dict[str, Any]
     error: float
+
+    def same(self, other: Choice) -> bool:
+        """Whether it is the same solver with the same options."""
+        return (self.solver, self.options) == (other.solver, other.options)
 
     def needs(self) -> set[str]:
         """The lengths that the options are given in."""
@@ -115,7 +120,9 @@ def recommend(
     """The solver and grid that measured best with at most `calls` model calls.
 
     The measurements are those of the largest budget that is not above `calls` (of the smallest one,
-    for fewer). A grid that is given in lengths of the data is taken where they are known.
+    for fewer). Where a choice is nearer by less than a tenth than the one for fewer calls, which is
+    chance, the latter stays. A grid that is given in lengths of the data is taken where they are
+    known.
 
     Args:
         calls: of a sample, or of a patch.
@@ -147,16 +154,22 @@ def recommend(
     budgets = evidence()[kind]
     budget = max(each for each in budgets if each <= max(calls, min(budgets)))
     floor, choices = budgets[budget]
-    best = _first_usable(choices, lengths)
+    best = _held(budgets, budget, lengths)
     ahead = "auto" if _pays(best, calls, batch) else None
     why = (
         f"of {len(choices)} choices of solver and grid measured on models of kind {kind!r} with "
         f"{budget} calls it has the smallest error"
     )
-    if best is not choices[0]:
+    usable = _usable(choices, lengths)
+    if usable[0] is not choices[0]:
         why += (
             f" of those whose lengths are known and that fit the data's scale ({choices[0]} has a "
             "smaller one)"
+        )
+    if best is not usable[0]:
+        why += (
+            f", to chance: {usable[0]} is nearer by less than a tenth, and this one was the best "
+            "with fewer calls"
         )
     first = choices[:RIVALS]
     shown = first if best in first else (*first, best)
@@ -166,15 +179,26 @@ def recommend(
     )  # fmt: skip
 
 
-def _first_usable(choices: Sequence[Choice], lengths: dict[str, float | None]) -> Choice:
-    """The best choice whose lengths are known. On data that are not of the scale measured on it is
-    one that is given in lengths, if there is one: what it measured holds for data of any scale."""
+def _held(budgets: dict, budget: int, lengths: dict[str, float | None]) -> Choice:
+    """The choice for a budget: that of the budget before, as long as none of those that can be used
+    has less than CHANCE times its error. The smallest of many errors is small by chance too."""
+    held = None
+    for each in sorted(each for each in budgets if each <= budget):
+        usable = _usable(budgets[each][1], lengths)
+        again = (c for c in usable if held is not None and c.same(held))
+        held = next((c for c in again if usable[0].error >= CHANCE * c.error), usable[0])
+    return held
+
+
+def _usable(choices: Sequence[Choice], lengths: dict[str, float | None]) -> list[Choice]:
+    """The choices whose lengths are known. On data that are not of the scale measured on they are
+    those given in lengths, if there are any: what they measured holds for data of any scale."""
     known = {name for name, length in lengths.items() if length is not None}
     usable = [each for each in choices if each.needs() <= known]
     scale = lengths["scale"]
     if scale is not None and not 1 / LIKE <= scale / MEASURED_SCALE <= LIKE:
         usable = [each for each in usable if each.needs()] or usable
-    return usable[0]
+    return usable
 
 
 def _pays(choice: Choice, calls: int, batch: int | None) -> bool:
