@@ -193,7 +193,12 @@ def check_images() -> None:
             for each in choices
         }
         best = min(errors, key=errors.get)
-        first = str(choices[0])
+        plan = recommend.recommend(budget, dim=model.patch_dim)
+        first = next(
+            str(each)
+            for each in choices
+            if (each.solver, each.options) == (plan.solver, plan.options)
+        )
         print(
             f"{budget} calls: {first} {errors[first]:.4f}; best of {len(choices)}: {best} "
             f"{errors[best]:.4f}; ratio {errors[first] / errors[best]:.3f}",

@@ -79,5 +79,8 @@ def test_cases_name_the_best_other():
         ("all", 8, "good"),
     ]
     assert [each.ratio for each in cases] == pytest.approx([2, 2, 2])
+    assert [each.to_floor for each in cases] == pytest.approx([2, 2, 2])
+    lucky = made((0.5, 0.5)).cases("good", "sliced_w2")
+    assert [(each.ratio, each.to_floor) for each in lucky] == [pytest.approx((2, 1))] * 3
     own = made().cases("good", "sliced_w2")
     assert [each.best for each in own] == ["bad"] * 3 and own[0].ratio == pytest.approx(0.5)

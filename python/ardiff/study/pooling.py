@@ -16,8 +16,8 @@ Floors = dict[tuple[str, str], dict[str, float]]  # of each (target, score), by 
 
 
 class Case(NamedTuple):
-    """A method beside the best other one; `ratio` of their errors, and the lower end of its 95%
-    interval over seeds."""
+    """A method beside the best other one: `ratio` of their errors, the lower end of its 95%
+    interval over seeds, and the ratio to that error or the floor, whichever is larger."""
 
     target: str
     score: str
@@ -25,6 +25,7 @@ class Case(NamedTuple):
     best: str
     ratio: float
     low: float
+    to_floor: float
 
 
 class Results:
@@ -110,7 +111,9 @@ class Results:
         best = min(errors, key=errors.get)
         only = None if target == "all" else [target]
         ratio = self.ratio(score, method, best, budget, metric, only)
-        return Case(target, score, budget, best, mine / errors[best], ratio.low)
+        floor = 1.0 if target == "all" else self.floors[target, score].get(metric, 0.0)
+        to_floor = mine / max(errors[best], floor)
+        return Case(target, score, budget, best, mine / errors[best], ratio.low, to_floor)
 
     def _pooled_over(self, target: str, score: str, method: str, budget: int, metric: str) -> float:
         if target == "all":

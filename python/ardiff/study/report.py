@@ -95,7 +95,8 @@ def fronts(results: Results, metric: str = "sliced_w2") -> str:
 
 
 def planned(results: Results, metric: str = "sliced_w2") -> str:
-    """How often what is recommended is within a tenth of the best other method of a case."""
+    """How often what is recommended is within a tenth of the best other method of a case, and how
+    often of that or the floor, below which the best of many methods is by chance."""
     cases = results.cases(PLAN, metric)
     lines = []
     for score in (*results.scores, "all"):
@@ -106,18 +107,20 @@ def planned(results: Results, metric: str = "sliced_w2") -> str:
                 if score in (each.score, "all") and (each.target == "all") == pooled
             ]
             if of:
-                near = [each.ratio <= NEAR for each in of]
-                apart = [each.low > NEAR for each in of]
+                counts = [
+                    sum(each.to_floor <= NEAR for each in of),
+                    sum(each.ratio <= NEAR for each in of),
+                    sum(each.low > NEAR for each in of),
+                ]
                 worst = max(of, key=lambda each: each.ratio)
                 lines.append([
                     score, "all targets together" if pooled else "each target", str(len(of)),
-                    f"{sum(near)}", f"{sum(apart)}",
+                    *map(str, counts),
                     f"{figure(worst.ratio)}: {worst.target}, {worst.budget} calls, `{worst.best}`",
                 ])  # fmt: skip
-    return table(
-        ["score", "a case is", "cases", "within a tenth", "beyond it by more than chance", "worst"],
-        lines,
-    )
+    head = ["score", "a case is", "cases", "within a tenth of the best or of the floor"]
+    head += ["of the best", "further by more than chance", "ratio to the best, at worst"]
+    return table(head, lines)
 
 
 def markdown(results: Results, middle: int) -> str:
