@@ -70,7 +70,9 @@ def test_what_a_plan_misses_is_told(results):
     pooled, each = report.planned(results).splitlines()[2:4]
     assert each.startswith("| exact | each target | 4 | 2 | 2 | 2 | 1.28: ")
     assert each.endswith(", 5 calls, `unipc` |")
-    assert pooled == "| exact | all targets together | 2 | 1 | 1 | 1 | 1.28: all, 5 calls, `unipc` |"
+    assert (
+        pooled == "| exact | all targets together | 2 | 1 | 1 | 1 | 1.28: all, 5 calls, `unipc` |"
+    )
 
 
 def test_the_page_leaves_out_what_was_not_run(results):
