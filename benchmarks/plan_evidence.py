@@ -5,7 +5,7 @@
 measures every choice of solver and grid below on models of each kind at each budget, and writes
 those of a kind in the place of its old ones. The targets are the mixtures `random_mixture` of seeds
 1 to 6, on which solvers may be chosen; of kind ``learned`` each has two models, one perturbed and
-one trained. ``image`` is the shipped model. About 20 minutes of two idle cores.
+one trained. ``image`` is the shipped model. It takes some tens of minutes of two cores.
 """
 
 from __future__ import annotations
