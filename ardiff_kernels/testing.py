@@ -62,6 +62,42 @@ def cpu_isa(name: str) -> Iterator[None]:
         _set_cpu_isa(before)
 
 
+DOTS = ("common", "avx512_bf16", "amx", "emulated_avx512_bf16", "emulated_amx")
+
+
+def cpu_dots_here() -> list[str]:
+    """Of `DOTS`, those that the C++ CPU backend can use here; empty if it is not built."""
+    if not load.CPU.loaded:
+        return []
+    with contextlib.ExitStack() as stack:
+        stack.callback(_set_cpu_dots, "")
+        return [name for name in DOTS if _set_cpu_dots(name)]
+
+
+def current_cpu_dots() -> str:
+    library = ctypes.CDLL(str(load.CPU.path))
+    library.ardiff_cpu_dots.restype = ctypes.c_char_p
+    return library.ardiff_cpu_dots().decode()
+
+
+def _set_cpu_dots(name: str) -> bool:
+    return ctypes.CDLL(str(load.CPU.path)).ardiff_set_cpu_dots(name.encode()) == 0
+
+
+@contextlib.contextmanager
+def cpu_dots(name: str) -> Iterator[None]:
+    """Have the C++ CPU backend multiply bfloat16 and int8 data in one way, where an op has a
+    choice: `common`, with the bits that every instruction set gives; `avx512_bf16`, by the CPU's
+    dot products; `amx`, by its tiles; or by an emulation of these, `emulated_avx512_bf16` and
+    `emulated_amx`, which any CPU can run."""
+    if not _set_cpu_dots(name):
+        raise RuntimeError(f"this CPU cannot run {name!r}: expected one of {cpu_dots_here()}")
+    try:
+        yield
+    finally:
+        _set_cpu_dots("")
+
+
 def cpu_philox_words(key: int, counter: int, stream: int, count: int) -> Tensor:
     """Philox words of quads 0 to count - 1, as the C++ CPU backend has them: int64 `[count, 4]`."""
     function = ctypes.CDLL(str(load.CPU.path)).ardiff_philox_words

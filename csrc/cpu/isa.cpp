@@ -8,6 +8,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(ARDIFF_HAS_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace ardiff {
 namespace {
@@ -64,7 +68,66 @@ int initial() {
 
 std::atomic<int> chosen{initial()};
 
+constexpr const char* kDotNames[] = {"common", "avx512_bf16", "amx", "emulated_avx512_bf16",
+                                     "emulated_amx"};
+constexpr int kDots = 5;
+
+bool is_emulated(Dots dots) {
+  return dots == Dots::emulated_avx512_bf16 || dots == Dots::emulated_amx;
+}
+
+#if defined(ARDIFF_HAS_AMX)
+/// Whether the CPU has tiles of bfloat16 and int8 and the system lets this process use them, for
+/// which it must ask once.
+bool has_tiles() {
+  unsigned a, b, c, d;
+  constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24, kInt8 = 1u << 25;
+  constexpr unsigned kAll = kBfloat16 | kTiles | kInt8;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kAll) != kAll) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
+bool supported(Dots dots) {
+  switch (dots) {
+    case Dots::common:
+    case Dots::emulated_avx512_bf16:
+    case Dots::emulated_amx:
+      return true;
+    case Dots::avx512_bf16:
+#if defined(ARDIFF_HAS_AVX512_BF16) && !defined(ARDIFF_SPLIT_AVX512)
+      return supported(Isa::avx512) && __builtin_cpu_supports("avx512bf16") &&
+             __builtin_cpu_supports("avx512vnni");
+#else
+      return false;
+#endif
+    case Dots::amx:
+#if defined(ARDIFF_HAS_AMX)
+      return supported(Dots::avx512_bf16) && has_tiles();
+#else
+      return false;
+#endif
+  }
+  return false;
+}
+
+Dots best_dots() {
+  const char* exact = std::getenv("ARDIFF_CPU_EXACT");
+  if (exact && *exact && std::string(exact) != "0") return Dots::common;
+  if (supported(Dots::amx)) return Dots::amx;
+  return supported(Dots::avx512_bf16) ? Dots::avx512_bf16 : Dots::common;
+}
+
+std::atomic<int> chosen_dots{static_cast<int>(best_dots())};
+
 }  // namespace
+
+Dots dots() {
+  const Dots wanted = static_cast<Dots>(chosen_dots.load(std::memory_order_relaxed));
+  if (isa() == Isa::avx512 || is_emulated(wanted)) return wanted;
+  return Dots::common;
+}
 
 Isa isa() {
   const int i = chosen.load(std::memory_order_relaxed);
@@ -103,5 +166,28 @@ __attribute__((visibility("default"))) int ardiff_set_cpu_isa(const char* name) 
   if (!ardiff::supported(static_cast<ardiff::Isa>(i))) return 2;
   ardiff::chosen = i;
   return 0;
+}
+
+/// Name of the dot products in use.
+__attribute__((visibility("default"))) const char* ardiff_cpu_dots() {
+  const int i = ardiff::chosen.load(std::memory_order_relaxed);
+  return i == ardiff::kUnknown ? "unavailable" : ardiff::kDotNames[static_cast<int>(ardiff::dots())];
+}
+
+/// Switches the dot products of all later calls; "" chooses the best ones. 0: done; 1: unknown
+/// name; 2: this CPU, or the instruction set in use, lacks them.
+__attribute__((visibility("default"))) int ardiff_set_cpu_dots(const char* name) {
+  if (!*name) {
+    ardiff::chosen_dots = static_cast<int>(ardiff::best_dots());
+    return 0;
+  }
+  for (int i = 0; i < ardiff::kDots; ++i) {
+    const ardiff::Dots wanted = static_cast<ardiff::Dots>(i);
+    if (std::string(name) != ardiff::kDotNames[i]) continue;
+    if (!ardiff::supported(wanted)) return 2;
+    ardiff::chosen_dots = i;
+    return ardiff::dots() == wanted ? 0 : 2;
+  }
+  return 1;
 }
 }

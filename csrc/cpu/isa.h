@@ -11,6 +11,16 @@ enum class Isa { scalar, avx2, avx512 };
 /// names one that is unknown or that this CPU lacks.
 Isa isa();
 
+/// How products with bfloat16 and int8 data are computed, where an op has a choice. `common`: from
+/// values widened to float32, with the same bits on every instruction set. The others: by the CPU's
+/// dot products of bfloat16 pairs and int8 quadruples, or by its matrix tiles, or by plain C++ that
+/// rounds as these instructions do, which lets any CPU test them.
+enum class Dots { common, avx512_bf16, amx, emulated_avx512_bf16, emulated_amx };
+
+/// The dot products in use: `common` under ARDIFF_CPU_EXACT=1 and wherever isa() is not avx512,
+/// unless an emulation was chosen. Throws as isa() does.
+Dots dots();
+
 }  // namespace ardiff
 
 // Declares kernel `name(const Args&, int64_t first_tile, int64_t last_tile)` of every instruction
