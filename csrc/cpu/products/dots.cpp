@@ -2,6 +2,11 @@
 // pairs and quadruples (VDPBF16PS, VPDPBUSD), under ARDIFF_TILES its matrix tiles (AMX), or their
 // emulations. Rows of x are rounded first: to bfloat16, or to 16-bit integers with one scale per
 // row, whose two digits are multiplied apart; sums of integers are exact.
+#if defined(__GNUC__) && !defined(__clang__)
+// The sums in flight and what they take leave no register to spare.
+#pragma GCC optimize("no-schedule-insns")
+#endif
+
 #include "../dots.h"
 #include "tiling.h"
 
@@ -116,26 +121,27 @@ void multiply_bfloat16(const uint32_t* w, int64_t panel, const PackedRows& rows,
   }
 }
 
-/// kRows rows of two int8 digits, each with 128 added, with kPanels panels.
-template <int kPanels, int kRows>
-void multiply_int8(const uint32_t* w, int64_t panel, const PackedRows& rows, int64_t n, float* out,
-                   int64_t out_stride) {
+/// kRows rows of two int8 digits, each with 128 added, with kPanels panels. What the additions
+/// bring, the same in all rows, the first group of rows sums up in `offset`.
+template <int kPanels, int kRows, bool kFirst>
+void multiply_int8(const uint32_t* w, int64_t panel, const PackedRows& rows, int64_t n,
+                   VWord (&offset)[kPanels * kVectors], float* out, int64_t out_stride) {
   constexpr int kCount = kPanels * kVectors;
   const int64_t words = panel / kPanel;
   const char *high = rows.data + n * rows.stride, *low = high + 4 * words;
-  VWord sum[kRows][2][kCount], offset[kCount];
+  VWord sum[kRows][2][kCount], added[kCount];
   for (auto& row : sum) {
     for (auto& digit : row) {
       for (VWord& s : digit) s = VWord(0u);
     }
   }
-  for (VWord& s : offset) s = VWord(0u);
+  for (VWord& s : added) s = VWord(0u);
   for (int64_t k = 0; k < words; ++k, w += kPanel) {
     VWord weight[kCount];
 #pragma GCC unroll 64
     for (int v = 0; v < kCount; ++v) {
       weight[v] = load(vector_at<kPanels>(w, panel, v));
-      offset[v] = dot_quads(VWord(0x80808080u), weight[v], offset[v]);
+      if constexpr (kFirst) added[v] = dot_quads(VWord(0x80808080u), weight[v], added[v]);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
@@ -147,13 +153,29 @@ void multiply_int8(const uint32_t* w, int64_t panel, const PackedRows& rows, int
       }
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kCount; ++v) {
+  for (int v = 0; v < kCount; ++v) {
+    if constexpr (kFirst) offset[v] = added[v];
+    for (int r = 0; r < kRows; ++r) {
       store(out + r * out_stride + v * kLanes,
             from_digits<VFloat>(sum[r][0][v] - offset[v], sum[r][1][v] - offset[v],
                                 rows.scale[n + r]));
     }
   }
+}
+
+/// All rows of int8 digits with kPanels panels, kMost at a time.
+template <int kPanels, int kMost>
+void multiply_all_int8(const uint32_t* w, int64_t panel, const PackedRows& rows, int64_t count,
+                       float* out, int64_t out_stride) {
+  VWord offset[kPanels * kVectors];
+  for_each_group<kMost>(count, [&](auto width, int64_t n) {
+    if (n == 0) {
+      multiply_int8<kPanels, width, true>(w, panel, rows, n, offset, out, out_stride);
+    } else {
+      multiply_int8<kPanels, width, false>(w, panel, rows, n, offset, out + n * out_stride,
+                                           out_stride);
+    }
+  });
 }
 
 void multiply(const PackedMatrix& m, int64_t first, int64_t last, const PackedRows& rows,
@@ -169,19 +191,11 @@ void multiply(const PackedMatrix& m, int64_t first, int64_t last, const PackedRo
       });
       return;
     }
-    // Of sums 2 rows by 4 panels, or 5 by 2: with the weights they fill the registers.
-    if (count <= 2) {
-      for_each_group<2>(count, [&](auto width, int64_t n) {
-        multiply_int8<panels, width>(w, panel, rows, n, to + n * out_stride, out_stride);
-      });
-      return;
-    }
+    // With the weights, sums of 2 rows with 4 panels or of 6 with 2 fill the registers.
+    if (count <= 2) return multiply_all_int8<panels, 2>(w, panel, rows, count, to, out_stride);
     constexpr int kTile = panels > 1 ? 2 : 1;
     for (int i = 0; i < panels; i += kTile) {
-      for_each_group<6>(count, [&](auto width, int64_t n) {
-        multiply_int8<kTile, width>(w + i * panel, panel, rows, n,
-                                    to + n * out_stride + i * kPanel, out_stride);
-      });
+      multiply_all_int8<kTile, 6>(w + i * panel, panel, rows, count, to + i * kPanel, out_stride);
     }
   });
 }

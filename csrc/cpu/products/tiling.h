@@ -20,6 +20,8 @@ ARDIFF_INLINE void for_each_group(int64_t rows, Function f) {
     const int64_t width = rows / groups + (g < rows % groups ? 1 : 0);
     if constexpr (kMost >= 6) {
       if (width == 6) f(Count<6>(), n);
+    }
+    if constexpr (kMost >= 5) {
       if (width == 5) f(Count<5>(), n);
     }
     if constexpr (kMost >= 4) {
