@@ -192,12 +192,12 @@ void multiply_blocks(const uint32_t* w, int64_t panel, const float* x, int64_t x
   }
 }
 
-/// How sums fit into the registers, 24 into 32 or up to 10 into 16 (GCC spills more): parts at a
+/// How sums fit into the registers, 24 into 32 or 8 into 16 (GCC spills more): parts at a
 /// time, most rows, panels.
 template <class T>
 struct Tile {
   static constexpr int kOf = kColumns<T>;
-  static constexpr int kRows = kLanes == 1 ? 1 : kLanes == 16 ? 6 : kOf == 1 ? 5 : kOf == 2 ? 2 : 1;
+  static constexpr int kRows = kLanes == 1 ? 1 : kLanes == 16 ? 6 : kOf == 1 ? 4 : kOf == 2 ? 2 : 1;
   static constexpr int kPanels = kLanes != 16 ? 1 : kOf == 1 ? 4 : kOf == 2 ? 2 : 1;
 };
 
