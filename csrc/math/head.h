@@ -3,8 +3,9 @@
 
 namespace ardiff {
 
-/// Parts of a step; the norm is one of its own on the CPU alone.
-enum class HeadPart { input, inner, outer, last, norm };
+/// Parts of a step; norms, and the packing of what packed matrices multiply, are parts of their own
+/// on the CPU alone.
+enum class HeadPart { input, inner, outer, last, norm, pack };
 
 /// States of the solver: x, memory and velocity.
 constexpr int kStates = 3;

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "../math/head.h"
-#include "checks.h"
+#include "packed.h"
 
 namespace ardiff {
 
@@ -30,7 +30,7 @@ struct HeadTensors {
   std::vector<std::string> names;
 
   /// Outputs of the final layer.
-  int64_t outs() const { return weights.rbegin()[1].sizes[0]; }
+  int64_t outs() const { return matrix_rows(weights.rbegin()[1]); }
 };
 
 inline std::vector<Arg> list_of_args(const std::string& name, const std::vector<Tensor>& tensors,
@@ -61,19 +61,21 @@ inline bool is_weight_dtype(ScalarType dtype) {
   return dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Char;
 }
 
-/// A contiguous matrix of dtype `one` or `other`; `letter` names a number of rows that may be any
-/// from 1, else it is `rows`.
+/// A contiguous matrix of dtype `one` or `other`, on a CPU packed or not; `letter` names a number of
+/// rows that may be any from 1, else it is `rows`.
 inline void check_weight(const char* op, const Arg& a, ScalarType one, ScalarType other,
                          const char* letter, int64_t rows, int64_t columns) {
-  if (a.dim == 2 && (a.dtype == one || a.dtype == other) && a.contiguous() &&
-      (letter ? a.sizes[0] >= 1 : a.sizes[0] == rows) && a.sizes[1] == columns) {
+  const bool cpu = a.device_type == aoti_torch_device_type_cpu();
+  const bool matrix = (a.dim == 2 && a.contiguous()) || (cpu && is_packed(a));
+  if (matrix && (a.dtype == one || a.dtype == other) &&
+      (letter ? matrix_rows(a) >= 1 : matrix_rows(a) == rows) && matrix_columns(a) == columns) {
     return;
   }
   const std::string kinds =
       one == other ? name_of(one) : std::string(name_of(one)) + " or " + name_of(other);
   const std::string first = letter ? letter : std::to_string(rows);
-  fail(op, ": ", a.name, " must be a contiguous ", kinds, " [", first, ", ", columns, "], ",
-       got(a));
+  fail(op, ": ", a.name, " must be a contiguous ", kinds, " [", first, ", ", columns,
+       "] or, on a CPU, its packed form, ", got(a));
 }
 
 inline void check_bias(const char* op, const Arg& a, int64_t rows) {
@@ -98,11 +100,11 @@ inline int64_t check_weights(const char* op, const HeadTensors& t, const HeadOpt
     fail(op, ": weights[2] must be float32, bfloat16 or int8, got ", name_of(kind));
   }
   check_weight(op, w[0], ScalarType::Float, kind, "w", 0, t.x.sizes[1]);
-  const int64_t width = w[0].sizes[0];
+  const int64_t width = matrix_rows(w[0]);
   check_bias(op, w[1], width);
   for (size_t i = 2; i + 2 < count; i += 4) {
     check_weight(op, w[i], kind, kind, "f", 0, width);
-    int64_t inner = w[i].sizes[0];
+    int64_t inner = matrix_rows(w[i]);
     check_bias(op, w[i + 1], inner);
     if (o.gated()) {
       if (inner % 2) {
@@ -115,7 +117,7 @@ inline int64_t check_weights(const char* op, const HeadTensors& t, const HeadOpt
     check_bias(op, w[i + 3], width);
   }
   check_weight(op, w[count - 2], ScalarType::Float, kind, "out", 0, width);
-  check_bias(op, w[count - 1], w[count - 2].sizes[0]);
+  check_bias(op, w[count - 1], matrix_rows(w[count - 2]));
   return width;
 }
 
@@ -131,7 +133,7 @@ inline void check_scales(const char* op, const HeadTensors& t) {
   for (size_t i = 0; i < count; ++i) {
     const Arg &matrix = t.weights[2 * i], &scale = t.scales[i];
     check_vector(op, scale, ScalarType::Float,
-                 matrix.dtype == ScalarType::Char ? matrix.sizes[0] : 0);
+                 matrix.dtype == ScalarType::Char ? matrix_rows(matrix) : 0);
   }
 }
 

@@ -5,7 +5,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "checks.h"
+#include "packed.h"
 
 namespace ardiff {
 
@@ -24,28 +24,7 @@ struct PackedLinearOptions {
   int64_t outputs() const { return swiglu() ? rows / 2 : rows; }
 };
 
-constexpr int64_t kPanelRows = 16;
 constexpr int64_t kMostMatrixRows = (int64_t{1} << 31) - 16;
-
-/// Columns to a word of 4 bytes; 0 for what is no weight.
-inline int64_t columns_of_word(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return 1;
-    case ScalarType::BFloat16:
-      return 2;
-    case ScalarType::Char:
-      return 4;
-    default:
-      return 0;
-  }
-}
-
-/// Words of a packed row: whole steps of eight (float32) or sixteen (the others).
-inline int64_t words_of_row(int64_t columns, ScalarType dtype) {
-  const int64_t words = dtype == ScalarType::Float ? 8 : 16, step = words * columns_of_word(dtype);
-  return (columns + step - 1) / step * words;
-}
 
 inline void check_packed_weight(const char* op, const Arg& a, int64_t rows, int64_t columns) {
   const int64_t word = columns_of_word(a.dtype);

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from ...dispatch import autograd as _autograd
 from ...dispatch.library import define
+from ..packed_linear.packing import matrix_shape
 from .checks import check_head
 
 
 def _fake(
     x: Tensor, modulation: Tensor, set: int, weights: Sequence[Tensor], *args, ways: int = 1, **rest
 ) -> Tensor:
-    return x.new_empty((ways, x.shape[0], weights[-2].shape[0]))
+    return x.new_empty((ways, x.shape[0], matrix_shape(weights[-2])[0]))
 
 
 _call = define(
@@ -67,6 +68,9 @@ def head_step(
             matrix, bias `[w, f]` (gated: gate above up `[2 f, w]`, then down `[w, f]`); of the
             final layer `[out, w]`. Matrices are contiguous float32, bfloat16 or int8, those of all
             blocks alike, input and final like them or float32. A bias is float32, `[0]` for none.
+            On a CPU a matrix of whole panels and steps of columns may be packed, as
+            `ardiff_kernels.pack_linear` packs it, which is faster; see `packed_linear` for how
+            packed bfloat16 and int8 weights are multiplied.
         scales: empty, or with int8 matrices one tensor per matrix in their order: float32, the
             factor of each row of an int8 matrix, or `[0]` for a matrix that is not int8.
         norm: layer or rms.

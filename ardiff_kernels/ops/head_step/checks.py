@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._shared.arguments import check_placement, dtype_name, got, shape_text
+from ..packed_linear.packing import is_packed, matrix_shape
 
 MOST_DEPTH = 2**24  # as in C++, where numbers of columns could overflow
 NORMS, MLPS = ("layer", "rms"), ("plain", "gated")
@@ -18,13 +19,16 @@ MODULATION_DTYPES = (torch.float32, torch.bfloat16)
 def _weight(
     op: str, name: str, t: Tensor, dtypes: Sequence[torch.dtype], shape: Sequence[int | str]
 ) -> None:
-    """A contiguous matrix of one of these dtypes; a letter in the shape is any size from 1."""
-    ok = t.dim() == 2 and t.dtype in dtypes and t.is_contiguous()
-    sizes = zip(t.shape, shape, strict=True) if ok else ()
+    """A contiguous matrix of one of these dtypes, on a CPU packed or not; a letter in the shape is
+    any size from 1."""
+    ok = t.dim() == 2 and t.is_contiguous() or t.device.type == "cpu" and is_packed(t)
+    ok = ok and t.dtype in dtypes
+    sizes = zip(matrix_shape(t), shape, strict=True) if ok else ()
     if not ok or any(m < 1 if isinstance(n, str) else m != n for m, n in sizes):
         kinds = " or ".join(dtype_name(d) for d in dict.fromkeys(dtypes))
         raise RuntimeError(
-            f"{op}: {name} must be a contiguous {kinds} {shape_text(shape)}, {got(t)}"
+            f"{op}: {name} must be a contiguous {kinds} {shape_text(shape)} or, on a CPU, its "
+            f"packed form, {got(t)}"
         )
 
 
@@ -50,11 +54,11 @@ def _weights(op: str, d: int, weights: Sequence[Tensor], mlp: str, depth: int) -
         )
     outer = (torch.float32, kind)
     _weight(op, "weights[0]", weights[0], outer, ("w", d))
-    width = weights[0].shape[0]
+    width = matrix_shape(weights[0])[0]
     _bias(op, "weights[1]", weights[1], width)
     for i in range(2, 4 * depth + 2, 4):
         _weight(op, f"weights[{i}]", weights[i], (kind,), ("f", width))
-        inner = weights[i].shape[0]
+        inner = matrix_shape(weights[i])[0]
         _bias(op, f"weights[{i + 1}]", weights[i + 1], inner)
         if mlp == "gated":
             if inner % 2:
@@ -67,7 +71,7 @@ def _weights(op: str, d: int, weights: Sequence[Tensor], mlp: str, depth: int) -
         _bias(op, f"weights[{i + 3}]", weights[i + 3], width)
     last = 4 * depth + 2
     _weight(op, f"weights[{last}]", weights[last], outer, ("out", width))
-    _bias(op, f"weights[{last + 1}]", weights[last + 1], weights[last].shape[0])
+    _bias(op, f"weights[{last + 1}]", weights[last + 1], matrix_shape(weights[last])[0])
     return width
 
 
@@ -80,7 +84,7 @@ def _scales(op: str, weights: Sequence[Tensor], scales: Sequence[Tensor]) -> Non
             f"none), got {len(scales)}"
         )
     for i, scale in enumerate(scales):
-        rows = matrices[i].shape[0] if matrices[i].dtype == torch.int8 else 0
+        rows = matrix_shape(matrices[i])[0] if matrices[i].dtype == torch.int8 else 0
         ok = scale.dim() == 1 and scale.dtype == torch.float32 and scale.is_contiguous()
         if not (ok and scale.shape[0] == rows):
             raise RuntimeError(

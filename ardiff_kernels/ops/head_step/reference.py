@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._shared.rows import compute_dtype
+from ..packed_linear.packing import plain_matrix
 
 
 def head_step(
@@ -37,7 +38,7 @@ def head_step(
     ]
     if not batch_invariant:
         return _evaluate(x.to(dtype), chosen, layers, norm, mlp, depth, eps).contiguous()
-    out = x.new_empty((ways, len(x), layers[-1][0].shape[0]), dtype=dtype)
+    out = x.new_empty((ways, len(x), len(layers[-1][0])), dtype=dtype)
     for way in range(ways):
         for n in range(len(x)):
             row = n if chosen.shape[1] == len(x) else 0
@@ -50,7 +51,7 @@ def head_step(
 def _matrix(
     weights: Sequence[Tensor], scales: Sequence[Tensor], i: int, dtype: torch.dtype
 ) -> Tensor:
-    matrix = weights[2 * i]
+    matrix = plain_matrix(weights[2 * i])
     if matrix.dtype != torch.int8:
         return matrix.to(dtype)
     return matrix.to(dtype) * scales[i].to(dtype).unsqueeze(-1)

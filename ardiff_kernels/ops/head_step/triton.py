@@ -18,6 +18,7 @@ import triton
 from torch import Tensor
 
 from .._shared.triton.kv import on_device_of
+from ..packed_linear.packing import plain_matrix
 from .triton_kernels import (
     LAYER,
     NONE,
@@ -246,6 +247,8 @@ def head_step(
     ways: int = 1,
     batch_invariant: bool = False,
 ) -> Tensor:
+    # Packed matrices are on a CPU, where Triton runs in its interpreter.
+    weights = [plain_matrix(w).contiguous() for w in weights]
     result = x.new_empty((ways, len(x), weights[-2].shape[0]))
     if len(x) == 0:
         return result

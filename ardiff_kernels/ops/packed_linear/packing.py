@@ -51,10 +51,30 @@ def pack(matrix: Tensor) -> Tensor:
     return padded.view(panels, PANEL, words, word).transpose(1, 2).contiguous()
 
 
+def is_packed(t: Tensor) -> bool:
+    """Whether `t` is the packed form of a matrix of whole panels and whole steps of columns."""
+    if t.dim() != 4 or t.dtype not in WORD or not t.is_contiguous():
+        return False
+    return tuple(t.shape) == packed_shape(*matrix_shape(t), t.dtype)
+
+
+def matrix_shape(t: Tensor) -> tuple[int, int]:
+    """Rows and columns of a matrix, packed (padding included) or not."""
+    if t.dim() != 4:
+        return t.shape[0], t.shape[1]
+    panels, words, rows, word = t.shape
+    return panels * rows, words * word
+
+
 def unpack(packed: Tensor, rows: int, columns: int) -> Tensor:
     """The matrix `[rows, columns]` of a packed form."""
     panels, words, _, word = packed.shape
     return packed.transpose(1, 2).reshape(panels * PANEL, words * word)[:rows, :columns]
+
+
+def plain_matrix(t: Tensor) -> Tensor:
+    """A matrix as it is, or that of a packed form without padding."""
+    return unpack(t, *matrix_shape(t)) if t.dim() == 4 else t
 
 
 def quantize_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:

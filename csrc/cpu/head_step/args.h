@@ -4,21 +4,24 @@
 #include <cstdint>
 
 #include "../../math/head.h"
+#include "../products/args.h"
 
 namespace ardiff {
 
-enum class WeightType { float32, bfloat16, int8 };
-
-/// A layer: rows x columns, contiguous. Absent bias and scale are null.
+/// A layer: rows x columns, contiguous, or packed where `products` says how it is multiplied.
+/// Absent bias and scale are null.
 struct HeadMatrix {
   const void* data;
   const float *bias, *scale;
   int64_t rows, columns;
   WeightType type;
+  const Products* products;
+
+  PackedMatrix packed() const { return {static_cast<const uint32_t*>(data), columns, type}; }
 };
 
 /// A part of the step that threads share: tickets [begin, next phase's begin), each `share` rows of
-/// the batch (norm) or of the matrix. All of a phase is done before the next begins.
+/// the batch (norm, pack) or of the matrix. All of a phase is done before the next begins.
 struct HeadPhase {
   HeadPart part;
   int64_t block;  // norm: of the final layer, depth
@@ -45,6 +48,8 @@ struct HeadStepArgs {
   // result, then the sums of the layer that leads out of a block. The upper halves of a gated
   // layer's rows lie `half` elements on.
   float *x, *h, *y, *u, *out;
+  // The rows of x, y and u rounded for packed matrices that read them so.
+  PackedRows x_rows, y_rows, u_rows;
   int64_t x_stride, stride, u_stride, out_stride, half;
   const HeadPhase* phase;  // [phases + 1], the last one only to end the tickets
   int64_t phases;

@@ -3,6 +3,7 @@
 
 #include "../../torch/choice.h"
 #include "../isa.h"
+#include "../products/products.h"
 #include "launch.h"
 
 ARDIFF_DECLARE_KERNEL(head_step_shares, HeadStepArgs)
@@ -19,9 +20,10 @@ std::vector<HeadMatrix> matrices_of(const HeadTensors& t) {
     const WeightType type = m.dtype == ScalarType::Float      ? WeightType::float32
                             : m.dtype == ScalarType::BFloat16 ? WeightType::bfloat16
                                                               : WeightType::int8;
+    const int64_t columns = matrix_columns(m);
     found.push_back({m.tensor->const_data_ptr(), floats_of(t.weights[i + 1]),
-                     t.scales.empty() ? nullptr : floats_of(t.scales[i / 2]), m.sizes[0],
-                     m.sizes[1], type});
+                     t.scales.empty() ? nullptr : floats_of(t.scales[i / 2]), matrix_rows(m),
+                     columns, type, m.dim == 4 ? &products_of(type, columns) : nullptr});
   }
   return found;
 }

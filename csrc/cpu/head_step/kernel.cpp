@@ -13,6 +13,7 @@
 
 #include <sched.h>
 
+#include "../silu.h"
 #include "product.h"
 
 namespace ARDIFF_NS {
@@ -30,19 +31,6 @@ void wait_for(const int64_t* done, int64_t count) {
     __builtin_ia32_pause();
 #endif
   }
-}
-
-#if ARDIFF_LANES == 1
-ARDIFF_INLINE float quotient(float a, float b) { return a / b; }
-#else
-ARDIFF_INLINE float quotient(float a, float b) { return a / b; }
-ARDIFF_INLINE VFloat quotient(VFloat a, VFloat b) { return a.v / b.v; }
-#endif
-
-/// x / (1 + e^-x).
-template <class F>
-ARDIFF_INLINE F silu(F x) {
-  return quotient(x, F(1.0f) + exp_limited(F(0.0f) - x));
 }
 
 /// Vector `index` of a row's modulation of a block: shift, scale or gate; the final layer is block
@@ -81,6 +69,32 @@ Parts all_parts(float x) {
   return load_parts(v);
 }
 
+/// Row `row` of y as the matrix that reads it takes it, where that is packed.
+void pack_normed(const HeadStepArgs& a, int64_t row, int64_t block) {
+  const HeadMatrix& m = a.matrix[2 * block + 1];
+  if (!m.products || m.products->floats) return;
+  m.products->pack_row(m.type, a.y + row * a.stride, m.columns, a.y_rows, row);
+}
+
+/// Row `row` of u for the matrix that leads out of a block, or of x for the input's, block -1.
+void pack_input(const HeadStepArgs& a, int64_t row, int64_t block) {
+  const HeadMatrix& m = a.matrix[2 * block + 2];
+  const float* x = block < 0 ? a.x + row * a.x_stride : a.u + row * a.u_stride;
+  m.products->pack_row(m.type, x, m.columns, block < 0 ? a.x_rows : a.u_rows, row);
+}
+
+/// out[n, o] = rows[n] . matrix[o] for o in [begin, end), without scale and bias; `x` and `x_stride`
+/// are the rows as float32. `next` is fetched at the end, where that is given.
+void multiply(const HeadMatrix& m, int64_t begin, int64_t end, const PackedRows& rows,
+              const float* x, int64_t x_stride, int64_t count, const void* next, float* out,
+              int64_t out_stride) {
+  if (!m.products) return products(m, begin, end, x, x_stride, count, next, out, out_stride);
+  char* floats = const_cast<char*>(reinterpret_cast<const char*>(x));
+  m.products->multiply(m.packed(), begin / kPanel, (end + kPanel - 1) / kPanel,
+                       m.products->floats ? PackedRows{floats, 4 * x_stride, nullptr} : rows, count,
+                       out + begin, out_stride);
+}
+
 template <class T>
 void normalize(const HeadStepArgs& a, int64_t row, int64_t block) {
   const float* h = a.h + row * a.stride;
@@ -114,7 +128,7 @@ ARDIFF_INLINE F with_bias(const HeadMatrix& m, F sum, int64_t i) {
 
 void input_layer(const HeadStepArgs& a, int64_t begin, int64_t end, const void* next) {
   const HeadMatrix& m = a.matrix[0];
-  products(m, begin, end, a.x, a.x_stride, a.N, next, a.h, a.stride);
+  multiply(m, begin, end, a.x_rows, a.x, a.x_stride, a.N, next, a.h, a.stride);
   for (int64_t n = 0; n < a.N; ++n) {
     float* h = a.h + n * a.stride + begin;
     for_each_lane(end - begin, [&](int64_t i, auto lane) {
@@ -129,11 +143,11 @@ void inner_layer(const HeadStepArgs& a, int64_t block, int64_t begin, int64_t en
                  const void* next) {
   const HeadMatrix& m = a.matrix[2 * block + 1];
   const int64_t inner = a.matrix[2 * block + 2].columns;
-  products(m, begin, end, a.y, a.stride, a.R, a.gated ? row_of(m, inner + begin) : next, a.u,
-           a.u_stride);
+  multiply(m, begin, end, a.y_rows, a.y, a.stride, a.R, a.gated ? row_of(m, inner + begin) : next,
+           a.u, a.u_stride);
   if (a.gated) {
-    products(m, inner + begin, inner + end, a.y, a.stride, a.R, next, a.u + a.half - inner,
-             a.u_stride);
+    multiply(m, inner + begin, inner + end, a.y_rows, a.y, a.stride, a.R, next,
+             a.u + a.half - inner, a.u_stride);
   }
   for (int64_t n = 0; n < a.R; ++n) {
     float* u = a.u + n * a.u_stride + begin;
@@ -153,7 +167,7 @@ template <class T>
 void outer_layer(const HeadStepArgs& a, int64_t block, int64_t begin, int64_t end,
                  const void* next) {
   const HeadMatrix& m = a.matrix[2 * block + 2];
-  products(m, begin, end, a.u, a.u_stride, a.R, next, a.y, a.stride);
+  multiply(m, begin, end, a.u_rows, a.u, a.u_stride, a.R, next, a.y, a.stride);
   for (int64_t n = 0; n < a.R; ++n) {
     const float* y = a.y + n * a.stride + begin;
     float* h = a.h + n * a.stride + begin;
@@ -168,7 +182,7 @@ void outer_layer(const HeadStepArgs& a, int64_t block, int64_t begin, int64_t en
 
 void last_layer(const HeadStepArgs& a, int64_t begin, int64_t end, const void* next) {
   const HeadMatrix& m = a.matrix[2 * a.depth + 1];
-  products(m, begin, end, a.y, a.stride, a.R, next, a.out, a.out_stride);
+  multiply(m, begin, end, a.y_rows, a.y, a.stride, a.R, next, a.out, a.out_stride);
   for (int64_t n = 0; n < a.R; ++n) {
     float* out = a.out + n * a.out_stride + begin;
     for_each_lane(end - begin, [&](int64_t i, auto lane) {
@@ -177,12 +191,13 @@ void last_layer(const HeadStepArgs& a, int64_t begin, int64_t end, const void* n
   }
 }
 
-/// The matrix of a phase; null for a norm.
+/// The matrix of a phase; null for a norm and for packing.
 const HeadMatrix* matrix_of(const HeadStepArgs& a, const HeadPhase& phase) {
   switch (phase.part) {
     case HeadPart::input:
       return a.matrix;
     case HeadPart::norm:
+    case HeadPart::pack:
       return nullptr;
     case HeadPart::inner:
       return a.matrix + 2 * phase.block + 1;
@@ -203,7 +218,13 @@ void run_share(const HeadStepArgs& a, const HeadPhase& phase, int64_t index, con
     case HeadPart::input:
       return input_layer(a, begin, end(a.width), next);
     case HeadPart::norm:
-      for (int64_t row = begin; row < end(a.R); ++row) normalize<T>(a, row, block);
+      for (int64_t row = begin; row < end(a.R); ++row) {
+        normalize<T>(a, row, block);
+        pack_normed(a, row, block);
+      }
+      return;
+    case HeadPart::pack:
+      for (int64_t row = begin; row < end(block < 0 ? a.N : a.R); ++row) pack_input(a, row, block);
       return;
     case HeadPart::inner:
       return inner_layer(a, block, begin, end(a.matrix[2 * block + 2].columns), next);

@@ -37,6 +37,7 @@ struct PackedRows {
 
 /// One way of multiplying.
 struct Products {
+  bool floats;  // packed rows are float32 rows as they are
   /// Bytes of a packed row.
   int64_t (*row_bytes)(WeightType, int64_t columns);
   /// Packs a row: `columns` elements, a whole number of steps, to row `index`.

@@ -205,6 +205,6 @@ void multiply(const PackedMatrix& m, int64_t first, int64_t last, const PackedRo
 }  // namespace
 
 extern const Products products;
-const Products products{row_bytes, pack_row, multiply};
+const Products products{false, row_bytes, pack_row, multiply};
 
 }  // namespace ARDIFF_NS

@@ -259,6 +259,6 @@ void pack_row(WeightType, const float* x, int64_t columns, const PackedRows& row
 }  // namespace
 
 extern const Products products;
-const Products products{row_bytes, pack_row, multiply};
+const Products products{true, row_bytes, pack_row, multiply};
 
 }  // namespace ARDIFF_NS

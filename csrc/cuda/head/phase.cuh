@@ -217,6 +217,7 @@ struct HeadLayerPhase {
         a.out[row * a.out_stride + o] = x;
         return;
       case HeadPart::norm:
+      case HeadPart::pack:
         return;
     }
   }
