@@ -7,7 +7,7 @@ import os
 import warnings
 
 from . import testing
-from .dispatch import backends, library, load
+from .dispatch import backends, cpu, library, load
 
 _DEVICES = ("cpu", "cuda")
 ONLY_REFERENCE = (
@@ -61,7 +61,7 @@ def only_reference() -> bool:
 
 
 def _check_cpu_isa() -> None:
-    if load.CPU.loaded and testing.current_cpu_isa() == "unavailable":
+    if load.CPU.loaded and cpu.current_isa() == "unavailable":
         raise RuntimeError(
             f'ARDIFF_CPU_ISA is "{os.environ.get("ARDIFF_CPU_ISA")}", but this CPU can run '
             f"{', '.join(testing.cpu_isas())}; set one of these or unset it"

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _environment, host, testing
-from .dispatch import backends, load
+from . import __version__, _environment, host
+from .dispatch import backends, cpu, load
+from .ops._shared.arguments import dtype_name
+from .ops.packed_linear import limits
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "triton", "numpy", "safetensors")
@@ -31,7 +33,12 @@ def collect() -> dict:
             "model": _cpu_model(),
             "cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
-            "isa": testing.current_cpu_isa() if load.CPU.loaded else "",
+            "isa": cpu.current_isa(),
+            "products": cpu.current_dots(),
+            "pytorch_products_from": {
+                dtype_name(dtype): rows
+                for dtype, rows in limits.PYTORCH_FROM.get(limits.way(), {}).items()
+            },
             "features": [name for name, has in host.cpu_features().items() if has],
         },
         "cuda": {
@@ -52,13 +59,15 @@ def collect() -> dict:
 
 def describe(found: dict) -> str:
     """The findings of `collect` as text; each backend that is not usable is followed by why."""
-    cpu, cuda = found["cpu"], found["cuda"]
+    processor, cuda = found["cpu"], found["cuda"]
     lines = [
         f"ardiff       {found['ardiff']}" + (f", commit {found['commit']}" * bool(found["commit"])),
         f"python       {found['python']} on {found['platform']}",
         "packages     " + ", ".join(f"{n} {v or 'missing'}" for n, v in found["packages"].items()),
-        f"cpu          {cpu['model']}, {cpu['cores']} cores, {cpu['torch_threads']} torch threads",
-        f"cpu features {', '.join(cpu['features'])}; C++ loops use {cpu['isa'] or 'nothing'}",
+        f"cpu          {processor['model']}, {processor['cores']} cores, "
+        f"{processor['torch_threads']} torch threads",
+        f"cpu features {', '.join(processor['features'])}; {_loops(processor)}",
+        f"products     by PyTorch where it was measured faster: {_products(processor)}",
         f"nvcc         {cuda['nvcc'] or 'not found'}",
         f"gpus         {'; '.join(g['name'] for g in cuda['devices']) or 'none that torch sees'}",
         "build        " + ", ".join(f"{n} {v}" for n, v in found["build"].items()),
@@ -69,6 +78,17 @@ def describe(found: dict) -> str:
     if found["only_reference"]:
         lines.append(f"FAULT: {_environment.ONLY_REFERENCE}. {_environment.REMEDY}.")
     return "\n".join(lines)
+
+
+def _loops(processor: dict) -> str:
+    if not processor["isa"]:
+        return "C++ loops use nothing"
+    return f"C++ loops use {processor['isa']}, products of packed weights {processor['products']}"
+
+
+def _products(processor: dict) -> str:
+    found = processor["pytorch_products_from"].items()
+    return ", ".join(f"{dtype} from {rows} rows on" for dtype, rows in found) or "at no rows"
 
 
 def _describe_backends(rows: list[dict[str, str]]) -> list[str]:

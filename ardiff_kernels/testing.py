@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import backends, load
+from .dispatch import backends, cpu, load
 from .ops.diffusion_step import COLUMNS as DIFFUSION_COLUMNS
 from .ops.uld_step import COLUMNS as ULD_COLUMNS
 
 NORMAL_TOLERANCE = 2e-6
+_dots = [""]  # chosen by `cpu_dots`, the innermost last; empty: the best
 ULPS = 2.0
 
 
@@ -35,53 +36,30 @@ def cpu_isas() -> list[str]:
     if not load.CPU.loaded:
         return []
     with contextlib.ExitStack() as stack:
-        before = current_cpu_isa()
-        stack.callback(_set_cpu_isa, before)
-        return [name for name in ("scalar", "avx2", "avx512") if _set_cpu_isa(name)]
-
-
-def current_cpu_isa() -> str:
-    library = ctypes.CDLL(str(load.CPU.path))
-    library.ardiff_cpu_isa.restype = ctypes.c_char_p
-    return library.ardiff_cpu_isa().decode()
-
-
-def _set_cpu_isa(name: str) -> bool:
-    return ctypes.CDLL(str(load.CPU.path)).ardiff_set_cpu_isa(name.encode()) == 0
+        stack.callback(cpu.set_isa, cpu.current_isa())
+        return [name for name in cpu.ISAS if cpu.set_isa(name)]
 
 
 @contextlib.contextmanager
 def cpu_isa(name: str) -> Iterator[None]:
     """Run the C++ CPU backend on one instruction set: scalar, avx2 or avx512."""
-    before = current_cpu_isa()
-    if not _set_cpu_isa(name):
+    before = cpu.current_isa()
+    if not cpu.set_isa(name):
         raise RuntimeError(f"this CPU cannot run {name!r}: expected one of {cpu_isas()}")
     try:
         yield
     finally:
-        _set_cpu_isa(before)
-
-
-DOTS = ("common", "avx512_bf16", "amx", "emulated_avx512_bf16", "emulated_amx")
+        cpu.set_isa(before)
 
 
 def cpu_dots_here() -> list[str]:
-    """Of `DOTS`, those that the C++ CPU backend can use here; empty if it is not built."""
+    """The ways in which the C++ CPU backend can multiply bfloat16 and int8 data here; empty if it
+    is not built."""
     if not load.CPU.loaded:
         return []
     with contextlib.ExitStack() as stack:
-        stack.callback(_set_cpu_dots, "")
-        return [name for name in DOTS if _set_cpu_dots(name)]
-
-
-def current_cpu_dots() -> str:
-    library = ctypes.CDLL(str(load.CPU.path))
-    library.ardiff_cpu_dots.restype = ctypes.c_char_p
-    return library.ardiff_cpu_dots().decode()
-
-
-def _set_cpu_dots(name: str) -> bool:
-    return ctypes.CDLL(str(load.CPU.path)).ardiff_set_cpu_dots(name.encode()) == 0
+        stack.callback(cpu.set_dots, _dots[-1])
+        return [name for name in cpu.DOTS if cpu.set_dots(name)]
 
 
 @contextlib.contextmanager
@@ -90,12 +68,14 @@ def cpu_dots(name: str) -> Iterator[None]:
     choice: `common`, with the bits that every instruction set gives; `avx512_bf16`, by the CPU's
     dot products; `amx`, by its tiles; or by an emulation of these, `emulated_avx512_bf16` and
     `emulated_amx`, which any CPU can run."""
-    if not _set_cpu_dots(name):
+    if not cpu.set_dots(name):
         raise RuntimeError(f"this CPU cannot run {name!r}: expected one of {cpu_dots_here()}")
+    _dots.append(name)
     try:
         yield
     finally:
-        _set_cpu_dots("")
+        _dots.pop()
+        cpu.set_dots(_dots[-1])
 
 
 def cpu_philox_words(key: int, counter: int, stream: int, count: int) -> Tensor:

@@ -184,9 +184,11 @@ __attribute__((visibility("default"))) int ardiff_set_cpu_dots(const char* name)
   for (int i = 0; i < ardiff::kDots; ++i) {
     const ardiff::Dots wanted = static_cast<ardiff::Dots>(i);
     if (std::string(name) != ardiff::kDotNames[i]) continue;
+    const bool plain = wanted == ardiff::Dots::common || ardiff::is_emulated(wanted);
     if (!ardiff::supported(wanted)) return 2;
+    if (!plain && ardiff::isa() != ardiff::Isa::avx512) return 2;
     ardiff::chosen_dots = i;
-    return ardiff::dots() == wanted ? 0 : 2;
+    return 0;
   }
   return 1;
 }

@@ -54,11 +54,22 @@ def test_doctor_gives_a_reason_for_each_unusable_backend(tmp_path: Path, capsys)
         assert row["reason"] in text
 
 
-def test_doctor_names_the_instruction_set(capsys) -> None:
+def test_doctor_names_the_instruction_set_and_the_products(tmp_path: Path, capsys) -> None:
     from ardiff_kernels import testing
+    from ardiff_kernels.dispatch import cpu
 
-    assert main(["doctor"]) == 0
-    assert testing.current_cpu_isa() in capsys.readouterr().out
+    target = tmp_path / "doctor.json"
+    for way in testing.cpu_dots_here():
+        with testing.cpu_dots(way):
+            assert main(["doctor", "--json", str(target)]) == 0
+        text = capsys.readouterr().out
+        assert f"C++ loops use {cpu.current_isa()}, products of packed weights {way}" in text
+        found = json.loads(target.read_text())["cpu"]
+        assert found["products"] == way
+        where = found["pytorch_products_from"]
+        assert set(where) <= {"float32", "bfloat16", "int8"}
+        for dtype, rows in where.items():
+            assert f"{dtype} from {rows} rows on" in text
 
 
 def test_sample_writes_a_grid_and_its_figures(tmp_path: Path, capsys) -> None:

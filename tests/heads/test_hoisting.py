@@ -7,8 +7,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ardiff.heads.hoisting import Modulations
-from ardiff.heads.packing import pack, quantize
+from ardiff.heads.packing import WEIGHTS as DTYPES
+from ardiff.heads.packing import pack
 from ardiff.heads.token import denoise_token
+from ardiff_kernels import testing
+from ardiff_kernels.ops.packed_linear import limits
+from ardiff_kernels.ops.packed_linear.packing import quantize_rows
 from tests._support.head_cases import (
     CONTEXT,
     KEY,
@@ -27,7 +31,7 @@ from tests._support.head_cases import (
 def test_int8_rows_and_their_scales():
     weight = rows(5, 33)
     weight[2] = 0
-    q, scale = quantize(weight)
+    q, scale = quantize_rows(weight)
     assert q.dtype == torch.int8 and int(q.abs().max()) == 127
     error = (q * scale[:, None] - weight).abs()
     assert (error <= weight.abs().amax(1, keepdim=True) / 254 * 1.0001).all()
@@ -66,9 +70,8 @@ class Count(TorchDispatchMode):
 @pytest.mark.parametrize("solver", ["ddpm", "rtk-uld"])
 @pytest.mark.parametrize("ways", [1, 2])
 @pytest.mark.parametrize("kind", LEVELLED)
-def test_at_most_four_ops_a_step(kind, ways, solver, monkeypatch):
+def test_at_most_four_ops_a_step(kind, ways, solver):
     """The difference of a long and a short run, both within one run of modulations."""
-    monkeypatch.setattr("ardiff.heads.hoisting._FEW", 0)  # else head_step computes those too
     head, c = head_of(kind), rows(2, CONTEXT)
     options = guided(2) if ways == 2 else {}
     counts = []
@@ -124,17 +127,24 @@ def test_time_embeddings_are_made_once_for_all_tokens(monkeypatch):
     assert calls == [5, 4]
 
 
-def test_many_rows_go_through_pytorch(monkeypatch):
-    """The same outputs on both sides of the measured number of rows."""
-    head, c, table = head_of("mar"), rows(5, CONTEXT), table_of("mar", "ddpm", 6)
-    expected = denoise_token(head, c, table, KEY, 0, streams(5), **guided(5))
-    monkeypatch.setattr("ardiff.heads.fused._PLAIN_FROM", {torch.float32: 10})
-    monkeypatch.setattr("ardiff.heads.hoisting._FEW", 0)
-    monkeypatch.setattr("ardiff.heads.hoisting._SEPARATE", 5)
-    with Count() as count:
-        found = denoise_token(head, c, table, KEY, 0, streams(5), **guided(5))
-    assert not any("head_step" in name for name in count.ops)
-    assert relative_rms(found, expected) < 1e-5
-    with Count() as count:
-        denoise_token(head, c, table, KEY, 0, streams(5), weights="bfloat16", **guided(5))
-    assert sum("head_step" in name for name in count.ops) == table.calls
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_many_rows_go_through_pytorch_where_it_is_faster(weights, monkeypatch):
+    """The same outputs on both sides of the number of rows."""
+    c, table = rows(5, CONTEXT), table_of("mar", "ddpm", 6)
+
+    def draw(first: int | None) -> tuple[torch.Tensor, list[str]]:
+        monkeypatch.setattr(limits, "PYTORCH_FROM", {limits.way(): {DTYPES[weights]: first}})
+        head = head_of("mar")
+        with Count() as count:
+            found = denoise_token(head, c, table, KEY, 0, streams(5), weights=weights, **guided(5))
+        return found, count.ops
+
+    if "cpu" not in testing.usable_backends("head_step"):
+        pytest.skip("the C++ kernels are not built")
+    expected, ops = draw(None)
+    assert sum("head_step" in name for name in ops) == table.calls
+    found, ops = draw(10)
+    assert not any("head_step" in name or "packed_linear" in name for name in ops)
+    assert relative_rms(found, expected) < (1e-5 if weights == "float32" else 1e-2)
+    _, ops = draw(11)
+    assert sum("head_step" in name for name in ops) == table.calls

@@ -58,6 +58,12 @@ def is_packed(t: Tensor) -> bool:
     return tuple(t.shape) == packed_shape(*matrix_shape(t), t.dtype)
 
 
+def is_whole(matrix: Tensor) -> bool:
+    """Whether a matrix has whole panels and steps of columns, so that it is packed unpadded."""
+    rows, columns = matrix.shape
+    return rows % PANEL == 0 and columns % STEP[matrix.dtype] == 0
+
+
 def matrix_shape(t: Tensor) -> tuple[int, int]:
     """Rows and columns of a matrix, packed (padding included) or not."""
     if t.dim() != 4:

@@ -4,7 +4,6 @@ alone is computed before the loop, so that each model call is a single `head_ste
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ardiff_kernels import ops
+from ardiff_kernels.ops.packed_linear.limits import pytorch_is_faster
 
 from ..batch_invariant import is_batch_invariant
 from .base import Head, evaluate
@@ -24,10 +24,6 @@ from .packing import WEIGHTS, PackedHead, pack, unknown
 # Of a launch of all steps: above, it reads the weights once for each 8 rows.
 MOST_ROWS = 64  # tokens times conditions, times rows looked ahead
 _log = logging.getLogger(__name__)
-# By the dtype of weights on a CPU: an evaluation of MAR-B took head_step 71 ms and PyTorch 78 at 64
-# rows, 292 and 228 at 256; VibeVoice 243 and 298, 938 and 703 (AMD EPYC with AVX2, two threads,
-# torch 2.13, other work running). PyTorch has no product of float32 and narrower weights.
-_PLAIN_FROM = {torch.float32: 160}
 
 
 class FusedHead:
@@ -172,8 +168,8 @@ def _evaluation(sets: Modulations, count: int) -> Callable[[Tensor, int, Tensor]
         "batch_invariant": sets.invariant,
     }  # fmt: skip
     layers = [
-        partial(F.linear, weight=weight, bias=bias if len(bias) else None)
-        for weight, bias in zip(packed.weights[::2], packed.weights[1::2], strict=True)
+        partial(_linear, weight=weight, bias=bias if len(bias) else None)
+        for weight, bias in zip(packed.plain[:-1:2], packed.plain[1:-1:2], strict=True)
     ]
 
     def call(held: Tensor, place: int, x: Tensor) -> Tensor:
@@ -187,8 +183,13 @@ def _evaluation(sets: Modulations, count: int) -> Callable[[Tensor, int, Tensor]
     return call
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """In the dtype of the weight, the rest in float32."""
+    y = F.linear(x.to(weight.dtype), weight).float()
+    return y if bias is None else y + bias
+
+
 def plain_is_faster(packed: PackedHead, rows: int) -> bool:
     """Whether PyTorch's own products beat `head_step` at this many rows, tokens times
     conditions."""
-    known = packed.weights[0].is_cpu and not packed.scales
-    return known and rows >= _PLAIN_FROM.get(packed.weights[2].dtype, math.inf)
+    return bool(packed.plain) and pytorch_is_faster(packed.plain[2].dtype, rows)

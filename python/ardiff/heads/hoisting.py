@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ardiff_kernels import ops
+from ardiff_kernels.ops.packed_linear.limits import pytorch_is_faster as is_faster
 
 from ..batch_invariant import batch_invariant, linear
 from ..loop.capture import capturing, rehearsed
@@ -33,10 +34,6 @@ BUDGET = 64 << 20  # bytes of modulations of a fused head held at a time
 _OWN_BUDGET = 128 << 20
 _SEPARATE = 32  # rows from which a set is a product of its own
 _OUTER = 1024  # outputs of a batch-invariant product on a GPU: the weights stay in the cache
-# Rows up to which `streamed_product` is faster than PyTorch's product: 6 rows took 12 ms for
-# 74, 100 rows 146 for 155, 256 rows 354 for 280 (20480 outputs of 1024, AMD EPYC with AVX2, two
-# threads, torch 2.13).
-_FEW = 64
 
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -197,6 +194,7 @@ class Modulations(Sets):
     ) -> None:
         head, self.packed, self.invariant = packed.head, packed, invariant
         self._weight, self._bias = packed.modulation
+        self._plain = packed.plain[-1] if packed.plain else None
         arguments = head.time_arguments(levels)
         set_of_row, first, key = distinct(arguments, levels)
         chosen = arguments
@@ -283,33 +281,19 @@ class Modulations(Sets):
 
     def _activated(self, time: Tensor, context: Tensor) -> Tensor:
         with batch_invariant() if self.invariant else nullcontext():
-            return F.silu(time + context).to(self._weight.dtype)
+            y = F.silu(time + context)
+        return y if self._weight.dim() == 4 else y.to(self._weight.dtype)
 
     def _product(self, y: Tensor, out: Tensor) -> None:
         """Writes the modulations of y `[n, width]` to out `[n, M]`."""
-        if y.is_cpu and (self.invariant or len(y) <= _FEW):
-            out.copy_(streamed_product(y, self._weight, self._bias, self.invariant))
+        plain = self._plain
+        if plain is not None and not self.invariant and is_faster(plain.dtype, len(y)):
+            torch.add(F.linear(y.to(plain.dtype), plain), self._bias, out=out)
+        elif self._weight.dim() == 4:
+            out.copy_(ops.packed_linear(y, self._weight, len(self._bias), bias=self._bias))
         elif self.invariant:
             for begin in range(0, len(self._bias), _OUTER):
                 part = slice(begin, begin + _OUTER)
                 out[:, part] = linear(y, self._weight[part], self._bias[part])
         else:
             torch.addmm(self._bias, y, self._weight.t(), out=out)
-
-
-def streamed_product(y: Tensor, weight: Tensor, bias: Tensor, invariant: bool) -> Tensor:
-    """y W^T + b of few rows, float32 `[n, width]` -> `[n, M]`, as the final layer of `head_step`.
-
-    On a CPU that op computes a row as if it were alone, to the bit, which no product of PyTorch
-    promises, and reads a large matrix as fast as memory gives it. The final layer of a head is
-    W (n m + s) + b, where n is the norm of the residual. In a head of one block whose matrices and
-    scales are zero, n m is zero, and the shift s is y.
-    """
-    rows, width = y.shape
-    empty, zeros = y.new_empty(0), y.new_zeros(width)
-    block = [zeros[None], empty, zeros[:, None], empty]
-    return ops.head_step(
-        y.new_zeros(rows, 1), F.pad(y, (3 * width, width))[None], 0,
-        [zeros[:, None], empty, *block, weight, bias], (),
-        depth=1, eps=1.0, batch_invariant=invariant,
-    )[0]  # fmt: skip

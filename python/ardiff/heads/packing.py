@@ -1,7 +1,7 @@
 """A head's weights as `head_step` reads them: packed once, and again when a parameter changes.
 
 Some packed tensors are the head's own parameters, which need no packing; others are made from
-several of them. So that a loop never mixes old and new weights, the parameters that packed tensors
+them. So that a loop never mixes old and new weights, the parameters that packed tensors
 were *made* from are compared with what they were before each run, by their bits: writes through
 ``.data`` (LoRA merges, `EMAModel.copy_to` of diffusers) leave no other trace.
 """
@@ -20,6 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as modules_of_torch
 
+from ardiff_kernels.dispatch import backends
+from ardiff_kernels.ops.packed_linear.limits import pytorch_is_faster
+from ardiff_kernels.ops.packed_linear.packing import is_whole, quantize_rows
+from ardiff_kernels.ops.packed_linear.packing import pack as pack_matrix
+
 from ..loop.capture import capturing, read_by_capture
 from .base import Head, Layer
 from .edm import EDMHead
@@ -34,9 +39,13 @@ class PackedHead:
 
     Attributes:
         head: itself, for its embeddings of time and context.
-        weights, scales: as `ardiff_kernels.ops.head_step` takes them. The matrices of blocks have
-            the dtype asked for, those of input and output are float32.
-        modulation: the map to all modulations; float32, or bfloat16 on a GPU with other weights.
+        weights, scales: as `ardiff_kernels.ops.head_step` takes them, on a CPU packed where they
+            can be. The matrices of blocks have the dtype asked for, those of input and output are
+            float32.
+        modulation: the map to all modulations; float32, or bfloat16 with other weights; packed on a
+            CPU.
+        plain: the matrices and biases as PyTorch's own products take them, then the matrix of the
+            modulations, where these products are faster for many rows; else none.
         times: time embeddings by the bytes of their levels.
     """
 
@@ -44,11 +53,12 @@ class PackedHead:
     weights: list[Tensor]
     scales: list[Tensor]
     modulation: Layer
+    plain: list[Tensor] = field(default_factory=list)
     times: OrderedDict[bytes, Tensor] = field(default_factory=OrderedDict)
 
     def tensors(self) -> list[Tensor]:
         """All that the loop reads."""
-        return [*self.weights, *self.scales, *self.modulation]
+        return [*self.weights, *self.scales, *self.modulation, *self.plain]
 
     def embed_time(self, arguments: Tensor, key: bytes | None) -> Tensor:
         """Embeddings `[.., width]` of arguments `[.., k]`, remembered under `key`."""
@@ -76,7 +86,7 @@ class _Kept:
         storages: of all parameters and buffers.
     """
 
-    parts: tuple[list[Tensor], list[Tensor], Layer, OrderedDict[bytes, Tensor]]
+    parts: tuple[list[Tensor], list[Tensor], Layer, list[Tensor], OrderedDict[bytes, Tensor]]
     places: tuple
     made_from: tuple[int, ...]
     sums: Tensor | None
@@ -100,16 +110,6 @@ def tensors_of(module: nn.Module) -> Iterator[Tensor]:
                 yield tensor
     for child in module._modules.values():
         yield from tensors_of(child)
-
-
-def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 `[rows, columns]` and float32 `[rows]`: each row's largest magnitude becomes 127.
-
-    An element errs by half a scale, absmax / 254, at most.
-    """
-    scale = weight.abs().amax(1) / 127
-    steps = torch.where(scale > 0, scale, 1.0)[:, None]
-    return (weight / steps).round().to(torch.int8), scale
 
 
 def unknown(head: Any) -> str:
@@ -175,7 +175,9 @@ def pack(head: Head, weights: str = "float32") -> PackedHead:
             own = {t.data_ptr() for t in packed.tensors()}
             made_from = tuple(i for i, place in enumerate(places) if place[0] not in own)
             sums = None if capturing() else bit_sums([sources[i] for i in made_from])
-            parts = (packed.weights, packed.scales, packed.modulation, packed.times)
+            parts = (
+                packed.weights, packed.scales, packed.modulation, packed.plain, packed.times
+            )  # fmt: skip
             storages = frozenset(map(_storage, sources))
             entries[weights] = kept = _Kept(parts, places, made_from, sums, storages)
     packed = PackedHead(head, *kept.parts)
@@ -239,22 +241,29 @@ def _within(kept: _Kept, fresh: PackedHead) -> PackedHead:
     for held, new in pairs:
         if held.data_ptr() != new.data_ptr():
             held.copy_(new)
-    return PackedHead(fresh.head, old.weights, old.scales, old.modulation)
+    return PackedHead(fresh.head, old.weights, old.scales, old.modulation, old.plain)
 
 
 def _make(head: Head, dtype: torch.dtype) -> PackedHead:
-    packed, scales, layers = [], [], head.loop_layers()
+    weights, scales, layers = [], [], head.loop_layers()
     empty = layers[0].weight.new_empty(0, dtype=torch.float32)
     for i, (weight, bias) in enumerate(layers):
         weight, scale = weight.detach().float(), empty
         if 0 < i < len(layers) - 1:
             if dtype == torch.int8:
-                weight, scale = quantize(weight)
+                weight, scale = quantize_rows(weight)
             weight = weight.to(dtype)
-        packed += [weight.contiguous(), empty if bias is None else bias.detach().float()]
+        weights += [weight.contiguous(), empty if bias is None else bias.detach().float()]
         scales.append(scale)
     weight, bias = (t.detach().float() for t in head.modulation_layer())
-    if weight.is_cuda and dtype != torch.float32:
-        weight, bias = weight.bfloat16(), bias.bfloat16()
+    kernels = weight.is_cpu and not backends.unusable("head_step", "cpu", "cpu")
+    if dtype != torch.float32 and (weight.is_cuda or kernels):
+        weight = weight.bfloat16()
+        bias = bias if kernels else bias.bfloat16()
+    plain: list[Tensor] = []
+    if kernels:
+        plain = [*weights, weight] if pytorch_is_faster(dtype) else []
+        weights = [pack_matrix(t) if t.dim() == 2 and is_whole(t) else t for t in weights]
+        weight = pack_matrix(weight)
     modulation = Layer(weight.contiguous(), bias)
-    return PackedHead(head, packed, scales if dtype == torch.int8 else [], modulation)
+    return PackedHead(head, weights, scales if dtype == torch.int8 else [], modulation, plain)

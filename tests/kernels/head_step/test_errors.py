@@ -48,6 +48,7 @@ def call(weight=None, scales=(), **new):
 
 CODES = {i: zeros(8, 8, dtype=I8) for i in (2, 4)}
 SCALES = [zeros(0), zeros(8), zeros(8), zeros(0)]
+PACKED = " or, on a CPU, its packed form"
 INVALID = {
     "dimensions": (call(x=zeros(5)), "x must be [N, d], got 1 dimensions"),
     "dtype": (call(x=zeros(3, 5, dtype=F64)), "x must be float32, got float64"),
@@ -68,11 +69,11 @@ INVALID = {
     ),
     "input columns": (
         call({0: zeros(8, 6)}),
-        "weights[0] must be a contiguous float32 [w, 5], got float32 [8, 6]",
+        f"weights[0] must be a contiguous float32 [w, 5]{PACKED}, got float32 [8, 6]",
     ),
     "input dtype": (
         call({0: zeros(8, 5, dtype=I8), 2: zeros(8, 8, dtype=BF16)}),
-        "weights[0] must be a contiguous float32 or bfloat16 [w, 5], got int8 [8, 5]",
+        f"weights[0] must be a contiguous float32 or bfloat16 [w, 5]{PACKED}, got int8 [8, 5]",
     ),
     "input bias": (
         call({1: zeros(7)}),
@@ -80,11 +81,11 @@ INVALID = {
     ),
     "inner columns": (
         call({2: zeros(8, 7)}),
-        "weights[2] must be a contiguous float32 [f, 8], got float32 [8, 7]",
+        f"weights[2] must be a contiguous float32 [f, 8]{PACKED}, got float32 [8, 7]",
     ),
     "inner strides": (
         call({2: lambda: zeros(8, 16)[:, ::2]}),
-        "weights[2] must be a contiguous float32 [f, 8], got float32 [8, 8]",
+        f"weights[2] must be a contiguous float32 [f, 8]{PACKED}, got float32 [8, 8]",
     ),
     "inner bias": (
         call({3: zeros(8, dtype=BF16)}),
@@ -96,11 +97,11 @@ INVALID = {
     ),
     "outer shape": (
         call(mlp="gated"),
-        "weights[4] must be a contiguous float32 [8, 4], got float32 [8, 8]",
+        f"weights[4] must be a contiguous float32 [8, 4]{PACKED}, got float32 [8, 8]",
     ),
     "outer dtype": (
         call({4: zeros(8, 8, dtype=BF16)}),
-        "weights[4] must be a contiguous float32 [8, 8], got bfloat16 [8, 8]",
+        f"weights[4] must be a contiguous float32 [8, 8]{PACKED}, got bfloat16 [8, 8]",
     ),
     "outer bias": (
         call({5: zeros(1)}),
@@ -108,7 +109,7 @@ INVALID = {
     ),
     "final columns": (
         call({6: zeros(4, 5)}),
-        "weights[6] must be a contiguous float32 [out, 8], got float32 [4, 5]",
+        f"weights[6] must be a contiguous float32 [out, 8]{PACKED}, got float32 [4, 5]",
     ),
     "final bias": (
         call({7: zeros(5)}),
