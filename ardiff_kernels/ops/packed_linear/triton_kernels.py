@@ -39,7 +39,7 @@ def load_panels(
     S: tl.constexpr, PANELS: tl.constexpr, BW: tl.constexpr, WORD: tl.constexpr,
     WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Rows [first, first + PANELS * 16) of the matrix, from `word` on, in S slices of BW words each:
+    """Rows [first, first + PANELS * 16) of the matrix from `word` on, in S slices of BW words:
     `[S, BW * WORD, PANELS * 16]`. Where WHOLE, `first` begins a panel."""
     size: tl.constexpr = BW * PANEL * WORD  # elements of a panel in a slice
     slice = tl.arange(0, S)[:, None]

@@ -23,7 +23,7 @@ INT16_STEPS = 32512  # of the largest magnitude of a row that is rounded to inte
 class LinearCall(Call):
     """A call of `packed_linear`."""
 
-    def rows(self, index: Tensor | list[int]) -> LinearCall:
+    def rows(self, index: Tensor | list[int] | slice) -> LinearCall:
         """The call of some of the rows of x, or of some again."""
         gate, residual = self.options["gate"], self.options["residual"]
         own = gate is not None and len(gate) == len(self.args["x"])
@@ -161,7 +161,9 @@ CASES = {
     "long rows": dict(N=4, columns=1100, rows=40, **EVERYTHING),
     "long rows bfloat16": dict(N=9, columns=2100, rows=40, dtype=BF16, **EVERYTHING),
     "long rows int8": dict(N=17, columns=2304, rows=40, dtype=I8, **EVERYTHING),
-    "long rows swiglu": dict(N=3, columns=1536, rows=96, dtype=BF16, activation="swiglu", norm=True),
+    "long rows swiglu": dict(
+        N=3, columns=1536, rows=96, dtype=BF16, activation="swiglu", norm=True
+    ),
     "wide": dict(N=2, columns=256, rows=1024, dtype=BF16, norm=True),
     **{
         f"{N} {activation} {str(dtype)[6:]}": dict(

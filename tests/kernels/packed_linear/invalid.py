@@ -26,8 +26,7 @@ def call(**new):
         given = {"x": zeros(3, 5), "weight": weight(), "rows": 6} | new
         given = {k: v() if callable(v) else v for k, v in given.items()}
         given = {
-            k: v.to(device) if torch.is_tensor(v) and not v.is_meta else v
-            for k, v in given.items()
+            k: v.to(device) if torch.is_tensor(v) and not v.is_meta else v for k, v in given.items()
         }
         args = [given.pop(name) for name in ("x", "weight", "rows")]
         return op(*args, **given)
