@@ -96,6 +96,7 @@ STATE = {
     "kv_attention": ("q",),
     "head_step": ("x",),
     "head_loop": ("x", "memory", "v"),
+    "packed_linear": ("x",),
 }
 
 

@@ -36,6 +36,18 @@ inline void require(cudaError_t error) {
   fail("ardiff: a CUDA kernel did not start: ", cudaGetErrorString(error));
 }
 
+/// Read once for each device.
+inline int multiprocessors_of(int32_t device) {
+  constexpr int kKnown = 64;
+  static std::atomic<int> known[kKnown];
+  const bool kept = device >= 0 && device < kKnown;
+  int found = kept ? known[device].load() : 0;
+  if (found) return found;
+  require(cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device));
+  if (kept) known[device].store(found);
+  return found;
+}
+
 /// Read once for each device; the kernel is allowed its shared memory then.
 template <class Body, class Args>
 Grid grid_of(int32_t device) {
@@ -76,6 +88,8 @@ void launch_grid(Args& a, const Grid& grid, int32_t device) {
 }
 
 #else
+
+inline int multiprocessors_of(int32_t) { return walk.blocks; }
 
 template <class Body, class Args>
 Grid grid_of(int32_t) {

@@ -78,8 +78,14 @@ struct Warp {
   /// f(lane) in every lane; what it writes is seen by all lanes behind it.
   template <class F>
   ARDIFF_DEVICE void lanes(F f) const {
-    f(static_cast<int>(threadIdx.x) % kLanes);
+    each(f);
     __syncwarp();
+  }
+
+  /// The same where no lane needs what another writes.
+  template <class F>
+  ARDIFF_DEVICE void each(F f) const {
+    f(static_cast<int>(threadIdx.x) % kLanes);
   }
 
   /// The sum of f(lane), in every lane: a tree over lanes 16, 8, 4, 2 and 1 apart.
@@ -120,6 +126,11 @@ struct Warp {
   template <class F>
   void lanes(F f) const {
     for (int i = 0; i < kLanes; ++i) f(walk.turn(i, kLanes));
+  }
+
+  template <class F>
+  void each(F f) const {
+    lanes(f);
   }
 
   template <class F>

@@ -3,14 +3,11 @@
 // any begins the next.
 #pragma once
 
-#include "../../math/exp.h"
+#include "../activation.cuh"
 #include "product.cuh"
 #include "solver.cuh"
 
 namespace ardiff {
-
-/// x / (1 + e^-x).
-ARDIFF_DEVICE float silu(float x) { return x / (1.0f + exp_limited(0.0f - x)); }
 
 /// What a block has of shared memory.
 struct HeadMemory {

@@ -49,7 +49,7 @@ def test_every_op_has_a_source():
     steps = {"diffusion_step", "uld_step"}
     found = {s.stem for s in SOURCES}
     ops = {"philox_normal", "brownian_increment", "kv_append", "kv_attention"}
-    ops |= {*steps, *LOOKAHEADS}
+    ops |= {*steps, *LOOKAHEADS, "packed_linear"}
     assert {*ops, *(f"{step}_backward" for step in steps)} <= found
 
 
@@ -59,7 +59,7 @@ def test_no_spills(compiled, source):
     assert {row["target"] for row in rows} == {"sm_80", "sm_90"}
     for row in rows:
         assert row["spill_bytes"] == 0 and row["stack"] == 0, row
-        if "SplitBody" in row["case"]:
+        if "SplitBody" in row["case"] or "LinearBody" in row["case"]:
             continue
         # Three blocks of 256 threads on a multiprocessor; a head's kernel has one, by design, and
         # two are of a kernel that has all of a row at once: state, memories, guess, normals.
@@ -82,6 +82,33 @@ def test_blocks_of_kv_attention_fit(compiled, cache, queries, blocks):
         assert row["registers"] * 128 * blocks <= 65536, row
         assert (row["shared_bytes"] + 1024) * blocks <= 227 * 1024, row
         assert row["copy_128"] >= 4 and row["store_128"] >= 1, row
+
+
+LINEAR = {
+    "float, 1": (2, 0),
+    "BFloat16, 1": (2, 8),
+    "BFloat16, 4": (1, 32),
+    "Int8, 1": (2, 16),
+    "Int8, 2": (2, 32),
+}
+
+
+@pytest.mark.parametrize("kind", LINEAR)
+def test_blocks_of_packed_linear_fit(compiled, kind):
+    """Blocks of 256 threads on a multiprocessor of an A100, with 164 KiB of shared memory, 1 KiB a
+    block of it the system's. All weights of a panel are on their way at once, in 64 bits (float32:
+    128), and each is multiplied on the matrix units once for eight rows of x (int8: for each of two
+    parts of an element)."""
+    blocks, products = LINEAR[kind]
+    case = f"phases<LinearBody<{kind}>"
+    rows = [r for r in compiled["packed_linear"].rows if r["case"].startswith(case)]
+    assert {row["target"] for row in rows} == {"sm_80", "sm_90"}
+    for row in rows:
+        assert row["registers"] * 256 * blocks <= 65536, row
+        assert (row["shared_bytes"] + 1024) * blocks <= 164 * 1024, row
+        assert row["matrix"] == products, row
+        loads, least = (row["load_128"], 8) if "float" in kind else (row["load_64"], 16)
+        assert loads >= 2 * (least // 2 if "Int8" in kind else least), row
 
 
 @pytest.mark.parametrize(
@@ -145,3 +172,4 @@ def test_the_library_loads_and_registers_without_a_gpu(nvcc, compiled):
     assert found["diffusion_step_backward"] == found["uld_step_backward"] == "True"
     assert found["kv_append"] == found["kv_append_"] == found["kv_attention"] == "True"
     assert found["lookahead_draft"] == found["lookahead_verify"] == "True"
+    assert found["packed_linear"] == "True"
