@@ -3,28 +3,32 @@
 
 #include "../math/noise_address.h"
 #include "../math/normal.h"
-#include "../math/philox.h"
 #include "args.h"
-#include "vec.h"
+#include "philox.h"
 
 namespace ARDIFF_NS {
+
+/// Quads whose words are made side by side.
+constexpr int64_t kStep = kInFlight * kLanes;
 
 /// Scratch of one thread. kPerQuad: 4 when an element takes one normal, 2 when it takes a pair.
 template <int kPerQuad>
 struct alignas(64) NoiseTile {
   static constexpr int64_t kQuads = kTile / kPerQuad;
+  static constexpr int64_t kSlots = kQuads + kStep;
   static constexpr int64_t kPadding = kPerQuad * kLanes;
   float n1[kTile + kPadding];
   float n2[kPerQuad == 2 ? kTile + kPadding : 1];
-  uint32_t c0[kQuads + kLanes], c1[kQuads + kLanes], c2[kQuads + kLanes], c3[kQuads + kLanes];
-  uint32_t words[4][kQuads + kLanes];
-  RoundKeys<VKey> keys;
+  uint32_t c0[kSlots], c1[kSlots], c2[kSlots], c3[kSlots];
+  uint32_t words[4][kSlots];
+  RoundKeys keys;
   int64_t quads_laid_out = 0;  // quads per sample for which c0 holds 0, 1, ... again and again
 
-  explicit NoiseTile(const NoiseAddress& address) { set_round_keys(keys, *address.key); }
+  explicit NoiseTile(const NoiseAddress& address) : keys(*address.key) {}
 };
 
-/// A tile's tensors, which are fetched into the cache while its noise is made.
+/// A tile's tensors, which are fetched into the cache while its noise is made: half of them with
+/// its words, half with its normals, since all at once would wait for the memory.
 class Fetch {
  public:
   ARDIFF_INLINE void add(const void* data, int64_t stride, int64_t element_bytes, int64_t b,
@@ -34,12 +38,12 @@ class Fetch {
     start_[count_++] = static_cast<const char*>(data) + (b * stride + i0) * element_bytes;
   }
 
-  /// The elements of kLanes quads.
-  template <int kPerQuad>
-  ARDIFF_INLINE void fetch(int64_t quad) const {
-    for (int k = 0; k < count_; ++k) {
-      const char* p = start_[k] + quad * kPerQuad * bytes_[k];
-      const char* const stop = p + kLanes * kPerQuad * bytes_[k];
+  /// `count` elements from element i on of every other tensor, from the first (turn 0) or the
+  /// second (turn 1).
+  ARDIFF_INLINE void fetch(int turn, int64_t i, int64_t count) const {
+    for (int k = turn; k < count_; k += 2) {
+      const char* p = start_[k] + i * bytes_[k];
+      const char* const stop = p + count * bytes_[k];
       for (; p < stop; p += kLine) __builtin_prefetch(p);
     }
   }
@@ -55,22 +59,27 @@ ARDIFF_INLINE uint32_t counter_of(const NoiseAddress& a, int64_t b) {
   return a.draw.data ? counter_word(a.draw.data[b * a.draw.step], kStepNoise) : a.counter;
 }
 
-/// The words of kLanes quads, from their counters.
-template <int kPerQuad>
-ARDIFF_INLINE void words_of_quads(NoiseTile<kPerQuad>& tile, int64_t quad, VCounter c0, VCounter c1,
-                                  VCounter c2, VCounter c3) {
-  philox(c0, c1, c2, c3, tile.keys);
-  store(tile.words[0] + quad, to_words(c0));
-  store(tile.words[1] + quad, to_words(c1));
-  store(tile.words[2] + quad, to_words(c2));
-  store(tile.words[3] + quad, to_words(c3));
+/// The words of kStep quads from counters(i), those of the i-th kLanes of them.
+template <int kPerQuad, class Counters>
+ARDIFF_INLINE void words_of_quads(NoiseTile<kPerQuad>& tile, int64_t quad, Counters counters) {
+  VCounter c[kInFlight][4];
+  VWord words[kInFlight][4];
+#pragma GCC unroll 4
+  for (int i = 0; i < kInFlight; ++i) counters(i, c[i]);
+  philox(c, tile.keys, words);
+#pragma GCC unroll 4
+  for (int i = 0; i < kInFlight; ++i) {
+#pragma GCC unroll 4
+    for (int w = 0; w < 4; ++w) store(tile.words[w] + quad + i * kLanes, words[i][w]);
+  }
 }
 
 /// The normals of `quads` quads from their words. A loop of its own: both bodies are long chains,
 /// and only in short ones does the CPU reach into the next iterations to fill its waits.
 template <int kPerQuad>
-ARDIFF_INLINE void normals_of_words(NoiseTile<kPerQuad>& tile, int64_t quads) {
+ARDIFF_INLINE void normals_of_words(NoiseTile<kPerQuad>& tile, int64_t quads, const Fetch& ahead) {
   for (int64_t quad = 0; quad < quads; quad += kLanes) {
+    ahead.fetch(1, kPerQuad * quad, kPerQuad * kLanes);
     VFloat a, b, c, d;
     normal_pair<VFloat>(load(tile.words[0] + quad), load(tile.words[1] + quad), a, b);
     normal_pair<VFloat>(load(tile.words[2] + quad), load(tile.words[3] + quad), c, d);
@@ -92,12 +101,17 @@ __attribute__((noinline)) inline void fill_one_sample(NoiseTile<kPerQuad>& tile,
   const VCounter c1(counter_of(address, b));
   const VCounter c2(low_word(address.stream[b])), c3(high_word(address.stream[b]));
   VWord quads = VWord(static_cast<uint32_t>(first)) + lane_quads<kPerQuad>();
-  for (int64_t quad = 0; quad < count; quad += kLanes) {
-    ahead.fetch<kPerQuad>(quad);
-    words_of_quads(tile, quad, to_counter(quads), c1, c2, c3);
-    quads = quads + VWord(static_cast<uint32_t>(kLanes));
+  for (int64_t quad = 0; quad < count; quad += kStep) {
+    ahead.fetch(0, kPerQuad * quad, kPerQuad * kStep);
+    words_of_quads(tile, quad, [&](int, VCounter(&c)[4]) {
+      c[0] = to_counter(quads);
+      c[1] = c1;
+      c[2] = c2;
+      c[3] = c3;
+      quads = quads + VWord(static_cast<uint32_t>(kLanes));
+    });
   }
-  normals_of_words(tile, count);
+  normals_of_words(tile, count, ahead);
 }
 
 /// All quads of samples [b, b + samples), `count` each, side by side in the lanes.
@@ -108,7 +122,7 @@ __attribute__((noinline)) inline void fill_samples(NoiseTile<kPerQuad>& tile,
                                                    const Fetch& ahead) {
   if (tile.quads_laid_out != count) {
     int64_t quad = 0;
-    for (int64_t i = 0; i < NoiseTile<kPerQuad>::kQuads + kLanes; ++i) {
+    for (int64_t i = 0; i < NoiseTile<kPerQuad>::kSlots; ++i) {
       tile.c0[i] = static_cast<uint32_t>(quad);
       quad = quad + 1 == count ? 0 : quad + 1;
       tile.c1[i] = tile.c2[i] = tile.c3[i] = 0;
@@ -125,14 +139,17 @@ __attribute__((noinline)) inline void fill_samples(NoiseTile<kPerQuad>& tile,
     }
   }
   const VWord lanes = lane_quads<kPerQuad>();
-  for (int64_t quad = 0; quad < samples * count; quad += kLanes) {
-    ahead.fetch<kPerQuad>(quad);
-    words_of_quads(tile, quad, to_counter(permute(load(tile.c0 + quad), lanes)),
-                   to_counter(permute(load(tile.c1 + quad), lanes)),
-                   to_counter(permute(load(tile.c2 + quad), lanes)),
-                   to_counter(permute(load(tile.c3 + quad), lanes)));
+  for (int64_t quad = 0; quad < samples * count; quad += kStep) {
+    ahead.fetch(0, kPerQuad * quad, kPerQuad * kStep);
+    words_of_quads(tile, quad, [&](int i, VCounter(&c)[4]) {
+      const int64_t k = quad + i * kLanes;
+      c[0] = to_counter(permute(load(tile.c0 + k), lanes));
+      c[1] = to_counter(permute(load(tile.c1 + k), lanes));
+      c[2] = to_counter(permute(load(tile.c2 + k), lanes));
+      c[3] = to_counter(permute(load(tile.c3 + k), lanes));
+    });
   }
-  normals_of_words(tile, samples * count);
+  normals_of_words(tile, samples * count, ahead);
 }
 
 }  // namespace ARDIFF_NS

@@ -23,6 +23,8 @@ using VWord = uint32_t;
 using VCounter = uint32_t;
 using VKey = uint32_t;
 
+constexpr int kInFlight = 1;
+
 ARDIFF_INLINE VFloat load(const float* p) { return *p; }
 ARDIFF_INLINE VFloat load(const BFloat16* p) { return to_float(*p); }
 ARDIFF_INLINE VFloat load(const Float16* p) { return to_float(*p); }
@@ -34,6 +36,9 @@ ARDIFF_INLINE void store(Float16* p, VFloat x) { *p = to_float16(x); }
 
 ARDIFF_INLINE VCounter to_counter(VWord w) { return w; }
 ARDIFF_INLINE VWord to_words(VCounter c) { return c; }
+ARDIFF_INLINE void multiply_to_words(VCounter a, uint32_t m, VWord& high, VWord& low) {
+  multiply_wide(a, m, high, low);
+}
 
 template <int kPerQuad>
 ARDIFF_INLINE VWord lane_quads() {
@@ -118,25 +123,41 @@ ARDIFF_INLINE VCounter operator^(VCounter a, VCounter b) {
   return {a.even ^ b.even, a.odd ^ b.odd};
 }
 
-/// A word of the key, the same in every lane.
+/// A word of the key, the same in every lane and in both halves of 64 bits.
 struct VKey {
   WideVector v;
   VKey() = default;
-  ARDIFF_INLINE explicit VKey(uint32_t x) : v(static_cast<uint64_t>(x) - WideVector{}) {}
+  ARDIFF_INLINE explicit VKey(uint32_t x)
+      : v((static_cast<uint64_t>(x) << 32 | x) - WideVector{}) {}
 };
 
 ARDIFF_INLINE VCounter operator^(VCounter a, VKey k) { return {a.even ^ k.v, a.odd ^ k.v}; }
 
-ARDIFF_INLINE WideVector multiply_low_halves(WideVector a, uint32_t m);
+ARDIFF_INLINE VWord to_words(VKey k) { return (WordVector)k.v; }
 
+// Of an instruction set: products of the low halves; the high halves in the place of the low ones;
+// the low halves and the high halves of even and odd lanes in the order of the lanes.
+ARDIFF_INLINE WideVector multiply_low_halves(WideVector a, uint32_t m);
+ARDIFF_INLINE WideVector high_halves(WideVector a);
+ARDIFF_INLINE VWord to_words(VCounter c);
+ARDIFF_INLINE VWord high_words(VCounter c);
+
+ARDIFF_INLINE VCounter multiply_low_halves(VCounter a, uint32_t m) {
+  return {multiply_low_halves(a.even, m), multiply_low_halves(a.odd, m)};
+}
 ARDIFF_INLINE void multiply_wide(VCounter a, uint32_t m, VCounter& high, VCounter& low) {
-  low = {multiply_low_halves(a.even, m), multiply_low_halves(a.odd, m)};
-  high = {low.even >> 32, low.odd >> 32};
+  low = multiply_low_halves(a, m);
+  high = {high_halves(low.even), high_halves(low.odd)};
+}
+ARDIFF_INLINE void multiply_to_words(VCounter a, uint32_t m, VWord& high, VWord& low) {
+  const VCounter product = multiply_low_halves(a, m);
+  high = high_words(product);
+  low = to_words(product);
 }
 
 ARDIFF_INLINE VCounter to_counter(VWord w) {
   const WideVector x = (WideVector)w.v;
-  return {x, x >> 32};
+  return {x, high_halves(x)};
 }
 
 ARDIFF_INLINE VWord load(const uint32_t* p) {

@@ -74,9 +74,13 @@ ARDIFF_HD uint32_t shift_signed(uint32_t u, int n) {
   return static_cast<uint32_t>(static_cast<int32_t>(u) >> n);
 }
 
-/// a where the top bit of s is set, else b.
-ARDIFF_HD float select_top_bit(uint32_t s, float a, float b) {
-  return static_cast<int32_t>(s) < 0 ? a : b;
+/// u where its top bit is clear, else its complement.
+ARDIFF_HD uint32_t flip_if_negative(uint32_t u) { return u ^ shift_signed(u, 31); }
+
+/// a where bit kBit of s is set, else b.
+template <int kBit>
+ARDIFF_HD float select_bit(uint32_t s, float a, float b) {
+  return (s >> kBit & 1u) != 0 ? a : b;
 }
 
 /// a where s is zero, else b.

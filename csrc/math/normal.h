@@ -12,9 +12,9 @@ template <class F>
 ARDIFF_HD F neg_two_log(typename Lane<F>::U w) {
   using U = typename Lane<F>::U;
   // g = min(u, 1 - u): in a plain float 1 - u loses its digits near u = 1, in g it keeps them.
-  const U folded = w ^ shift_signed(w, 31);
-  const F g = fma(float_from_int(folded), F(2.3283064365386963e-10f), F(1.1641532182693481e-10f));
-  const U i = bits(select_top_bit(w, F(1.0f) - g, g));
+  const F g = fma(float_from_int(flip_if_negative(w)), F(2.3283064365386963e-10f),
+                  F(1.1641532182693481e-10f));
+  const U i = bits(select_bit<31>(w, F(1.0f) - g, g));
   const U exponent = shift_signed(i - U(0x3f3504f3u), 23);  // mantissa in [sqrt(1/2), sqrt(2))
   const F m = from_bits(i - (exponent << 23));
   // A zero exponent means u >= sqrt(1/2), where ln u = ln(1 - g).
@@ -35,35 +35,35 @@ ARDIFF_HD F neg_two_log(typename Lane<F>::U w) {
   return fma(e, F(-2.0f * 0.693359375f), y);
 }
 
-/// Sine and cosine of 2 pi int32(w) 2^-32: the quadrant is exact, in integers.
+/// Sine and cosine of 2 pi int32(w << 2) 2^-34, an angle in [-pi/4, pi/4).
 template <class F>
-ARDIFF_HD void sincos_two_pi(typename Lane<F>::U w, F& sine, F& cosine) {
-  using U = typename Lane<F>::U;
-  const U quadrant = w + U(0x20000000u);                            // in its top two bits
+ARDIFF_HD void sincos_in_quadrant(typename Lane<F>::U w, F& s, F& c) {
   const F x = float_from_int(w << 2) * F(3.6572951981679149e-10f);  // 2 pi 2^-34, in [-pi/4, pi/4)
   const F z = x * x;
-  F s = fma(F(-1.9515295891e-4f), z, F(8.3321608736e-3f));
+  s = fma(F(-1.9515295891e-4f), z, F(8.3321608736e-3f));
   s = fma(s, z, F(-1.6666654611e-1f));
   s = fma(s, z * x, x);
-  F c = fma(F(2.443315711809948e-5f), z, F(-1.388731625493765e-3f));
+  c = fma(F(2.443315711809948e-5f), z, F(-1.388731625493765e-3f));
   c = fma(c, z, F(4.166664568298827e-2f));
   c = fma(c, z, F(-0.5f));
   c = fma(c, z, F(1.0f));
-  const U odd = quadrant << 1;
-  const F a = select_top_bit(odd, c, s);
-  const F b = select_top_bit(odd, s, c);
-  sine = from_bits(bits(a) ^ (quadrant & U(0x80000000u)));
-  cosine = from_bits(bits(b) ^ ((quadrant + U(0x40000000u)) & U(0x80000000u)));
 }
 
-/// Two independent normals from two words: first r cos, second r sin.
+/// Two independent normals from two words: first r cos, second r sin. The angle's quadrant is
+/// exact, in integers: from one to the next, cosine becomes sine and sine minus cosine.
 template <class F>
 ARDIFF_HD void normal_pair(typename Lane<F>::U w0, typename Lane<F>::U w1, F& first, F& second) {
+  using U = typename Lane<F>::U;
+  const U sign(0x80000000u);
   const F r = sqrt(neg_two_log<F>(w0));
   F s, c;
-  sincos_two_pi<F>(w1, s, c);
-  first = r * c;
-  second = r * s;
+  sincos_in_quadrant<F>(w1, s, c);
+  const U quadrant = w1 + U(0x20000000u);  // in its top two bits
+  const F cosine = select_bit<30>(quadrant, from_bits(bits(s) ^ sign), c);
+  const F sine = select_bit<30>(quadrant, c, s);
+  const F signed_r = from_bits(bits(r) ^ (quadrant & sign));
+  first = signed_r * cosine;
+  second = signed_r * sine;
 }
 
 }  // namespace ARDIFF_NS

@@ -69,22 +69,40 @@ struct UldState {
   F z, v, anchor;
 };
 
+/// What a row's coefficients of these names multiply: zero where the coefficient is zero.
+template <class F>
+struct UldTerms {
+  F z_v, z_o, z_1, z_2;
+  F v_v, v_o, v_1;
+};
+
 /// The new state. `start` is uld_starts_stage of the row.
+template <class F>
+ARDIFF_HD UldState<F> uld_update(const UldRow<F>& c, bool start, F z, F anchor,
+                                 const UldTerms<F>& t) {
+  const F d = start ? F(0.0f) : z - anchor;
+  F z_new = term(c.z_d, d, product(c.z_z_lo, z));
+  z_new = fma(c.z_v, t.z_v, z_new);
+  z_new = fma(c.z_o, t.z_o, z_new);
+  z_new = fma(c.z_1, t.z_1, z_new);
+  z_new = fma(c.z_2, t.z_2, z_new);
+  z_new = term(c.z_z, z, z_new);
+  F v_new = term(c.v_d, d, product(c.v_z, z));
+  v_new = fma(c.v_v, t.v_v, v_new);
+  v_new = fma(c.v_o, t.v_o, v_new);
+  v_new = fma(c.v_1, t.v_1, v_new);
+  return {z_new, v_new, start ? term(c.a_z, z, product(c.a_z_lo, z)) : anchor};
+}
+
+/// The same from the tensors themselves.
 template <class F>
 ARDIFF_HD UldState<F> uld_update(const UldRow<F>& c, bool start, F z, F v, F out, F anchor, F n1,
                                  F n2) {
-  const F d = start ? F(0.0f) : z - anchor;
-  F z_new = term(c.z_d, d, product(c.z_z_lo, z));
-  z_new = term(c.z_v, v, z_new);
-  z_new = term(c.z_o, out, z_new);
-  z_new = term(c.z_1, n1, z_new);
-  z_new = term(c.z_2, n2, z_new);
-  z_new = term(c.z_z, z, z_new);
-  F v_new = term(c.v_d, d, product(c.v_z, z));
-  v_new = term(c.v_v, v, v_new);
-  v_new = term(c.v_o, out, v_new);
-  v_new = term(c.v_1, n1, v_new);
-  return {z_new, v_new, start ? term(c.a_z, z, product(c.a_z_lo, z)) : anchor};
+  return uld_update<F>(
+      c, start, z, anchor,
+      {keep_if_nonzero(c.z_v, v), keep_if_nonzero(c.z_o, out), keep_if_nonzero(c.z_1, n1),
+       keep_if_nonzero(c.z_2, n2), keep_if_nonzero(c.v_v, v), keep_if_nonzero(c.v_o, out),
+       keep_if_nonzero(c.v_1, n1)});
 }
 
 /// A row of diffusion_step's table.

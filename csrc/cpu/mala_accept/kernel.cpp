@@ -197,7 +197,7 @@ void select(const AcceptArgs& a, int64_t b, bool proposal) {
 constexpr int64_t kBatch = 16;  // a multiple of the lanes
 
 /// log of the accept uniforms of samples [b, b + n), n <= kBatch.
-void log_uniforms(const AcceptArgs& a, const RoundKeys<VKey>& keys, int64_t b, int64_t n,
+void log_uniforms(const AcceptArgs& a, const RoundKeys& keys, int64_t b, int64_t n,
                   float (&log_u)[kBatch]) {
   uint32_t c1[kBatch] = {}, c2[kBatch] = {}, c3[kBatch] = {};
   for (int64_t s = 0; s < n; ++s) {
@@ -206,10 +206,11 @@ void log_uniforms(const AcceptArgs& a, const RoundKeys<VKey>& keys, int64_t b, i
     c3[s] = high_word(a.address.stream[b + s]);
   }
   for (int64_t s = 0; s < n; s += kLanes) {
-    VCounter w0(0u), w1 = to_counter(load(c1 + s));
-    VCounter w2 = to_counter(load(c2 + s)), w3 = to_counter(load(c3 + s));
-    philox(w0, w1, w2, w3, keys);
-    store_as(log_u + s, VFloat(-0.5f) * neg_two_log<VFloat>(to_words(w0)));
+    VCounter c[1][4] = {{VCounter(0u), to_counter(load(c1 + s)), to_counter(load(c2 + s)),
+                         to_counter(load(c3 + s))}};
+    VWord words[1][4];
+    philox(c, keys, words);
+    store_as(log_u + s, VFloat(-0.5f) * neg_two_log<VFloat>(words[0][0]));
   }
 }
 
@@ -236,8 +237,7 @@ void mala_accept_tiles(const Tiled<AcceptArgs>& a, int64_t first, int64_t last) 
   const int64_t per_tile = a.tiling.samples_per_tile;
   const int64_t end = smaller(last * per_tile, a.B);
   const int64_t batch = a.d * kBatch <= kCached ? kBatch : a.d >= kCached ? 1 : kCached / a.d;
-  RoundKeys<VKey> keys;
-  set_round_keys(keys, *a.address.key);
+  const RoundKeys keys(*a.address.key);
   Scratch scratch;
   float log_u[kBatch];
   for (int64_t b = first * per_tile; b < end; b += batch) {

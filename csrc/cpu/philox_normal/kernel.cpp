@@ -16,18 +16,18 @@ void philox_normal_tiles(const Tiled<NormalArgs>& a, int64_t first, int64_t last
 }
 
 void philox_words(const WordsArgs& a, int64_t first, int64_t last) {
-  RoundKeys<VKey> keys;
-  set_round_keys(keys, a.key);
+  const RoundKeys keys(a.key);
   for (int64_t quad = first; quad < last; quad += kLanes) {
-    uint32_t index[kLanes], words[4][kLanes];
+    uint32_t index[kLanes], lanes[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) index[lane] = static_cast<uint32_t>(quad + lane);
-    VCounter c[4] = {to_counter(load(index)), VCounter(a.counter), VCounter(low_word(a.stream)),
-                     VCounter(high_word(a.stream))};
-    philox(c[0], c[1], c[2], c[3], keys);
+    VCounter c[1][4] = {{to_counter(load(index)), VCounter(a.counter), VCounter(low_word(a.stream)),
+                         VCounter(high_word(a.stream))}};
+    VWord words[1][4];
+    philox(c, keys, words);
     for (int w = 0; w < 4; ++w) {
-      store(reinterpret_cast<float*>(words[w]), from_bits(to_words(c[w])));
+      store(lanes, words[0][w]);
       for (int64_t lane = 0; lane < kLanes && quad + lane < last; ++lane) {
-        a.out[4 * (quad + lane) + w] = words[w][lane];
+        a.out[4 * (quad + lane) + w] = lanes[lane];
       }
     }
   }

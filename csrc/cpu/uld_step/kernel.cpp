@@ -11,23 +11,32 @@ struct alignas(64) Scratch {
   float out[kTile];
 };
 
+alignas(64) constexpr float kZeros[kTile] = {};
+
 /// Pointers to one run of elements.
 struct Run {
   const float *z, *v, *out, *anchor, *n1, *n2;
-  float *z_new, *v_new, *anchor_new;  // anchor_new null: leave the anchor
+  float *z_new, *v_new, *anchor_new;
   int64_t length;
 };
 
 template <bool kStart, bool kWriteAnchor>
 void apply(const float* coef, float scale, const Run& run) {
   const Run r = run;
+  // A term that is dropped reads zeros: a mask for each would not fit the registers.
+  const UldRow<float> c = uld_row<float>(coef, scale);
+  const auto of = [](float weight, const float* p) { return weight != 0.0f ? p : kZeros; };
+  const UldTerms<const float*> t{of(c.z_v, r.v), of(c.z_o, r.out), of(c.z_1, r.n1), of(c.z_2, r.n2),
+                                 of(c.v_v, r.v), of(c.v_o, r.out), of(c.v_1, r.n1)};
   for_each_lane(
       r.length, [&](auto lane) { return uld_row<decltype(lane)>(coef, scale); },
       [&](int64_t i, auto lane, const auto& row) {
         using F = decltype(lane);
+        const UldTerms<F> terms{load_as<F>(t.z_v + i), load_as<F>(t.z_o + i), load_as<F>(t.z_1 + i),
+                                load_as<F>(t.z_2 + i), load_as<F>(t.v_v + i), load_as<F>(t.v_o + i),
+                                load_as<F>(t.v_1 + i)};
         const UldState<F> next =
-            uld_update(row, kStart, load_as<F>(r.z + i), load_as<F>(r.v + i), load_as<F>(r.out + i),
-                       load_as<F>(r.anchor + i), load_as<F>(r.n1 + i), load_as<F>(r.n2 + i));
+            uld_update(row, kStart, load_as<F>(r.z + i), load_as<F>(r.anchor + i), terms);
         store_as(r.z_new + i, next.z);
         store_as(r.v_new + i, next.v);
         if constexpr (kWriteAnchor) store_as(r.anchor_new + i, next.anchor);
@@ -75,11 +84,9 @@ void uld_step_tiles(const Tiled<UldArgs>& a, int64_t first, int64_t last) {
       run.v = address<float>(a.v, b, i0);
       run.anchor = address<float>(a.anchor, b, i0);
       run.out = guided_output(a, b, i0, n, scratch.out);
-      // Without noise the coefficients are zero: z stands in for the normals, and is dropped.
-      run.n1 =
-          a.noise.data ? address<float>(a.noise, b, i0) : (noisy ? scratch.noise.n1 + s * a.d : z);
-      run.n2 = a.noise2.data ? address<float>(a.noise2, b, i0)
-                             : (noisy ? scratch.noise.n2 + s * a.d : z);
+      // Where they are not made, their coefficients are zero.
+      run.n1 = a.noise.data ? address<float>(a.noise, b, i0) : scratch.noise.n1 + s * a.d;
+      run.n2 = a.noise2.data ? address<float>(a.noise2, b, i0) : scratch.noise.n2 + s * a.d;
       run.z_new = address<float>(a.z_new, b, i0);
       run.v_new = address<float>(a.v_new, b, i0);
       run.anchor_new = address<float>(a.anchor_new, b, i0);
