@@ -10,6 +10,7 @@
 #include "lookahead_draft.h"
 #include "lookahead_verify.h"
 #include "mala_accept.h"
+#include "packed_linear.h"
 #include "philox_normal.h"
 #include "uld_step.h"
 #include "uld_step_backward.h"
@@ -46,6 +47,7 @@ int main() {
   ardiff_test::test_lookahead_draft();
   ardiff_test::test_lookahead_verify();
   ardiff_test::test_head_step();
+  ardiff_test::test_packed_linear();
   ardiff_test::test_kv_append();
   ardiff_test::test_kv_attention();
   std::printf("ok:");
