@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ardiff_kernels import pack_linear, testing
-from ardiff_kernels.dispatch import backends
+from ardiff_kernels.dispatch import backends, cpu
 from ardiff_kernels.ops.packed_linear.packing import quantize_rows, unpack
 from ardiff_kernels.testing import same_bits
 from tests.kernels.kv_attention.calls import INTERPRETED
@@ -39,7 +39,7 @@ def serving(implementation):
     return implementation
 
 
-@pytest.fixture(params=testing.DOTS)
+@pytest.fixture(params=cpu.DOTS)
 def dots(request) -> Iterator[str]:
     """A way of the C++ kernels to multiply bfloat16 and int8 data."""
     if "cpu" not in testing.usable_backends("packed_linear"):
