@@ -104,10 +104,6 @@ ARDIFF_INLINE VFloat keep_if_nonzero(VFloat c, VFloat t) {
   return c.v != 0.0f ? t.v : FloatVector{};
 }
 ARDIFF_INLINE VFloat keep_if_zero(VFloat c, VFloat t) { return c.v == 0.0f ? t.v : FloatVector{}; }
-ARDIFF_INLINE VFloat clamp(VFloat x, VFloat lo, VFloat hi) {
-  const FloatVector y = x.v < lo.v ? lo.v : x.v;
-  return y > hi.v ? hi.v : y;
-}
 
 /// The Philox state of one quad per lane, even and odd lanes apart, each word in the low half of 64
 /// bits. The high halves hold rubbish, which the multiplication ignores: no shuffle in a round.

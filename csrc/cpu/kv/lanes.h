@@ -7,24 +7,51 @@
 
 namespace ARDIFF_NS {
 
-/// Rows that will be read soon, asked for line by line between the work at hand: in one burst they
-/// would wait for each other.
-template <class T>
-struct Ahead {
-  const T* rows;
-  const int64_t* offset;
-  int64_t row, end, bytes;  // the next row, the last and one, bytes per row
-  int64_t at = 0;           // the next byte of the row
+/// Elements of a cache that lie side by side.
+struct Run {
+  int64_t offset, elements;
+};
+
+/// Runs that will be read soon, asked for a few lines at a time between the work at hand: in one
+/// burst they would wait for each other.
+class Ahead {
+ public:
+  template <class T>
+  Ahead(const T* cache, const Run* runs, int count)
+      : cache_(reinterpret_cast<const char*>(cache)),
+        size_(sizeof(T)),
+        run_(runs),
+        last_(runs + count) {}
 
   ARDIFF_INLINE void ask(int lines) {
-    for (int i = 0; i < lines && row < end; ++i) {
-      __builtin_prefetch(reinterpret_cast<const char*>(rows + offset[row]) + at, 0, 2);
-      at += 64;
-      if (at < bytes) continue;
-      at = 0;
-      ++row;
+    if (end_ - at_ >= kLine * lines) {
+      for (int i = 0; i < lines; ++i) __builtin_prefetch(at_ + kLine * i, 0, 2);
+      at_ += kLine * lines;
+    } else if (run_ < last_) {
+      ask_across_runs(lines);
     }
   }
+
+ private:
+  static constexpr int64_t kLine = 64;
+
+  __attribute__((noinline)) void ask_across_runs(int lines) {
+    for (; lines > 0; --lines) {
+      if (at_ >= end_) {
+        if (run_ == last_) return;
+        at_ = cache_ + run_->offset * size_;
+        end_ = at_ + run_->elements * size_;
+        ++run_;
+      }
+      __builtin_prefetch(at_, 0, 2);
+      at_ += kLine;
+    }
+  }
+
+  const char* cache_;
+  int64_t size_;
+  const Run *run_, *last_;
+  const char *at_ = nullptr, *end_ = nullptr;
 };
 
 /// Keys of a transposed tile: two vectors, so that four queries keep eight sums in flight.
@@ -40,14 +67,14 @@ ARDIFF_INLINE float widen(const T* p, int64_t) {
 }
 
 template <class T>
-inline void transpose_keys(const T* k, const int64_t* offset, int64_t D, float* out, Ahead<T>&) {
+inline void transpose_keys(const T* k, const int64_t* offset, int64_t D, float* out, Ahead&) {
   for (int j = 0; j < kKeys; ++j) {
     const T* row = k + offset[j];
     for (int64_t i = 0; i < D; ++i) out[i * kKeys + j] = to_float(row[i]);
   }
 }
 inline void transpose_keys(const BFloat16* k, const int64_t* offset, int64_t D, uint32_t* out,
-                           Ahead<BFloat16>&) {
+                           Ahead&) {
   for (int j = 0; j < kKeys; ++j) {
     const BFloat16* row = k + offset[j];
     for (int64_t i = 0; i < D; i += 2) {
@@ -89,23 +116,125 @@ ARDIFF_INLINE VFloat widen(const T* p, int64_t) {
   return VFloat((FloatVector)widen_eight(p));
 }
 
+#elif defined(__AVX512F__)
+
+ARDIFF_INLINE __m512 widen_sixteen(const float* p) { return _mm512_loadu_ps(p); }
+ARDIFF_INLINE __m512 widen_sixteen(const BFloat16* p) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+ARDIFF_INLINE __m512 widen_sixteen(const Int8* p) {
+  const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
+}
+ARDIFF_INLINE __m512 widen_sixteen(const Float8* p) {
+  const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m512i x = _mm512_cvtepu8_epi32(codes), nan = _mm512_set1_epi32(0x7f);
+  const __m512i magnitude = _mm512_and_si512(x, nan);
+  const __m512i sign = _mm512_slli_epi32(_mm512_andnot_si512(nan, x), 24);
+  const __m512i quiet =
+      _mm512_maskz_set1_epi32(_mm512_cmpeq_epi32_mask(magnitude, nan), 0x7fc00000);
+  const __m512 value = _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(magnitude, 20)),
+                                     _mm512_set1_ps(0x1p120f));
+  return _mm512_or_ps(value, _mm512_castsi512_ps(_mm512_or_si512(sign, quiet)));
+}
+
+/// Elements [0, 16) of a row, zeros behind the `left` (a multiple of 8) that are there.
+template <class T>
+ARDIFF_INLINE VFloat widen(const T* p, int64_t left) {
+  return (FloatVector)(left > 8 ? widen_sixteen(p) : _mm512_zextps256_ps512(widen_eight(p)));
+}
+
 #else
 
 template <class T>
 ARDIFF_INLINE VFloat widen(const T* p, int64_t left) {
   const __m256 low = widen_eight(p);
   const __m256 high = left > 8 ? widen_eight(p + 8) : _mm256_setzero_ps();
-#ifdef __AVX512F__
-  return VFloat((FloatVector)_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1));
-#else
   VFloat x;
   std::memcpy(&x, &low, sizeof low);
   std::memcpy(reinterpret_cast<char*>(&x) + sizeof low, &high, sizeof high);
   return x;
-#endif
 }
 
 #endif
+
+#ifdef __AVX512F__
+
+constexpr int kRows = 16;  // that are transposed at once
+
+/// The next 64 bytes of a row: 16 float32, 16 pairs of bfloat16, or 16 codes widened; zeros where
+/// the row ends before, `left` elements (a multiple of 8) being there.
+template <bool kWhole>
+ARDIFF_INLINE __m512i load_words(const float* p, int64_t left) {
+  if (kWhole) return _mm512_loadu_si512(p);
+  return _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << left) - 1), p);
+}
+template <bool kWhole>
+ARDIFF_INLINE __m512i load_words(const BFloat16* p, int64_t left) {
+  return load_words<kWhole>(reinterpret_cast<const float*>(p), left / 2);
+}
+template <bool kWhole, class Code>
+ARDIFF_INLINE __m512i load_words(const Code* p, int64_t left) {
+  return (__m512i)widen(p, kWhole ? kLanes : left).v;
+}
+
+ARDIFF_INLINE void transpose_words(__m512i (&r)[kRows], void* out) {
+  __m512i t[kRows];
+  for (int i = 0; i < kRows; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < kRows; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  const auto put = [&](int word, __m512i x) {
+    _mm512_storeu_si512(static_cast<uint32_t*>(out) + word * kKeys, x);
+  };
+  for (int i = 0; i < 4; ++i) {
+    const __m512i even = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    const __m512i odd = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    const __m512i more_even = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    const __m512i more_odd = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    put(i, _mm512_shuffle_i32x4(even, more_even, 0x88));
+    put(i + 4, _mm512_shuffle_i32x4(odd, more_odd, 0x88));
+    put(i + 8, _mm512_shuffle_i32x4(even, more_even, 0xdd));
+    put(i + 12, _mm512_shuffle_i32x4(odd, more_odd, 0xdd));
+  }
+}
+
+template <bool kWhole, class T>
+ARDIFF_INLINE void transpose_part(const T* const (&row)[kRows], int64_t i, int64_t left, void* out,
+                                  Ahead& ahead) {
+  __m512i r[kRows];
+  for (int l = 0; l < kRows; ++l) {
+    r[l] = load_words<kWhole>(row[l] + i, left);
+    if (l % 2 == 0) ahead.ask(1);
+  }
+  transpose_words(r, out);
+}
+
+/// Keys k + offset[0] to k + offset[kKeys - 1]: float32 `[D, kKeys]`, or pairs of bfloat16
+/// `[D / 2, kKeys]`, and rubbish up to the next multiple of 16 words. Asks for half as many lines
+/// ahead as it reads; who uses the keys, for the others.
+template <class T, class Out>
+inline void transpose_keys(const T* k, const int64_t* offset, int64_t D, Out* out, Ahead& ahead) {
+  constexpr int64_t kStep = sizeof(T) == 2 ? 32 : 16, kPerWord = kStep / 16;
+  for (int j = 0; j < kKeys; j += kRows) {
+    const T* row[kRows];
+    for (int l = 0; l < kRows; ++l) row[l] = k + offset[j + l];
+    int64_t i = 0;
+    for (; i + kStep <= D; i += kStep) {
+      transpose_part<true>(row, i, kStep, out + i / kPerWord * kKeys + j, ahead);
+    }
+    if (i < D) transpose_part<false>(row, i, D - i, out + i / kPerWord * kKeys + j, ahead);
+  }
+}
+
+#else
 
 /// Transposes four words of eight rows; rows i and i + 4 are the halves of r[i].
 ARDIFF_INLINE void transpose_words(__m256 (&r)[4]) {
@@ -156,20 +285,21 @@ ARDIFF_INLINE void transpose_eight(const Code* const (&row)[8], float* out) {
 }
 
 /// Keys k + offset[0] to k + offset[kKeys - 1]: float32 `[D, kKeys]`, or pairs of bfloat16
-/// `[D / 2, kKeys]`. Asks for as many bytes ahead as it reads.
+/// `[D / 2, kKeys]`. Asks for half as many lines ahead as it reads.
 template <class T, class Out>
-inline void transpose_keys(const T* k, const int64_t* offset, int64_t D, Out* out,
-                           Ahead<T>& ahead) {
+inline void transpose_keys(const T* k, const int64_t* offset, int64_t D, Out* out, Ahead& ahead) {
   constexpr int64_t kWords = sizeof(T) == 2 ? 4 : 8;  // of eight dimensions
   for (int j = 0; j < kKeys; j += 8) {
     for (int64_t i = 0; i < D; i += 8) {
       const T* row[8];
       for (int l = 0; l < 8; ++l) row[l] = k + offset[j + l] + i;
-      ahead.ask(sizeof(T));
+      ahead.ask((sizeof(T) + 1) / 2);
       transpose_eight(row, out + i / 8 * kWords * kKeys + j);
     }
   }
 }
+
+#endif  // __AVX512F__
 
 #endif  // ARDIFF_LANES == 1
 

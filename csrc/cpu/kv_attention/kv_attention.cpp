@@ -1,4 +1,5 @@
-// kv_attention on the CPU: the division of work and registration; the kernel is kernel.cpp.
+// kv_attention on the CPU: the division of work and registration; the kernels are kernel.cpp and
+// dots.cpp.
 #include "../../torch/kv_attention.h"
 
 #include <memory>
@@ -12,8 +13,39 @@
 ARDIFF_DECLARE_KERNEL(kv_attention_tiles, KvAttentionArgs)
 ARDIFF_DECLARE_KERNEL(kv_attention_merge, KvAttentionArgs)
 
+#define ARDIFF_DECLARE_DOTS(isa)                                     \
+  namespace isa {                                                    \
+  void kv_attention_tiles(const KvAttentionArgs&, int64_t, int64_t); \
+  }
+
 namespace ardiff {
+ARDIFF_DECLARE_DOTS(avx512_bf16)
+ARDIFF_DECLARE_DOTS(emulated_avx512_bf16)
+
 namespace {
+
+using Kernel = void (*)(const KvAttentionArgs&, int64_t, int64_t);
+
+/// Dot products of bfloat16 serve where cache and queries are bfloat16; there is no variant of
+/// tiles.
+Kernel tiles_kernel(const KvAttentionArgs& a) {
+  const Kernel common = kv_attention_tiles();
+  if (a.cache.type != CacheType::bfloat16 || !a.q.bfloat16) return common;
+  switch (dots()) {
+    case Dots::common:
+      return common;
+    case Dots::emulated_avx512_bf16:
+    case Dots::emulated_amx:
+      return &emulated_avx512_bf16::kv_attention_tiles;
+    case Dots::avx512_bf16:
+    case Dots::amx:
+#ifdef ARDIFF_HAS_AVX512_BF16
+      return &avx512_bf16::kv_attention_tiles;
+#endif
+      break;
+  }
+  return common;
+}
 
 constexpr int64_t kKeysOfSplit = 256;
 
@@ -56,13 +88,13 @@ void divide_and_run(KvAttentionArgs& a, int64_t rows) {
   a.tiling = {1, 1, a.units};
   const int64_t threads = torch::stable::get_num_threads();
   if (threads == 1 || a.units >= kUnitsPerThread * threads || a.splits < 2) {
-    return run_tiles(kv_attention_tiles(), a);
+    return run_tiles(tiles_kernel(a), a);
   }
   const std::unique_ptr<float[]> partial(
       new float[a.units * a.splits * kQueryGroup * (a.cache.D + 2)]);
   a.partial = partial.get();
   a.tiling.count = a.units * a.splits;
-  run_tiles(kv_attention_tiles(), a);
+  run_tiles(tiles_kernel(a), a);
   a.tiling.count = a.units;
   run_tiles(kv_attention_merge(), a);
 }
