@@ -1,4 +1,4 @@
-// Addressed normals of a tile of samples into scratch, one quad of Philox words per lane.
+// Addressed normals of a tile of samples into scratch.
 #pragma once
 
 #include "../math/noise_address.h"
@@ -9,7 +9,7 @@
 namespace ARDIFF_NS {
 
 /// Quads whose words are made side by side.
-constexpr int64_t kStep = kInFlight * kLanes;
+constexpr int64_t kStep = kInFlight * kCounters;
 
 /// Scratch of one thread. kPerQuad: 4 when an element takes one normal, 2 when it takes a pair.
 template <int kPerQuad>
@@ -19,8 +19,8 @@ struct alignas(64) NoiseTile {
   static constexpr int64_t kPadding = kPerQuad * kLanes;
   float n1[kTile + kPadding];
   float n2[kPerQuad == 2 ? kTile + kPadding : 1];
-  uint32_t c0[kSlots], c1[kSlots], c2[kSlots], c3[kSlots];
-  uint32_t words[4][kSlots];
+  uint32_t c0[kSlots + kLanes], c1[kSlots + kLanes], c2[kSlots + kLanes], c3[kSlots + kLanes];
+  uint32_t radius[2 * kSlots], angle[2 * kSlots];  // the words of two pairs of normals a quad
   RoundKeys keys;
   int64_t quads_laid_out = 0;  // quads per sample for which c0 holds 0, 1, ... again and again
 
@@ -59,35 +59,33 @@ ARDIFF_INLINE uint32_t counter_of(const NoiseAddress& a, int64_t b) {
   return a.draw.data ? counter_word(a.draw.data[b * a.draw.step], kStepNoise) : a.counter;
 }
 
-/// The words of kStep quads from counters(i), those of the i-th kLanes of them.
+/// The words of kStep quads from counters(i), those of the i-th kCounters of them.
 template <int kPerQuad, class Counters>
 ARDIFF_INLINE void words_of_quads(NoiseTile<kPerQuad>& tile, int64_t quad, Counters counters) {
   VCounter c[kInFlight][4];
-  VWord words[kInFlight][4];
 #pragma GCC unroll 4
   for (int i = 0; i < kInFlight; ++i) counters(i, c[i]);
-  philox(c, tile.keys, words);
-#pragma GCC unroll 4
-  for (int i = 0; i < kInFlight; ++i) {
-#pragma GCC unroll 4
-    for (int w = 0; w < 4; ++w) store(tile.words[w] + quad + i * kLanes, words[i][w]);
-  }
+  philox(c, tile.keys, tile.radius + 2 * quad, tile.angle + 2 * quad);
 }
 
 /// The normals of `quads` quads from their words. A loop of its own: both bodies are long chains,
 /// and only in short ones does the CPU reach into the next iterations to fill its waits.
 template <int kPerQuad>
 ARDIFF_INLINE void normals_of_words(NoiseTile<kPerQuad>& tile, int64_t quads, const Fetch& ahead) {
-  for (int64_t quad = 0; quad < quads; quad += kLanes) {
-    ahead.fetch(1, kPerQuad * quad, kPerQuad * kLanes);
+  constexpr int64_t kPairs = 2 * kLanes, kElements = kPerQuad * kLanes;
+  for (int64_t pair = 0; pair < 2 * quads; pair += kPairs) {
+    ahead.fetch(1, pair * kPerQuad / 2, kElements);
     VFloat a, b, c, d;
-    normal_pair<VFloat>(load(tile.words[0] + quad), load(tile.words[1] + quad), a, b);
-    normal_pair<VFloat>(load(tile.words[2] + quad), load(tile.words[3] + quad), c, d);
+    normal_pair<VFloat>(load(tile.radius + pair), load(tile.angle + pair), a, b);
+    normal_pair<VFloat>(load(tile.radius + pair + kLanes), load(tile.angle + pair + kLanes), c, d);
     if constexpr (kPerQuad == 2) {
-      store_pairs(tile.n1 + 2 * quad, a, c);
-      store_pairs(tile.n2 + 2 * quad, b, d);
+      store(tile.n1 + pair, a);
+      store(tile.n1 + pair + kLanes, c);
+      store(tile.n2 + pair, b);
+      store(tile.n2 + pair + kLanes, d);
     } else {
-      store_quads(tile.n1 + 4 * quad, a, b, c, d);
+      store_alternating(tile.n1 + 2 * pair, a, b);
+      store_alternating(tile.n1 + 2 * pair + 2 * kLanes, c, d);
     }
   }
 }
@@ -108,7 +106,7 @@ __attribute__((noinline)) inline void fill_one_sample(NoiseTile<kPerQuad>& tile,
       c[1] = c1;
       c[2] = c2;
       c[3] = c3;
-      quads = quads + VWord(static_cast<uint32_t>(kLanes));
+      quads = quads + VWord(static_cast<uint32_t>(kCounters));
     });
   }
   normals_of_words(tile, count, ahead);
@@ -122,7 +120,7 @@ __attribute__((noinline)) inline void fill_samples(NoiseTile<kPerQuad>& tile,
                                                    const Fetch& ahead) {
   if (tile.quads_laid_out != count) {
     int64_t quad = 0;
-    for (int64_t i = 0; i < NoiseTile<kPerQuad>::kSlots; ++i) {
+    for (int64_t i = 0; i < NoiseTile<kPerQuad>::kSlots + kLanes; ++i) {
       tile.c0[i] = static_cast<uint32_t>(quad);
       quad = quad + 1 == count ? 0 : quad + 1;
       tile.c1[i] = tile.c2[i] = tile.c3[i] = 0;
@@ -142,7 +140,7 @@ __attribute__((noinline)) inline void fill_samples(NoiseTile<kPerQuad>& tile,
   for (int64_t quad = 0; quad < samples * count; quad += kStep) {
     ahead.fetch(0, kPerQuad * quad, kPerQuad * kStep);
     words_of_quads(tile, quad, [&](int i, VCounter(&c)[4]) {
-      const int64_t k = quad + i * kLanes;
+      const int64_t k = quad + i * kCounters;
       c[0] = to_counter(permute(load(tile.c0 + k), lanes));
       c[1] = to_counter(permute(load(tile.c1 + k), lanes));
       c[2] = to_counter(permute(load(tile.c2 + k), lanes));

@@ -21,9 +21,9 @@ constexpr int kLanes = ARDIFF_LANES;
 using VFloat = float;
 using VWord = uint32_t;
 using VCounter = uint32_t;
-using VKey = uint32_t;
 
-constexpr int kInFlight = 1;
+/// Quads that a VCounter holds, and VCounters whose words are made side by side.
+constexpr int kCounters = 1, kInFlight = 1;
 
 ARDIFF_INLINE VFloat load(const float* p) { return *p; }
 ARDIFF_INLINE VFloat load(const BFloat16* p) { return to_float(*p); }
@@ -35,26 +35,15 @@ ARDIFF_INLINE void store(BFloat16* p, VFloat x) { *p = to_bfloat16(x); }
 ARDIFF_INLINE void store(Float16* p, VFloat x) { *p = to_float16(x); }
 
 ARDIFF_INLINE VCounter to_counter(VWord w) { return w; }
-ARDIFF_INLINE VWord to_words(VCounter c) { return c; }
-ARDIFF_INLINE void multiply_to_words(VCounter a, uint32_t m, VWord& high, VWord& low) {
-  multiply_wide(a, m, high, low);
-}
-
 template <int kPerQuad>
 ARDIFF_INLINE VWord lane_quads() {
   return 0;
 }
 ARDIFF_INLINE VWord permute(VWord x, VWord) { return x; }
 
-ARDIFF_INLINE void store_pairs(float* p, VFloat a, VFloat b) {
+ARDIFF_INLINE void store_alternating(float* p, VFloat a, VFloat b) {
   p[0] = a;
   p[1] = b;
-}
-ARDIFF_INLINE void store_quads(float* p, VFloat a, VFloat b, VFloat c, VFloat d) {
-  p[0] = a;
-  p[1] = b;
-  p[2] = c;
-  p[3] = d;
 }
 
 #else
@@ -105,56 +94,35 @@ ARDIFF_INLINE VFloat keep_if_nonzero(VFloat c, VFloat t) {
 }
 ARDIFF_INLINE VFloat keep_if_zero(VFloat c, VFloat t) { return c.v == 0.0f ? t.v : FloatVector{}; }
 
-/// The Philox state of one quad per lane, even and odd lanes apart, each word in the low half of 64
-/// bits. The high halves hold rubbish, which the multiplication ignores: no shuffle in a round.
+/// Quads that a VCounter holds.
+constexpr int kCounters = kLanes / 2;
+
+/// A word of the Philox state of each of kCounters quads, in the low half of 64 bits. The high
+/// halves hold rubbish, which the multiplication ignores: no word is moved in a round but the high
+/// ones of the products.
 struct VCounter {
-  WideVector even, odd;
-  VCounter() = default;
-  ARDIFF_INLINE VCounter(WideVector e, WideVector o) : even(e), odd(o) {}
-  ARDIFF_INLINE explicit VCounter(uint32_t x)
-      : even(static_cast<uint64_t>(x) - WideVector{}), odd(even) {}
-};
-
-ARDIFF_INLINE VCounter operator^(VCounter a, VCounter b) {
-  return {a.even ^ b.even, a.odd ^ b.odd};
-}
-
-/// A word of the key, the same in every lane and in both halves of 64 bits.
-struct VKey {
   WideVector v;
-  VKey() = default;
-  ARDIFF_INLINE explicit VKey(uint32_t x)
-      : v((static_cast<uint64_t>(x) << 32 | x) - WideVector{}) {}
+  VCounter() = default;
+  ARDIFF_INLINE VCounter(WideVector x) : v(x) {}
+  ARDIFF_INLINE explicit VCounter(uint32_t x) : v(x - WideVector{}) {}
 };
 
-ARDIFF_INLINE VCounter operator^(VCounter a, VKey k) { return {a.even ^ k.v, a.odd ^ k.v}; }
-
-ARDIFF_INLINE VWord to_words(VKey k) { return (WordVector)k.v; }
+ARDIFF_INLINE VCounter operator^(VCounter a, VCounter b) { return a.v ^ b.v; }
 
 // Of an instruction set: products of the low halves; the high halves in the place of the low ones;
-// the low halves and the high halves of even and odd lanes in the order of the lanes.
-ARDIFF_INLINE WideVector multiply_low_halves(WideVector a, uint32_t m);
-ARDIFF_INLINE WideVector high_halves(WideVector a);
-ARDIFF_INLINE VWord to_words(VCounter c);
-ARDIFF_INLINE VWord high_words(VCounter c);
+// the low (high) halves of a in the even lanes and those of b in the odd ones.
+ARDIFF_INLINE VCounter multiply_low_halves(VCounter a, uint32_t m);
+ARDIFF_INLINE VCounter high_halves(VCounter a);
+ARDIFF_INLINE VWord join_low_halves(VCounter a, VCounter b);
+ARDIFF_INLINE VWord join_high_halves(VCounter a, VCounter b);
 
-ARDIFF_INLINE VCounter multiply_low_halves(VCounter a, uint32_t m) {
-  return {multiply_low_halves(a.even, m), multiply_low_halves(a.odd, m)};
-}
 ARDIFF_INLINE void multiply_wide(VCounter a, uint32_t m, VCounter& high, VCounter& low) {
   low = multiply_low_halves(a, m);
-  high = {high_halves(low.even), high_halves(low.odd)};
-}
-ARDIFF_INLINE void multiply_to_words(VCounter a, uint32_t m, VWord& high, VWord& low) {
-  const VCounter product = multiply_low_halves(a, m);
-  high = high_words(product);
-  low = to_words(product);
+  high = high_halves(low);
 }
 
-ARDIFF_INLINE VCounter to_counter(VWord w) {
-  const WideVector x = (WideVector)w.v;
-  return {x, high_halves(x)};
-}
+/// From the even lanes.
+ARDIFF_INLINE VCounter to_counter(VWord w) { return (WideVector)w.v; }
 
 ARDIFF_INLINE VWord load(const uint32_t* p) {
   VWord x;

@@ -206,11 +206,8 @@ void log_uniforms(const AcceptArgs& a, const RoundKeys& keys, int64_t b, int64_t
     c3[s] = high_word(a.address.stream[b + s]);
   }
   for (int64_t s = 0; s < n; s += kLanes) {
-    VCounter c[1][4] = {{VCounter(0u), to_counter(load(c1 + s)), to_counter(load(c2 + s)),
-                         to_counter(load(c3 + s))}};
-    VWord words[1][4];
-    philox(c, keys, words);
-    store_as(log_u + s, VFloat(-0.5f) * neg_two_log<VFloat>(words[0][0]));
+    const VWord word = first_words(VWord(0u), load(c1 + s), load(c2 + s), load(c3 + s), keys);
+    store_as(log_u + s, VFloat(-0.5f) * neg_two_log<VFloat>(word));
   }
 }
 

@@ -17,18 +17,15 @@ void philox_normal_tiles(const Tiled<NormalArgs>& a, int64_t first, int64_t last
 
 void philox_words(const WordsArgs& a, int64_t first, int64_t last) {
   const RoundKeys keys(a.key);
-  for (int64_t quad = first; quad < last; quad += kLanes) {
-    uint32_t index[kLanes], lanes[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) index[lane] = static_cast<uint32_t>(quad + lane);
-    VCounter c[1][4] = {{to_counter(load(index)), VCounter(a.counter), VCounter(low_word(a.stream)),
+  uint32_t radius[2 * kCounters], angle[2 * kCounters];
+  for (int64_t quad = first; quad < last; quad += kCounters) {
+    const VWord quads = VWord(static_cast<uint32_t>(quad)) + lane_quads<2>();
+    VCounter c[1][4] = {{to_counter(quads), VCounter(a.counter), VCounter(low_word(a.stream)),
                          VCounter(high_word(a.stream))}};
-    VWord words[1][4];
-    philox(c, keys, words);
-    for (int w = 0; w < 4; ++w) {
-      store(lanes, words[0][w]);
-      for (int64_t lane = 0; lane < kLanes && quad + lane < last; ++lane) {
-        a.out[4 * (quad + lane) + w] = lanes[lane];
-      }
+    philox(c, keys, radius, angle);
+    for (int64_t i = 0; i < kCounters && quad + i < last; ++i) {
+      const uint32_t words[] = {radius[2 * i], angle[2 * i], radius[2 * i + 1], angle[2 * i + 1]};
+      std::memcpy(a.out + 4 * (quad + i), words, sizeof words);
     }
   }
 }
