@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from torch import nn
 
-from ardiff.heads.packing import quantize
+from ardiff_kernels.ops.packed_linear.packing import quantize_rows
 from benchmarks import _rivals
 
 
@@ -18,7 +18,7 @@ def quantized_by_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     def quantize_(module: nn.Module, config: object) -> None:
         for layer in module.modules():
             if isinstance(layer, nn.Linear):
-                steps, scale = quantize(layer.weight.float())
+                steps, scale = quantize_rows(layer.weight.float())
                 layer.weight.copy_(steps * scale[:, None])
 
     # Not torchao itself, which transformers would then take for installed.
