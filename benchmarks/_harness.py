@@ -21,10 +21,20 @@ from ardiff_kernels import collect_env
 
 OURS = "ardiff"
 CORRECTNESS = "error_over_tolerance"
+# Each also followed by a dtype, as `eager-bfloat16`.
 RIVALS = (
-    *("eager", "compile", "graphed-compile", "reference-ddpm", "diffusers", "sdpa", "stock"),
+    *("eager", "compile", "compile-frozen", "graphed-eager", "graphed-compile"),
+    *("torchao", "compile-torchao", "compile-frozen-torchao"),
+    *("graphed-torchao", "graphed-compile-torchao"),
+    *("reference-ddpm", "diffusers", "sdpa"),
     "sequential",  # our own loop, row by row
 )
+_DTYPES = re.compile("-(float32|bfloat16|int8)$")
+
+
+def without_dtype(rival: str) -> str:
+    """`eager` of `eager-bfloat16`."""
+    return _DTYPES.sub("", rival)
 
 
 @dataclass(frozen=True)
@@ -46,17 +56,18 @@ class Settings:
             raise ValueError(f"device cuda: torch {torch.__version__} sees no CUDA or ROCm device")
 
     def pick(self, rivals: dict[str, Callable]) -> dict[str, Callable]:
-        """The rivals that were asked for.
+        """The rivals that were asked for; `eager` asks for it in every dtype.
 
         Raises:
             ValueError: one that this benchmark does not have.
         """
         if self.rivals is None:
             return rivals
-        unknown = sorted(set(self.rivals) - set(rivals))
+        unknown = sorted(set(self.rivals) - set(rivals) - set(map(without_dtype, rivals)))
         if unknown:
             raise ValueError(f"unknown rival {unknown[0]!r}: expected one of {', '.join(rivals)}")
-        return {name: rivals[name] for name in self.rivals}
+        asked = set(self.rivals)
+        return {n: run for n, run in rivals.items() if asked & {n, without_dtype(n)}}
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,12 @@ def error_row(suite: str, case: str, rival: str, found, expected, tolerance) -> 
     excess = ((found.double() - expected.double()).abs() / tolerance).nan_to_num(nan=float("inf"))
     worst = float(excess.max()) if excess.numel() else 0.0
     return Row(suite, case, rival, CORRECTNESS, worst)
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Relative root mean square."""
+    error = (found.double() - expected.double()).square().mean()
+    return (error / expected.double().square().mean()).sqrt()
 
 
 def failures(rows: Iterable[dict]) -> list[dict]:
@@ -173,7 +190,7 @@ def speedup_row(
     Raises:
         ValueError: a rival that is none of :data:`RIVALS`.
     """
-    if rival not in RIVALS:
+    if without_dtype(rival) not in RIVALS:
         raise ValueError(f"rival {rival!r}: a speedup is against one of {', '.join(RIVALS)}")
     ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
     return spread_row(suite, case, rival, metric, ratios, "x")

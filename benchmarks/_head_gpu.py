@@ -1,9 +1,10 @@
-"""What only a GPU has: a token as a CUDA graph of Triton kernels and as one persistent kernel, with
-the time of a step and the launches of a token."""
+"""What only a GPU has: a token as a CUDA graph of Triton kernels, as one persistent kernel and as a
+CUDA graph of the plain head's loop, with the time of a step and the launches of a token."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ from ardiff.tables.table import StepTable
 
 from . import _harness
 from ._harness import Row, Settings
+from ._heads import PlainLoop
+from ._rivals import Rival
 
 PERSISTENT, GRAPH = "ardiff-persistent", "ardiff-triton-graph"
 
@@ -45,7 +48,8 @@ class Forms:
         guidance: Tensor,
         weights: str,
     ) -> None:
-        self.model, self.conditions = FusedHead(head, weights), list(conditions)
+        self.head, self.model = head, FusedHead(head, weights)
+        self.conditions = list(conditions)
         self.table, self.x = table, x
         self.guidance = {"guidance": guidance} if len(conditions) > 1 else {}
         self.place = {
@@ -61,11 +65,16 @@ class Forms:
 
     def rows(self) -> Tensor:
         """A `head_step` and a step op per row."""
+        return self._run(self.model)
+
+    def plain(self, rival: Rival) -> Tensor:
+        """The plain head and a step op per row."""
+        return self._run(PlainLoop(self.head, rival))
+
+    def _run(self, model: Any) -> Tensor:
         names = ("condition", "uncond")
         conditions = dict(zip(names, self.conditions, strict=False))
-        return run_table(
-            self.table, self.model, self.x, **self.place, **conditions, **self.guidance
-        )
+        return run_table(self.table, model, self.x, **self.place, **conditions, **self.guidance)
 
 
 class Launches(NamedTuple):
@@ -101,15 +110,15 @@ def measure(
     suite: str,
     case: str,
     forms: Forms,
-    plain: dict[str, Callable[[], object]],
+    rivals: dict[str, Rival],
     settings: Settings,
     suffix: str = "",
     record: Callable = graphs.record,
     count: Callable[[Callable], Launches] = launches,
 ) -> Iterator[Row]:
-    """Both forms in CUDA graphs against the `plain` loops by rival: correctness, microseconds a
-    step, speedups of the persistent kernel, kernels of a token and launches of graphs. A form that
-    cannot be had here has no rows.
+    """Both forms in CUDA graphs against the plain loops of the rivals, of which those that are not
+    compiled are graphs too: correctness, microseconds a step, speedups of the persistent kernel,
+    kernels of a token and launches of graphs. A form that cannot be had here has no rows.
 
     A form is compared with the loop over rows on its own backend: with bfloat16 weights Triton's
     products round their rows, CUDA's do not.
@@ -125,6 +134,12 @@ def measure(
             kernels[name] = count(function).kernels
             wanted[name] = forms.rows()
             found[name] = record(function)
+    plain = {name: partial(forms.plain, rival) for name, rival in rivals.items()}
+    for rival, function in plain.items():
+        if "compile" not in rival:
+            with torch.inference_mode():
+                name = f"graphed-{rival}"
+                wanted[name], found[name] = function(), record(function)
     for name, (replay, result) in found.items():
         replay()
         expected = wanted[name]
@@ -142,7 +157,7 @@ def measure(
         steps = [value / len(forms.table) * 1e6 for value in values]
         yield _harness.spread_row(suite, case, name, f"time_of_a_step{suffix}", steps, "us")
     if PERSISTENT in replays:
-        for name in plain:
+        for name in (name for name in seconds if name not in (PERSISTENT, GRAPH)):
             metric = f"speedup-persistent{suffix}"
             yield _harness.speedup_row(
                 suite, case, name, seconds[name], seconds[PERSISTENT], metric

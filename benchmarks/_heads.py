@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ardiff.heads.base import Head
 from ardiff.heads.mar import DiffusionHead
@@ -14,6 +14,8 @@ from ardiff.heads.pocket import PocketHead
 from ardiff.heads.vibevoice import VibeVoiceHead
 from ardiff.solvers import solver
 from ardiff.tables.table import StepTable
+
+from ._rivals import Rival
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,13 @@ class Shape:
         options = {"path": self.path, "prediction": self.prediction, "steps": steps, **options}
         return solver(name, **options)
 
-    def own_table(self) -> StepTable:
-        """What its users run."""
+    def own_table(self, most: int | None = None) -> StepTable:
+        """What its users run, in at most so many steps."""
+        steps = self.steps if most is None else min(self.steps, most)
         options = {}
         if self.solver == "flow-euler":  # n equal steps from noise, one for Pocket-TTS
-            options["grid"] = [1 - k / self.steps for k in range(self.steps)]
-        return self.table(self.solver, self.steps, **options)
+            options["grid"] = [1 - k / steps for k in range(steps)]
+        return self.table(self.solver, steps, **options)
 
 
 _MAR = ("vp-cosine", "epsilon", "ddpm", 100)
@@ -68,12 +71,12 @@ MODELS = {
 
 class PlainLoop:
     """A head called as a user calls it: at each step everything anew, with the rows of x repeated
-    for the conditions of guidance, in one call."""
+    for the conditions of guidance, in one call; `rival` is the head, or a form of it."""
 
     hoists_ragged = False
 
-    def __init__(self, head: Head, call: nn.Module | Callable[..., Tensor]) -> None:
-        self.head, self.call = head, call
+    def __init__(self, head: Head, rival: Rival) -> None:
+        self.head, self.rival = head, rival
 
     def hoist(self, levels: Tensor, c: Tensor) -> Callable[[int, Tensor], Tensor]:
         loop = self.hoist_guided(levels, [c])
@@ -82,12 +85,13 @@ class PlainLoop:
     def hoist_guided(
         self, levels: Tensor, conditions: Sequence[Tensor]
     ) -> Callable[[int, Tensor], Sequence[Tensor]]:
-        ways, c = len(conditions), torch.cat(list(conditions))
+        ways, c = len(conditions), torch.cat(list(conditions)).to(self.rival.dtype)
         times = [column[:, None] for column in self.head.time_arguments(levels).unbind(-1)]
 
         def step(row: int, x: Tensor) -> Sequence[Tensor]:
+            x = x.to(self.rival.dtype)
             x = x if ways == 1 else x.repeat(ways, 1)
             level, *end = [time[row] for time in times]
-            return self.call(x, level, c, *end).clone().chunk(ways)
+            return self.rival.call(x, level, c, *end).clone().chunk(ways)
 
         return step

@@ -1,10 +1,11 @@
 """Tokens of diffusion heads: everything hoisted and one op per step, against the plain head's loop.
 
 A case is `<model>/N=<tokens>/<dtype>`: the sizes and solver of a published model, random weights,
-and the dtype of our blocks' weights. On a GPU `ardiff-persistent` is `head_loop` and
-`ardiff-triton-graph` the loop over rows, both as CUDA graphs. Rivals call the float32 head at each
-step, eagerly or under `torch.compile`, on the same solver ops. Metrics of runs with guidance end in
-`-guided`.
+and the dtype of our blocks' weights. Beyond `MOST` tokens times steps the solver takes fewer steps.
+Rivals call the head in that dtype at each step, eagerly or compiled (`_rivals.py`), on the same
+solver ops. On a GPU `ardiff-persistent` is `head_loop` and `ardiff-triton-graph` the loop over
+rows, both as CUDA graphs, and `graphed-eager` is the whole loop of `eager` as one. Metrics of runs
+with guidance end in `-guided`.
 
     python -m ardiff bench head --case mar-b/N=1/float32
 """
@@ -27,20 +28,21 @@ from ardiff.loop.run import run as run_table
 from ardiff.noise import make_stream
 from ardiff.tables.table import StepTable
 
-from . import _harness, _head_gpu
+from . import _harness, _head_gpu, _rivals
 from ._harness import Row, Settings
 from ._heads import MODELS, PlainLoop
+from ._rivals import Rival
 
 SUITE = "head"
-ROWS = (1, 4, 16, 64, 256)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 CASES = tuple(
     f"{model}/N={n}/{dtype}"
     for model in MODELS
     if model != "tiny"
-    for n in ROWS
+    for n in ROWS[:9:2]
     for dtype in WEIGHTS
 )
-GUIDANCE = 3.0
+GUIDANCE, MOST = 3.0, 6400
 _READ, _STAGED = "read", "rtk-uld"
 # Relative RMS errors: of one evaluation against float64, of a whole run against the plain loop.
 ERRORS = {"float32": 1e-5, "int8": 0.03}
@@ -94,9 +96,9 @@ class Token:
         conditions = self.conditions(guided)
         return _head_gpu.Forms(self.head, self.table, self.x, conditions, guidance, self.weights)
 
-    def plain(self, guided: bool, call: Callable[..., Tensor]) -> Tensor:
+    def plain(self, guided: bool, rival: Rival) -> Tensor:
         return run_table(
-            self.table, PlainLoop(self.head, call), self.x, key=_key(self.x),
+            self.table, PlainLoop(self.head, rival), self.x, key=_key(self.x),
             stream=self._streams(), condition=self.context, **self._guidance(guided),
         )  # fmt: skip
 
@@ -110,12 +112,17 @@ class Token:
         step = model.hoist_guided(levels, self.conditions(guided))
         return lambda: list(step(middle, self.x))
 
-    def plain_step(self, dtype: torch.dtype) -> Tensor:
-        """The same by the plain head in another dtype."""
+    def plain_step(self, rival: Rival) -> Tensor:
+        """The same by a rival."""
         levels, middle = self._middle()
         level, *end = self.head.time_arguments(levels)[middle].split(1)
-        head = copy.deepcopy(self.head).to(dtype)
-        return head(self.x.to(dtype), level, self.context.to(dtype), *end)
+        call, dtype = rival
+        return call(self.x.to(dtype), level, self.context.to(dtype), *end)
+
+    def in_dtype(self, dtype: torch.dtype) -> Rival:
+        """The plain head."""
+        head = self.head if dtype == torch.float32 else copy.deepcopy(self.head).to(dtype)
+        return Rival(head, dtype)
 
     def _middle(self) -> tuple[Tensor, int]:
         return self.table.to(self.x.device).level, len(self.table) // 2
@@ -129,43 +136,30 @@ def token(case: str, settings: Settings) -> Token:
     """Random weights and inputs of a case."""
     name, n, weights = parse(case)
     shape = MODELS[name]
-    head, table = shape.head(settings.seed).to(settings.device), shape.own_table()
+    head, table = shape.head(settings.seed).to(settings.device), shape.own_table(max(4, MOST // n))
     generator = torch.Generator().manual_seed(settings.seed)
     context, uncond = torch.randn(2, n, shape.context, generator=generator).to(settings.device)
     x = torch.randn(n, shape.dim, generator=generator).to(settings.device) * table.init_scale
     return Token(head, table, x, context, uncond[:1].expand(n, -1), weights)
 
 
-def _error(found: Tensor, expected: Tensor) -> Tensor:
-    """Relative root mean square."""
-    error = (found.double() - expected.double()).square().mean()
-    return (error / expected.double().square().mean()).sqrt()
-
-
-def correctness(case: str, inputs: Token) -> Iterator[Row]:
-    """One evaluation against float64; for float32 a whole run against the plain loop's too."""
-    exact = inputs.plain_step(torch.float64)
-    found = _error(inputs.step()()[0], exact)
+def correctness(case: str, inputs: Token, rivals: dict[str, Rival]) -> Iterator[Row]:
+    """One evaluation of ours and of the rivals against float64; for float32 a whole run against the
+    plain loop's too."""
+    exact = inputs.plain_step(inputs.in_dtype(torch.float64))
+    found = _harness.relative_error(inputs.step()()[0], exact)
     allowed = ERRORS.get(inputs.weights)
     if allowed is None:
-        theirs = _error(inputs.plain_step(torch.bfloat16), exact)
-        allowed = 2 * theirs
-        yield Row(SUITE, case, "eager", "error-bfloat16", float(theirs))
+        theirs = inputs.plain_step(inputs.in_dtype(torch.bfloat16))
+        allowed = 2 * _harness.relative_error(theirs, exact)
     yield _harness.error_row(SUITE, case, _harness.OURS, found, torch.zeros(()), allowed)
     yield Row(SUITE, case, _harness.OURS, "error", float(found))
+    steps = {name: partial(inputs.plain_step, rival) for name, rival in rivals.items()}
+    yield from _rivals.correctness(SUITE, case, steps, exact)
     for guided in (False, True) if inputs.weights == "float32" else ():
-        excess = _error(inputs.ours(guided), inputs.plain(guided, inputs.head))
+        plain = inputs.plain(guided, inputs.in_dtype(torch.float32))
+        excess = _harness.relative_error(inputs.ours(guided), plain)
         yield _harness.error_row(SUITE, case, _harness.OURS, excess, torch.zeros(()), RUN_ERROR)
-
-
-def compiled(head: Head, device: str) -> dict[str, Callable[..., Tensor]]:
-    """The plain head under `torch.compile`; on a GPU also in a CUDA graph."""
-    torch._dynamo.reset()
-    found = {"compile": torch.compile(head, fullgraph=True, dynamic=False)}
-    if device == "cuda":
-        mode = "reduce-overhead"
-        found["graphed-compile"] = torch.compile(head, fullgraph=True, dynamic=False, mode=mode)
-    return found
 
 
 def run(case: str, settings: Settings) -> Iterator[Row]:
@@ -173,27 +167,25 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
     invariance costs, the share of the read bandwidth, and RTK-ULD against DDPM per call."""
     inputs = token(case, settings)
     with torch.inference_mode():
-        yield from correctness(case, inputs)
-        names = {"eager": inputs.head, **compiled(inputs.head, settings.device)}
-        heads = settings.pick(names)
+        rivals = _rivals.made(inputs.head, inputs.weights, settings)
+        yield from correctness(case, inputs, rivals)
         for guided in (False, True):
-            yield from _against(case, inputs, guided, heads, settings)
+            yield from _against(case, inputs, guided, rivals, settings)
             if settings.device == "cuda":
-                plain = {name: partial(inputs.plain, guided, call) for name, call in heads.items()}
                 suffix = "-guided" if guided else ""
                 forms = inputs.forms(guided)
-                yield from _head_gpu.measure(SUITE, case, forms, plain, settings, suffix)
+                yield from _head_gpu.measure(SUITE, case, forms, rivals, settings, suffix)
         yield from _bandwidth(case, inputs, settings)
         if inputs.table.solver == "ddpm":
             yield from _staged(case, inputs, settings)
 
 
 def _against(
-    case: str, inputs: Token, guided: bool, heads: dict[str, Callable], settings: Settings
+    case: str, inputs: Token, guided: bool, rivals: dict[str, Rival], settings: Settings
 ) -> Iterator[Row]:
     suffix = "-guided" if guided else ""
     competitors = {_harness.OURS: partial(inputs.ours, guided)}
-    competitors |= {name: partial(inputs.plain, guided, call) for name, call in heads.items()}
+    competitors |= {name: partial(inputs.plain, guided, rival) for name, rival in rivals.items()}
     invariant = f"{_harness.OURS}-batch-invariant"
     competitors[invariant] = partial(inputs.ours, guided, batch_invariant=True)
     seconds = _harness.interleave(competitors, settings)
@@ -201,7 +193,7 @@ def _against(
         rates = [inputs.table.calls / value for value in values]
         yield _harness.spread_row(SUITE, case, name, f"throughput{suffix}", rates, "calls/s")
     ours = seconds[_harness.OURS]
-    for name in heads:
+    for name in rivals:
         yield _harness.speedup_row(SUITE, case, name, seconds[name], ours, f"speedup{suffix}")
     cost = [a / b for a, b in zip(seconds[invariant], ours, strict=True)]
     metric = f"cost-of-batch-invariance{suffix}"

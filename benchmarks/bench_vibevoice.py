@@ -1,8 +1,8 @@
 """An audio token of VibeVoice: the loop of transformers over its diffusion head, and ours.
 
 A case is `<head>/N=<tokens>/<dtype>`: random weights at the sizes of a released head, 10 steps of
-DPM-Solver++ with guidance 1.3, and the dtype of our blocks' weights. Rivals are the float32 model's
-own loop, `stock`, and the same with its head under `torch.compile`. The language model and the
+DPM-Solver++ with guidance 1.3, and the dtype of our blocks' weights. Rivals are the model's own
+loop in that dtype, its head eager or compiled (`_rivals.py`). The language model and the
 tokenizers, which the loop does not call, are small.
 
     python -m ardiff bench vibevoice --case vibevoice-0.5b/N=1/float32
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ardiff.heads.packing import WEIGHTS
 
-from . import _harness
+from . import _harness, _rivals
 from ._harness import Row, Settings
+from ._rivals import Rival
 
 SUITE = "vibevoice"
 WIDTHS = {"vibevoice-0.5b": 896, "vibevoice-1.5b": 1536, "tiny": 32}
@@ -33,7 +34,8 @@ CASES = tuple(
 STEPS, GUIDANCE, LATENT, DEPTH = 10, 1.3, 64, 4
 # Of latents on the same noise: the largest difference in float32; relative RMS of int8 weights.
 ERROR, INT8_ERROR = 1e-3, 0.03
-STOCK = "stock"
+# Of a rival's latents, relative RMS: its state is rounded to bfloat16 at each step too.
+RIVAL_ERRORS = {"float32": 1e-4, "bfloat16": 0.15, "int8": 0.15}
 
 
 def parse(case: str) -> tuple[int, int, str]:
@@ -93,18 +95,12 @@ def loop(model, conditions: Tensor) -> Callable[[], Tensor]:
     return call
 
 
-def compiled(stock):
-    """A copy whose head is under `torch.compile`."""
-    torch._dynamo.reset()
+def loop_of(stock, rival: Rival, conditions: Tensor) -> Callable[[], Tensor]:
+    """The stock loop with a form of its head, in the dtype that it takes."""
     model = copy.deepcopy(stock)
-    model.model.diffusion_head.compile(fullgraph=True, dynamic=False)
-    return model
-
-
-def relative(found: Tensor, expected: Tensor) -> Tensor:
-    """Relative root mean square of the error."""
-    error = (found.double() - expected.double()).square().mean()
-    return (error / expected.double().square().mean()).sqrt()
+    head = model.model.diffusion_head
+    head.forward = lambda x, t, condition: rival.call(x, t, condition)
+    return loop(model, conditions.to(rival.dtype))
 
 
 def run(case: str, settings: Settings) -> Iterator[Row]:
@@ -119,15 +115,15 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
         ours = copy.deepcopy(stock)
         accelerate(ours, weights=weights)
         yield from _correctness(case, weights, stock, ours, conditions)
-        rivals = {STOCK: loop(stock, conditions)}
-        if settings.rivals is None or "compile" in settings.rivals:
-            rivals["compile"] = loop(compiled(stock), conditions)
-        rivals = settings.pick(rivals)
-        seconds = _harness.interleave({_harness.OURS: loop(ours, conditions)} | rivals, settings)
+        rivals = _rivals.made(stock.model.diffusion_head, weights, settings)
+        loops = {name: loop_of(stock, rival, conditions) for name, rival in rivals.items()}
+        exact = loop(stock, conditions)()
+        yield from _rivals.correctness(SUITE, case, loops, exact, RIVAL_ERRORS)
+        seconds = _harness.interleave({_harness.OURS: loop(ours, conditions)} | loops, settings)
         for name, values in seconds.items():
             rates = [n / value for value in values]
             yield _harness.spread_row(SUITE, case, name, "throughput", rates, "tokens/s")
-        for name in rivals:
+        for name in loops:
             yield _harness.speedup_row(SUITE, case, name, seconds[name], seconds[_harness.OURS])
 
 
@@ -135,7 +131,7 @@ def _correctness(case: str, weights: str, stock, ours, conditions: Tensor) -> It
     """Against the stock loop on the same noise; bfloat16 weights against twice the error that the
     stock loop has in bfloat16."""
     found, expected = loop(ours, conditions)(), loop(stock, conditions)()
-    excess = relative(found, expected)
+    excess = _harness.relative_error(found, expected)
     yield Row(SUITE, case, _harness.OURS, "error", float(excess))
     if weights == "float32":
         yield _harness.error_row(SUITE, case, _harness.OURS, found, expected, ERROR)
@@ -143,6 +139,5 @@ def _correctness(case: str, weights: str, stock, ours, conditions: Tensor) -> It
     allowed = INT8_ERROR
     if weights == "bfloat16":
         half = loop(copy.deepcopy(stock).bfloat16(), conditions.bfloat16())()
-        allowed = 2 * float(relative(half, expected))
-        yield Row(SUITE, case, STOCK, "error-bfloat16", allowed / 2)
+        allowed = 2 * _harness.relative_error(half, expected)
     yield _harness.error_row(SUITE, case, _harness.OURS, excess, torch.zeros(()), allowed)
