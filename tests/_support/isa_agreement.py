@@ -158,7 +158,7 @@ def disagreements(first: str, second: str) -> tuple[int, list[str]]:
         results = []
         for isa in (first, second):
             torch.manual_seed(count)
-            with testing.cpu_isa(isa):
+            with testing.cpu_dots("common"), testing.cpu_isa(isa):
                 results.append([testing.bits(t) for t in op(rows, d, dtype, case)])
         if not all(torch.equal(a, b) for a, b in zip(*results, strict=True)):
             found.append(f"{op.__name__} [{rows}, {d}] {dtype} case {case}")
