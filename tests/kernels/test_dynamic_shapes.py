@@ -18,6 +18,7 @@ from tests.kernels.kv_append.calls import append_call
 from tests.kernels.kv_attention.calls import attention_call
 from tests.kernels.lookahead.calls import Case, LookaheadCall
 from tests.kernels.mala_accept.calls import accept_call
+from tests.kernels.packed_linear.calls import linear_call
 
 SIZES = range(7, 19)  # the first is no other size of a call: equal ones are taken as one symbol
 
@@ -85,6 +86,7 @@ CALLS: dict[str, Callable[[int], testing.Call]] = {
     "head_loop": loop,
     "kv_append": append,
     "kv_attention": lambda rows: attention_call([40 + n % 3 for n in range(rows)], T=2),
+    "packed_linear": lambda rows: linear_call(rows, norm=True, gate="own", residual=True),
 }
 
 
