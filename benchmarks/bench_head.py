@@ -154,12 +154,18 @@ def correctness(case: str, inputs: Token, rivals: dict[str, Rival]) -> Iterator[
         allowed = 2 * _harness.relative_error(theirs, exact)
     yield _harness.error_row(SUITE, case, _harness.OURS, found, torch.zeros(()), allowed)
     yield Row(SUITE, case, _harness.OURS, "error", float(found))
-    steps = {name: partial(inputs.plain_step, rival) for name, rival in rivals.items()}
-    yield from _rivals.correctness(SUITE, case, steps, exact)
+    yield from rival_errors(SUITE, case, inputs, rivals)
     for guided in (False, True) if inputs.weights == "float32" else ():
         plain = inputs.plain(guided, inputs.in_dtype(torch.float32))
         excess = _harness.relative_error(inputs.ours(guided), plain)
         yield _harness.error_row(SUITE, case, _harness.OURS, excess, torch.zeros(()), RUN_ERROR)
+
+
+def rival_errors(suite: str, case: str, inputs: Token, rivals: dict[str, Rival]) -> Iterator[Row]:
+    """Correctness of an evaluation by each rival."""
+    steps = {name: partial(inputs.plain_step, rival) for name, rival in rivals.items()}
+    exact = inputs.plain_step(inputs.in_dtype(torch.float64))
+    yield from _rivals.correctness(suite, case, steps, exact)
 
 
 def run(case: str, settings: Settings) -> Iterator[Row]:

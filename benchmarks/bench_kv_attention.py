@@ -1,16 +1,19 @@
-"""`kv_attention` for one new token per sequence against `scaled_dot_product_attention`, and as a
-share of the read bandwidth of the same run.
+"""`kv_attention` for one new token per sequence against PyTorch in the same dtype, and as a share
+of the read bandwidth of the same run.
 
 A case is `kv_attention/B=<rows>/heads=<q>:<kv>/D=<dim>/length=<n>/<dtype>`, all rows n tokens long,
-or `length=1-<n>`, lengths uniform in 1..n. PyTorch's attention then works on the padded cache with
-a mask, as a user would call it. Bytes counted are the keys and values that a row has.
+or `length=1-<n>`, lengths uniform in 1..n. The rivals then work on the padded cache with a mask, as
+a user would call them: `sdpa` is `scaled_dot_product_attention`, `eager` two matrix products around
+a softmax, `compile` that under `torch.compile`. Bytes counted are the keys and values that a row
+has.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +22,7 @@ from torch.nn import functional
 import ardiff_kernels
 from ardiff_kernels.ops import kv_attention
 
-from . import _harness, _ops
+from . import _harness, _ops, _rivals
 from ._harness import Row, Settings
 
 SUITE = "context"
@@ -56,15 +59,37 @@ class Inputs:
     def ours(self) -> Tensor:
         return kv_attention(self.q, self.k_cache, self.v_cache, self.tokens - 1)
 
+    def _mask(self) -> Tensor | None:
+        """`[B, 1, 1, n]`, where a row has tokens; None where all rows fill the cache."""
+        if not self.ragged:
+            return None
+        positions = torch.arange(self.k_cache.shape[2], device=self.q.device)
+        return (positions < self.tokens[:, None])[:, None, None]
+
     def sdpa(self) -> Callable[[], Tensor]:
         """PyTorch's attention `[B, Hq, 1, D]`, the mask made beforehand."""
-        q, mask = self.q.transpose(1, 2), None
-        if self.ragged:
-            positions = torch.arange(self.k_cache.shape[2], device=q.device)
-            mask = (positions < self.tokens[:, None])[:, None, None]
+        q, mask = self.q.transpose(1, 2), self._mask()
         return lambda: functional.scaled_dot_product_attention(
             q, self.k_cache, self.v_cache, attn_mask=mask, enable_gqa=True
         )
+
+    def rivals(self) -> dict[str, Callable[[], Tensor]]:
+        """Each gives `[B, Hq, 1, D]`. The query heads of a key head are rows of one product."""
+        B, _, Hq, D = self.q.shape
+        Hkv = self.k_cache.shape[1]
+        tensors = self.q.view(B, Hkv, Hq // Hkv, D), self.k_cache, self.v_cache, self._mask()
+
+        def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            scores = q @ k.mT * D**-0.5
+            if mask is not None:
+                scores = scores.masked_fill(~mask, float("-inf"))
+            return (scores.softmax(-1) @ v).view(B, Hq, 1, D)
+
+        return {
+            "sdpa": self.sdpa(),
+            "eager": partial(attention, *tensors),
+            "compile": partial(_rivals.compiled(attention), *tensors),
+        }
 
     def head(self) -> Inputs:
         """The first rows."""
@@ -101,25 +126,28 @@ def inputs(case: str, settings: Settings) -> Inputs:
     return Inputs(q, k_cache, v_cache, tokens.int(), bool(found["ragged"]))
 
 
-def correctness(case: str, few: Inputs, suite: str = SUITE) -> Iterator[Row]:
-    """The op and its rival against the reference backend with float32 queries."""
+def correctness(case: str, few: Inputs, rivals: Sequence[str], suite: str = SUITE) -> Iterator[Row]:
+    """The op and its rivals against the reference backend with float32 queries."""
     with ardiff_kernels.backend("reference"):
         expected = Inputs(few.q.float(), few.k_cache, few.v_cache, few.tokens, few.ragged).ours()
     tolerance = _TOLERANCE[few.q.dtype] * expected.abs().clamp(min=0.1)
     yield _harness.error_row(suite, case, "reference", few.ours(), expected, tolerance)
-    theirs = few.sdpa()().transpose(1, 2)
-    # Its bfloat16 weights are rounded too.
-    yield _harness.error_row(suite, case, "sdpa", theirs, expected, 8 * tolerance)
+    known = few.rivals()
+    for name in rivals:
+        theirs = known[name]().transpose(1, 2)
+        # Their bfloat16 weights, some also their scores, are rounded too.
+        yield _harness.error_row(suite, case, name, theirs, expected, 8 * tolerance)
 
 
 def run(case: str, settings: Settings) -> Iterator[Row]:
     """Correctness, then time, speedup, bandwidth and its share of a plain read's."""
     tensors = inputs(case, settings)
-    yield from correctness(case, tensors.head())
+    rivals = settings.pick(tensors.rivals())
+    with torch.inference_mode():
+        yield from correctness(case, tensors.head(), tuple(rivals))
     elements, size = tensors.elements, tensors.k_cache.element_size()
     # As many bytes as both caches hold, read once.
     buffer = torch.ones(2 * tensors.k_cache.numel() * size // 4, device=settings.device)
-    rivals = settings.pick({"sdpa": tensors.sdpa()})
     competitors = {_harness.OURS: tensors.ours, **rivals, _READ: buffer.sum}
     with torch.inference_mode():
         seconds = _harness.interleave(competitors, settings)

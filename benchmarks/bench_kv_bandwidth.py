@@ -1,8 +1,8 @@
-"""Decoding with `kv_attention` against a device copy and `scaled_dot_product_attention` of the same
-run, for each compiled or Triton backend.
+"""Decoding with `kv_attention` against a device copy and PyTorch of the same run, for each compiled
+or Triton backend.
 
-Cases and inputs are those of `bench_kv_attention`. Bytes counted are the keys and values that a row
-has; a copy counts what it reads and writes.
+Cases, inputs and rivals are those of `bench_kv_attention`. Bytes counted are the keys and values
+that a row has; a copy counts what it reads and writes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def usable(device: str) -> list[str]:
 
 
 def run(case: str, settings: Settings) -> Iterator[Row]:
-    """For each backend: correctness, time, the share of the copy's bandwidth, speedup over SDPA.
+    """For each backend: correctness, time, the share of the copy's bandwidth, speedups.
 
     Raises:
         ValueError: no backend but the reference can serve the op on the device.
@@ -41,13 +41,13 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
     if not found:
         raise ValueError(f"kv_attention: no compiled or Triton backend serves {settings.device}")
     tensors = bench_kv_attention.inputs(case, settings)
+    rivals = settings.pick(tensors.rivals())
     for name in found:
-        with ardiff_kernels.backend(name):
-            yield from bench_kv_attention.correctness(case, tensors.head(), SUITE)
+        with ardiff_kernels.backend(name), torch.inference_mode():
+            yield from bench_kv_attention.correctness(case, tensors.head(), tuple(rivals), SUITE)
     size = tensors.elements * tensors.k_cache.element_size()
     source = torch.ones(max(1, size // 8), device=settings.device)
     target = torch.empty_like(source)
-    rivals = settings.pick({"sdpa": tensors.sdpa()})
     for name in found:
         competitors = {name: tensors.ours, **rivals, _COPY: lambda: target.copy_(source)}
         with ardiff_kernels.backend(name), torch.inference_mode():

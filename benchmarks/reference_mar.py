@@ -21,7 +21,7 @@ class TimeEmbedding(nn.Module):
         self.register_buffer("index", torch.arange(128), persistent=False)
 
     def frequencies(self) -> Tensor:
-        return torch.exp(-math.log(1e4) / 128 * self.index.float())
+        return torch.exp(-math.log(1e4) / 128 * self.index)
 
     def forward(self, t: Tensor) -> Tensor:
         angles = t[:, None].float() * self.frequencies()

@@ -18,6 +18,7 @@ from benchmarks import (
     bench_bandwidth,
     bench_diffusion_step,
     bench_kv_attention,
+    bench_kv_bandwidth,
     bench_sampler,
     bench_uld_step,
     gpu_check,
@@ -147,11 +148,17 @@ def test_bandwidth_runs_on_a_cpu_at_a_small_size() -> None:
 @pytest.mark.parametrize("length", ["40", "1-40"])
 def test_attention_benchmark_at_a_small_size(length: str, monkeypatch) -> None:
     case = f"kv_attention/B=3/heads=4:2/D=32/length={length}/bfloat16"
+    monkeypatch.setattr(torch, "compile", lambda call, **options: call)
     settings = Settings(rounds=2, seconds=1e-4)
     rows = _harness.gated(bench_kv_attention.run(case, settings))
-    assert [r.rival for r in rows[:2]] == ["reference", "sdpa"] and rows[1].value <= 1
-    metrics = {(r.rival, r.metric) for r in rows}
-    assert {("sdpa", "speedup"), (OURS, "share_of_read_bandwidth")} <= metrics
+    rivals = ["sdpa", "eager", "compile"]
+    assert [r.rival for r in rows[:4]] == ["reference", *rivals]
+    assert all(r.metric == _harness.CORRECTNESS and r.value <= 1 for r in rows[:4])
+    assert [r.rival for r in rows if r.metric == "speedup"] == rivals
+    assert (OURS, "share_of_read_bandwidth") in {(r.rival, r.metric) for r in rows}
+    rows = _harness.gated(bench_kv_bandwidth.run(case, settings))
+    assert [r.rival for r in rows[:4]] == ["reference", *rivals] and rows[0].value <= 1
+    assert [r.rival for r in rows if r.metric == "speedup"] == rivals
     op, calls = bench_kv_attention.kv_attention, []
 
     def wrong(*args):

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+import pytest
+
 from benchmarks import _harness, bench_lookahead
 
-QUICK = _harness.Settings(rounds=2, seconds=1e-4)
+QUICK = _harness.Settings(rounds=2, seconds=1e-4, rivals=["eager"])
 
 
-def test_a_case_has_its_rows():
-    rows = _harness.gated(bench_lookahead.run("tiny/N=3/float32", QUICK))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_case_has_its_rows(dtype):
+    rows = _harness.gated(bench_lookahead.run(f"tiny/N=3/{dtype}", QUICK))
     assert not _harness.failures([asdict(row) for row in rows])
     names = [f"ardiff-lookahead-{n}" for n in bench_lookahead.LOOKAHEADS]
-    expected = {(n, m) for n in names for m in (_harness.CORRECTNESS, "gain-over-ardiff")}
-    expected |= {(n, "time_of_a_token") for n in (*names, "ardiff")}
+    rivals = ["eager"] if dtype == "float32" else ["eager-float32", "eager-bfloat16"]
+    expected = {(n, _harness.CORRECTNESS) for n in (*names, *rivals)}
+    expected |= {(n, f"gain-over-{other}") for n in names for other in ("ardiff", *rivals)}
+    expected |= {(n, "time_of_a_token") for n in (*names, "ardiff", *rivals)}
+    expected |= {(n, "error") for n in rivals}
     assert {(row.rival, row.metric) for row in rows} == expected
 
 
