@@ -1,7 +1,7 @@
 #pragma once
 
 #include "../../../csrc/cpu/head_step/launch.h"
-#include "harness.h"
+#include "products.h"
 
 ARDIFF_TEST_KERNEL(head_step_shares, HeadStepArgs)
 
@@ -15,10 +15,16 @@ struct HeadCase {
   bool rms_norm, gated, shared, half;  // half: bfloat16 modulations
 };
 
+/// Ways to multiply packed matrices, null where they are not packed: of float32 and of the others.
+struct Packing {
+  const ardiff::Products *floats = nullptr, *others = nullptr;
+};
+
 /// One call's tensors, each a heap block of exactly its bytes.
 class HeadTensorsOf {
  public:
-  HeadTensorsOf(const HeadCase& c, WeightType type) : c_(c), values_(5) {
+  HeadTensorsOf(const HeadCase& c, WeightType type, Packing packing = {})
+      : c_(c), packing_(packing), values_(5) {
     add(c.width, c.d, WeightType::float32);
     for (int64_t block = 0; block < c.depth; ++block) {
       add(c.inner * (c.gated ? 2 : 1), c.width, type);
@@ -54,7 +60,8 @@ class HeadTensorsOf {
     const float* bias = static_cast<float*>(values(rows, WeightType::float32));
     const float* scale = static_cast<float*>(values(rows, WeightType::float32));
     matrices_.push_back({values(rows * columns, type), c_.gated ? nullptr : bias,
-                         type == WeightType::int8 ? scale : nullptr, rows, columns, type});
+                         type == WeightType::int8 ? scale : nullptr, rows, columns, type,
+                         type == WeightType::float32 ? packing_.floats : packing_.others});
   }
   void* values(int64_t n, WeightType type) {
     const int64_t size = type == WeightType::float32 ? 4 : type == WeightType::bfloat16 ? 2 : 1;
@@ -73,6 +80,7 @@ class HeadTensorsOf {
   }
 
   HeadCase c_;
+  Packing packing_;
   Values values_;
   std::vector<HeadMatrix> matrices_;
   std::vector<std::unique_ptr<char[]>> blocks_;
@@ -93,30 +101,50 @@ inline std::vector<HeadCase> head_cases() {
   return found;
 }
 
-/// Every type of weights on every kernel, with as many threads as asked and with fewer, since each
-/// of them alone must get through.
+/// The results with as many threads as asked and with fewer, since each of them alone must get
+/// through: all the same, and those of `expected`, which is filled where it is empty.
+template <class Run>
+void check_head(const HeadCase& c, WeightType type, Packing packing, Run run,
+                const std::string& where, std::vector<float>& expected) {
+  for (const auto& [asked, given] :
+       std::initializer_list<std::pair<int64_t, uint32_t>>{{1, 1}, {4, 4}, {4, 1}, {3, 2}}) {
+    HeadTensorsOf tensors(c, type, packing);
+    ardiff::HeadStepArgs a = tensors.args();
+    threads = given;
+    ardiff::run_head(run, a, asked);
+    const std::vector<float> results(a.out, a.out + a.R * a.out_stride);
+    if (expected.empty()) expected = results;
+    if (std::memcmp(results.data(), expected.data(), sizeof(float) * results.size())) {
+      fail("head_step, " + where + ", " + std::to_string(given) +
+           " threads: not the bits of the first run");
+    }
+  }
+}
+
+/// Every type of weights on every kernel, and packed in every way.
 inline void test_head_step() {
   const auto kernels = head_step_shares();
   int index = 0;
   for (const HeadCase& c : head_cases()) {
-    ++index;
+    const std::string name = "case " + std::to_string(++index) + " ";
     for (WeightType type : {WeightType::float32, WeightType::bfloat16, WeightType::int8}) {
       std::vector<float> expected;
       for (const auto& kernel : kernels) {
-        for (const auto& [asked, given] :
-             std::initializer_list<std::pair<int64_t, uint32_t>>{{1, 1}, {4, 4}, {4, 1}, {3, 2}}) {
-          HeadTensorsOf tensors(c, type);
-          ardiff::HeadStepArgs a = tensors.args();
-          threads = given;
-          ardiff::run_head(kernel.run, a, asked);
-          const std::vector<float> results(a.out, a.out + a.R * a.out_stride);
-          if (expected.empty()) expected = results;
-          if (std::memcmp(results.data(), expected.data(), sizeof(float) * results.size())) {
-            fail("head_step, case " + std::to_string(index) + " on " + kernel.isa + ", " +
-                 std::to_string(given) + " threads: not the bits of the first run");
-          }
-        }
+        check_head(c, type, {}, kernel.run, name + kernel.isa, expected);
       }
+    }
+  }
+  const HeadCase whole{5, 2, 64, 64, 128, 64, 2, true, true, false, true};
+  for (WeightType type : {WeightType::float32, WeightType::bfloat16, WeightType::int8}) {
+    std::vector<float> expected;
+    const std::vector<Way> ways = common_ways();
+    for (size_t i = 0; i < ways.size(); ++i) {
+      const Packing packing{ways[i].products, ways[i].products};
+      check_head(whole, type, packing, kernels[i].run, ways[i].name, expected);
+    }
+    for (const Way& way : emulated_ways()) {
+      std::vector<float> own;
+      check_head(whole, type, {ways[0].products, way.products}, kernels[0].run, way.name, own);
     }
   }
 }
