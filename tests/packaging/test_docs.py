@@ -32,7 +32,8 @@ def test_the_readme_example_runs(capsys) -> None:
 @pytest.mark.parametrize(
     "page",
     [
-        *("calibrate.md", "context.md", "learned_tables.md", "noise_path.md", "papers.md"),
+        *("calibrate.md", "context.md", "cpu.md", "learned_tables.md", "noise_path.md"),
+        "papers.md",
         *("parallel.md", "plan.md", "quality.md", "scaling.md", "solvers.md"),
     ],
 )
