@@ -1,6 +1,7 @@
 // Keys and values in shared memory: how a tile of them lies there, and its words as float32.
 #pragma once
 
+#include "../codes.cuh"
 #include "../kv/rows.cuh"
 #include "../phases.cuh"
 
@@ -50,17 +51,8 @@ ARDIFF_HD void widen_word(BFloat16, uint32_t word, float* x) {
   x[1] = from_bits(word & 0xffff0000u);
 }
 
-/// The code in the low bits of 2^23, instead of a slow conversion.
 ARDIFF_HD void widen_word(Int8, uint32_t word, float* x) {
-  const uint32_t shifted = word ^ 0x80808080u;
-  for (int i = 0; i < 4; ++i) {
-#ifdef __CUDA_ARCH__
-    const uint32_t code = __byte_perm(shifted, 0x4b000000u, 0x7440u + i);
-#else
-    const uint32_t code = ((shifted >> 8 * i) & 0xffu) | 0x4b000000u;
-#endif
-    x[i] = from_bits(code) - 8388736.0f;
-  }
+  for (int i = 0; i < 4; ++i) x[i] = code_of(word, i);
 }
 
 ARDIFF_HD void widen_word(Float8, uint32_t word, float* x) {

@@ -7,6 +7,7 @@
 // multiplied as it is.
 #pragma once
 
+#include "../codes.cuh"
 #include "args.cuh"
 #include "matrix.cuh"
 
@@ -58,16 +59,6 @@ ARDIFF_DEVICE uint32_t bfloat16_pair(float low, float high) {
 /// What is left of two floats behind such a word.
 ARDIFF_DEVICE uint32_t bfloat16_rest(float low, float high, uint32_t word) {
   return bfloat16_pair(low - from_bits(word << 16), high - from_bits(word & 0xffff0000u));
-}
-
-/// Code `i` of a word: the code in the low bits of 2^23, instead of a slow conversion.
-ARDIFF_DEVICE float code_of(uint32_t word, int i) {
-  const uint32_t shifted = word ^ 0x80808080u;
-#ifdef __CUDA_ARCH__
-  return from_bits(__byte_perm(shifted, 0x4b000000u, 0x7440u + i)) - 8388736.0f;
-#else
-  return from_bits(((shifted >> 8 * i) & 0xffu) | 0x4b000000u) - 8388736.0f;
-#endif
 }
 
 /// Through the matrix units, for kTiles times eight rows of x. Rows 2g and 2g + 1 of a panel are
