@@ -49,7 +49,9 @@ def kv_attention(
     `causal` (the new tokens see each other: block-causal); with a window also j > length[b] + t -
     window. out = sum_j softmax_j(scale q.k_j) v_j, and zero where a query sees no key. Query head h
     reads key head h // (Hq / Hkv). All arithmetic is float32; queries are RMS-normed and rotated as
-    `kv_append_` does keys, and not rounded afterwards.
+    `kv_append_` does keys, and not rounded afterwards. On a CPU with AVX512-BF16, bfloat16 queries
+    over a bfloat16 cache go by its dot products: they and the weights of keys are rounded to
+    bfloat16, sums stay float32; `ARDIFF_CPU_EXACT=1` keeps float32.
 
     Keys are cut at multiples of 256 positions. Each split keeps its own maximum, sum and weighted
     values (Dao et al. 2023, flash-decoding), and splits merge in ascending order: the result of a

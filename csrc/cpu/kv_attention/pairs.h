@@ -23,7 +23,6 @@ ARDIFF_INLINE void dots(const uint32_t* query, const uint32_t* keys, int64_t D, 
   for (int i = 0; i < kWidth; ++i) {
     for (int v = 0; v < kVectors; ++v) sums[i][v] = VFloat(0.0f);
   }
-#pragma GCC unroll 2
   for (int64_t d = 0; d < D / 2; ++d) {
     ahead.ask(1);
     VWord key[kVectors];
