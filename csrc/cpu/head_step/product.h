@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../kv/lanes.h"
+#include "../number.h"
 #include "args.h"
 
 namespace ARDIFF_NS {
@@ -142,12 +143,6 @@ ARDIFF_INLINE void add_rest(const T* w, int64_t w_stride, const float* x, int64_
     }
   }
 }
-
-/// A number as a type.
-template <int kNumber>
-struct Number {
-  constexpr operator int() const { return kNumber; }
-};
 
 /// Calls f(width, n) for groups of 3, 2 or 1 of the rows [0, rows).
 template <class Function>

@@ -4,6 +4,7 @@
 
 #include "../kv/head.h"
 #include "../kv/lanes.h"
+#include "../number.h"
 
 namespace ARDIFF_NS {
 namespace {
@@ -19,22 +20,16 @@ struct Range {
   bool empty() const { return lo >= hi; }
 };
 
-/// A number of queries as a type.
-template <int kQueries>
-struct Width {
-  constexpr operator int() const { return kQueries; }
-};
-
 /// Calls f(width, i) for blocks of 4, 2 and 1 of the n queries; i is the block's first.
 template <class Function>
 ARDIFF_INLINE void for_each_block(int n, Function f) {
   int i = 0;
-  for (; i + kBlock <= n; i += kBlock) f(Width<kBlock>(), i);
+  for (; i + kBlock <= n; i += kBlock) f(Number<kBlock>(), i);
   if (i + 2 <= n) {
-    f(Width<2>(), i);
+    f(Number<2>(), i);
     i += 2;
   }
-  if (i < n) f(Width<1>(), i);
+  if (i < n) f(Number<1>(), i);
 }
 
 /// Running maximum, sum and weighted values of the queries.
