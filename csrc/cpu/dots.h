@@ -17,8 +17,8 @@ ARDIFF_INLINE float flushed(float x) {
 /// c plus the products of the odd elements (the upper halves), then of the even ones, each addition
 /// rounded to float32.
 ARDIFF_INLINE float dot_pairs(uint32_t a, uint32_t b, float c) {
-  const float high = fma(flushed(from_bits(a & 0xffff0000u)), flushed(from_bits(b & 0xffff0000u)),
-                         flushed(c));
+  const float high =
+      fma(flushed(from_bits(a & 0xffff0000u)), flushed(from_bits(b & 0xffff0000u)), flushed(c));
   return flushed(fma(flushed(from_bits(a << 16)), flushed(from_bits(b << 16)), flushed(high)));
 }
 

@@ -171,7 +171,8 @@ __attribute__((visibility("default"))) int ardiff_set_cpu_isa(const char* name) 
 /// Name of the dot products in use.
 __attribute__((visibility("default"))) const char* ardiff_cpu_dots() {
   const int i = ardiff::chosen.load(std::memory_order_relaxed);
-  return i == ardiff::kUnknown ? "unavailable" : ardiff::kDotNames[static_cast<int>(ardiff::dots())];
+  return i == ardiff::kUnknown ? "unavailable"
+                               : ardiff::kDotNames[static_cast<int>(ardiff::dots())];
 }
 
 /// Switches the dot products of all later calls; "" chooses the best ones. 0: done; 1: unknown

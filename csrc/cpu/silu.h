@@ -1,8 +1,8 @@
 // SiLU, x / (1 + e^-x), on the lanes of an instruction set.
 #pragma once
 
-#include "tile.h"
 #include "../math/exp.h"
+#include "tile.h"
 
 namespace ARDIFF_NS {
 

@@ -61,8 +61,8 @@ inline bool is_weight_dtype(ScalarType dtype) {
   return dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Char;
 }
 
-/// A contiguous matrix of dtype `one` or `other`, on a CPU packed or not; `letter` names a number of
-/// rows that may be any from 1, else it is `rows`.
+/// A contiguous matrix of dtype `one` or `other`, on a CPU packed or not; `letter` names a number
+/// of rows that may be any from 1, else it is `rows`.
 inline void check_weight(const char* op, const Arg& a, ScalarType one, ScalarType other,
                          const char* letter, int64_t rows, int64_t columns) {
   const bool cpu = a.device_type == aoti_torch_device_type_cpu();

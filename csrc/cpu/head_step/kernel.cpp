@@ -83,8 +83,8 @@ void pack_input(const HeadStepArgs& a, int64_t row, int64_t block) {
   m.products->pack_row(m.type, x, m.columns, block < 0 ? a.x_rows : a.u_rows, row);
 }
 
-/// out[n, o] = rows[n] . matrix[o] for o in [begin, end), without scale and bias; `x` and `x_stride`
-/// are the rows as float32. `next` is fetched at the end, where that is given.
+/// out[n, o] = rows[n] . matrix[o] for o in [begin, end), without scale and bias; `x` and
+/// `x_stride` are the rows as float32. `next` is fetched at the end, where that is given.
 void multiply(const HeadMatrix& m, int64_t begin, int64_t end, const PackedRows& rows,
               const float* x, int64_t x_stride, int64_t count, const void* next, float* out,
               int64_t out_stride) {

@@ -92,8 +92,8 @@ inline std::vector<HeadPhase> phases_of(const HeadStepArgs& a, int64_t threads) 
     if (threads > 1) {
       // Four panels of a packed matrix are multiplied together.
       const int64_t whole = m && m->products ? 4 * kPanel : 16;
-      share = rounded_up((rows + kSharesPerThread * threads - 1) / (kSharesPerThread * threads),
-                         whole);
+      share =
+          rounded_up((rows + kSharesPerThread * threads - 1) / (kSharesPerThread * threads), whole);
       share = std::max(share, rounded_up(kLeastWork / work_of_row, whole));
       if (!m) share = std::max<int64_t>(1, kLeastWork / 2 / work_of_row);
     }

@@ -8,6 +8,7 @@
 #endif
 
 #include "../dots.h"
+
 #include "tiling.h"
 
 #if defined(ARDIFF_TILES)
@@ -17,7 +18,7 @@
 namespace ARDIFF_NS {
 namespace {
 
-constexpr float kDigit = 256.0f;       // of the higher digit
+constexpr float kDigit = 256.0f;        // of the higher digit
 constexpr double kLargest = 127 * 256;  // what the largest element of a row becomes
 
 int64_t row_bytes(WeightType, int64_t columns) { return 2 * columns; }

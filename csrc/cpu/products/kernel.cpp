@@ -12,10 +12,10 @@
 namespace ARDIFF_NS {
 namespace {
 
-constexpr int kParts = 8;                                   // of a sum
+constexpr int kParts = 8;                                    // of a sum
 constexpr int kVectors = static_cast<int>(kPanel) / kLanes;  // of a panel
 constexpr int kFewRows = kLanes == 16 ? 3 : 1;  // all parts of whose sums fit into the registers
-constexpr int64_t kAhead = 1024;    // words ahead of its use at which a streamed matrix is asked for
+constexpr int64_t kAhead = 1024;  // words ahead of its use at which a streamed matrix is asked for
 // Up to which the matrix is read as it comes from memory.
 constexpr int kStreamedRows = kLanes == 16 ? 8 : kLanes == 8 ? 4 : 0;
 constexpr int64_t kStreamed = 128;  // columns of it at a time
@@ -223,8 +223,8 @@ void multiply_few(const PackedMatrix& m, int64_t first, int64_t last, const floa
   const int64_t panel = m.words_of_panel();
   if (rows > 1 || kLanes < 16) {
     for (int64_t p = first; p < last; ++p) {
-      stream_groups<T>(m.data + p * panel, x, x_stride, rows, m.columns,
-                       out + (p - first) * kPanel, out_stride);
+      stream_groups<T>(m.data + p * panel, x, x_stride, rows, m.columns, out + (p - first) * kPanel,
+                       out_stride);
     }
     return;
   }

@@ -1,6 +1,6 @@
-// Products with packed weights by matrix tiles (AMX): a tile of 16 rows of x by a tile of 16 rows of
-// the matrix and 64 bytes of columns. The packed form is what the instructions take. A row's sums
-// do not depend on the other rows of its tile.
+// Products with packed weights by matrix tiles (AMX): a tile of 16 rows of x by a tile of 16 rows
+// of the matrix and 64 bytes of columns. The packed form is what the instructions take. A row's
+// sums do not depend on the other rows of its tile.
 #pragma once
 
 #include "tiling.h"
@@ -41,8 +41,8 @@ inline void tile_dot_pairs(Tile& c, const Tile& a, const Tile& b) {
       for (int k = 0; k < 16; ++k) {
         const uint32_t x = a.word[m][k], y = b.word[k][n];
         even = flushed(fma(flushed(from_bits(x << 16)), flushed(from_bits(y << 16)), even));
-        odd = flushed(fma(flushed(from_bits(x & 0xffff0000u)), flushed(from_bits(y & 0xffff0000u)),
-                          odd));
+        odd = flushed(
+            fma(flushed(from_bits(x & 0xffff0000u)), flushed(from_bits(y & 0xffff0000u)), odd));
       }
       const float sum = flushed(even + odd);
       c.word[m][n] = bits(flushed(flushed(from_bits(c.word[m][n])) + sum));
@@ -99,10 +99,10 @@ struct alignas(64) TileShapes {
 };
 struct Tiles {};
 #define ARDIFF_TILES_BEGIN Tiles tiles
-#define ARDIFF_TILES_SHAPE(first, second)        \
-  do {                                           \
+#define ARDIFF_TILES_SHAPE(first, second)            \
+  do {                                               \
     const TileShapes shapes_of_tiles(first, second); \
-    _tile_loadconfig(&shapes_of_tiles);          \
+    _tile_loadconfig(&shapes_of_tiles);              \
   } while (false)
 #define ARDIFF_TILES_END _tile_release()
 #define ARDIFF_TILE_ZERO(i) _tile_zero(i)
@@ -113,8 +113,8 @@ struct Tiles {};
 
 #endif
 
-/// Sums of rows of x, up to 16 and `second` more, with the panel at `w` and, where that is given, the
-/// one at `other`: tiles 0 and 1, of the second rows 2 and 3.
+/// Sums of rows of x, up to 16 and `second` more, with the panel at `w` and, where that is given,
+/// the one at `other`: tiles 0 and 1, of the second rows 2 and 3.
 template <bool kPairs>
 inline void sum_tiles([[maybe_unused]] Tiles& tiles, const uint32_t* w, const uint32_t* other,
                       const char* x, int64_t stride, int second, int64_t steps) {

@@ -5,11 +5,11 @@
 #include "../../../csrc/cpu/products/args.h"
 #include "harness.h"
 
-#define ARDIFF_TEST_PRODUCTS(name)                               \
-  namespace ardiff {                                             \
-  namespace name {                                               \
-  extern const Products products __attribute__((weak));          \
-  }                                                              \
+#define ARDIFF_TEST_PRODUCTS(name)                      \
+  namespace ardiff {                                    \
+  namespace name {                                      \
+  extern const Products products __attribute__((weak)); \
+  }                                                     \
   }
 ARDIFF_TEST_PRODUCTS(scalar)
 ARDIFF_TEST_PRODUCTS(avx2)
@@ -27,9 +27,9 @@ struct Way {
 /// Ways that give the same bits, then the emulations, which may give others.
 inline std::vector<Way> common_ways() {
   std::vector<Way> found;
-  for (const Way& way : {Way{"scalar", &ardiff::scalar::products},
-                         Way{"avx2", &ardiff::avx2::products},
-                         Way{"avx512", &ardiff::avx512::products}}) {
+  for (const Way& way :
+       {Way{"scalar", &ardiff::scalar::products}, Way{"avx2", &ardiff::avx2::products},
+        Way{"avx512", &ardiff::avx512::products}}) {
     const bool here = has_avx2() || std::string(way.name) == "scalar";
     if (way.products && here) found.push_back(way);
   }
