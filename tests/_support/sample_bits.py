@@ -4,7 +4,8 @@ From the root of the repository, `python -m tests._support.sample_bits --write` 
 without `--write` says what differs. Only a change that is meant to change samples may write anew.
 
 The noise agrees within 2e-6 between backends, not to the bit, so each backend has cases of its own.
-The instruction sets of the C++ backend agree to the bit: one entry is for all of them. Models and
+The instruction sets of the C++ backend agree to the bit, where bfloat16 and int8 weights are
+multiplied in the common way (``ARDIFF_CPU_EXACT=1``): one entry is for all of them. Models and
 tables are made so that the bits are the same on every machine (:mod:`tests._support.exact`). Where
 that cannot be (a head's conditions are matrix products of torch's), there is an entry for each kind
 of machine that was met, told by a fingerprint of what the bits depend on. So it is with the bits of
@@ -72,6 +73,7 @@ def bits(case: Case) -> dict[str, str]:
             if ardiff_kernels.chosen_backend("uld_step", "cpu") != case.backend:
                 stack.enter_context(ardiff_kernels.backend(case.backend))
             if name:
+                stack.enter_context(testing.cpu_dots("common"))
                 stack.enter_context(testing.cpu_isa(name))
             found[name] = digest(*case.draw())
     return found
