@@ -20,6 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ardiff_kernels import ops
 from ardiff_kernels.ops.packed_linear.limits import pytorch_is_faster as is_faster
+from ardiff_kernels.ops.packed_linear.packing import PANEL
 
 from ..batch_invariant import batch_invariant, linear
 from ..loop.capture import capturing, rehearsed
@@ -34,6 +35,7 @@ BUDGET = 64 << 20  # bytes of modulations of a fused head held at a time
 _OWN_BUDGET = 128 << 20
 _SEPARATE = 32  # rows from which a set is a product of its own
 _OUTER = 1024  # outputs of a batch-invariant product on a GPU: the weights stay in the cache
+_RESULT = 16 << 20  # bytes of the result of one packed product
 
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -290,10 +292,22 @@ class Modulations(Sets):
         if plain is not None and not self.invariant and is_faster(plain.dtype, len(y)):
             torch.add(F.linear(y.to(plain.dtype), plain), self._bias, out=out)
         elif self._weight.dim() == 4:
-            out.copy_(ops.packed_linear(y, self._weight, len(self._bias), bias=self._bias))
+            self._packed_product(y, out)
         elif self.invariant:
             for begin in range(0, len(self._bias), _OUTER):
                 part = slice(begin, begin + _OUTER)
                 out[:, part] = linear(y, self._weight[part], self._bias[part])
         else:
             torch.addmm(self._bias, y, self._weight.t(), out=out)
+
+    def _packed_product(self, y: Tensor, out: Tensor) -> None:
+        """In parts whose results stay in the cache and in memory that is used again, panel after
+        panel of the matrix."""
+        count = len(self._bias)
+        most = max(_OUTER, _RESULT // (4 * max(1, len(y))) // PANEL * PANEL)
+        for begin in range(0, count, most):
+            end = min(begin + most, count)
+            panels = self._weight[begin // PANEL : -(-end // PANEL)]
+            out[:, begin:end] = ops.packed_linear(
+                y, panels, end - begin, bias=self._bias[begin:end]
+            )
