@@ -104,7 +104,11 @@ bool supported(Dots dots) {
 #endif
     case Dots::amx:
 #if defined(ARDIFF_HAS_AMX)
-      return supported(Dots::avx512_bf16) && has_tiles();
+    {
+      static const bool equal =
+          supported(Dots::avx512_bf16) && has_tiles() && tiles_equal_their_emulation();
+      return equal;
+    }
 #else
       return false;
 #endif

@@ -21,6 +21,11 @@ enum class Dots { common, avx512_bf16, amx, emulated_avx512_bf16, emulated_amx }
 /// unless an emulation was chosen. Throws as isa() does.
 Dots dots();
 
+#if defined(ARDIFF_HAS_AMX)
+/// Whether the CPU's tiles give the bits of their emulation; without that they are not used.
+bool tiles_equal_their_emulation();
+#endif
+
 }  // namespace ardiff
 
 // Declares kernel `name(const Args&, int64_t first_tile, int64_t last_tile)` of every instruction

@@ -118,7 +118,7 @@ template <class T>
 void stream_groups(const uint32_t* w, const float* x, int64_t x_stride, int64_t rows,
                    int64_t columns, float* out, int64_t out_stride) {
   constexpr int kGroups = (kStreamedRows + kFewRows - 1) / kFewRows * kVectors;
-  Sums<1, kFewRows, kParts> all[kGroups > 0 ? kGroups : 1];
+  Sums<1, kFewRows, kParts> all[kGroups];
   for (int64_t k = 0; k < columns; k += kStreamed) {
     const int64_t count = k + kStreamed < columns ? kStreamed : columns - k;
     int group = 0;
@@ -238,8 +238,12 @@ void multiply_of(const PackedMatrix& m, int64_t first, int64_t last, const Packe
                  int64_t count, float* out, int64_t out_stride) {
   const float* x = reinterpret_cast<const float*>(rows.data);
   const int64_t stride = rows.stride / static_cast<int64_t>(sizeof(float));
-  const auto run = count <= kStreamedRows ? multiply_few<T> : multiply_many<T>;
-  run(m, first, last, x, stride, count, out, out_stride);
+  if constexpr (kStreamedRows > 0) {
+    if (count <= kStreamedRows) {
+      return multiply_few<T>(m, first, last, x, stride, count, out, out_stride);
+    }
+  }
+  multiply_many<T>(m, first, last, x, stride, count, out, out_stride);
 }
 
 void multiply(const PackedMatrix& m, int64_t first, int64_t last, const PackedRows& rows,
