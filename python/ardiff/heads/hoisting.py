@@ -34,7 +34,9 @@ BUDGET = 64 << 20  # bytes of modulations of a fused head held at a time
 # is a number of its own: with the other one, samples of large batches would have other bits.
 _OWN_BUDGET = 128 << 20
 _SEPARATE = 32  # rows from which a set is a product of its own
-_OUTER = 1024  # outputs of a batch-invariant product on a GPU: the weights stay in the cache
+# Outputs of a batch-invariant product on a GPU, whose weights stay in the cache; the least of one
+# of packed weights.
+_OUTER = 1024
 _RESULT = 16 << 20  # bytes of the result of one packed product
 
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
