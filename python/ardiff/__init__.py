@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from .ar.engine import AREngine
     from .ar.sampler import ARSampler, load
+    from .integrations.systems import accelerate, restore
     from .loop.adapt_tau import adapted_solver
     from .loop.cuda_graphs import clear_graphs
     from .loop.divergence import NonfiniteWarning
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "sample": ("ardiff.sampling", "sample"),
+    "accelerate": ("ardiff.integrations.systems", "accelerate"),
+    "restore": ("ardiff.integrations.systems", "restore"),
     "AcceptanceWarning": ("ardiff.loop.stats", "AcceptanceWarning"),
     "NonfiniteWarning": ("ardiff.loop.divergence", "NonfiniteWarning"),
     "adapted_solver": ("ardiff.loop.adapt_tau", "adapted_solver"),
@@ -47,9 +50,9 @@ _EXPORTS = {
     "__version__": ("ardiff_kernels", "__version__"),
 }
 __all__ = [
-    "AREngine", "ARSampler", "AcceptanceWarning", "Calibration", "NonfiniteWarning", "RaggedTable",
-    "StepTable", "adapted_solver", "calibrate", "clear_graphs", "default_solver", "get_path",
-    "learn_table", "load", "paths", "sample", "solver",
+    "AREngine", "ARSampler", "AcceptanceWarning", "Calibration", "NonfiniteWarning",
+    "RaggedTable", "StepTable", "accelerate", "adapted_solver", "calibrate", "clear_graphs",
+    "default_solver", "get_path", "learn_table", "load", "paths", "restore", "sample", "solver",
 ]  # fmt: skip
 
 _moved.install()

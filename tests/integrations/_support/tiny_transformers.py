@@ -21,12 +21,13 @@ from tests._support.small_models import randomise
 AUDIO, END = 4, 1  # token ids
 
 
-def vibevoice(**head) -> VibeVoiceForConditionalGeneration:
-    """Width 32, latents of 8, 4 audio samples a latent."""
+def vibevoice(head_dim: int = 8, **head) -> VibeVoiceForConditionalGeneration:
+    """Width 32, latents of 8, 4 audio samples a latent, attention heads of `head_dim` channels."""
     sizes = {"num_filters": 4, "downsampling_ratios": [2, 2], "depths": [1, 1, 1]}
     text = {
         "model_type": "qwen2", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64,
         "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
+        "head_dim": head_dim,
     }  # fmt: skip
     tokenizer = "vibevoice_acoustic_tokenizer"
     config = VibeVoiceConfig(

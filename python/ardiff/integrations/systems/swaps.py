@@ -7,7 +7,7 @@ so that the modules, their parameters and their names in a state dict stay what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,7 @@ class Swap:
         after: what stands in its place; empty where it was left.
         reason: why it was left; empty where it was replaced.
         modules: whose `forward` a profile times for this part.
+        methods: pairs of an object and the name of a method that it times too.
         memory_bytes: what the replacement holds beside the model.
     """
 
@@ -53,22 +54,25 @@ class Swap:
     after: str = ""
     reason: str = ""
     modules: Sequence[nn.Module] = ()
+    methods: Sequence[tuple[Any, str]] = ()
     memory_bytes: int = 0
-    _undo: list[tuple[Any, str, Any]] = field(default_factory=list, repr=False)
+    _undo: list[Callable[[], Any]] = field(default_factory=list, repr=False)
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Sets an attribute of `owner` itself until :meth:`restore`."""
-        self._undo.append((owner, name, vars(owner).get(name, _ABSENT)))
-        vars(owner)[name] = value
+        own = vars(owner)
+        had = own.get(name, _ABSENT)
+        self.undo_with(lambda: own.pop(name, None) if had is _ABSENT else own.update({name: had}))
+        own[name] = value
+
+    def undo_with(self, undo: Callable[[], Any]) -> None:
+        """Has :meth:`restore` call `undo`."""
+        self._undo.append(undo)
 
     def restore(self) -> None:
         """Gives every owner its own attributes back, the last first."""
         while self._undo:
-            owner, name, value = self._undo.pop()
-            if value is _ABSENT:
-                vars(owner).pop(name, None)
-            else:
-                vars(owner)[name] = value
+            self._undo.pop()()
 
 
 def left(part: str, before: str, reason: str, modules: Sequence[nn.Module] = ()) -> Swap:
