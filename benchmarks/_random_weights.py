@@ -73,7 +73,7 @@ def _fan_in(module: nn.Module, parameter: Tensor) -> int:
 
 
 def _copy(parameter: Tensor, block: Tensor, start: int, scale: float) -> None:
-    """`scale` times the numbers of the block from `start`, from its beginning again where it ends."""
+    """`scale` times the numbers of the block from `start` on, which begins again at its end."""
     flat, done = parameter.view(-1), 0
     while done < flat.numel():
         piece = block[start : start + flat.numel() - done]

@@ -7,6 +7,7 @@ steps of DPM-Solver++, guidance is 1.3.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,14 +17,14 @@ from torch import Tensor
 
 from ._random_weights import materialised
 
-CASES = ("0.5b/bfloat16", "0.5b/float32", "1.5b/bfloat16")
 UNIT = "s of audio"
+BACKBONE = "model.language_model"
 STEPS, GUIDANCE, RATE = 10, 1.3, 24_000
 # width, layers, heads, key and value heads, feed-forward width, vocabulary
 SIZES = {
     "0.5b": (896, 24, 14, 2, 4864, 151_936),
     "1.5b": (1536, 28, 12, 2, 8960, 151_936),
-    "tiny": (64, 2, 4, 2, 96, 80),
+    "tiny": (64, 2, 2, 1, 96, 80),
 }
 PROMPT = {"tiny": 6}  # tokens; 200 where nothing else is said
 TOKENS = {"tiny": 3}  # audio tokens of a run; 8 where nothing else is said
@@ -121,3 +122,38 @@ def _recorded(model: Any) -> Iterator[list[Tensor]]:
         del model._decode_audio_latent
         if kept is not None:
             model._decode_audio_latent = kept
+
+
+def drop_third_pass(model: Any) -> None:
+    """Leaves out the language model's third pass of each token, whose logits guide which token is
+    next. `generate` adds it for any `guidance_scale` other than 1, which VibeVoice takes for its
+    latents; the forced tokens stay what they are."""
+    from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor as Third
+
+    own = model._get_logits_processor
+
+    def without(*args: Any, **options: Any) -> Any:
+        processors = own(*args, **options)
+        processors[:] = [each for each in processors if not isinstance(each, Third)]
+        return processors
+
+    model._get_logits_processor = without
+
+
+def compile_decoding(model: Any) -> None:
+    """Without the third pass, and the language model compiled where it is called for one token."""
+    drop_third_pass(model)
+    language_model = model.model.language_model
+    stock = language_model.forward
+    compiled = torch.compile(stock, dynamic=True)
+
+    @functools.wraps(stock)
+    def forward(*args: Any, **options: Any) -> Any:
+        inputs = options.get("inputs_embeds")
+        one = inputs is not None and inputs.shape[1] == 1
+        return (compiled if one else stock)(*args, **options)
+
+    language_model.forward = forward
+
+
+RIVALS = {"two-pass": drop_third_pass, "compile": compile_decoding}
