@@ -1,8 +1,11 @@
 """Whole systems, from a prompt to audio or an image: `ardiff.accelerate` against the stock model.
 
-A case is `<system>/<size>/<dtype>`, with `/int8` where our packed weights are int8: a module
-`systems_<system>.py` builds the model with random weights and runs its own generation. Rivals share
-its parameters: the stock model (`eager`), and what else its users can do (`RIVALS` of the module).
+A case is `<system>/<size>/<dtype>`, with `/int8` where our packed weights are int8. A module
+`systems_<system>.py` has `build(size, dtype, seed)`, a model with random weights; `generate(model,
+size, seed)`, the outputs by name of a run of its own loop; `amount(size)`, how much that makes of
+`UNIT`; `methods(model)`, whose time is that of a part; the path `BACKBONE` of what is called with
+KV caches, or None; and RIVALS, what its users can do to a model instead. Rivals share the
+parameters of the stock model, `eager`.
 Correctness comes first: the outputs of whole runs on the same noise. Then what is held in memory,
 the time per second of audio or per image, the speedups, and the time of each part before and after.
 
@@ -160,7 +163,9 @@ def _memory(
 
 
 def _caches(module: ModuleType, model: nn.Module, size: str, seed: int) -> list[Any]:
-    """The KV caches with which a run calls the module's `BACKBONE`."""
+    """The KV caches with which a run calls the module's `BACKBONE`, if it has one."""
+    if module.BACKBONE is None:
+        return []
     backbone, seen = model.get_submodule(module.BACKBONE), {}
 
     def look(_: nn.Module, args: tuple, options: dict[str, Any]) -> None:
@@ -196,7 +201,7 @@ def _times(
     parts: dict[str, list[dict[str, float]]] = {name: [] for name in models}
 
     def timed(name: str) -> None:
-        parts[name].append(measure(calls[name], _methods(own.module, models[name]), "cpu"))
+        parts[name].append(measure(calls[name], own.module.methods(models[name]), "cpu"))
 
     seconds = _harness.interleave({name: partial(timed, name) for name in models}, settings)
     for name, values in seconds.items():
@@ -212,13 +217,3 @@ def _times(
             yield _harness.spread_row(SUITE, case, name, f"time-{part}", values, unit)
             shares = [100 * one.get(part, 0.0) / sum(one.values()) for one in kept]
             yield Row(SUITE, case, name, f"share-{part}", statistics.median(shares), "%")
-
-
-def _methods(module: ModuleType, model: nn.Module) -> list[tuple[str, Any, str]]:
-    """Part, owner and name of each method that PARTS names by its path from the model."""
-    found = []
-    for part, paths in module.PARTS.items():
-        for path in paths:
-            owner, _, name = path.rpartition(".")
-            found.append((part, model.get_submodule(owner), name))
-    return found

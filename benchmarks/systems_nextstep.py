@@ -27,7 +27,6 @@ SIZES = {"small": (1024, 12, 16, 8, 2816, 768, 6), "tiny": (64, 2, 2, 1, 96, 32,
 TOKENS = {"small": 256, "tiny": 3}
 PROMPT = {"small": 64, "tiny": 5}
 VOCABULARY = 1000  # of the prompt; the loop reads no logits
-PARTS = {"language model": ("model.forward",), "head": ("image_head.sample",)}
 
 
 class NextStepShaped(Qwen2ForCausalLM):
@@ -80,6 +79,11 @@ def generate(model: Any, size: str, seed: int) -> dict[str, Tensor]:
 def amount(size: str) -> float:
     """Images of a run."""
     return 1.0
+
+
+def methods(model: NextStepShaped) -> list[tuple[str, Any, str]]:
+    """Part, owner and name of each method whose time is that of a part."""
+    return [("language model", model.model, "forward"), ("head", model.image_head, "sample")]
 
 
 def compile_both(model: NextStepShaped) -> None:

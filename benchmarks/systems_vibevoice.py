@@ -7,9 +7,9 @@ steps of DPM-Solver++, guidance is 1.3.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -28,19 +28,11 @@ SIZES = {
 }
 PROMPT = {"tiny": 6}  # tokens; 200 where nothing else is said
 TOKENS = {"tiny": 3}  # audio tokens of a run; 8 where nothing else is said
-PARTS = {
-    "language model": ("model.language_model.forward",),
-    "lm_head": ("lm_head.forward",),
-    "head": ("_sample_audio_latent",),
-    "audio decoder": ("model.audio_tower.decode",),
-    "semantic encoder": ("model.semantic_tokenizer_encoder.forward",),
-}
 
 
-def build(size: str, dtype: str, seed: int) -> Any:
-    """`VibeVoiceForConditionalGeneration` of a size with random weights; all but `tiny` have the
-    published tokenizers."""
-    from transformers import VibeVoiceConfig, VibeVoiceForConditionalGeneration
+def config(size: str) -> Any:
+    """Of a size; all but `tiny` have the published tokenizers."""
+    from transformers import VibeVoiceConfig
 
     width, layers, heads, kv_heads, ffn, vocabulary = SIZES[size]
     text = {
@@ -60,8 +52,15 @@ def build(size: str, dtype: str, seed: int) -> Any:
         options["semantic_model_config"] = semantic
         names = ("pad_token_id", "eos_token_id", "audio_bos_token_id", "audio_eos_token_id")
         options |= {name: i for i, name in enumerate((*names, "audio_token_id"))}
-    config = VibeVoiceConfig(text_config=text, **options)
-    make = lambda: VibeVoiceForConditionalGeneration(config)  # noqa: E731
+    return VibeVoiceConfig(text_config=text, **options)
+
+
+def build(size: str, dtype: str, seed: int) -> Any:
+    """`VibeVoiceForConditionalGeneration` of a size with random weights."""
+    from transformers import VibeVoiceForConditionalGeneration
+
+    own = config(size)
+    make = partial(VibeVoiceForConditionalGeneration, own)
     return materialised(make, getattr(torch, dtype), seed)
 
 
@@ -69,10 +68,10 @@ def generate(model: Any, size: str, seed: int) -> dict[str, Tensor]:
     """A run of `generate`: the latents `[tokens, d]` and the audio `[samples]` of its tokens."""
     from diffusers import DPMSolverMultistepScheduler
 
-    config, tokens = model.config, TOKENS.get(size, 8)
+    own, tokens = model.config, TOKENS.get(size, 8)
     generator = torch.Generator().manual_seed(seed)
     prompt = torch.randint(10, 80, (1, PROMPT.get(size, 200)), generator=generator)
-    prompt[:, -1] = config.audio_bos_token_id
+    prompt[:, -1] = own.audio_bos_token_id
     scheduler = DPMSolverMultistepScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
     )
@@ -81,7 +80,7 @@ def generate(model: Any, size: str, seed: int) -> dict[str, Tensor]:
         audio = model.generate(
             input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens,
             noise_scheduler=scheduler, num_diffusion_steps=STEPS, guidance_scale=GUIDANCE,
-            logits_processor=[_always(config.audio_token_id)], do_sample=False,
+            logits_processor=[_always(own.audio_token_id)], do_sample=False,
         )  # fmt: skip
     return {"latents": torch.cat(latents).flatten(1), "audio": audio[0].flatten()}
 
@@ -90,6 +89,18 @@ def amount(size: str) -> float:
     """Seconds of audio of a run."""
     hop = 4 if size == "tiny" else 3200
     return TOKENS.get(size, 8) * hop / RATE
+
+
+def methods(model: Any) -> list[tuple[str, Any, str]]:
+    """Part, owner and name of each method whose time is that of a part."""
+    inner = model.model
+    return [
+        ("language model", inner.language_model, "forward"),
+        ("lm_head", model.lm_head, "forward"),
+        ("head", model, "_sample_audio_latent"),
+        ("audio decoder", inner.audio_tower, "decode"),
+        ("semantic encoder", inner.semantic_tokenizer_encoder, "forward"),
+    ]
 
 
 def _always(token: int) -> Any:
@@ -147,7 +158,7 @@ def compile_decoding(model: Any) -> None:
     stock = language_model.forward
     compiled = torch.compile(stock, dynamic=True)
 
-    @functools.wraps(stock)
+    @wraps(stock)
     def forward(*args: Any, **options: Any) -> Any:
         inputs = options.get("inputs_embeds")
         one = inputs is not None and inputs.shape[1] == 1

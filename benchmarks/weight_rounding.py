@@ -68,6 +68,7 @@ def off_the_grid(model: ARModel, seed: int = MOVE_SEED) -> ARModel:
             mantissa, exponent = torch.frexp(weight)
             step = torch.ldexp(torch.ones_like(weight), exponent - 8)  # bfloat16 keeps 8 bits
             step = torch.where(mantissa.abs() == 0.5, step / 2, step)  # as it is below a power of 2
+            step = torch.where(weight == 0, 0.0, step)
             weight += 0.98 * step * (torch.rand(weight.shape, generator=generator) - 0.5)
     return model
 
@@ -92,7 +93,9 @@ def rounded_encoder(model: ARModel, dtype: str) -> ARModel:
 def latents(sampler: ARSampler, count: int, seed: int) -> Tensor:
     """Normalised patches `[count, K, d]` of a sampler, clipped to the range of pixels."""
     parts = [part.pixels.flatten(1) for part in sampler.stream(count, seed)]
-    return sampler.model.normalised(torch.stack(parts, 1))
+    patches = sampler.model.config.patches  # of a batch, one after another
+    batches = [torch.stack(parts[i : i + patches], 1) for i in range(0, len(parts), patches)]
+    return sampler.model.normalised(torch.cat(batches))
 
 
 class Exact:

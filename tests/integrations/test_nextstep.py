@@ -154,7 +154,8 @@ BAD = {
         lambda: nextstep.accelerate(nn.Linear(2, 2)), TypeError, "image_head.net .* got Linear",
     ),
     "signature": (
-        lambda: nextstep.accelerate(Renamed(DIM, CONTEXT, 40, 3)), RuntimeError, r"takes \(c, cfg, cfg_img\), expec",
+        lambda: nextstep.accelerate(Renamed(DIM, CONTEXT, 40, 3)), RuntimeError,
+        r"takes \(c, cfg, cfg_img\), expec",
     ),
     "outputs": (
         lambda: nextstep.accelerate(head(out=12)), ValueError, "as many outputs .* got 12 and 6",
