@@ -40,7 +40,7 @@ SIZES = {
     "mar-b": Size(768, 12, 12, 6, 1024),
     "mar-l": Size(1024, 16, 16, 8, 1280),
     "mar-h": Size(1280, 20, 16, 12, 1536),
-    "tiny": Size(64, 3, 4, 2, 32, side=4, channels=8, buffer=6, classes=10, steps=10),
+    "tiny": Size(64, 3, 4, 2, 48, side=4, channels=6, buffer=6, classes=10),
 }
 
 
@@ -98,9 +98,7 @@ class MAR(nn.Module):
         self.decoder_blocks = nn.ModuleList(Block(width, size.heads) for _ in range(size.depth))
         self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, places, width))
-        self.diffloss = DiffLoss(
-            size.channels, width, size.loss_depth, size.loss_width, size.steps
-        )
+        self.diffloss = DiffLoss(size.channels, width, size.loss_depth, size.loss_width, size.steps)
 
     def forward_mae_encoder(self, x: Tensor, mask: Tensor, class_embedding: Tensor) -> Tensor:
         """Tokens `[B, L, d]`, of which those with mask 0 are known, and classes `[B, D]` to
