@@ -15,76 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ardiff_kernels import PackedWeight, ops, pack_linear
-
-from ...heads.packing import WEIGHTS, bit_sums
-from .packed_linears import version
+from .conv_matrix import ConvMatrix
 from .pocket_package_transformer import State, Streams
-from .swaps import Choices, why_not
-
-# Steps from which PyTorch's own product of float32 is the faster one, its copy of the windows
-# included: 2-core AMD EPYC (Zen 4), one thread.
-_PLAIN_FROM = 64
-
-
-class _Matrix:
-    """A convolution's weights as the matrix of a product, followed when they change.
-
-    Args:
-        conv: a Conv1d or ConvTranspose1d.
-        weights: dtype of the packed form; None for float32.
-    """
-
-    def __init__(self, conv: nn.Module, weights: str | None) -> None:
-        self.conv, self._dtype = conv, WEIGHTS[weights or "float32"]
-        self._seen: tuple = ()
-        self._sums: Tensor | None = None
-        self._plain: Tensor | None = None
-        self._packed: PackedWeight | None = None
-        self._bias: Tensor | None = None
-        self.refresh(True)
-
-    @property
-    def memory_bytes(self) -> int:
-        held = (self._plain, self._packed.weight, self._packed.scale, self._bias)
-        return sum(t.numel() * t.element_size() for t in held if t is not None)
-
-    def refresh(self, read: bool) -> None:
-        """As `PackedLinears.refresh`."""
-        own = [t for t in (self.conv.weight, self.conv.bias) if t is not None]
-        seen = tuple(map(version, own))
-        same = seen == self._seen
-        if same and not read:
-            return
-        sums = bit_sums([t.detach() for t in own])
-        if same and torch.equal(sums, self._sums):
-            return
-        with torch.inference_mode(False), torch.no_grad():
-            weight, bias = self.conv.weight.detach(), self.conv.bias
-            self._bias = None if bias is None else bias.detach().clone()
-            if isinstance(self.conv, nn.ConvTranspose1d):
-                # [in, out, 2 stride] -> [stride out, 2 in]: of the step before, then of this one.
-                stride = self.conv.stride[0]
-                now, before = weight.split(stride, 2)
-                matrix = torch.cat([before, now], 0).permute(2, 1, 0).flatten(0, 1)
-                self._bias = None if bias is None else self._bias.repeat(stride)
-            else:
-                matrix = weight.transpose(1, 2).flatten(1)
-            matrix = matrix.contiguous()
-            self._plain = matrix if self._dtype == torch.float32 else None
-            self._packed = pack_linear(matrix, self._dtype)
-        self._seen, self._sums = seen, sums
-
-    def __call__(self, windows: Tensor, residual: Tensor | None = None) -> Tensor:
-        """`[T, K]`, any row stride, and the residual `[T, O]` -> `[T, O]`."""
-        if self._plain is not None and len(windows) >= _PLAIN_FROM:
-            found = F.linear(windows, self._plain, self._bias)
-            return found if residual is None else found.add_(residual)
-        packed = self._packed
-        return ops.packed_linear(
-            windows, packed.weight, packed.rows, scale=packed.scale, bias=self._bias,
-            residual=residual,
-        )  # fmt: skip
+from .swaps import why_not
 
 
 class PackageDecoder:
@@ -98,7 +31,7 @@ class PackageDecoder:
     def __init__(self, module: nn.Module, weights: str | None) -> None:
         self.module, self._streams = module, Streams()
         self._convs = [m for m in module.modules() if _form(m) in ("conv", "transposed")]
-        self._matrices = {m: _Matrix(_conv(m), weights) for m in self._convs}
+        self._matrices = {m: ConvMatrix(_conv(m), weights) for m in self._convs}
         self._hooks = [
             held
             for m in module.modules()
@@ -168,11 +101,11 @@ class PackageDecoder:
         row = _joined(previous.t(), x, 0, active)
         conv = layer.conv
         kernel, dilation = conv.kernel_size[0], conv.dilation[0]
-        shape, strides = (steps, kernel, channels), (channels, dilation * channels, 1)
         if dilation == 1:
             windows = row.as_strided((steps, kernel * channels), (channels, 1))
         else:
-            windows = row.as_strided(shape, strides).flatten(1)
+            strides = (channels, dilation * channels, 1)
+            windows = row.as_strided((steps, kernel, channels), strides).flatten(1)
         found = self._matrices[layer](windows, residual)
         previous.copy_(row[-before:].t())
         return found

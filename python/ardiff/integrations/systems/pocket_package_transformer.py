@@ -217,7 +217,7 @@ def _blocks(batch: int, size: int) -> Tensor:
 
 
 def _stock_attention(q: Tensor, cache: Tensor, offset: int, context: int | None) -> Tensor:
-    tokens, heads, end = q.shape[1], q.shape[2], offset + q.shape[1]
+    heads, end = q.shape[2], offset + q.shape[1]
     k, v = (t.transpose(1, 2) for t in cache[:, :, :end])
     shared = heads // k.shape[1]
     if shared > 1:
