@@ -241,4 +241,8 @@ def _swap_rest(model: Any, system: System | None, choices: Choices) -> list[Swap
         from .language_models import swap_language_models
 
         swaps += swap_language_models(model, choices)
+    if "pocket_tts" in names:
+        from ..pocket_tts_package import known, swap_parts
+
+        swaps += swap_parts(model, choices) if known(model) else []
     return swaps
