@@ -55,7 +55,7 @@ $(VENV)/.created:
 $(VENV)/.installed: $(VENV)/.created $(wildcard requirements/*.txt requirements/*/*.txt)
 	$(PIP) install -q --no-compile --no-deps $(TORCH_OPTIONS) -r requirements/torch.txt
 	$(PIP) install -q --no-compile $(addprefix -r ,$(wildcard requirements/*.txt))
-	$(PIP) install -q --no-compile --no-deps -r requirements/no-deps/fid.txt
+	$(PIP) install -q --no-compile --no-deps $(addprefix -r ,$(wildcard requirements/no-deps/*.txt))
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed $(NATIVE)

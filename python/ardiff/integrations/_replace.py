@@ -4,6 +4,7 @@ weights, so that everything can be undone. Of no package's own: nothing foreign 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -149,17 +150,23 @@ def other_parameters(
     return None
 
 
-def share(system: str, stock: nn.Module, options: dict[str, Any]) -> Head:
+def share(
+    system: str,
+    stock: nn.Module,
+    options: dict[str, Any],
+    renamed: Callable[[str], str] = lambda name: name,
+) -> Head:
     """A `Head` that has the parameters and buffers of `stock` themselves, not copies.
 
     Args:
         options: of `load_head`, where no tensor tells them.
+        renamed: the name that a `Head` has for a tensor of `stock`.
 
     Raises:
         ValueError: modules or tensors that a `Head` does not have.
     """
     name = f"{system}: the head {type(stock).__name__}"
-    tensors = stock.state_dict(keep_vars=True)
+    tensors = {renamed(k): t for k, t in stock.state_dict(keep_vars=True).items()}
     if any(t.is_meta for t in tensors.values()):
         raise ValueError(f"{name} has no weights here (they are offloaded); load the whole model")
     try:

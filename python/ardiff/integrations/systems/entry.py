@@ -232,9 +232,17 @@ def _swap_rest(model: Any, system: System | None, choices: Choices) -> list[Swap
     if not isinstance(model, nn.Module):
         return []
     swaps: list[Swap] = []
+    if system is not None and system.name == "MAR":
+        from .mar_backbone import swap_backbone
+
+        swaps += swap_backbone(model, choices)
     names = {type(m).__module__.partition(".")[0] for m in model.modules()}
     if "transformers" in names:
         from .language_models import swap_language_models
 
         swaps += swap_language_models(model, choices)
+    if "pocket_tts" in names:
+        from ..pocket_tts_package import known, swap_parts
+
+        swaps += swap_parts(model, choices) if known(model) else []
     return swaps

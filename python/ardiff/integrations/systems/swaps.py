@@ -97,7 +97,8 @@ def why_not(module: nn.Module, linears: Iterable[nn.Module]) -> str:
     for name, inner in module.named_modules():
         if inner is module:
             continue
-        if isinstance(inner, torch._dynamo.eval_frame.OptimizedModule):
+        compiled = getattr(inner, "_compiled_call_impl", None) is not None
+        if compiled or isinstance(inner, torch._dynamo.eval_frame.OptimizedModule):
             return f"{name} is compiled"
         if hooked(inner) or "forward" in vars(inner):
             return f"{name} has hooks or a replaced forward, which would not be called"
