@@ -137,11 +137,11 @@ class DiffLoss(nn.Module):
         x = torch.randn(shape, device=z.device) if noise is None else noise[0, :count]
 
         def plain(x, t):
-            return self.net(x, t, z)
+            return self.net(x.to(z.dtype), t, z).to(x.dtype)
 
         def with_guidance(x, t):
             half = x[:count]
-            out = self.net(torch.cat([half, half]), t, z)
+            out = self.net(torch.cat([half, half]).to(z.dtype), t, z).to(x.dtype)
             epsilon, share = out.chunk(2, 1)
             c, u = epsilon.chunk(2)
             epsilon = u + cfg * (c - u)

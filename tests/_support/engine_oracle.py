@@ -65,15 +65,18 @@ def draw_alone(
     temperature: float = 1.0,
     order: list[int] | None = None,
     stop=None,
+    noise: list[tuple[int, int]] | None = None,
 ) -> Drawn:
     """One request in the plainest way: each patch a run of its own, by a table of its own.
 
     `cached`: with the encoder's cache, the fused head and `batch_invariant`, to compare bits; else
     every prefix is encoded anew and the head is plain.
+    `noise`: seed and sample id of each patch, in the place of `seed` and `sample_id`.
     """
     order = list(range(patches)) if order is None else order
     table = ardiff.solver(SOLVER, steps=steps, **PATH)
-    key, block = torch.tensor([seed]), model.block
+    block = model.block
+    noise = [(seed, sample_id)] * patches if noise is None else noise
     dtype, scales = model.encoder.dtype, [w for w in (guidance, guidance2) if w is not None]
     prompts = [prompt, uncond, uncond2][: 1 + len(scales)]
     nulled = [i > 0 and p is None and model.null is not None for i, p in enumerate(prompts)]
@@ -112,7 +115,9 @@ def draw_alone(
             states = contexts(tokens, at)
             block_made = []
             for j, place in enumerate(target):
-                stream = torch.tensor([sample_id * 2**20 + place])
+                patch_seed, patch_sample = noise[len(made) + j]
+                key = torch.tensor([patch_seed])
+                stream = torch.tensor([patch_sample * 2**20 + place])
                 ways: dict[str, Tensor] = {}
                 for suffix, state, weight in zip(("", "2"), states[1:], weights, strict=False):
                     ways[f"uncond{suffix}"] = state[j : j + 1]

@@ -323,7 +323,7 @@ def test_a_callback_must_not_step_and_may_change_its_values():
         pass
     assert torch.equal(engine.collect()[0].patches, changed.patches)
     engine.submit(None, 1, on_patch=lambda patch: engine.step(), seed=0)
-    with pytest.raises(RuntimeError, match="may submit and cancel, but not step"):
+    with pytest.raises(RuntimeError, match="may submit, fork and cancel, but not step"):
         engine.step()
 
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from ardiff.integrations import kdiffusion, mar, nextstep
+from ardiff.integrations.vibevoice import accelerate as accelerate_vibevoice
 from tests._support.couplings import unit_mixture
 from tests._support.head_cases import rows
 from tests.integrations._support.mar_model import CONTEXT, loss_of
+from tests.integrations._support.tiny_transformers import token, vibevoice
 from tests.integrations.test_nextstep import head as flow_head
 
 SAME = {"lookahead": 12, "mode": "picard", "tolerance": 0.0}
@@ -45,6 +47,20 @@ def test_nextstep_without_tolerance_has_its_bits():
     c = rows(6, 24)
     assert torch.equal(_nextstep(c, **SAME), _nextstep(c))
     assert not torch.equal(_nextstep(c, lookahead=4), _nextstep(c))
+
+
+def _vibevoice(**options) -> torch.Tensor:
+    model = vibevoice()
+    accelerate_vibevoice(model, batch_invariant=True, **options)
+    return token(model, rows=3, steps=12)
+
+
+def test_vibevoice_without_tolerance_has_its_bits():
+    assert torch.equal(_vibevoice(**SAME), _vibevoice())
+    ahead = {"lookahead": 4, "mode": "picard", "tolerance": 0.1}
+    assert not torch.equal(_vibevoice(**ahead), _vibevoice())
+    with pytest.raises(ValueError, match="mode and tolerance go with lookahead"):
+        _vibevoice(tolerance=0.1)
 
 
 def _denoiser():

@@ -6,55 +6,18 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ardiff.integrations import nextstep  # noqa: E402
-from benchmarks.reference_mar import HeadNet  # noqa: E402
+from benchmarks.reference_nextstep import FlowHead  # noqa: E402
 from tests._support.head_cases import relative_rms, rows
 from tests._support.small_models import randomise
 
 DIM, CONTEXT, N = 6, 24, 5
 
 
-class FlowHead(nn.Module):
-    """A velocity head and its loop: noise at t = 0, data at t = 1."""
-
-    def __init__(self, out: int = DIM) -> None:
-        super().__init__()
-        self.net = HeadNet(DIM, CONTEXT, 40, 3, out)
-
-    def velocity(self, x: Tensor, t: Tensor, c: Tensor, cfg: float, cfg2: float) -> Tensor:
-        ways = len(c) // len(x)
-        parts = self.net(x.repeat(ways, 1).to(c.dtype), t.to(c.dtype).expand(len(c)), c).float()
-        if ways == 1:
-            return parts
-        v, u, *second = parts.chunk(ways)
-        if not second:
-            return u + cfg * (v - u)
-        return second[0] + cfg2 * (u - second[0]) + cfg * (v - u)
-
-    @torch.no_grad()
-    def sample(
-        self, c, cfg=1.0, cfg2=1.0, timesteps_shift=1.0, num_sampling_steps=20, last_step_size=0.04,
-        noise_repeat=1, noise=None,
-    ):  # fmt: skip
-        ways = 1 + (cfg > 1) + (cfg2 > 1)
-        if noise is None:
-            noise = torch.randn(num_sampling_steps, noise_repeat, DIM)
-            noise = noise.repeat(1, len(c) // ways // noise_repeat, 1)
-        x = noise[0]
-        times = torch.linspace(0, 1 - last_step_size, num_sampling_steps)
-        times = times / (timesteps_shift - (timesteps_shift - 1) * times)
-        for k in range(num_sampling_steps - 1):
-            t, dt = times[k], times[k + 1] - times[k]
-            v = self.velocity(x, t, c, cfg, cfg2)
-            score = (t * v - x) / ((1 - t) ** 2 + t * (1 - t))
-            x = x + dt * (v + (1 - t) * score) + torch.sqrt(2 * (1 - t) * dt) * noise[k + 1]
-        return (x + last_step_size * self.velocity(x, times[-1], c, cfg, cfg2)).to(c.dtype)
-
-
 def head(**options) -> FlowHead:
-    return randomise(FlowHead(**options)).eval()
+    return randomise(FlowHead(DIM, CONTEXT, 40, 3, **options)).eval()
 
 
 WAYS = {
@@ -191,7 +154,8 @@ BAD = {
         lambda: nextstep.accelerate(nn.Linear(2, 2)), TypeError, "image_head.net .* got Linear",
     ),
     "signature": (
-        lambda: nextstep.accelerate(Renamed()), RuntimeError, r"takes \(c, cfg, cfg_img\), expec",
+        lambda: nextstep.accelerate(Renamed(DIM, CONTEXT, 40, 3)), RuntimeError,
+        r"takes \(c, cfg, cfg_img\), expec",
     ),
     "outputs": (
         lambda: nextstep.accelerate(head(out=12)), ValueError, "as many outputs .* got 12 and 6",

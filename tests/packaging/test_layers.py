@@ -31,8 +31,9 @@ LAYERS = (
     ("ardiff.ar",),  # contexts, on which the shipped model is built; who samples it is above it
     ("ardiff.models",),
     (
-        *("ardiff.ar.engine", "ardiff.ar.function_model", "ardiff.ar.patch_model"),
-        *("ardiff.ar.requests", "ardiff.ar.sampler", "ardiff.ar.step", "ardiff.training"),
+        *("ardiff.ar.admission", "ardiff.ar.engine", "ardiff.ar.function_model"),
+        *("ardiff.ar.patch_model", "ardiff.ar.request_queue", "ardiff.ar.requests"),
+        *("ardiff.ar.sampler", "ardiff.ar.step", "ardiff.training"),
     ),
     ("ardiff.planning",),
     ("ardiff.study",),

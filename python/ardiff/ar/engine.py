@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from os import PathLike
@@ -18,10 +17,12 @@ from ..loop.lookahead import check_lookahead
 from ..noise import make_key
 from ..solvers import default_solver
 from ..tables.table import StepTable
+from .admission import Prompts
 from .kv_cache import KVCache
 from .patch_model import Sampled, sampled_model
-from .requests import Finished, MadePatch, Request, check_room, make_request
-from .step import PatchSolver, contexts, prefill
+from .request_queue import RequestQueue
+from .requests import Finished, MadePatch, Request, check_room, forks_of, make_request
+from .step import PatchSolver, contexts
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +37,9 @@ class AREngine:
     matrix products; with `batch_invariant` not even for that, to the bit.
 
     Requests are admitted in the order they came, each when cache rows for its streams and blocks
-    for its whole length are free, so that a running request never waits for memory.
+    for its whole length are free, so that a running request never waits for memory. Blocks that it
+    shares are counted once: a prompt that a running request has too is taken from the cache, and
+    :meth:`fork` makes continuations that share the patches made so far.
 
     Example:
         >>> import ardiff
@@ -50,6 +53,18 @@ class AREngine:
         0 torch.Size([4, 768])
         1 torch.Size([4, 768])
         2 torch.Size([4, 768])
+
+        Four more images that begin with the two patches of one:
+
+        >>> first = engine.submit(None, patches=4, seed=0)
+        >>> made = engine.step() + engine.step()
+        >>> engine.fork(first, 4)
+        [4, 5, 6, 7]
+        >>> while engine.step():
+        ...     pass
+        >>> images = {found.request: found.patches for found in engine.collect()}
+        >>> [bool((images[4][k] == images[first][k]).all()) for k in range(4)]
+        [True, True, False, False]
 
     Args:
         model: a `PatchModel`, float32 or bfloat16; or an `ARModel`, such as `ardiff.load` returns.
@@ -65,6 +80,8 @@ class AREngine:
         block_size, blocks, limit: of the cache, as `CausalEncoder.plan_cache` and `KVCache` take
             them.
         cache_dtype: float32, bfloat16, int8 or float8_e4m3fn; None for the encoder's.
+        share_prompts: take a prompt that equals one of a running request from the cache; False
+            takes in each one anew, and shares only what forks have in common.
         batch_invariant: compute each request as if it were alone, to the bit; slower.
         backend: forces a backend of `ardiff_kernels`; None takes the best.
         weights: of the head's blocks, `float32`, `bfloat16` or `int8`.
@@ -92,6 +109,7 @@ class AREngine:
         blocks: int | None = None,
         cache_dtype: torch.dtype | None = None,
         limit: int | None = None,
+        share_prompts: bool = True,
         batch_invariant: bool = False,
         backend: str | None = None,
         weights: str = "float32",
@@ -117,9 +135,8 @@ class AREngine:
         )  # fmt: skip
         _log.info("KV cache: %s takes %d bytes", self.plan, self.plan.memory_bytes)
         self._cache = KVCache(self.plan, model.start.device, limit)
-        self._free_rows = list(range(rows))[::-1]
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []
+        self._queue = RequestQueue(model, self._cache)
+        self._prompts = Prompts() if share_prompts else None
         self._finished: list[Finished] = []
         self._next_id = 0
         self._drawn_seed: int | None = None
@@ -128,16 +145,16 @@ class AREngine:
     @property
     def waiting(self) -> int:
         """Requests that have not been admitted yet."""
-        return len(self._waiting)
+        return len(self._queue.waiting)
 
     @property
     def running(self) -> int:
         """Requests that hold cache rows."""
-        return len(self._running)
+        return len(self._queue.running)
 
     @property
     def free_rows(self) -> int:
-        return len(self._free_rows)
+        return len(self._queue.free_rows)
 
     @property
     def free_blocks(self) -> int:
@@ -202,22 +219,64 @@ class AREngine:
         )  # fmt: skip
         check_room(request, self.model, self.plan)
         self._solver.table(steps)
+        if self._prompts is not None:
+            request.prompts = [self._prompts.one(prompt) for prompt in request.prompts]
         self._next_id += 1
-        self._waiting.append(request)
+        self._queue.add([request])
         return request.id
+
+    def fork(
+        self,
+        request: int,
+        n: int = 1,
+        *,
+        seed: int | None = None,
+        sample_ids: Sequence[int] | None = None,
+    ) -> list[int]:
+        """Queues n continuations of a request: requests of their own that go on from its patches.
+
+        All else they have from the request, its callbacks too, whose patches name the continuation.
+        While the request or another continuation runs, they share the cache blocks of its prompt
+        and of the patches made; if none does when they are admitted, these are taken in again. Of a
+        request that waits all patches are still to be made: it and its n forks are n + 1 samples of
+        one prompt.
+
+        Args:
+            request: the id of one that waits or runs.
+            n: how many.
+            seed, sample_ids: address the noise of the patches to come; by default the request's
+                seed and the new ids.
+
+        Returns:
+            Their ids. `Finished` of each holds all patches, those made before the fork too.
+
+        Raises:
+            KeyError: an id that no request has.
+            TypeError, ValueError: a request that is done, an argument out of range, sample ids that
+                would give the same patches twice.
+        """
+        found = self._find(request)
+        if found is None or found.done:
+            raise ValueError(
+                f"request {request} is done or was cancelled: fork one that waits or runs"
+            )
+        forks = forks_of(found, n, self._next_id, seed, sample_ids)
+        self._next_id += len(forks)
+        self._queue.add(forks)
+        return [fork.id for fork in forks]
 
     def step(self) -> int:
         """One autoregressive step of every running request, after admitting those that fit.
 
         An exception of the model leaves the requests where they were. One raised by a callback
         cancels its request and is raised again when all patches of the step are delivered.
-        Callbacks may submit and cancel, but not step.
+        Callbacks may submit, fork and cancel, but not step.
 
         Returns:
             Patches made; 0 when there is nothing to do.
         """
         if self._stepping:
-            raise RuntimeError("a callback may submit and cancel, but not step")
+            raise RuntimeError("a callback may submit, fork and cancel, but not step")
         self._stepping = True
         try:
             return self._step()
@@ -231,8 +290,8 @@ class AREngine:
                 modes.enter_context(ardiff_kernels.backend(self.backend))
             if self.batch_invariant:
                 modes.enter_context(batch_invariant_mode())
-            self._admit()
-            running = sorted(self._running, key=lambda request: request.seed)
+            self._queue.admit()
+            running = sorted(self._queue.running, key=lambda request: request.seed)
             if not running:
                 return 0
             held = [(row, self._cache.lengths[row]) for r in running for row in r.rows]
@@ -256,33 +315,16 @@ class AREngine:
         Raises:
             KeyError: an id that no request has.
         """
-        if not 0 <= request < self._next_id:
-            raise KeyError(f"no request {request}; ids go from 0 to {self._next_id - 1}")
-        found = [r for r in (*self._waiting, *self._running) if r.id == request]
-        for each in found:
-            self._release(each)
-        return bool(found)
+        found = self._find(request)
+        if found is not None:
+            self._queue.release(found)
+        return found is not None
 
-    def _admit(self) -> None:
-        """Gives waiting requests rows, first come, first served, and takes in their prompts."""
-        admitted, cache = [], self._cache
-        while self._waiting:
-            request = self._waiting[0]
-            tokens = request.tokens(self.model.block)
-            blocks = sum(self.plan.blocks_of(n) for n in tokens)
-            if len(tokens) > len(self._free_rows) or blocks > cache.free_blocks:
-                break
-            request.rows = [self._free_rows.pop() for _ in tokens]
-            cache.reserve(request.rows, tokens)
-            admitted.append(self._waiting.popleft())
-        try:
-            prefill(self.model, self._cache, admitted)
-        except BaseException:
-            for request in reversed(admitted):
-                self._take_back(request)
-                self._waiting.appendleft(request)
-            raise
-        self._running += admitted
+    def _find(self, id: int) -> Request | None:
+        """The waiting or running request of that id; None for one that is done or was cancelled."""
+        if not 0 <= id < self._next_id:
+            raise KeyError(f"no request {id}; ids go from 0 to {self._next_id - 1}")
+        return self._queue.find(id)
 
     def _deliver(self, running: list[Request], made: Tensor) -> None:
         """Gives each request its patches `[B, d]`, calls back, and ends those that are done."""
@@ -301,7 +343,7 @@ class AREngine:
                 self._call_back(request, patches)
             except BaseException as error:
                 failure = failure or error
-                self._release(request)
+                self._queue.release(request)
         if failure is not None:
             raise failure
 
@@ -318,18 +360,5 @@ class AREngine:
             stopped = len(request.made) < len(request.order)
             places = request.order[: len(request.made)]
             done = Finished(request.id, torch.stack(request.made), places, stopped)
-            self._release(request)
+            self._queue.release(request)
             self._finished.append(done)
-
-    def _release(self, request: Request) -> None:
-        """Forgets a waiting or running request."""
-        if request.rows:
-            self._running.remove(request)
-            self._take_back(request)
-        elif request in self._waiting:
-            self._waiting.remove(request)
-
-    def _take_back(self, request: Request) -> None:
-        self._cache.reset(request.rows)
-        self._free_rows += request.rows
-        request.rows = []

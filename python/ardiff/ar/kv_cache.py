@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .block_pool import BlockPool
 from .free_memory import available_bytes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn)
@@ -115,7 +116,8 @@ class KVCache:
     """Keys and values of all layers, for rows of unequal length.
 
     A row takes blocks from the pool as it grows and gives them back at `reset`; what they held is
-    not erased, since no row reads past its own length.
+    not erased, since no row reads past its own length. Rows that begin alike share blocks
+    (:meth:`fork`); a block goes back to the pool when no row holds it any more.
 
     Args:
         plan: sizes; see :meth:`ardiff.ar.encoder.CausalEncoder.plan_cache`.
@@ -134,8 +136,20 @@ class KVCache:
         >>> plan = CachePlan(layers=2, kv_heads=1, head_dim=16, rows=3, capacity=32, block_size=8)
         >>> plan.blocks, plan.memory_bytes
         (12, 24576)
-        >>> KVCache(plan).lengths
+        >>> cache = KVCache(plan)
+        >>> cache.lengths
         [0, 0, 0]
+
+        Two rows that go on from the 20 tokens of a third: their full blocks are shared.
+
+        >>> cache.reserve([0], [20])
+        >>> cache.advance([0], [20])  # counts what the ops have written
+        >>> cache.fork(0, into=[1, 2])
+        >>> cache.lengths, cache.free_blocks
+        ([20, 20, 20], 9)
+        >>> cache.reserve([0, 1, 2], [21, 21, 21])  # to write a token each
+        >>> cache.free_blocks
+        7
     """
 
     def __init__(
@@ -157,13 +171,12 @@ class KVCache:
                 layers(*shape, dtype=torch.float32),
             )
         self.lengths = [0] * plan.rows
-        self._blocks: list[list[int]] = [[] for _ in range(plan.rows)]
-        self._free = list(range(plan.blocks))[::-1]
+        self._pool = BlockPool(plan.blocks, plan.rows)
         self._table = torch.zeros(plan.rows, plan.blocks_of(plan.capacity), dtype=torch.int32)
 
     @property
     def free_blocks(self) -> int:
-        return len(self._free)
+        return len(self._pool.free)
 
     def check_rows(self, rows: Sequence[int]) -> None:
         """Raises ValueError unless `rows` are different rows of this cache."""
@@ -176,29 +189,92 @@ class KVCache:
     def reserve(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
         """Gives each row the blocks for `tokens` tokens in all: every row or, on an error, none.
 
+        Blocks that the row is to write, from its length on, are its own afterwards: it gets a copy
+        of one that it shares, unless the other rows have theirs by then.
+
         Raises:
             ValueError: more tokens than `capacity`.
             MemoryError: more blocks than are free.
         """
         self.check_rows(rows)
-        plan, wanted = self.plan, []
+        plan, pool, wanted = self.plan, self._pool, []
         for row, count in zip(rows, tokens, strict=True):
             if count > plan.capacity:
                 raise ValueError(
                     f"KVCache: row {row} needs room for {count} tokens, but the cache holds "
                     f"{plan.capacity} tokens per sequence; make a larger cache"
                 )
-            wanted.append(max(0, plan.blocks_of(count) - len(self._blocks[row])))
-        if sum(wanted) > len(self._free):
+            first, last = len(pool.held[row]), plan.blocks_of(count)
+            wanted += [(row, index) for index in range(first, last)]
+        shared = pool.shared((r, self._written(r, n)) for r, n in zip(rows, tokens, strict=True))
+        needed = len(shared) + len(wanted)
+        if needed > len(pool.free):
             raise MemoryError(
-                f"KVCache: {sum(wanted)} more blocks of {plan.block_size} tokens are needed, but "
-                f"{len(self._free)} of {plan.blocks} are free; reset rows or make more blocks"
+                f"KVCache: {needed} more blocks of {plan.block_size} tokens are needed, but "
+                f"{len(pool.free)} of {plan.blocks} are free; reset rows or make more blocks"
             )
-        for row, count in zip(rows, wanted, strict=True):
-            held = self._blocks[row]
-            for _ in range(count):
-                self._table[row, len(held)] = self._free[-1]
-                held.append(self._free.pop())
+        self._copy(shared)
+        for row, index in shared + wanted:
+            self._table[row, index] = pool.give(row, index)
+
+    def _written(self, row: int, tokens: int) -> range:
+        """Indices of the blocks that the row holds and writes on its way to `tokens` tokens."""
+        if tokens <= self.lengths[row]:
+            return range(0)
+        held = min(len(self._pool.held[row]), self.plan.blocks_of(tokens))
+        return range(self.lengths[row] // self.plan.block_size, held)
+
+    def _copy(self, shared: list[tuple[int, int]]) -> None:
+        """Copies the tokens of blocks (row, index) into the blocks that will take their places."""
+        size = self.plan.block_size
+        filled = max((self.lengths[row] - index * size for row, index in shared), default=0)
+        if filled <= 0:
+            return
+        held = self._pool.held
+        old = torch.tensor([held[row][index] for row, index in shared], device=self.device)
+        new = torch.tensor(self._pool.next(len(shared)), device=self.device)
+        for layer in (*self._keys, *self._values, *self._scales[0], *self._scales[1]):
+            if layer is not None:
+                # float8 has no indexed assignment.
+                part = layer.view(torch.uint8) if layer.itemsize == 1 else layer
+                part[new, :, :filled] = part[old, :, :filled]
+
+    def fork(self, row: int, into: Sequence[int], tokens: int | None = None) -> None:
+        """Lets empty rows begin with the tokens of `row`, in the blocks that hold them.
+
+        It takes no block. Full blocks stay shared; the last one, where it is partly filled, is
+        copied when one of its rows is to be written (copy on write, see :meth:`reserve`): N rows
+        take the memory of what they have in common and N tails. In a contiguous cache a row has one
+        block, so that each row that goes on has a copy of its own: forks save the time to take the
+        tokens in, and no memory.
+
+        Args:
+            row: whose tokens.
+            into: different rows that hold nothing.
+            tokens: how many of the first ones; None for all.
+
+        Raises:
+            ValueError: rows that are not there, or not different; a row of `into` that holds
+                blocks; more tokens than `row` has.
+        """
+        into = list(into)
+        self.check_rows([row, *into])
+        tokens = self.lengths[row] if tokens is None else tokens
+        if not 0 <= tokens <= self.lengths[row]:
+            raise ValueError(
+                f"KVCache: tokens must lie in [0, {self.lengths[row]}], what row {row} holds, got "
+                f"{tokens}"
+            )
+        for other in into:
+            if self._pool.held[other]:
+                raise ValueError(
+                    f"KVCache: row {other} holds {len(self._pool.held[other])} blocks, but a fork "
+                    "goes into empty rows; reset it first"
+                )
+        blocks = self._pool.share(row, self.plan.blocks_of(tokens), into)
+        for other in into:
+            self._table[other, : len(blocks)] = self._table[row, : len(blocks)]
+            self.lengths[other] = tokens
 
     def view(self, rows: Sequence[int]) -> CacheView:
         """The tensors of `rows`, in this order."""
@@ -215,10 +291,9 @@ class KVCache:
             self.lengths[row] += count
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
-        """Empties rows (all when None) and returns their blocks to the pool."""
+        """Empties rows (all when None); blocks that no other row holds go back to the pool."""
         rows = range(self.plan.rows) if rows is None else list(rows)
         self.check_rows(rows)
         for row in rows:
-            self._free.extend(reversed(self._blocks[row]))
-            self._blocks[row] = []
+            self._pool.release(row)
             self.lengths[row] = 0

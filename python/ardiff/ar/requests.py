@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -54,7 +54,7 @@ class Request:
         steps: bound on the model calls, for each patch.
         rows: of the cache, one per stream; empty while it waits and once it is done.
         made: patches `[d]` as they are given back.
-        last: the block of patches made last, `[block, d]`, as the encoder takes it.
+        taken: blocks of patches `[block, d]` as the encoder takes them, one per step made.
     """
 
     id: int
@@ -70,8 +70,22 @@ class Request:
     on_patch: Callable[[MadePatch], object] | None = None
     rows: list[int] = field(default_factory=list)
     made: list[Tensor] = field(default_factory=list)
-    last: Tensor | None = None
+    taken: list[Tensor] = field(default_factory=list)
     done: bool = False
+
+    @property
+    def last(self) -> Tensor | None:
+        """The block of patches made last."""
+        return self.taken[-1] if self.taken else None
+
+    def fork(self, id: int, seed: int, sample_id: int) -> Request:
+        """A request of its own that goes on from the patches made so far."""
+        own = {"rows": [], "made": self.made.copy(), "taken": self.taken.copy()}
+        return replace(self, id=id, seed=seed, sample_id=sample_id, **own)
+
+    def after(self, steps: int, block: int) -> Request:
+        """The request as it was after `steps` of its steps."""
+        return replace(self, made=self.made[: steps * block], taken=self.taken[:steps])
 
     def tokens(self, block: int) -> list[int]:
         """Tokens that each stream will have taken in at the end."""
@@ -91,7 +105,7 @@ class Request:
     def keep(self, patches: Tensor, values: Tensor) -> None:
         """Takes in a block of patches `[block or fewer, d]` that no one will change, and the values
         of them that are given back."""
-        self.last = patches
+        self.taken.append(patches)
         self.made += values.unbind(0)
         self.done = len(self.made) == len(self.order)
 
@@ -188,6 +202,26 @@ def make_request(
         stop,
         on_patch,
     )
+
+
+def forks_of(
+    request: Request, n: int, first: int, seed: int | None, sample_ids: Sequence[int] | None
+) -> list[Request]:
+    """n forks with ids from `first` up, every argument checked; see
+    :meth:`ardiff.ar.engine.AREngine.fork`."""
+    n = integer("n", n, 1, MAX_SAMPLE_ID)
+    ids = range(first, first + n)
+    seed = request.seed if seed is None else integer("seed", seed, -(2**63), 2**63)
+    given = list(ids if sample_ids is None else sample_ids)
+    samples = [integer("sample_ids", sample, 0, MAX_SAMPLE_ID) for sample in given]
+    taken = [request.sample_id] if seed == request.seed else []
+    if len(samples) != n or len({*samples, *taken}) != n + len(taken):
+        besides = f", none of them the request's own {taken[0]}" if taken else ""
+        raise ValueError(
+            f"sample_ids must be {n} different integers{besides}, since equal ones with one seed "
+            f"draw equal patches; got {samples}"
+        )
+    return [request.fork(id, seed, sample) for id, sample in zip(ids, samples, strict=True)]
 
 
 def _guidance(

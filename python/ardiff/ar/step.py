@@ -33,20 +33,6 @@ _Prepared = tuple[Runnable, Schedule, PathNoise | None]
 _SCHEDULES = 64  # kept; the least recently used goes first
 
 
-def prefill(model: Sampled, cache: KVCache, admitted: list[Request]) -> None:
-    """Takes in the prompts of all streams, in one call of the encoder."""
-    streams = [
-        (row, prompt)
-        for request in admitted
-        for row, prompt in zip(request.rows, request.prompts, strict=True)
-        if len(prompt)
-    ]
-    if streams:
-        rows, prompts = zip(*streams, strict=True)
-        tokens = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)
-        model.encoder.prefill(tokens, cache, rows, [len(prompt) for prompt in prompts])
-
-
 def contexts(model: Sampled, cache: KVCache, running: list[Request]) -> list[Tensor]:
     """Takes in the newest tokens of all streams, in one call of the encoder.
 

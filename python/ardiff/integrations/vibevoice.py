@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..heads.base import Head
 from ..heads.token import denoise_token
+from ..loop.lookahead import check_lookahead
 from ..noise import make_key, make_stream
 from ..solvers import solver as make_table
 from ..solvers import solver_options
@@ -35,6 +36,14 @@ _GRID = ("grid", "ratio_max", "ratio_min", "rho", "shift", "denoise_last")
 _KEPT = 32  # tables; the least recently used goes first
 
 _tables: OrderedDict[tuple, StepTable] = OrderedDict()
+
+
+class _Ahead(NamedTuple):
+    """As `denoise_token` takes it."""
+
+    lookahead: int | str
+    mode: str | None
+    tolerance: float | None
 
 
 class VibeVoiceAccelerator(Accelerator):
@@ -115,10 +124,11 @@ class VibeVoiceAccelerator(Accelerator):
             start = torch.randn(2 * count, size).to(weight.device, dtype)[:count].float()
             key = make_key(None, weight.device) if table.draws else stream.new_zeros(1)
         guided = guidance_scale != 1
+        ahead = self.options["lookahead"]
         latent = denoise_token(
             head, positive_condition.to(weight), table, key, 0, stream, start=start,
             uncond=negative_condition.to(weight) if guided else None,
-            guidance=guidance_scale if guided else None,
+            guidance=guidance_scale if guided else None, **(ahead._asdict() if ahead else {}),
         )  # fmt: skip
         return latent.to(dtype).unsqueeze(1)
 
@@ -219,6 +229,9 @@ def accelerate(
     seed: int | None = None,
     sample_ids: Sequence[int] | Tensor | None = None,
     batch_invariant: bool = False,
+    lookahead: int | str | None = None,
+    mode: str | None = None,
+    tolerance: float | None = None,
     **options: Any,
 ) -> VibeVoiceAccelerator:
     """Runs the diffusion head of `model` on the head engine, within `generate` as it is.
@@ -243,6 +256,7 @@ def accelerate(
         sample_ids: integers in [0, 2^43), one per sample of `generate`; default 0 up. They can be
             changed between calls: ``handle.sample_ids = [7]``.
         batch_invariant: a row's bits do not depend on the others, given equal conditions.
+        lookahead, mode, tolerance: as of :func:`ardiff.sample`, of each token's run.
         options: the solver's own, as ``stages`` and ``inner``.
 
     Returns:
@@ -256,6 +270,9 @@ def accelerate(
         ValueError: options, a solver or a head that do not fit. A noise scheduler that does not is
             refused by `generate`.
     """
+    ahead = None
+    if check_lookahead(lookahead, mode, tolerance) is not None:
+        ahead = _Ahead(lookahead, mode, tolerance)
     if table is not None:
         table = StepTable.alone(table, solver=solver, **options)
     elif solver is not None:
@@ -269,7 +286,7 @@ def accelerate(
         VibeVoiceAccelerator, model,
         {
             "solver": solver, "table": table, "weights": weights, "seed": seed,
-            "sample_ids": sample_ids, "batch_invariant": batch_invariant,
+            "sample_ids": sample_ids, "batch_invariant": batch_invariant, "lookahead": ahead,
             "options": tuple((k, _hashable(v)) for k, v in sorted(options.items())),
         },
     )  # fmt: skip

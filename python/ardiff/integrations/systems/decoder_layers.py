@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .growing_cache import GrowingLayer, Rotary, attend
+from .growing_cache import MOST_TOKENS, GrowingLayer, Rotary, attend
 from .packed_linears import Floats, PackedLinears, Place
 from .swaps import Choices
 
@@ -63,7 +63,8 @@ class FewRows:
         self.kind = KNOWN[type(layer).__name__]
         self.attends = "attention" in choices.parts
         self.packs = "linears" in choices.parts
-        self.most = 2**31 if choices.batch_invariant else FEW
+        self.invariant = choices.batch_invariant
+        self.most = 2**31 if self.invariant else FEW
         attn, mlp, names = self.attn, layer.mlp, MLP[self.kind]
         self._qkv = [Place(attn, f"{n}_proj") for n in "qkv"]
         self._o = [Place(attn, "o_proj")]
@@ -113,10 +114,23 @@ class FewRows:
         batch, tokens, width = hidden_states.shape
         x = hidden_states.reshape(batch * tokens, width)
         q, k, v = (t.unflatten(0, (batch, tokens)) for t in self.project(x))
-        first = first_keys(attention_mask) if held is not None and tokens == 1 else ()
-        if tokens == 1 and held is not None and first != ():
+        first: tuple[int, ...] | None = ()
+        if held is not None and tokens == 1:
+            first = first_keys(attention_mask)
+        elif held is not None and self.invariant and attention_mask is None:
+            first = None
+        if first != ():
             rotary = rotary_of(position_embeddings, batch)
-            found = self._attend(q, k, v, held, rotary, first, True)
+            parts = [slice(at, at + MOST_TOKENS) for at in range(0, tokens, MOST_TOKENS)]
+            found = torch.cat(
+                [
+                    self._attend(
+                        q[:, part], k[:, part], v[:, part], held, rotary.tokens(part), first, True
+                    )
+                    for part in parts
+                ],
+                1,
+            )
         else:
             found = self._stock_attention(
                 q, k, v, attention_mask, past_key_values, position_embeddings, kwargs

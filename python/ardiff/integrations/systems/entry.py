@@ -232,6 +232,10 @@ def _swap_rest(model: Any, system: System | None, choices: Choices) -> list[Swap
     if not isinstance(model, nn.Module):
         return []
     swaps: list[Swap] = []
+    if system is not None and system.name == "MAR":
+        from .mar_backbone import swap_backbone
+
+        swaps += swap_backbone(model, choices)
     names = {type(m).__module__.partition(".")[0] for m in model.modules()}
     if "transformers" in names:
         from .language_models import swap_language_models

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from ardiff_kernels import ops
 
 ROOM = 256  # tokens that a cache has room for ahead, at least
+MOST_TOKENS = 64  # of a row in one call of kv_attention
 
 
 class GrowingLayer(DynamicLayer):
@@ -137,6 +138,9 @@ class Rotary(NamedTuple):
     def rows(self, part: slice) -> Rotary:
         return Rotary(self.cos, self.sin, self.position[part])
 
+    def tokens(self, part: slice) -> Rotary:
+        return Rotary(self.cos, self.sin, self.position[:, part].contiguous())
+
 
 @lru_cache(maxsize=16)
 def _places(batch: int, rows: int, tokens: int, device: torch.device) -> Tensor:
@@ -164,18 +168,18 @@ def attend(
     norm_eps: float = 1e-6,
     keep: bool = True,
 ) -> Tensor:
-    """One new token per row: written behind what `layer` holds, then attention over all.
+    """T new tokens per row: written behind what `layer` holds, then causal attention over all.
 
     Args:
-        q: `[B, 1, Hq, D]`; k, v: `[B, 1, Hkv, D]`; not rotated yet.
-        first: the first key that each row sees (those before are padding), None for all keys.
+        q: `[B, T, Hq, D]`, T up to 64; k, v: `[B, T, Hkv, D]`; not rotated yet.
+        first: the first key that each row sees (those before are padding), for T = 1; None for all.
         norms: weights of the RMS norms of query and key heads.
-        keep: whether the token counts from now on. Else the next one takes its place.
+        keep: whether the tokens count from now on. Else the next ones take their place.
 
     Returns:
-        `[B, 1, Hq, D]`.
+        `[B, T, Hq, D]`.
     """
-    keys, values = layer.room(k, 1)
+    keys, values = layer.room(k, k.shape[1])
     batch, held = len(q), layer.held
     length = _lengths(batch, held, q.device)
     own = {"cos": rotary.cos, "sin": rotary.sin, "norm_eps": norm_eps}
@@ -199,5 +203,5 @@ def attend(
                 for row, at in enumerate(first)
             ]
         )  # fmt: skip
-    layer.held = held + keep
+    layer.held = held + k.shape[1] * keep
     return found

@@ -10,6 +10,7 @@ did, and its stream is not computed ahead again until it has been foreseen once 
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,15 +38,20 @@ class _Call:
     """A call for one new token per row.
 
     Attributes:
+        cache_ref: the cache, which is freed when its owner lets it go.
         x: embeddings `[B, 1, width]`.
         mask: `[B, n + 1]` or None, as it was given.
         position: int64 `[B or 1, 1]`.
     """
 
-    cache: Cache
+    cache_ref: weakref.ref
     x: Tensor
     mask: Tensor | None
     position: Tensor
+
+    @property
+    def cache(self) -> Cache | None:
+        return self.cache_ref()
 
     def same(self, other: _Call) -> bool:
         return (
@@ -59,7 +65,7 @@ class _Call:
         mask = self.mask
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        return _Call(self.cache, x, mask, self.position + 1)
+        return _Call(self.cache_ref, x, mask, self.position + 1)
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
@@ -84,7 +90,28 @@ class _Follower:
 
     def expected(self, first: _Call) -> _Call | None:
         x = first.x if self.as_first else self.last.x
-        return self.last.next(x) if x.shape == self.last.x.shape else None
+        gone = self.last.cache is None
+        return None if gone or x.shape != self.last.x.shape else self.last.next(x)
+
+
+class _State(threading.local):
+    """What one thread's generation has called so far.
+
+    Attributes:
+        first: the cache of the first stream, that of the prompt.
+        called: its last call.
+        followers: the other streams.
+        logits: hidden states that were computed ahead, and their logits.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self.first: weakref.ref | None = None
+        self.called: _Call | None = None
+        self.followers: list[_Follower] = []
+        self.logits: list[tuple[Tensor, Tensor]] = []
 
 
 class Streams:
@@ -103,36 +130,29 @@ class Streams:
     ) -> None:
         self.model, self.layers, self._to_logits = model, list(layers), logits
         self.together = 0
-        self.forget()
-
-    def forget(self) -> None:
-        """Forgets all streams, so that their caches can be freed."""
-        self._first: weakref.ref | None = None
-        self._called: _Call | None = None
-        self._followers: list[_Follower] = []
-        self._logits: list[tuple[Tensor, Tensor]] = []
+        self._run_state = _State()
 
     def logits(self, x: Tensor) -> Tensor:
         """In place of the `forward` of the model's `lm_head`: `[B, T, width]` to `[B, T, V]`. Those
         of hidden states that were computed ahead are computed with the first ones."""
-        layer = self._to_logits.places[0].get()
+        layer, state = self._to_logits.places[0].get(), self._run_state
         if len(x) * x.shape[1] > FEW or not self._plain(x, layer):
             return type(layer).forward(layer, x)
-        for hidden, found in self._logits:
+        for hidden, found in state.logits:
             if _equal(hidden, x):
                 return found
-        ahead = [f.ready[1] for f in self._followers if f.ready is not None]
+        ahead = [f.ready[1] for f in state.followers if f.ready is not None]
         ahead = [hidden for hidden in ahead if hidden.shape[1:] == x.shape[1:]]
-        self._to_logits.refresh(read=not ahead and self._called is None)
+        self._to_logits.refresh(read=not ahead and state.called is None)
         rows = torch.cat([x, *ahead]).flatten(0, 1)
         found = self._to_logits(rows).unflatten(0, (-1, x.shape[1]))
         found = found.split([len(hidden) for hidden in (x, *ahead)])
-        self._logits = list(zip(ahead, found[1:], strict=True))
+        state.logits = list(zip(ahead, found[1:], strict=True))
         return found[0]
 
     def forward(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
         """As the model's own."""
-        stock = type(self.model).forward
+        stock, state = type(self.model).forward, self._run_state
         cache, x = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
         if x is None and input_ids is not None:
             x = self.model.embed_tokens(input_ids)
@@ -142,8 +162,8 @@ class Streams:
             return found
         if cache is None or not cache.get_seq_length():
             if x is not None and x.shape[1] > 1:  # a prompt: what was before is over
-                self.forget()
-                self._first = None if cache is None else weakref.ref(cache)
+                state.forget()
+                state.first = None if cache is None else weakref.ref(cache)
         return stock(self.model, input_ids, **kwargs)
 
     def _of_few(self, x: Tensor | None, cache: Any, kwargs: dict[str, Any]) -> Any:
@@ -151,7 +171,8 @@ class Streams:
         if x is None or x.shape[1] != 1 or not (known and kwargs.get("return_dict", True)):
             return None
         mask = kwargs.get("attention_mask")
-        if not isinstance(cache, Cache) or (mask is not None and mask.dim() != 2):
+        plain = mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)
+        if not (isinstance(cache, Cache) and plain):
             return None
         held = cache.get_seq_length()
         if not held or (mask is not None and mask.shape[1] != held + 1):
@@ -159,37 +180,38 @@ class Streams:
         position = kwargs.get("position_ids")
         if position is None:
             position = torch.full((1, 1), held, device=x.device)
-        call = _Call(cache, x, mask, position)
+        call = _Call(weakref.ref(cache), x, mask, position)
         hidden = self._hidden(call)
         return None if hidden is None else BaseModelOutputWithPast(hidden, cache)
 
     def _hidden(self, call: _Call) -> Tensor | None:
         """Hidden states `[B, 1, width]`; None where the model's own pass is to run."""
-        first = self._called
-        leader = self._first() if self._first is not None else None
+        state = self._run_state
+        first = state.called
+        leader = state.first() if state.first is not None else None
         if leader is None:
-            self._first, leader = weakref.ref(call.cache), call.cache
+            state.first, leader = call.cache_ref, call.cache
         if call.cache is leader:
             follow = [
                 (f, wanted)
-                for f in self._followers
+                for f in state.followers
                 if f.foreseen and (wanted := f.expected(call)) is not None
             ]
             found = self._run([call, *(wanted for _, wanted in follow)])
             if found is None:
-                self.forget()
+                state.forget()
                 return None
-            for f in self._followers:
+            for f in state.followers:
                 f.ready = None
             for (f, wanted), hidden in zip(follow, found[1:], strict=True):
                 f.ready = (wanted, hidden)
-            self._called = call
+            state.called = call
             return found[0]
-        known = next((f for f in self._followers if f.last.cache is call.cache), None)
+        known = next((f for f in state.followers if f.last.cache is call.cache), None)
         if known is None:
             found = self._run([call])
-            if found is not None and first is not None and len(self._followers) < _MOST:
-                self._followers.append(_Follower(call, _equal(call.x, first.x)))
+            if found is not None and first is not None and len(state.followers) < _MOST:
+                state.followers.append(_Follower(call, _equal(call.x, first.x)))
             return None if found is None else found[0]
         wanted = None if first is None else known.expected(first)
         ready, known.ready = known.ready, None

@@ -1,0 +1,313 @@
+"""Decoder layers of transformers at few rows, against the layers themselves."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import ardiff
+from ardiff.integrations.systems.growing_cache import GrowingLayer
+from ardiff.integrations.systems.language_models import swap_language_models
+from ardiff.integrations.systems.swaps import Choices
+from tests._support.small_models import randomise
+
+KINDS = ("Qwen2", "Qwen3", "Llama", "Mistral")
+
+
+def language_model(kind: str = "Qwen2", dtype: torch.dtype = torch.float32, **options):
+    """Width 128, 3 layers, 4 query heads of 32 channels over 2 key heads."""
+    sizes = {
+        "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 192, "vocab_size": 50, "head_dim": 32,
+        "sliding_window": None,
+    }  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(**sizes | options)
+    model = randomise(getattr(transformers, f"{kind}ForCausalLM")(config)).eval()
+    return model.requires_grad_(False).to(dtype)
+
+
+def prompts(batch: int) -> dict[str, torch.Tensor]:
+    """Of 5, 3 and 4 tokens, padded on the left."""
+    generator = torch.Generator().manual_seed(7)
+    ids = torch.randint(2, 50, (batch, 5), generator=generator)
+    mask = torch.ones_like(ids)
+    for row, padding in enumerate((0, 2, 1)[:batch]):
+        mask[row, :padding] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def say(model, batch: int = 1, tokens: int = 12, **options):
+    """Generated greedily; the ids of all and the logits of each token `[tokens, B, V]`."""
+    found = model.generate(
+        **prompts(batch), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
+        return_dict_in_generate=True, output_logits=True, pad_token_id=0, **options,
+    )  # fmt: skip
+    return found.sequences, torch.stack(found.logits), found.past_key_values
+
+
+def worst(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference over the largest magnitude."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@pytest.mark.parametrize("parts", [("linears", "attention"), ("linears",), ("attention",)])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_generation_is_that_of_the_model(kind, batch, parts):
+    model = language_model(kind)
+    ids, logits, _ = say(model, batch)
+    report = ardiff.accelerate(model, parts=parts)
+    found_ids, found, cache = say(model, batch)
+    assert report.replaced == sorted(parts)
+    assert isinstance(cache.layers[0], GrowingLayer) == ("attention" in parts)
+    assert torch.equal(found_ids, ids)
+    assert worst(found, logits) < 1e-5
+    ardiff.restore(model)
+    assert torch.equal(say(model, batch)[1], logits)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_half_precision_is_as_near_to_float64_as_the_model():
+    model = language_model(dtype=torch.bfloat16)
+    exact = say(language_model(dtype=torch.float64))[1]
+    stock = say(model)[1]
+    ardiff.accelerate(model)
+    ours = say(model)[1]
+    errors = [float((found.double() - exact).square().mean().sqrt()) for found in (ours, stock)]
+    assert errors[0] < 1.1 * errors[1]
+    assert errors[1] > 1e-3 * float(exact.square().mean().sqrt())  # the bound bounds something
+
+
+def test_int8_weights_are_asked_for():
+    model = language_model()
+    expected = say(model, tokens=1)[1]
+    ardiff.accelerate(model, weights="int8")
+    error = worst(say(model, tokens=1)[1], expected)
+    assert 1e-4 < error < 0.05
+
+
+def test_other_attention_masks_take_the_models_own_attention():
+    """A hole in a mask, which is no padding on the left."""
+    model = language_model()
+    given = prompts(1)
+    given["attention_mask"][0, 2] = 0
+    options = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "pad_token_id": 0}
+    options["return_dict_in_generate"] = True
+    expected = torch.stack(model.generate(**given, **options).logits)
+    whole = torch.stack(model.generate(**prompts(1), **options).logits)
+    ardiff.accelerate(model)
+    found = torch.stack(model.generate(**given, **options).logits)
+    assert worst(found, expected) < 1e-5
+    assert worst(whole, expected) > 1e-3  # the hole is seen
+
+
+@pytest.mark.parametrize("cache", ["static", "quantized-like"])
+def test_other_caches_take_the_models_own_attention(cache):
+    model = language_model()
+    if cache == "static":
+        options = {"cache_implementation": "static", "disable_compile": True}
+    else:  # a layer class of someone else
+
+        class Own(transformers.cache_utils.DynamicLayer):
+            pass
+
+        own = transformers.DynamicCache()
+        own.layers, own.layer_class_to_replicate = [Own() for _ in range(3)], None
+        options = {"past_key_values": own}
+    expected = say(model)[1]
+    ardiff.accelerate(model)
+    _, found, held = say(model, **options)
+    assert worst(found, expected) < 1e-5
+    assert not any(isinstance(layer, GrowingLayer) for layer in held.layers)
+
+
+def test_stock_and_ours_go_on_with_each_others_cache():
+    model = language_model()
+    ids = torch.randint(2, 50, (2, 30), generator=torch.Generator().manual_seed(3))
+    expected = model(ids).logits
+    cache, found = transformers.DynamicCache(), []
+    for at, token in enumerate(ids.split(1, 1)):
+        if at % 10 == 0:
+            ardiff.restore(model)
+        elif at % 5 == 0:
+            ardiff.accelerate(model)
+        found.append(model(token, past_key_values=cache).logits)
+    assert worst(torch.cat(found, 1), expected) < 1e-5
+    assert cache.get_seq_length() == 30
+
+
+def test_a_cache_is_cropped_reordered_and_repeated_like_any_other():
+    model = language_model()
+    ids = torch.randint(2, 50, (2, 9), generator=torch.Generator().manual_seed(4))
+    found = []
+    for accelerated in (False, True):
+        if accelerated:
+            ardiff.accelerate(model)
+        cache = transformers.DynamicCache()
+        model(ids, past_key_values=cache)
+        for token in ids[:, :3].split(1, 1):
+            model(token, past_key_values=cache)
+        cache.crop(-2)
+        cache.reorder_cache(torch.tensor([1, 0]))
+        cache.batch_repeat_interleave(2)
+        cache.batch_select_indices(torch.tensor([3, 0, 1]))
+        found.append(model(ids[:1, :1].expand(3, 1), past_key_values=cache).logits)
+        assert cache.get_seq_length() == 11
+    assert isinstance(cache.layers[0], GrowingLayer)
+    assert worst(found[1], found[0]) < 1e-5
+
+
+def test_a_cache_grows_ahead_and_not_at_each_token():
+    model = language_model()
+    ardiff.accelerate(model)
+    cache, places = transformers.DynamicCache(), set()
+    with torch.inference_mode():
+        for _ in range(300):
+            model(torch.tensor([[5]]), past_key_values=cache)
+            places.add(cache.layers[1].keys.data_ptr())
+    assert len(places) == 2
+    held = cache.layers[1]
+    assert held.memory_bytes == 2 * 2 * 32 * 4 * held._keys.shape[2]
+
+
+@pytest.mark.parametrize("how", ["in place", "through .data", "replaced"])
+def test_changed_parameters_are_followed(how):
+    model, other = language_model(), language_model()
+    ardiff.accelerate(model)
+    before = say(model)[1]
+    for m in (model, other):
+        layer = m.model.layers[1].mlp.up_proj
+        fresh = layer.weight * 1.5 + 0.01
+        if how == "in place":
+            layer.weight.copy_(fresh)
+        elif how == "through .data":
+            layer.weight.data.copy_(fresh)
+        else:
+            layer.weight = nn.Parameter(fresh, requires_grad=False)
+    found, expected = say(model)[1], say(other)[1]
+    assert worst(found, expected) < 1e-5
+    assert worst(before, expected) > 1e-3
+
+
+def test_training_and_gradients_take_the_models_own_layers():
+    model = language_model()
+    ids = prompts(1)["input_ids"]
+    ardiff.accelerate(model)
+    model.requires_grad_(True)
+    model(ids).logits.sum().backward()
+    assert model.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+
+
+def test_a_prompt_of_many_rows_is_the_models_own_to_the_bit():
+    model = language_model()
+    ids = torch.randint(2, 50, (1, 65), generator=torch.Generator().manual_seed(5))
+    expected = model(ids).logits
+    ardiff.accelerate(model)
+    assert torch.equal(model(ids).logits, expected)
+
+
+def test_rows_do_not_depend_on_each_other_where_asked():
+    model = language_model()
+    ardiff.accelerate(model, batch_invariant=True)
+    ids = torch.randint(2, 50, (3, 70), generator=torch.Generator().manual_seed(6))
+
+    def run(rows):
+        cache = transformers.DynamicCache()
+        found = [model(rows, past_key_values=cache).logits]
+        found += [model(rows[:, i : i + 1], past_key_values=cache).logits for i in range(4)]
+        return torch.cat(found, 1)
+
+    assert torch.equal(run(ids)[1:2], run(ids[1:2]))
+    ardiff.restore(model)
+    assert not torch.equal(run(ids)[1:2], run(ids[1:2]))  # the model's own rows do
+
+
+class LoRA(nn.Module):
+    """A linear layer and a product of low rank beside it, as peft has it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.down, self.up = nn.Linear(128, 2, False), nn.Linear(2, base.out_features, False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+def _hook(model):
+    model.model.layers[1].mlp.register_forward_hook(lambda *args: None)
+
+
+def _lora(model):
+    layer = model.model.layers[2].self_attn
+    layer.q_proj = LoRA(layer.q_proj).requires_grad_(False)
+
+
+def _compile(model):
+    model.model.layers[0].compile()
+
+
+def _compile_inner(model):
+    model.model.layers[0].mlp = torch.compile(model.model.layers[0].mlp, backend="eager")
+
+
+def _quantise(model):
+    torch.ao.quantization.quantize_dynamic(model.model, {nn.Linear}, inplace=True)
+
+
+def _patch(model):
+    mlp = model.model.layers[0].mlp
+    mlp.forward = type(mlp).forward.__get__(mlp)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_hook, "hooks"),
+        (_lora, "LoRA"),
+        (_compile, "compiled"),
+        (_compile_inner, "compiled"),
+        (_quantise, "Linear"),
+        (_patch, "replaced forward"),
+    ],
+)
+def test_what_does_not_fit_is_left_with_the_reason(change, reason):
+    model = language_model()
+    change(model)
+    if change is _compile:
+        torch.compiler.set_stance("force_eager")
+    try:
+        expected = say(model, tokens=3)[1]
+        swaps = swap_language_models(model, Choices())
+        assert [swap.after for swap in swaps] == ["", ""]
+        assert all(reason in swap.reason for swap in swaps)
+        assert torch.equal(say(model, tokens=3)[1], expected)
+    finally:
+        torch.compiler.set_stance("default")
+
+
+def test_a_hook_or_a_layer_that_comes_later_is_heard():
+    model = language_model()
+    ardiff.accelerate(model)
+    plain = say(model, tokens=4)[1]
+    seen = []
+    handle = model.model.layers[1].mlp.register_forward_hook(lambda *a: seen.append(1))
+    assert worst(say(model, tokens=4)[1], plain) < 1e-5 and len(seen) == 4
+    handle.remove()
+    other = copy.deepcopy(language_model())
+    for m in (model, other):
+        _lora(m)
+        torch.manual_seed(1)
+        for p in (
+            m.model.layers[2].self_attn.q_proj.up.weight,
+            m.model.layers[2].self_attn.q_proj.down.weight,
+        ):
+            nn.init.normal_(p)
+    expected = say(other, tokens=4)[1]
+    assert worst(say(model, tokens=4)[1], expected) < 1e-5
+    assert worst(plain, expected) > 1e-3
