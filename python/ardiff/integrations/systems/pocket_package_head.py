@@ -75,10 +75,10 @@ class PackageHead:
 
     def __init__(self, flow_lm: nn.Module, choices: Choices) -> None:
         self.flow_lm, self.stock, self._choices = flow_lm, flow_lm.flow_net, choices
-        self._modules: tuple = ()
-        self._tensors: tuple = ()
         self._seen: tuple = ()
-        self.head = self._current()
+        self.head: KeptHead | None = self._share()
+        self._modules, self._tensors = tuple(_within(self.stock)), tuple(tensors_of(self.stock))
+        self.head.look()
 
     @property
     def memory_bytes(self) -> int:
@@ -103,6 +103,8 @@ class PackageHead:
         if not self._serves(c, times, x):
             return type(self.stock).forward(self.stock, c, *args)
         head = self._current()
+        if head is None:
+            return type(self.stock).forward(self.stock, c, *args)
         levels = [1.0] if not times else [1 - float(t.flatten()[0]) for t in times]
         # A flow map ends at the next level, at 0 after the last.
         levels = levels[:1] if levels[-1] == 0 else levels
@@ -125,14 +127,18 @@ class PackageHead:
             return False
         return all(len(t) == 1 or bool((t == t[0]).all()) for t in times)
 
-    def _current(self) -> KeptHead:
-        """The engine's head on the modules and parameters that the package's has now."""
+    def _current(self) -> KeptHead | None:
+        """The engine's head on the modules and parameters that the package's has now; None where
+        these are no longer those of a head that is known."""
         modules, tensors = tuple(_within(self.stock)), tuple(tensors_of(self.stock))
-        seen = tuple(map(version, tensors))
         if not (_same(modules, self._modules) and _same(tensors, self._tensors)):
-            self.head = self._share()
             self._modules, self._tensors, self._seen = modules, tensors, ()
-        if seen != self._seen:
+            try:
+                self.head = self._share()
+            except ValueError:
+                self.head = None
+        seen = tuple(map(version, tensors))
+        if self.head is not None and seen != self._seen:
             self.head.look()
             self._seen = seen
         return self.head
