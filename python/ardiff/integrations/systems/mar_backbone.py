@@ -146,6 +146,7 @@ def _swap_loop(mar: nn.Module, made: list[BlockForward]) -> Swap:
     if reason:
         return left("attention", before, reason)
     swap = Swap("attention", before, "its last block at the places asked for, known parts once")
+    swap.methods = [(mar, "sample_tokens")]
     if made[-1].product == "plain":
         swap.set(last, "forward", made[-1].forward)
     loop = TokenSets(mar, own, lambda: [forward.refresh() for forward in made])
