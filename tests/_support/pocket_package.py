@@ -64,6 +64,8 @@ def build(config: Config, steps: int = 1) -> Any:
     model = TTSModel._from_pydantic_config_with_weights(config, 0.7, steps, None, 1e9)
     model = randomise(model)
     model._estimate_max_gen_len = _frames
+    # Else a decoder that is behind takes several frames in one call, which rounds otherwise.
+    model.max_decoder_frames_per_call = 1
     return model
 
 
