@@ -152,7 +152,8 @@ def drop_third_pass(model: Any) -> None:
 
 
 def compile_decoding(model: Any) -> None:
-    """Without the third pass, and the language model compiled where it is called for one token."""
+    """Without the third pass, and the language model compiled where it is called for one token
+    after others; the first two of a cache would each be a graph of their own."""
     drop_third_pass(model)
     language_model = model.model.language_model
     stock = language_model.forward
@@ -160,8 +161,8 @@ def compile_decoding(model: Any) -> None:
 
     @wraps(stock)
     def forward(*args: Any, **options: Any) -> Any:
-        inputs = options.get("inputs_embeds")
-        one = inputs is not None and inputs.shape[1] == 1
+        inputs, cache = options.get("inputs_embeds"), options.get("past_key_values")
+        one = inputs is not None and inputs.shape[1] == 1 and cache.get_seq_length() > 1
         return (compiled if one else stock)(*args, **options)
 
     language_model.forward = forward
