@@ -11,14 +11,12 @@ more token of N rows behind the prompt: `separate` rows each read keys and value
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 
 import torch
 
 from ardiff.ar.encoder import CausalEncoder, EncoderConfig
 from ardiff.ar.engine import AREngine
-from ardiff.ar.kv_cache import KVCache
 from ardiff.ar.patch_model import PatchModel
 from ardiff.heads.mar import DiffusionHead
 
@@ -63,28 +61,34 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
     """Correctness of the patches, then memory and times of both."""
     name, prompt, copies = parse(case)
     torch.manual_seed(settings.seed)
-    both = _Continuations(name, prompt, copies, settings.device)
-    found, expected = both.patches(OURS), both.patches(SEPARATE)
+    work = _Work(name, prompt, copies, settings.device)
+    engines = {way: _Engine(work, share=way == OURS) for way in (OURS, SEPARATE)}
+    found, expected = (engines[way].patches() for way in (OURS, SEPARATE))
     yield _harness.error_row(SUITE, case, OURS, found, expected, TOLERANCE)
-    memory = {way: both.memory(way) for way in (OURS, SEPARATE)}
+    memory = {way: engine.begin() for way, engine in engines.items()}
     for way, size in memory.items():
         yield Row(SUITE, case, way, "memory", size / 2**20, "MiB")
     ratio = [[memory[way]] for way in (SEPARATE, OURS)]
     yield _harness.speedup_row(SUITE, case, SEPARATE, *ratio, metric="memory-ratio")
-    for metric, call in (("begin", both.begin), ("append", both.append)):
-        calls = {way: partial(call, way) for way in (OURS, SEPARATE)}
-        seconds = _harness.interleave(calls, settings)
-        for way, times in seconds.items():
-            milli = [value * 1e3 for value in times]
-            yield _harness.spread_row(SUITE, case, way, f"{metric}-time", milli, "ms")
-        yield _harness.speedup_row(
-            SUITE, case, SEPARATE, seconds[SEPARATE], seconds[OURS], f"{metric}-speedup"
-        )
+    yield from _times(case, "begin", {n: engine.begin for n, engine in engines.items()}, settings)
+    engines.clear()  # so that one pair of caches is held at a time
+    rows = {way: _CacheRows(work, share=way == OURS) for way in (OURS, SEPARATE)}
+    yield from _times(case, "append", {n: each.append for n, each in rows.items()}, settings)
 
 
-class _Continuations:
-    """N continuations of a prompt in an engine that shares and in one that does not, and the caches
-    that such engines would have."""
+def _times(
+    case: str, name: str, calls: dict[str, Callable[[], object]], settings: Settings
+) -> Iterator[Row]:
+    seconds = _harness.interleave(calls, settings)
+    for way, times in seconds.items():
+        milli = [value * 1e3 for value in times]
+        yield _harness.spread_row(SUITE, case, way, f"{name}-time", milli, "ms")
+    metric = f"{name}-speedup"
+    yield _harness.speedup_row(SUITE, case, SEPARATE, seconds[SEPARATE], seconds[OURS], metric)
+
+
+class _Work:
+    """A model, a prompt `[n, width]`, and how many sequences go on from it."""
 
     def __init__(self, name: str, prompt: int, copies: int, device: str = "cpu") -> None:
         sizes, self.shape = MODELS[name]
@@ -94,57 +98,67 @@ class _Continuations:
             prediction=self.shape.prediction,
         )  # fmt: skip
         self.model, self.copies = model.eval().requires_grad_(False).to(device), copies
-        self.prompt, self.new = torch.randn(prompt + 1, config.width, device=device).split(
-            [prompt, 1]
-        )
-        self.engines = {way: self._engine(share=way == OURS) for way in (OURS, SEPARATE)}
-        self.caches = {way: self._cache(share=way == OURS) for way in (OURS, SEPARATE)}
+        self.prompt = torch.randn(prompt, config.width, device=device)
 
-    def _engine(self, share: bool) -> AREngine:
-        return AREngine(
-            self.model, self.shape.solver, self.shape.steps, rows=self.copies,
-            block_size=BLOCK_SIZE, capacity=len(self.prompt) + PATCHES, share_prompts=share,
+    def blocks(self, tokens: int, share: bool) -> int:
+        """Of the cache, for all copies to hold `tokens` tokens."""
+        whole, common = -(-tokens // BLOCK_SIZE), len(self.prompt) // BLOCK_SIZE
+        return common + self.copies * (whole - common) if share else self.copies * whole
+
+
+class _Engine:
+    """An engine with the blocks that N requests need if they share their prompt, or if not."""
+
+    def __init__(self, work: _Work, share: bool) -> None:
+        capacity = len(work.prompt) + PATCHES
+        self.work, self.share = work, share
+        self.engine = AREngine(
+            work.model, work.shape.solver, work.shape.steps, rows=work.copies, capacity=capacity,
+            block_size=BLOCK_SIZE, blocks=work.blocks(capacity, share), share_prompts=share,
         )  # fmt: skip
 
-    def _cache(self, share: bool) -> KVCache:
-        encoder, rows = self.model.encoder, range(self.copies)
-        cache = encoder.new_cache(
-            self.copies, len(self.prompt) + 1, block_size=BLOCK_SIZE, dtype=encoder.dtype
-        )
-        for row in rows[:1] if share else rows:
-            encoder.prefill(self.prompt[None], cache, [row])
-        if share:
-            cache.fork(0, rows[1:])
-        return cache
+    def submit(self) -> list[int]:
+        engine, prompt, ids = self.engine, self.work.prompt, range(self.work.copies)
+        if self.share:
+            first = engine.submit(prompt, PATCHES, seed=0, sample_id=0)
+            return [first, *engine.fork(first, len(ids) - 1, sample_ids=ids[1:])]
+        return [engine.submit(prompt, PATCHES, seed=0, sample_id=i) for i in ids]
 
-    def submit(self, way: str) -> list[int]:
-        engine, ids = self.engines[way], range(self.copies)
-        if way == OURS:
-            first = engine.submit(self.prompt, PATCHES, seed=0, sample_id=0)
-            return [first, *engine.fork(first, self.copies - 1, sample_ids=ids[1:])]
-        return [engine.submit(self.prompt, PATCHES, seed=0, sample_id=i) for i in ids]
-
-    def patches(self, way: str) -> torch.Tensor:
+    def patches(self) -> torch.Tensor:
         """`[N, PATCHES, d]`."""
-        engine, ids = self.engines[way], self.submit(way)
-        while engine.step():
+        ids = self.submit()
+        while self.engine.step():
             pass
-        found = {each.request: each.patches for each in engine.collect()}
+        found = {each.request: each.patches for each in self.engine.collect()}
         return torch.stack([found[i] for i in ids])
 
-    def begin(self, way: str) -> int:
+    def begin(self) -> int:
         """The first patch of all; returns the bytes of the blocks that they hold then."""
-        engine, ids = self.engines[way], self.submit(way)
+        engine, ids = self.engine, self.submit()
         engine.step()
         used = engine.plan.blocks - engine.free_blocks
         for i in ids:
             engine.cancel(i)
         return engine.plan.memory_bytes // engine.plan.blocks * used
 
-    memory = begin
 
-    def append(self, way: str) -> torch.Tensor:
+class _CacheRows:
+    """N rows that hold the prompt, in the same blocks or in blocks of their own."""
+
+    def __init__(self, work: _Work, share: bool) -> None:
+        tokens, rows = len(work.prompt) + 1, range(work.copies)
+        self.work, self.encoder = work, work.model.encoder
+        self.cache = self.encoder.new_cache(
+            work.copies, tokens, block_size=BLOCK_SIZE, blocks=work.blocks(tokens, share),
+            dtype=self.encoder.dtype,
+        )  # fmt: skip
+        for row in rows[:1] if share else rows:
+            self.encoder.prefill(work.prompt[None], self.cache, [row])
+        if share:
+            self.cache.fork(0, rows[1:])
+
+    def append(self) -> torch.Tensor:
         """One more token of each row, `[N, 1, width]`."""
-        cache = self.caches[way]
-        cache.lengths = [len(self.prompt)] * self.copies
-        return self.model.encoder.append(self.new.expand(self.copies, 1, -1), cache)
+        copies = self.work.copies
+        self.cache.lengths = [len(self.work.prompt)] * copies
+        return self.encoder.append(self.work.prompt[:1].expand(copies, 1, -1), self.cache)

@@ -27,11 +27,12 @@ def test_both_ways_draw_the_same_and_the_shared_one_takes_less():
 
 
 def test_the_caches_that_are_timed_hold_the_same():
-    torch.manual_seed(0)
-    both = bench_fork._Continuations("tiny", 40, 4)
-    expected = both.append("separate")
-    assert torch.allclose(both.append("ardiff"), expected, atol=1e-5)
-    assert torch.equal(both.append("separate"), expected)  # however often it is called
+    work = bench_fork._Work("tiny", 40, 4)
+    shared, separate = (bench_fork._CacheRows(work, share) for share in (True, False))
+    expected = separate.append()
+    assert torch.allclose(shared.append(), expected, atol=1e-5)
+    assert torch.allclose(separate.append(), expected, atol=1e-5)  # however often it is called
+    assert shared.cache.plan.blocks == 2 + 4 and separate.cache.plan.blocks == 3 * 4
 
 
 def test_a_cache_without_copies_withholds_the_figures(monkeypatch):
