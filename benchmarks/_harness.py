@@ -29,6 +29,7 @@ RIVALS = (
     *("reference-ddpm", "diffusers", "sdpa"),
     "sequential",  # our own loop, row by row
     *("two-pass", "quantized"),  # whole systems: without a pass that is of no use; their own int8
+    "separate",  # our own engine, without sharing
 )
 _DTYPES = re.compile("-(float32|bfloat16|int8)$")
 

@@ -241,6 +241,10 @@ def _swap_rest(model: Any, system: System | None, choices: Choices) -> list[Swap
         from .language_models import swap_language_models
 
         swaps += swap_language_models(model, choices)
+    if system is not None and system.name == "VibeVoice" and "codec" in choices.parts:
+        from .vibevoice_codec import swap_codec
+
+        swaps += swap_codec(model, choices)
     if "pocket_tts" in names:
         from ..pocket_tts_package import known, swap_parts
 
