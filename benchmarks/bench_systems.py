@@ -3,9 +3,9 @@
 A case is `<system>/<size>/<dtype>`, with `/int8` where our packed weights are int8. A module
 `systems_<system>.py` has `build(size, dtype, seed)`, a model with random weights; `generate(model,
 size, seed)`, the outputs by name of a run of its own loop; `amount(size)`, how much that makes of
-`UNIT`; `methods(model)`, whose time is that of a part; the path `BACKBONE` of what is called with
-KV caches, or None; and RIVALS, what its users can do to a model instead. Rivals share the
-parameters of the stock model, `eager`.
+`UNIT`; PARTS, paths of the methods whose time is that of a part, or `methods(model)`, themselves;
+the path BACKBONE of what is called with KV caches; and RIVALS, what its users can do to a model
+instead. Rivals share the parameters of the stock model, `eager`.
 Correctness comes first: the outputs of whole runs on the same noise. Then what is held in memory,
 the time per second of audio or per image, the speedups, and the time of each part before and after.
 
@@ -35,13 +35,17 @@ from ._harness import Row, Settings
 SUITE = "systems"
 SYSTEMS = {
     "vibevoice": ("0.5b/bfloat16", "0.5b/float32", "1.5b/bfloat16", "1.5b/bfloat16/int8"),
-    "nextstep": ("small/float32", "small/bfloat16"),
+    "pocket": ("100m/float32", "100m/bfloat16", "100m/float32/int8"),
+    "pocket_package": ("english/float32", "english/float32/int8"),
+    "mar": ("mar-b/float32", "mar-b/bfloat16", "mar-b/bfloat16/int8"),
+    "nextstep": ("small/float32", "small/bfloat16", "small/bfloat16/int8"),
 }
 CASES = tuple(f"{system}/{case}" for system, cases in SYSTEMS.items() for case in cases)
 # Of outputs over a whole run, relative RMS. Float32: against the stock model. Else against the
 # model with the same parameters in float32: as a share of the stock model's own error in bfloat16,
 # and for int8 weights as it is.
 ERROR, OVER_STOCK, INT8_ERROR = 1e-3, 1.5, 0.3
+INT8_RIVALS = ("quantize",)
 
 
 class Case(NamedTuple):
@@ -140,7 +144,8 @@ def _correctness(
     for name, outputs in found.items():
         for output, value in outputs.items():
             error = _harness.relative_error(value, exact[output])
-            int8 = own.weights == "int8" and name == _harness.OURS
+            int8 = _harness.without_dtype(name) in INT8_RIVALS
+            int8 |= own.weights == "int8" and name == _harness.OURS
             bound = INT8_ERROR if int8 else allowed[output]
             yield _harness.error_row(SUITE, case, name, error, torch.zeros(()), bound)
             yield Row(SUITE, case, name, f"error-{output}", float(error))
@@ -159,13 +164,12 @@ def _memory(
     yield row(_harness.OURS, "beside-weights", report.memory_bytes)
     for name, model in (("stock", stock), (_harness.OURS, ours)):
         caches = _caches(own.module, model, own.size, settings.seed)
-        yield row(name, "kv-cache", sum(map(_cache_bytes, caches)))
+        if caches:
+            yield row(name, "kv-cache", sum(map(_cache_bytes, caches)))
 
 
 def _caches(module: ModuleType, model: nn.Module, size: str, seed: int) -> list[Any]:
-    """The KV caches with which a run calls the module's `BACKBONE`, if it has one."""
-    if module.BACKBONE is None:
-        return []
+    """transformers' KV caches with which a run calls the module's `BACKBONE`."""
     backbone, seen = model.get_submodule(module.BACKBONE), {}
 
     def look(_: nn.Module, args: tuple, options: dict[str, Any]) -> None:
@@ -201,7 +205,7 @@ def _times(
     parts: dict[str, list[dict[str, float]]] = {name: [] for name in models}
 
     def timed(name: str) -> None:
-        parts[name].append(measure(calls[name], own.module.methods(models[name]), "cpu"))
+        parts[name].append(measure(calls[name], _methods(own.module, models[name]), "cpu"))
 
     seconds = _harness.interleave({name: partial(timed, name) for name in models}, settings)
     for name, values in seconds.items():
@@ -217,3 +221,15 @@ def _times(
             yield _harness.spread_row(SUITE, case, name, f"time-{part}", values, unit)
             shares = [100 * one.get(part, 0.0) / sum(one.values()) for one in kept]
             yield Row(SUITE, case, name, f"share-{part}", statistics.median(shares), "%")
+
+
+def _methods(module: ModuleType, model: nn.Module) -> list[tuple[str, Any, str]]:
+    """Part, owner and name of each method whose time is that of a part."""
+    if hasattr(module, "methods"):
+        return module.methods(model)
+    found = []
+    for part, paths in module.PARTS.items():
+        for path in paths:
+            owner, _, name = path.rpartition(".")
+            found.append((part, model.get_submodule(owner), name))
+    return found

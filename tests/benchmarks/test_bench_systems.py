@@ -16,7 +16,15 @@ CASES = {
     "vibevoice/tiny/bfloat16/int8": ["eager-bfloat16"],
     "nextstep/tiny/float32": ["eager"],
     "nextstep/tiny/bfloat16": ["eager-bfloat16"],
+    "mar/tiny/float32": ["eager"],
+    "pocket/tiny/float32": ["eager"],
+    "pocket_package/tiny/float32": ["eager", "quantize"],
 }
+
+
+def cached_in(system) -> bool:
+    """Whether its backbone has a KV cache of transformers."""
+    return system.__name__.rpartition(".")[2] not in ("systems_mar", "systems_pocket_package")
 
 
 def rows_of(case, **options):
@@ -26,20 +34,25 @@ def rows_of(case, **options):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_case_has_its_rows(case):
+    if case.startswith("pocket_package"):
+        pytest.importorskip("pocket_tts")
     rows = rows_of(case)
     assert not _harness.failures([asdict(row) for row in rows])
     found = {(row.rival, row.metric): row for row in rows}
     assert {rival for rival, metric in found if metric == "speedup"} == set(CASES[case])
     system = bench_systems.parse(case).module
-    parts = {part for part, _, _ in system.methods(system.build("tiny", "float32", 0))} | {"rest"}
+    model = system.build("tiny", "float32", 0)
+    parts = {part for part, _, _ in bench_systems._methods(system, model)} | {"rest"}
     for name in (CASES[case][0], _harness.OURS):
         shares = [found[name, f"share-{part}"].value for part in parts]
         assert all(share > 0 for share in shares) and 98 < sum(shares) < 102
         assert found[name, "time"].value > 0
-    for name, metric in (("stock", "weights"), ("stock", "kv-cache"), ("ardiff", "kv-cache")):
-        assert found[name, metric].value > 0
-    assert 0 < found["ardiff", "beside-weights"].value < found["stock", "weights"].value
-    for output in system.generate(system.build("tiny", "float32", 0), "tiny", 0):
+    assert found["stock", "weights"].value > 0
+    cached = [found[name, "kv-cache"].value for name in ("stock", "ardiff") if cached_in(system)]
+    assert all(size > 0 for size in cached) and (not cached) == (("stock", "kv-cache") not in found)
+    beside = found["ardiff", "beside-weights"].value  # a head's packed weights are not counted
+    assert (beside > 0) == (not case.startswith("mar")) and beside < found["stock", "weights"].value
+    for output in system.generate(model, "tiny", 0):
         ours = found["ardiff", f"error-{output}"].value
         assert (0 < ours < 1e-4) == case.endswith("float32")
 

@@ -73,7 +73,7 @@ def test_the_tables(monkeypatch, capsys):
     lines = [line for line in printed.splitlines() if line.startswith("| ")]
     assert len(lines) == (2 + 2) + (2 + 2 + 2)
     assert lines[0].count("patch") == 4 and "deviation between seeds" in printed
-    errors = [[float(cell) for cell in line.split("|")[3:7]] for line in lines[2:4]]
+    errors = [[float(cell.split()[0]) for cell in line.split("|")[3:7]] for line in lines[2:4]]
     assert (np.array(errors[0]) < 1e-3).all() and (np.array(errors[1]) > 1e-3).all()
 
 

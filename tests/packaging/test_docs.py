@@ -34,7 +34,7 @@ def test_the_readme_example_runs(capsys) -> None:
     [
         *("calibrate.md", "context.md", "cpu.md", "learned_tables.md", "noise_path.md"),
         "papers.md",
-        *("parallel.md", "plan.md", "quality.md", "scaling.md", "solvers.md"),
+        *("parallel.md", "plan.md", "quality.md", "scaling.md", "solvers.md", "systems.md"),
     ],
 )
 def test_the_examples_of_a_page_run(page, capsys) -> None:
