@@ -28,6 +28,7 @@ RIVALS = (
     *("graphed-torchao", "graphed-compile-torchao"),
     *("reference-ddpm", "diffusers", "sdpa"),
     "sequential",  # our own loop, row by row
+    "separate",  # our own engine, without sharing
     *("two-pass", "quantize"),  # whole systems: without a pass that is of no use; their own int8
 )
 _DTYPES = re.compile("-(float32|bfloat16|int8)$")

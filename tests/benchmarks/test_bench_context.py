@@ -54,6 +54,19 @@ def check_command(rows: list[dict], drawing: str, folder, capsys) -> None:
     assert out.read_text() == drawing
 
 
+def test_rows_of_the_suites_other_cases_are_left_out():
+    row = asdict(
+        _harness.Row("context", "tiny/K=64/float32", "ardiff", "encoder-time", 2.0, "ms/patch")
+    )
+    other = asdict(
+        _harness.Row(
+            "context", "fork/tiny/prompt=9/copies=2/float32", "ardiff", "memory", 2.0, "MiB"
+        )
+    )
+    assert plot_context.table([row, other]) == plot_context.table([row])
+    assert plot_context.svg([row, other]) == plot_context.svg([row])
+
+
 def check_table(text: str, rows: list) -> None:
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     head, times = cells[0], cells[2]

@@ -26,7 +26,7 @@ NAMES = sorted(
     if not path.name.startswith("_") and (path.suffix == ".py" or path.is_dir())
 )
 PACKAGES = {
-    "comfy", "diffusers", "k_diffusion", "torch_fidelity", "torchsde", "torchvision",
+    "comfy", "diffusers", "k_diffusion", "pocket_tts", "torch_fidelity", "torchsde", "torchvision",
     "transformers",
 }  # fmt: skip
 

@@ -215,22 +215,38 @@ def test_a_layer_put_in_later_is_heard(make):
     state = package.voice(model)
     swap(model)
 
-    class Lora(nn.Linear):
-        def forward(self, x):
-            return 2 * super().forward(x)
+    def doubled(own):
+        """Of a subclass whose results are twice those of its base."""
+        kind = type(own)
+        other = copy.deepcopy(own)
+        forward = {"forward": lambda self, x: 2 * kind.forward(self, x)}
+        other.__class__ = type("Lora", (kind,), forward)
+        return other
 
     for parent, name in (
         (model.flow_lm.transformer.layers[1], "linear2"),
         (model.flow_lm.flow_net, "input_proj"),
+        (model.mimi.decoder.model[0], "conv"),
     ):
-        own = getattr(parent, name)
-        lora = Lora(own.in_features, own.out_features, bias=own.bias is not None)
-        lora.load_state_dict(own.state_dict())
-        setattr(parent, name, lora)
+        setattr(parent, name, doubled(getattr(parent, name)))
         plain = copy.deepcopy(model)
         for each in plain.modules():
             vars(each).pop("forward", None)
         assert relative(package.speak(model, state), package.speak(plain, state)) < 1e-5
+
+
+def test_a_convolution_put_in_later_is_followed(make):
+    model = make()
+    chunk = torch.randn(1, 2, 8)
+    swap(model, "codec")
+    before = package.Decoder(model)(chunk)
+    new = copy.deepcopy(model.mimi.decoder.model[0].conv)
+    new.weight.mul_(1.5)
+    model.mimi.decoder.model[0].conv = new
+    found = package.Decoder(model)(chunk)
+    del model.mimi.decoder.forward
+    assert relative(found, before) > 1e-3
+    assert 0 < relative(found, package.Decoder(model)(chunk)) < 1e-5
 
 
 def test_later_hooks_are_called(make):

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from ardiff_kernels import PackedWeight, ops, pack_linear
 
 from ...heads.packing import WEIGHTS, bit_sums
-from .packed_linears import version
 
 # Steps from which PyTorch's own product of float32 is the faster one, its copy of the windows
 # included: 2-core AMD EPYC (Zen 4), one thread.
@@ -29,27 +28,22 @@ class ConvMatrix:
 
     def __init__(self, conv: nn.Module, weights: str | None) -> None:
         self.conv, self._dtype = conv, WEIGHTS[weights or "float32"]
-        self._seen: tuple = ()
         self._sums: Tensor | None = None
         self._plain: Tensor | None = None
         self._packed: PackedWeight | None = None
         self._bias: Tensor | None = None
-        self.refresh(True)
+        self.refresh()
 
     @property
     def memory_bytes(self) -> int:
         held = (self._plain, self._packed.weight, self._packed.scale, self._bias)
         return sum(t.numel() * t.element_size() for t in held if t is not None)
 
-    def refresh(self, read: bool) -> None:
-        """As `PackedLinears.refresh`."""
+    def refresh(self) -> None:
+        """Reads the parameters, and makes the matrix anew where they were replaced or changed."""
         own = [t for t in (self.conv.weight, self.conv.bias) if t is not None]
-        seen = tuple(map(version, own))
-        same = seen == self._seen
-        if same and not read:
-            return
         sums = bit_sums([t.detach() for t in own])
-        if same and torch.equal(sums, self._sums):
+        if self._sums is not None and torch.equal(sums, self._sums):
             return
         with torch.inference_mode(False), torch.no_grad():
             weight, bias = self.conv.weight.detach(), self.conv.bias
@@ -65,7 +59,7 @@ class ConvMatrix:
             matrix = matrix.contiguous()
             self._plain = matrix if self._dtype == torch.float32 else None
             self._packed = pack_linear(matrix, self._dtype)
-        self._seen, self._sums = seen, sums
+        self._sums = sums
 
     def __call__(self, windows: Tensor, residual: Tensor | None = None) -> Tensor:
         """`[T, K]`, any row stride, and the residual `[T, O]` -> `[T, O]`."""

@@ -289,8 +289,9 @@ def first_keys(mask: Tensor | None) -> tuple[int, ...] | None:
     global _mask
     if mask is None:
         return None
-    if _mask[0] is mask:
-        return _mask[1]
+    last, found = _mask
+    if last is mask:
+        return found
     sees = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
     found = runs(sees[:, 0, -1]) if mask.dim() == 4 else ()
     _mask = (mask, found)

@@ -79,10 +79,11 @@ def accelerate(
 ) -> Report:
     """Makes a whole model generate faster, within the loops that it is used by.
 
-    Knows VibeVoice and Pocket-TTS of transformers, MAR, models with an `image_head` of NextStep's
-    form, and transformers causal LMs (Qwen2, Qwen3, Llama, Mistral) with such a head. Methods are
-    replaced on the model's own modules; what does not fit stays as it is, and the report says why.
-    The model's parameters are used where they are and followed when they change.
+    Knows VibeVoice and Pocket-TTS of transformers, a `TTSModel` of the package pocket-tts, MAR,
+    models with an `image_head` of NextStep's form, and transformers causal LMs (Qwen2, Qwen3,
+    Llama, Mistral) with such a head. Methods are replaced on the model's own modules; what does not
+    fit stays as it is, and the report says why. The model's parameters are used where they are and
+    followed when they change.
 
     - ``head``: the loop of the diffusion head by the head engine.
     - ``linears``: linear layers of the backbone at up to 64 rows by `ardiff_kernels` packed
@@ -149,9 +150,9 @@ def accelerate(
         if not swaps and choices.parts == frozenset(PARTS):
             raise TypeError(
                 f"accelerate: nothing of {type(model).__name__} is known; expected VibeVoice or "
-                "Pocket-TTS of transformers, a model with MAR's diffloss or NextStep's image_head, "
-                "or one with decoder layers of Qwen2, Qwen3, Llama or Mistral; unwrap it if "
-                "something wraps it (peft: merge_and_unload)"
+                "Pocket-TTS of transformers, a TTSModel of pocket-tts, a model with MAR's diffloss "
+                "or NextStep's image_head, or one with decoder layers of Qwen2, Qwen3, Llama or "
+                "Mistral; unwrap it if something wraps it (peft: merge_and_unload)"
             )
     except BaseException:
         for swap in reversed(swaps):
@@ -241,8 +242,11 @@ def _swap_rest(model: Any, system: System | None, choices: Choices) -> list[Swap
         from .language_models import swap_language_models
 
         swaps += swap_language_models(model, choices)
-    if "pocket_tts" in names:
-        from ..pocket_tts_package import known, swap_parts
+    if system is not None and system.name == "VibeVoice" and "codec" in choices.parts:
+        from .vibevoice_codec import swap_codec
 
-        swaps += swap_parts(model, choices) if known(model) else []
+        swaps += swap_codec(model, choices)
+    if "pocket_tts" in names:
+        package = importlib.import_module("ardiff.integrations.pocket_tts_package")
+        swaps += package.swap_parts(model, choices) if package.known(model) else []
     return swaps

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .conv_matrix import ConvMatrix
 from .pocket_package_transformer import State, Streams
 from .swaps import why_not
+from .tree import Tree
 
 
 class PackageDecoder:
@@ -29,15 +30,14 @@ class PackageDecoder:
     """
 
     def __init__(self, module: nn.Module, weights: str | None) -> None:
-        self.module, self._streams = module, Streams()
-        self._convs = [m for m in module.modules() if _form(m) in ("conv", "transposed")]
-        self._matrices = {m: ConvMatrix(_conv(m), weights) for m in self._convs}
-        self._hooks = [
-            held
-            for m in module.modules()
-            if m is not module
-            for held in (m._forward_hooks, m._forward_pre_hooks)
-        ]
+        self.module, self._streams, self._weights = module, Streams(), weights
+        self._find()
+        self._tree = Tree(module)
+
+    def _find(self) -> None:
+        """The matrices of the convolutions that the decoder has now."""
+        self._convs = [m for m in self.module.modules() if _form(m) in ("conv", "transposed")]
+        self._matrices = {m: ConvMatrix(_conv(m), self._weights) for m in self._convs}
 
     @property
     def memory_bytes(self) -> int:
@@ -48,9 +48,13 @@ class PackageDecoder:
         if not self._serves(z, model_state):
             return type(self.module).forward(self.module, z, model_state)
         first = self._convs[0].get_state(model_state)["previous"]
-        read = self._streams.begins(first)
-        for matrix in self._matrices.values():
-            matrix.refresh(read)
+        if self._tree.replaced():
+            self._find()
+            self._tree.look()
+        if self._streams.begins(first) or not self._tree.same():
+            for matrix in self._matrices.values():
+                matrix.refresh()
+            self._tree.look()
         x, active = z[0].t(), False
         for layer in self.module.model:
             kind = _form(layer)
@@ -74,15 +78,13 @@ class PackageDecoder:
     def _serves(self, z: Tensor, state: State | None) -> bool:
         if z.dim() != 3 or len(z) != 1 or not z.numel() or z.dtype != torch.float32:
             return False
-        if state is None or not z.is_cpu or any(self._hooks):
+        if state is None or not z.is_cpu or self._tree.hooked():
             return False
-        if torch.is_grad_enabled() and (
-            z.requires_grad or any(p.requires_grad for p in self.module.parameters())
-        ):
+        if torch.is_grad_enabled() and (z.requires_grad or self._tree.wants_gradients()):
             return False
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return False
-        return all(_conv(m).weight.dtype == torch.float32 for m in self._convs)
+        return not self._tree.replaced() or not why_not_decoder(self.module, replaced=True)
 
     def _conv(
         self,
@@ -176,9 +178,13 @@ def _conv(module: nn.Module) -> Any:
     return module.conv if _form(module) == "conv" else module.convtr
 
 
-def why_not_decoder(module: nn.Module) -> str:
-    """Why a SEANetDecoder cannot be followed; empty if it can."""
-    reason = why_not(module, ())
+def why_not_decoder(module: nn.Module, replaced: bool = False) -> str:
+    """Why a SEANetDecoder cannot be followed; empty if it can.
+
+    Args:
+        replaced: its own forward is ours.
+    """
+    reason = "" if replaced else why_not(module, ())
     if reason:
         return reason
     for layer in module.model:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ...heads.base import Head
 from ...heads.fused import FusedHead
 from ...heads.hoisting import Modulations
-from ...heads.packing import WEIGHTS, PackedHead, pack, tensors_of
+from ...heads.packing import WEIGHTS, PackedHead, pack
 from .._replace import agree, probe, share
-from .packed_linears import version
 from .swaps import Choices
+from .tree import Tree
 
 SYSTEM = "pocket-tts"
 _AGREE = 1e-3  # of the largest output: float32 sums of 1024 terms through 6 blocks differ by 1e-5
@@ -75,9 +75,9 @@ class PackageHead:
 
     def __init__(self, flow_lm: nn.Module, choices: Choices) -> None:
         self.flow_lm, self.stock, self._choices = flow_lm, flow_lm.flow_net, choices
-        self._seen: tuple = ()
+        self._read = False  # the bits of the parameters at the next call
         self.head: KeptHead | None = self._share()
-        self._modules, self._tensors = tuple(_within(self.stock)), tuple(tensors_of(self.stock))
+        self._tree = Tree(self.stock)
         self.head.look()
 
     @property
@@ -93,7 +93,7 @@ class PackageHead:
     ) -> Any:
         """The FlowLMModel's own; where a prompt is read the head's parameters are too."""
         if text_embeddings.shape[1]:
-            self._seen = ()
+            self._read = True
         stock = type(self.flow_lm).forward
         return stock(self.flow_lm, sequence, text_embeddings, *args, **kwargs)
 
@@ -115,13 +115,11 @@ class PackageHead:
             return False
         if c.dim() != 2 or x.dim() != 2 or not len(x) or len(times) != self.stock.num_time_conds:
             return False
-        if torch.is_grad_enabled() and (
-            c.requires_grad or x.requires_grad or any(t.requires_grad for t in self._tensors)
-        ):
+        if torch.is_grad_enabled() and (c.requires_grad or x.requires_grad):
+            return False
+        if self._tree.hooked() or self._tree.wants_gradients():
             return False
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-            return False
-        if any(m._forward_hooks or m._forward_pre_hooks for m in self._modules[1:]):
             return False
         if times and not float(times[1].flatten()[0]) > float(times[0].flatten()[0]):
             return False
@@ -130,17 +128,17 @@ class PackageHead:
     def _current(self) -> KeptHead | None:
         """The engine's head on the modules and parameters that the package's has now; None where
         these are no longer those of a head that is known."""
-        modules, tensors = tuple(_within(self.stock)), tuple(tensors_of(self.stock))
-        if not (_same(modules, self._modules) and _same(tensors, self._tensors)):
-            self._modules, self._tensors, self._seen = modules, tensors, ()
+        if not self._read and self._tree.same():
+            return self.head
+        if self._tree.replaced():
             try:
                 self.head = self._share()
             except ValueError:
                 self.head = None
-        seen = tuple(map(version, tensors))
-        if self.head is not None and seen != self._seen:
+        self._tree.look()
+        self._read = False
+        if self.head is not None:
             self.head.look()
-            self._seen = seen
         return self.head
 
     @torch.no_grad()
@@ -172,14 +170,3 @@ class PackageHead:
             "the head known to ardiff", expected, -head(x, start, c, end),
             share_of_largest=_AGREE, error=ValueError,
         )  # fmt: skip
-
-
-def _within(module: nn.Module) -> Iterator[nn.Module]:
-    """As `modules`, of a tree, several times as fast."""
-    yield module
-    for child in module._modules.values():
-        yield from _within(child)
-
-
-def _same(these: Sequence[Any], those: Sequence[Any]) -> bool:
-    return len(these) == len(those) and all(a is b for a, b in zip(these, those, strict=True))

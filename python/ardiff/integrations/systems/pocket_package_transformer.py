@@ -22,6 +22,7 @@ from ardiff_kernels import ops
 
 from .packed_linears import Floats, PackedLinears, Place
 from .swaps import Choices, why_not
+from .tree import Tree
 
 _MOST = 64  # queries of a call of kv_attention
 _LINEARS = ("self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2")
@@ -55,7 +56,7 @@ class PackageTransformer:
     ) -> None:
         self.module, self.attends = module, attention
         self.layers = [_Layer(layer, choices, linears) for layer in module.layers]
-        self._streams = Streams()
+        self._streams, self._tree = Streams(), Tree(module)
 
     @property
     def memory_bytes(self) -> int:
@@ -70,33 +71,36 @@ class PackageTransformer:
         offsets = [_offset(state) for state in states]
         if None in offsets:
             return stock(self.module, x, model_state)
-        read = self._streams.begins(states[0]["offset"])
+        if self._streams.begins(states[0]["offset"]) or not self._tree.same():
+            for layer in self.layers:
+                layer.refresh(read=True)
+            self._tree.look()
         batch, tokens, width = x.shape
         rows = x.reshape(batch * tokens, width).contiguous()
         turns: dict[int, Tensor] = {}
+        context = self.module.context
         for layer, state, offset in zip(self.layers, states, offsets, strict=True):
-            layer.refresh(read)
             if offset not in turns:
-                turns[offset] = _turns(layer.attn, offset, tokens, x.device)
+                turns[offset] = _turns(layer.attn, offset, tokens)
             q, k, v = layer.project(rows, batch, turns[offset])
             _append(state["cache"], offset, k, v)
             if self.attends:
-                found = _attend(q, state["cache"], offset, self.module.context or 0)
+                found = _attend(q, state["cache"], offset, context or 0)
             else:
-                found = _stock_attention(q, state["cache"], offset, self.module.context)
+                found = _stock_attention(q, state["cache"], offset, context)
             rows = layer.close(rows, found.reshape(batch * tokens, -1))
         return rows.view(batch, tokens, width)
 
     def _serves(self, x: Tensor, state: State | None) -> bool:
         if state is None or not x.numel() or x.dtype != torch.float32 or not x.is_cpu:
             return False
-        if torch.is_grad_enabled() and (
-            x.requires_grad or any(p.requires_grad for p in self.module.parameters())
-        ):
+        if torch.is_grad_enabled() and x.requires_grad:
+            return False
+        if self._tree.hooked() or self._tree.wants_gradients():
             return False
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return False
-        return all(layer.ready() for layer in self.layers)
+        return not self._tree.replaced() or all(layer.fits() for layer in self.layers)
 
 
 class _Layer:
@@ -111,18 +115,9 @@ class _Layer:
         if linears:
             self.packed = [PackedLinears([place], choices.weights) for place in self._places]
         self._scales = Floats(), Floats()
-        self._hooks = [
-            held
-            for module in layer.modules()
-            for held in (module._forward_hooks, module._forward_pre_hooks)
-        ]
 
-    def ready(self) -> bool:
-        """Whether nothing within asks for its own `forward`, such as a later hook."""
-        if any(self._hooks):
-            return False
-        if not self.packed:
-            return True
+    def fits(self) -> bool:
+        """Whether what hangs in the layer now is what was known of it."""
         return not any(packed.unfit() for packed in self.packed)
 
     def refresh(self, read: bool) -> None:
@@ -134,7 +129,9 @@ class _Layer:
         keys are rotated."""
         attn = self.attn
         dim, kv = attn.dim_per_head, attn.num_kv_heads
-        qkv = self._linear(0, self.layer.norm1(x)).view(batch, -1, attn.num_heads + 2 * kv, dim)
+        qkv = self._linear(0, _normed(x, self.layer.norm1)).view(
+            batch, -1, attn.num_heads + 2 * kv, dim
+        )
         turned = torch.view_as_complex(qkv[:, :, :-kv].unflatten(-1, (-1, 2))) * turns
         q, k = torch.view_as_real(turned).flatten(-2).split([attn.num_heads, kv], 2)
         return q, k, qkv[:, :, -kv:]
@@ -143,7 +140,7 @@ class _Layer:
         """What follows attention: `[N, width]` and `[N, H D]` to `[N, width]`."""
         layer = self.layer
         x = self._linear(1, attended, x, self._scale(0, layer.layer_scale_1))
-        hidden = F.gelu(self._linear(2, layer.norm2(x)), approximate="tanh")
+        hidden = F.gelu(self._linear(2, _normed(x, layer.norm2)), approximate="tanh")
         return self._linear(3, hidden, x, self._scale(1, layer.layer_scale_2))
 
     def _scale(self, which: int, module: nn.Module) -> Tensor | None:
@@ -160,6 +157,10 @@ class _Layer:
         return found if residual is None else residual + found
 
 
+def _normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
 def _offset(state: dict[str, Tensor]) -> int | None:
     """How many positions the cache holds; None where rows differ or begin with padding."""
     pad, offset = state.get("pad"), state["offset"]
@@ -172,15 +173,19 @@ def _offset(state: dict[str, Tensor]) -> int | None:
     return held[0] if held.count(held[0]) == len(held) else None
 
 
-def _turns(attn: nn.Module, offset: int, tokens: int, device: torch.device) -> Tensor:
+def _turns(attn: nn.Module, offset: int, tokens: int) -> Tensor:
     """Rotations complex64 `[T, 1, D / 2]` of positions from `offset` up, as the package has them
     (Su et al. 2021): dimensions 2 i and 2 i + 1 are a pair."""
-    half = attn.dim_per_head // 2
-    index = torch.arange(half, device=device, dtype=torch.float32)
-    rates = torch.exp(index * (-math.log(attn.rope.max_period) / half))
-    angles = torch.arange(offset, offset + tokens, device=device, dtype=torch.float32)[:, None]
-    angles = angles * rates
+    rates = _rates(attn.dim_per_head // 2, attn.rope.max_period)
+    angles = torch.arange(offset, offset + tokens, dtype=torch.float32)[:, None] * rates
     return torch.complex(angles.cos(), angles.sin())[:, None]
+
+
+@lru_cache(maxsize=16)
+def _rates(half: int, max_period: float) -> Tensor:
+    with torch.inference_mode(False):
+        index = torch.arange(half, dtype=torch.float32)
+        return torch.exp(index * (-math.log(max_period) / half))
 
 
 def _append(cache: Tensor, offset: int, k: Tensor, v: Tensor) -> None:
@@ -202,12 +207,18 @@ def _attend(q: Tensor, cache: Tensor, offset: int, context: int) -> Tensor:
     table = _blocks(batch, size)
     parts = [
         ops.kv_attention(
-            part, blocks[0], blocks[1], torch.full((batch,), offset + i * _MOST, dtype=torch.int32),
+            part, blocks[0], blocks[1], _lengths(offset + i * _MOST, batch),
             block_table=table, window=context,
         )
         for i, part in enumerate(q.split(_MOST, 1))
     ]  # fmt: skip
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+@lru_cache(maxsize=16)
+def _lengths(length: int, batch: int) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.full((batch,), length, dtype=torch.int32)
 
 
 @lru_cache(maxsize=16)

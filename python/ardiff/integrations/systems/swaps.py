@@ -70,9 +70,11 @@ class Swap:
         self._undo.append(undo)
 
     def restore(self) -> None:
-        """Gives every owner its own attributes back, the last first."""
+        """Gives every owner its own attributes back, the last first, and lets go of what stood in
+        their place."""
         while self._undo:
             self._undo.pop()()
+        self.methods = ()
 
 
 def left(part: str, before: str, reason: str, modules: Sequence[nn.Module] = ()) -> Swap:
