@@ -90,6 +90,19 @@ def test_the_model_in_bfloat16(made, monkeypatch):
     assert relative_rms(ours, exact) < 1.2 * relative_rms(stock, exact) < 0.02
 
 
+def test_under_autocast(made, monkeypatch):
+    """As MAR's own evaluation runs it: contexts as near to those in float32 as the model's own."""
+    model = copy.deepcopy(made)
+    exact = seen_contexts(model, monkeypatch, 2, 2.9, 7, 1)[0][0][0]
+    with torch.autocast("cpu", torch.bfloat16):
+        stock = seen_contexts(model, monkeypatch, 2, 2.9, 7, 1)[0][0][0]
+    swap_backbone(model, Choices(BOTH))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = seen_contexts(model, monkeypatch, 2, 2.9, 7, 1)[0][0][0]
+    assert ours.dtype == stock.dtype == torch.float32
+    assert 1e-4 < relative_rms(ours, exact) < 1.2 * relative_rms(stock, exact)
+
+
 def test_the_whole_model(made, monkeypatch):
     """Head, products and loop by `ardiff.accelerate`; `restore` gives the model its own bits."""
     model = copy.deepcopy(made)
