@@ -32,7 +32,6 @@ from ardiff.tables.table import COLUMNS, StepTable
 from ardiff_kernels import ops
 from ardiff_kernels.ops.packed_linear.packing import quantize_rows
 
-
 FIGURES = ("detection", "r2", "r2_far", "side", "shadow_error")
 KNOWN = {"p_x", "p_o", "x_x", "x_0", "x_m", "x_n", "m_x", "m_0"}  # columns of the loop in float64
 MOVE_SEED = 0
@@ -161,9 +160,9 @@ class Exact:
 
 
 class Measured(NamedTuple):
-    """Of one variant: errors `[seeds, images, K]` of the patches, in units of the root mean square
-    of that patch over the images of a seed, and `FIGURES` `[seeds, 5]` of the images; the errors are
-    0 for the reference."""
+    """Of one variant: errors `[seeds, images, K]` of the patches, 0 for the reference, in units of
+    the root mean square of that patch over a seed's images; `FIGURES` `[seeds, 5]` of the images.
+    """
 
     errors: np.ndarray
     figures: np.ndarray
