@@ -113,9 +113,9 @@ class MAR(nn.Module):
 
     def forward_mae_decoder(self, x: Tensor, mask: Tensor) -> Tensor:
         """What the encoder gives to `[B, L, D]`."""
-        read = self._read(mask)
+        x, read = self.decoder_embed(x), self._read(mask)
         places = self.mask_token.to(x.dtype).repeat(len(mask), read.shape[1], 1)
-        places[read] = self.decoder_embed(x).flatten(0, 1)
+        places[read] = x.flatten(0, 1)
         x = places + self.decoder_pos_embed_learned
         for block in self.decoder_blocks:
             x = block(x)

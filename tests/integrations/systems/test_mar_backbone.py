@@ -90,6 +90,19 @@ def test_the_model_in_bfloat16(made, monkeypatch):
     assert relative_rms(ours, exact) < 1.2 * relative_rms(stock, exact) < 0.02
 
 
+def test_under_autocast(made, monkeypatch):
+    """As MAR's own evaluation runs it: contexts as near to those in float32 as the model's own."""
+    model = copy.deepcopy(made)
+    exact = seen_contexts(model, monkeypatch, 2, 2.9, 7, 1)[0][0][0]
+    with torch.autocast("cpu", torch.bfloat16):
+        stock = seen_contexts(model, monkeypatch, 2, 2.9, 7, 1)[0][0][0]
+    *_, loop = swap_backbone(model, Choices(BOTH))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = seen_contexts(model, monkeypatch, 2, 2.9, 7, 1)[0][0][0]
+    assert loop.after and ours.dtype == stock.dtype == torch.float32
+    assert 1e-4 < relative_rms(ours, exact) < 1.2 * relative_rms(stock, exact)
+
+
 def test_the_whole_model(made, monkeypatch):
     """Head, products and loop by `ardiff.accelerate`; `restore` gives the model its own bits."""
     model = copy.deepcopy(made)
@@ -204,8 +217,11 @@ def test_more_sets_than_places(made, monkeypatch):
     model = copy.deepcopy(made)
     _, expected = seen_contexts(model, monkeypatch, 1, 1.0, 7, 19)
     swap_backbone(model, Choices(BOTH))
+    passes = []
+    model.decoder_norm.register_forward_hook(lambda *_: passes.append(1))
     ours, found = seen_contexts(model, monkeypatch, 1, 1.0, 7, 19)
-    assert [len(z) for z, _, _ in ours].count(0) == 3 and relative_rms(found, expected) < 1e-4
+    assert [len(z) for z, _, _ in ours].count(0) == 3 and len(passes) == 16
+    assert relative_rms(found, expected) < 1e-4
 
 
 def test_sets_are_those_of_the_orders():

@@ -13,9 +13,17 @@ from ardiff_kernels import PackedWeight, ops, pack_linear
 from ...heads.packing import WEIGHTS
 
 # Up to how many rows `packed_linear`, with norm, scale and residual in it, takes less time than
-# PyTorch's product and what it needs beside it. Measured on the layers of VibeVoice's codec, widths
-# 32 to 2048, on an AMD EPYC "Zen 4" with AVX-512 BF16, 2 cores.
-MOST_ROWS = {torch.float32: 400, torch.bfloat16: 1000, torch.int8: 1000}
+# PyTorch's product and what it needs beside it; by the dtype of the model and that of the packed
+# weights. Measured on the layers of VibeVoice's codec, widths 32 to 2048, on an AMD EPYC "Zen 4"
+# with AVX-512 BF16, 2 cores; float32 weights of a bfloat16 model were not measured.
+MOST_ROWS = {
+    (torch.float32, torch.float32): 400,
+    (torch.float32, torch.bfloat16): 1000,
+    (torch.float32, torch.int8): 1000,
+    (torch.bfloat16, torch.float32): 400,
+    (torch.bfloat16, torch.bfloat16): 1000,
+    (torch.bfloat16, torch.int8): 100,
+}
 
 
 class Product:
@@ -47,7 +55,7 @@ class Product:
     ) -> None:
         self._matrix, self._bias, self._scale, self._norm = matrix, bias, scale, norm
         self._dtype = WEIGHTS[weights] if weights else bias.dtype
-        self._most = 2**62 if packed_only else MOST_ROWS[self._dtype]
+        self._most = 2**62 if packed_only else MOST_ROWS[bias.dtype, self._dtype]
         self._packed: tuple[PackedWeight, dict] | None = None
         self._plain: Tensor | None = None
 

@@ -18,7 +18,9 @@ MODULE = "transformers.models.vibevoice_acoustic_tokenizer.modeling_vibevoice_ac
 _PREFIX = "VibeVoiceAcousticTokenizer"
 DECODER, ENCODER = f"{_PREFIX}DecoderModel", f"{_PREFIX}EncoderModel"
 
-# Tokens of all samples together up to which a chunk is computed here.
+# Tokens of all samples together up to which a chunk is computed here. Processor time of the encoder
+# of VibeVoice, stock over ours: bfloat16 3.4 for 1 token, 3.7 for 16; float32 1.1 for 1, 2.4 for 2,
+# 1.15 for 16 (AMD EPYC "Zen 4" with AVX-512 BF16, one thread).
 MOST_TOKENS = 16
 
 _KINDS = {
