@@ -16,10 +16,11 @@ from ardiff_kernels import ops
 from ardiff_kernels.ops.packed_linear.limits import pytorch_is_faster
 
 from ..batch_invariant import is_batch_invariant
+from ..loop.capture import capturing
 from .base import Head, evaluate
 from .edm import EDMHead
 from .hoisting import BUDGET, Modulations
-from .packing import WEIGHTS, PackedHead, pack, unknown
+from .packing import WEIGHTS, PackedHead, pack, tensors_of, unknown
 
 # Of a launch of all steps: above, it reads the weights once for each 8 rows.
 MOST_ROWS = 64  # tokens times conditions, times rows looked ahead
@@ -73,6 +74,7 @@ class FusedHead:
             raise ValueError(f"budget must be a positive number of bytes, got {budget}")
         self.model, self.weights, self.budget = head, weights, budget
         self.batch_invariant = batch_invariant
+        self._held: PackedHead | None = None
 
     def _kind(self) -> tuple:
         return id(self.model), self.weights, self.batch_invariant, self.budget
@@ -125,6 +127,28 @@ class FusedHead:
             return EDMHead.around_rows(call, levels, sets.invariant)
         return call
 
+    def _inner(self) -> Head:
+        return self.model.head if isinstance(self.model, EDMHead) else self.model
+
+    def hold(self) -> None:
+        """Reads the parameters, and then no more until the next call or :meth:`follow`: for the
+        tokens of one generation, where the caller sees to it that they stay the same.
+
+        To read them at each token, as is done otherwise, takes longer than a step."""
+        self._held = pack(self._inner(), self.weights)
+
+    def follow(self) -> None:
+        """Reads the parameters at each loop again."""
+        self._held = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the packed form holds beside the parameters."""
+        head = self._inner()
+        own = {t.untyped_storage().data_ptr() for t in tensors_of(head)}
+        held = {t.untyped_storage().data_ptr(): t for t in pack(head, self.weights).tensors()}
+        return sum(t.numel() * t.element_size() for at, t in held.items() if at not in own)
+
     def modulations(self, levels: Tensor, conditions: Sequence[Tensor]) -> Modulations:
         """All that the loop's part of the head needs at these levels beside x."""
         invariant = self.batch_invariant
@@ -132,7 +156,8 @@ class FusedHead:
         head = self.model
         if isinstance(head, EDMHead):
             head, levels = head.head, head.noise_level(levels)
-        packed = pack(head, self.weights)
+        held = self._held
+        packed = pack(head, self.weights) if held is None or capturing() else held
         return Modulations(packed, levels, conditions, budget=self.budget, invariant=invariant)
 
 

@@ -135,12 +135,22 @@ def unknown(head: Any) -> str:
 
 def hooked(module: nn.Module) -> bool:
     """Whether a forward hook would see the calls of a module within."""
-    everywhere = (
-        modules_of_torch._global_forward_hooks, modules_of_torch._global_forward_pre_hooks
-    )  # fmt: skip
-    return any(everywhere) or any(
+    return hooked_everywhere() or any(
         m._forward_hooks or m._forward_pre_hooks for m in module.modules()
     )
+
+
+def hooked_everywhere() -> bool:
+    """Whether forward hooks see the calls of all modules."""
+    return bool(
+        modules_of_torch._global_forward_hooks or modules_of_torch._global_forward_pre_hooks
+    )
+
+
+def version(t: Tensor) -> tuple[int, int]:
+    """Changes when PyTorch writes to a tensor or another takes its place; a write through ``.data``
+    leaves no trace in it."""
+    return t.data_ptr(), 0 if t.is_inference() else t._version
 
 
 def pack(head: Head, weights: str = "float32") -> PackedHead:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..heads.base import Head
+from ..heads.fused import FusedHead
 from ..noise import make_key, make_stream
 from ._replace import Replacement, agree, other_parameters, probe, share
+from ._tree import Tree
 
 try:
     import transformers
@@ -44,6 +46,8 @@ class Accelerator(Replacement):
         self.model = model
         self.sample_ids = options["sample_ids"]
         self._addresses: Addresses | None = None
+        self._generating = self._read = False
+        self._tree: Tree | None = None
 
     @classmethod
     def check_owner(cls, owner: Any) -> None:
@@ -115,8 +119,28 @@ class Accelerator(Replacement):
         )  # fmt: skip
         return head
 
+    def head(self) -> FusedHead:
+        """As of a `Replacement`. Within a generation the parameters' bits, in which alone writes
+        through ``.data`` leave a trace, are read at its first token."""
+        tree = self._tree
+        if self._generating and not self._read and tree.same() and not tree.hooked():
+            return self._fused
+        fused = super().head()
+        fused.follow()
+        if self._generating:
+            fused.hold()
+            self._tree, self._read = Tree(self.stock_head()), False
+        return fused
+
+    def _has_unfinished_sequences(self, this_peer_finished: bool, *args, **kwargs) -> bool:
+        """Asked before each token of a generation, and after its last."""
+        stock = type(self.model)._has_unfinished_sequences
+        self._generating &= (found := stock(self.model, this_peer_finished, *args, **kwargs))
+        return found
+
     def begin(self, batch: int, device: torch.device) -> None:
         """A new generation of `batch` samples."""
+        self._generating = self._read = True
         if self.options["seed"] is not None:
             self._addresses = Addresses(self.options["seed"], self.sample_ids, batch, device)
 

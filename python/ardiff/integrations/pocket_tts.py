@@ -33,6 +33,7 @@ class PocketTTSAccelerator(Accelerator):
     methods = {
         "sample_latent": ("condition", "noise", "num_flow_steps"),
         "_get_stopping_criteria": ("generation_config",),
+        "_has_unfinished_sequences": ("this_peer_finished",),
     }
 
     def __init__(self, model: Any, options: dict) -> None:
@@ -64,6 +65,7 @@ class PocketTTSAccelerator(Accelerator):
         sampled = generation_config.do_sample
         self._noise_scale = math.sqrt(generation_config.temperature) if sampled else 0.0
         self._addresses = None
+        self._generating = self._read = True
         stock = type(self.model)._get_stopping_criteria
         return stock(self.model, generation_config, *args, **kwargs)
 

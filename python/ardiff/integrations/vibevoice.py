@@ -60,6 +60,7 @@ class VibeVoiceAccelerator(Accelerator):
         ),
         "_prepare_negative_generation": ("batch_size", "generation_config", "device"),
         "_step_negative_branch": ("diffusion_mask",),
+        "_has_unfinished_sequences": ("this_peer_finished",),
     }  # fmt: skip
 
     def __init__(self, model: Any, options: dict) -> None:

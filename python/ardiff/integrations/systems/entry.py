@@ -225,6 +225,7 @@ def _swap_head(
         return swap, None
     packed = handle.head()
     swap = Swap("head", before, f"head_step, {packed.weights} weights", methods=methods)
+    swap.memory_bytes = packed.memory_bytes
     swap.undo_with(lambda: integration.restore(owner))
     return swap, handle
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ardiff_kernels import PackedWeight, ops, pack_linear
 
-from ...heads.packing import WEIGHTS, bit_sums
+from ...heads.packing import WEIGHTS, bit_sums, version
 
 
 class Place:
@@ -22,12 +22,6 @@ class Place:
 
     def get(self) -> nn.Module:
         return self._held[self.name]
-
-
-def version(t: Tensor) -> tuple[int, int]:
-    """Changes when PyTorch writes to a tensor or another takes its place; a write through ``.data``
-    leaves no trace in it."""
-    return t.data_ptr(), 0 if t.is_inference() else t._version
 
 
 class PackedLinears:

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._tree import Tree
 from .conv_matrix import ConvMatrix
 from .pocket_package_transformer import State, Streams
 from .swaps import why_not
-from .tree import Tree
 
 
 class PackageDecoder:

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from ...heads.base import Head
 from ...heads.fused import FusedHead
-from ...heads.hoisting import Modulations
-from ...heads.packing import WEIGHTS, PackedHead, pack
+from ...heads.packing import WEIGHTS
 from .._replace import agree, probe, share
+from .._tree import Tree
 from .swaps import Choices
-from .tree import Tree
 
 SYSTEM = "pocket-tts"
 _AGREE = 1e-3  # of the largest output: float32 sums of 1024 terms through 6 blocks differ by 1e-5
@@ -40,25 +39,6 @@ def renamed(name: str) -> str:
     return name
 
 
-class KeptHead(FusedHead):
-    """A fused head whose packed form is kept from one :meth:`look` to the next.
-
-    `FusedHead` reads all parameters at each loop to find writes to them; a loop of one step would
-    take as long for that as for itself.
-    """
-
-    _packed: PackedHead | None = None
-
-    def look(self) -> None:
-        """Reads the parameters, and packs anew what was changed in whatever way."""
-        self._packed = pack(self.model, self.weights)
-
-    def modulations(self, levels: Tensor, conditions: Sequence[Tensor]) -> Modulations:
-        invariant = bool(self.batch_invariant)
-        # Of one set: that of the step that runs.
-        return Modulations(self._packed, levels, conditions, budget=1, invariant=invariant)
-
-
 class PackageHead:
     """Stands in for the `forward` of one SimpleMLPAdaLN and of the language model around it.
 
@@ -76,17 +56,13 @@ class PackageHead:
     def __init__(self, flow_lm: nn.Module, choices: Choices) -> None:
         self.flow_lm, self.stock, self._choices = flow_lm, flow_lm.flow_net, choices
         self._read = False  # the bits of the parameters at the next call
-        self.head: KeptHead | None = self._share()
+        self.head: FusedHead | None = self._share()
         self._tree = Tree(self.stock)
-        self.head.look()
+        self.head.hold()
 
     @property
     def memory_bytes(self) -> int:
-        own = {t.untyped_storage().data_ptr() for t in self.stock.parameters()}
-        held = self.head._packed.tensors()
-        return sum(
-            t.numel() * t.element_size() for t in held if t.untyped_storage().data_ptr() not in own
-        )
+        return self.head.memory_bytes
 
     def forward_language_model(
         self, sequence: Tensor, text_embeddings: Tensor, *args: Any, **kwargs: Any
@@ -125,7 +101,7 @@ class PackageHead:
             return False
         return all(len(t) == 1 or bool((t == t[0]).all()) for t in times)
 
-    def _current(self) -> KeptHead | None:
+    def _current(self) -> FusedHead | None:
         """The engine's head on the modules and parameters that the package's has now; None where
         these are no longer those of a head that is known."""
         if not self._read and self._tree.same():
@@ -138,11 +114,11 @@ class PackageHead:
         self._tree.look()
         self._read = False
         if self.head is not None:
-            self.head.look()
+            self.head.hold()
         return self.head
 
     @torch.no_grad()
-    def _share(self) -> KeptHead:
+    def _share(self) -> FusedHead:
         stock, choices = self.stock, self._choices
         if stock.num_time_conds not in (0, 2):
             raise ValueError(
@@ -156,7 +132,8 @@ class PackageHead:
         self._compare(head)
         dtype = str(head.input_proj.weight.dtype)[6:]
         weights = choices.weights or (dtype if dtype in WEIGHTS else "float32")
-        return KeptHead(head, weights, batch_invariant=choices.batch_invariant)
+        # The modulations of one step at a time, whatever they take.
+        return FusedHead(head, weights, batch_invariant=choices.batch_invariant, budget=1)
 
     def _compare(self, head: Head) -> None:
         like = head.input_proj.weight

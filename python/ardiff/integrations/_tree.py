@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .packed_linears import version
+from ..heads.packing import hooked_everywhere, version
 
 
 class Tree:
@@ -24,6 +24,7 @@ class Tree:
         """Takes the tree as it is now."""
         self._places: list[tuple[dict, str, Any]] = []
         self._hooks: list[dict] = []
+        self._own: list[dict] = []
         self._walk(self.module)
         tensors = [own for _, _, own in self._places if isinstance(own, Tensor)]
         self.tensors: list[Tensor] = tensors
@@ -34,12 +35,15 @@ class Tree:
             self._places += [(held, name, own) for name, own in held.items()]
         for child in module._modules.values():
             if child is not None:
+                self._own.append(vars(child))
                 self._hooks += [child._forward_hooks, child._forward_pre_hooks]
                 self._walk(child)
 
     def hooked(self) -> bool:
-        """Whether a module within has hooks; the module's own run wherever it is called."""
-        return any(self._hooks)
+        """Whether a module within has hooks, or a `forward` set on it by another than the package
+        accelerate; the module's own run wherever it is called."""
+        patched = any("forward" in own and "_hf_hook" not in own for own in self._own)
+        return patched or any(self._hooks) or hooked_everywhere()
 
     def replaced(self) -> bool:
         """Whether another module or tensor hangs where one did."""
