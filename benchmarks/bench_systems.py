@@ -95,6 +95,7 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
     module = own.module
     torch._dynamo.reset()
     stock = module.build(own.size, own.dtype, settings.seed)
+    plain, exact = _outputs(own, stock, settings)
     runs = {name: make() for name, make in _rivals_of(own, stock, settings).items()}
     ours = twin(stock)
     report = ardiff.accelerate(ours, weights=own.weights)
@@ -103,7 +104,7 @@ def run(case: str, settings: Settings) -> Iterator[Row]:
         name: partial(module.generate, model, own.size, settings.seed)
         for name, model in models.items()
     }
-    yield from _correctness(case, own, stock, calls, settings)
+    yield from _correctness(case, own, plain, exact, calls)
     yield from _memory(case, own, stock, ours, report, settings)
     yield from _times(case, own, models, calls, settings)
 
@@ -124,25 +125,34 @@ def _rivals_of(
     return settings.pick({_rivals.name(name, own.dtype): make for name, make in known.items()})
 
 
+def _outputs(
+    own: Case, stock: nn.Module, settings: Settings
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The stock model's, and those of its parameters in float32; before ours is made, since both
+    twins of a large model beside each other may not fit."""
+    plain = own.module.generate(stock, own.size, settings.seed)
+    if own.dtype == "float32":
+        return plain, plain
+    reference = twin(stock, torch.float32)
+    exact = own.module.generate(reference, own.size, settings.seed)
+    del reference
+    gc.collect()
+    return plain, exact
+
+
 def _correctness(
-    case: str, own: Case, stock: nn.Module, calls: dict[str, Callable[[], dict[str, Tensor]]],
-    settings: Settings,
+    case: str, own: Case, plain: dict[str, Tensor], exact: dict[str, Tensor],
+    calls: dict[str, Callable[[], dict[str, Tensor]]],
 ) -> Iterator[Row]:  # fmt: skip
     """Each output of ours and of the rivals on the same noise."""
-    found = {name: call() for name, call in calls.items()}
-    plain = own.module.generate(stock, own.size, settings.seed)
-    exact, allowed = plain, dict.fromkeys(plain, ERROR)
-    if own.dtype != "float32":
-        reference = twin(stock, torch.float32)
-        exact = own.module.generate(reference, own.size, settings.seed)
-        del reference
-        gc.collect()
+    allowed = dict.fromkeys(plain, ERROR)
+    if exact is not plain:
         for output, value in plain.items():
             error = float(_harness.relative_error(value, exact[output]))
             yield Row(SUITE, case, "stock", f"error-{output}", error)
             allowed[output] = OVER_STOCK * error
-    for name, outputs in found.items():
-        for output, value in outputs.items():
+    for name, call in calls.items():
+        for output, value in call().items():
             error = _harness.relative_error(value, exact[output])
             int8 = _harness.without_dtype(name) in INT8_RIVALS
             int8 |= own.weights == "int8" and name == _harness.OURS
