@@ -10,8 +10,8 @@ import transformers
 from torch import nn
 
 import ardiff
-from ardiff.integrations.systems.growing_cache import GrowingLayer
-from ardiff.integrations.systems.language_models import swap_language_models
+from ardiff.integrations.systems.language.growing_cache import GrowingLayer
+from ardiff.integrations.systems.language.swap import swap_language_models
 from ardiff.integrations.systems.swaps import Choices
 from tests._support.small_models import randomise
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import ardiff
-from ardiff.integrations.systems import mar_backbone
-from ardiff.integrations.systems.mar_backbone import swap_backbone
-from ardiff.integrations.systems.mar_sets import drawn_order, steps_of
+from ardiff.integrations.systems.mar import swap as mar_backbone
+from ardiff.integrations.systems.mar.sets import drawn_order, steps_of
+from ardiff.integrations.systems.mar.swap import swap_backbone
 from ardiff.integrations.systems.swaps import Choices
 from benchmarks import systems_mar
 from benchmarks.reference_mar_model import SIZES

@@ -235,19 +235,20 @@ def _swap_rest(model: Any, system: System | None, choices: Choices) -> list[Swap
         return []
     swaps: list[Swap] = []
     if system is not None and system.name == "MAR":
-        from .mar_backbone import swap_backbone
+        from .mar.swap import swap_backbone
 
         swaps += swap_backbone(model, choices)
     names = {type(m).__module__.partition(".")[0] for m in model.modules()}
     if "transformers" in names:
-        from .language_models import swap_language_models
+        from .language.swap import swap_language_models
 
         swaps += swap_language_models(model, choices)
     if system is not None and system.name == "VibeVoice" and "codec" in choices.parts:
-        from .vibevoice_codec import swap_codec
+        from .vibevoice.swap import swap_codec
 
         swaps += swap_codec(model, choices)
     if "pocket_tts" in names:
-        package = importlib.import_module("ardiff.integrations.pocket_tts_package")
-        swaps += package.swap_parts(model, choices) if package.known(model) else []
+        from .pocket_package.swap import known, swap_parts
+
+        swaps += swap_parts(model, choices) if known(model) else []
     return swaps

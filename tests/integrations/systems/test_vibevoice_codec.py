@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ardiff.integrations.systems.swaps import Choices
-from ardiff.integrations.systems.vibevoice_codec import swap_codec
+from ardiff.integrations.systems.vibevoice.swap import swap_codec
 from tests.integrations._support.codec_towers import (
     KINDS,
     chunks,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ardiff.integrations.systems.swaps import Choices
-from ardiff.integrations.systems.vibevoice_codec import swap_codec
+from ardiff.integrations.systems.vibevoice.swap import swap_codec
 from tests.integrations._support.codec_towers import (
     KINDS,
     chunks,

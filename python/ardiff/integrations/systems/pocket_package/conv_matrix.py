@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ardiff_kernels import PackedWeight, ops, pack_linear
 
-from ...heads.packing import WEIGHTS, bit_sums
+from ....heads.packing import WEIGHTS, bit_sums
 
 # Steps from which PyTorch's own product of float32 is the faster one, its copy of the windows
 # included: 2-core AMD EPYC (Zen 4), one thread.

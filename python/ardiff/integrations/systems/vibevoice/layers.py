@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .codec_products import Product
+from .products import Product
 
 
 def continued(cache: Any, convolution: nn.Module, x: Tensor) -> Tensor:

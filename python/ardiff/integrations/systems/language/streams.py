@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from ...heads.packing import hooked
+from ....heads.packing import hooked
+from ..packed_linears import PackedLinears
 from .decoder_layers import FEW, FewRows, Stream, runs
 from .growing_cache import GrowingLayer, Rotary
-from .packed_linears import PackedLinears
 
 _KNOWN = {
     "input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache",

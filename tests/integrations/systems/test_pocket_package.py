@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ardiff
-from ardiff.integrations.pocket_tts_package import swap_parts
+from ardiff.integrations.systems.pocket_package.swap import swap_parts
 from ardiff.integrations.systems.swaps import PARTS, Choices
 from tests._support import pocket_package as package
 

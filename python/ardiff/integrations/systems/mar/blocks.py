@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .packed_linears import PackedLinears, Place
-from .swaps import why_not
+from ..packed_linears import PackedLinears, Place
+from ..swaps import why_not
 
 PRODUCTS = ("plain", "onednn", "packed")
 LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")

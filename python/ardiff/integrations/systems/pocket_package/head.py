@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...heads.base import Head
-from ...heads.fused import FusedHead
-from ...heads.packing import WEIGHTS
-from .._replace import agree, probe, share
-from .._tree import Tree
-from .swaps import Choices
+from ....heads.base import Head
+from ....heads.fused import FusedHead
+from ....heads.packing import WEIGHTS
+from ..._replace import agree, probe, share
+from ..._tree import Tree
+from ..swaps import Choices
 
 SYSTEM = "pocket-tts"
 _AGREE = 1e-3  # of the largest output: float32 sums of 1024 terms through 6 blocks differ by 1e-5

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ardiff_kernels import ops
 
-from .._tree import Tree
-from .packed_linears import Floats, PackedLinears, Place
-from .swaps import Choices, why_not
+from ..._tree import Tree
+from ..packed_linears import Floats, PackedLinears, Place
+from ..swaps import Choices, why_not
 
 _MOST = 64  # queries of a call of kv_attention
 _LINEARS = ("self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2")

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from ..packed_linears import PackedLinears, Place
+from ..swaps import Choices, Swap, left, why_not
 from .decoder_layers import KNOWN, MLP, FewRows
-from .packed_linears import PackedLinears, Place
 from .streams import Streams
-from .swaps import Choices, Swap, left, why_not
 
 _MODELS = ("Qwen2Model", "Qwen3Model", "LlamaModel", "MistralModel")
 

@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import nn
 
-from .systems.pocket_package_codec import (
+from ..swaps import Choices, Swap, left, why_not
+from .codec import (
     PackageDecoder,
     PackageUpsample,
     why_not_decoder,
     why_not_upsample,
 )
-from .systems.pocket_package_head import PackageHead
-from .systems.pocket_package_transformer import PackageTransformer, why_not_transformer
-from .systems.swaps import Choices, Swap, left, why_not
+from .head import PackageHead
+from .transformer import PackageTransformer, why_not_transformer
 
 __all__ = ["known", "swap_parts"]
 

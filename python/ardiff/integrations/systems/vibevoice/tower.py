@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules_of_torch
 
-from .codec_layers import ConvNext, Convolution, Transposed
-from .swaps import why_not
+from ..swaps import why_not
+from .layers import ConvNext, Convolution, Transposed
 
 MODULE = "transformers.models.vibevoice_acoustic_tokenizer.modeling_vibevoice_acoustic_tokenizer"
 _PREFIX = "VibeVoiceAcousticTokenizer"

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._tree import Tree
+from ..._tree import Tree
+from ..swaps import why_not
 from .conv_matrix import ConvMatrix
-from .pocket_package_transformer import State, Streams
-from .swaps import why_not
+from .transformer import State, Streams
 
 
 class PackageDecoder:

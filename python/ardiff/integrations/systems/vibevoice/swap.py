@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from .codec_tower import MOST_TOKENS, Tower, layers_of, reason_against
-from .swaps import Choices, Swap, left
+from ..swaps import Choices, Swap, left
+from .tower import MOST_TOKENS, Tower, layers_of, reason_against
 
 PART = "codec"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ardiff_kernels import PackedWeight, ops, pack_linear
 
-from ...heads.packing import WEIGHTS
+from ....heads.packing import WEIGHTS
 
 # Up to how many rows `packed_linear`, with norm, scale and residual in it, takes less time than
 # PyTorch's product and what it needs beside it; by the dtype of the model and that of the packed

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..packed_linears import Floats, PackedLinears, Place
+from ..swaps import Choices
 from .growing_cache import MOST_TOKENS, GrowingLayer, Rotary, attend
-from .packed_linears import Floats, PackedLinears, Place
-from .swaps import Choices
 
 FEW = 64  # rows: above, PyTorch's own products are as fast (docs/cpu.md)
 # Classes by name, since importing every model of transformers takes seconds.

@@ -1,7 +1,7 @@
 """The transformers of MAR (Li et al. 2024): which products they take, and MAR's loop around them.
 
 At 128 to 640 rows arithmetic bounds a block, and one way to compute its products is nearly as fast
-as another, so that what is left to gain is work that no token needs: see `mar_sets`. Measured for
+as another, so that what is left to gain is work that no token needs: see `sets`. Measured for
 the four layers of a block of MAR-B with its GELU at 128, 320 and 640 rows (AMD EPYC with AVX-512
 BF16, time of one thread), how many times as fast as PyTorch's own:
 
@@ -22,10 +22,10 @@ from ardiff_kernels.collect_env import _cpu_model
 from ardiff_kernels.dispatch import backends
 from ardiff_kernels.ops.packed_linear.limits import pytorch_is_faster, way
 
-from ...heads.packing import WEIGHTS
-from .mar_blocks import BlockForward, forwards, reason_against
-from .mar_sets import Run, Step, TokenSets, drawn_order
-from .swaps import Choices, Swap, left
+from ....heads.packing import WEIGHTS
+from ..swaps import Choices, Swap, left
+from .blocks import BlockForward, forwards, reason_against
+from .sets import Run, Step, TokenSets, drawn_order
 
 _TAKES = {
     "sample_tokens": (
@@ -85,7 +85,7 @@ def _stacks(mar: nn.Module) -> tuple[Any, Any]:
 
 
 def _product(weight: Tensor, choices: Choices) -> tuple[str, str]:
-    """Of `mar_blocks.PRODUCTS`, or none and the reason."""
+    """Of `blocks.PRODUCTS`, or none and the reason."""
     own = weight.dtype
     wanted = WEIGHTS[choices.weights] if choices.weights else own
     if not weight.is_cpu:

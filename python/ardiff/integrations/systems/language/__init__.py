@@ -1,0 +1,1 @@
+"""Language models of transformers: decoder layers at few rows, their cache, streams in one pass."""

@@ -1,0 +1,1 @@
+"""MAR: its blocks, and its loop over sets of tokens."""

@@ -1,0 +1,1 @@
+"""The codec of VibeVoice in streaming use."""
