@@ -27,7 +27,7 @@ SIZES = {
     "tiny": (64, 2, 2, 1, 96, 80),
 }
 PROMPT = {"tiny": 6}  # tokens; 200 where nothing else is said
-TOKENS = {"tiny": 3}  # audio tokens of a run; 8 where nothing else is said
+TOKENS = {"tiny": 3}  # audio tokens of a run; 16 where nothing else is said
 
 
 def config(size: str) -> Any:
@@ -68,7 +68,7 @@ def generate(model: Any, size: str, seed: int) -> dict[str, Tensor]:
     """A run of `generate`: the latents `[tokens, d]` and the audio `[samples]` of its tokens."""
     from diffusers import DPMSolverMultistepScheduler
 
-    own, tokens = model.config, TOKENS.get(size, 8)
+    own, tokens = model.config, TOKENS.get(size, 16)
     generator = torch.Generator().manual_seed(seed)
     prompt = torch.randint(10, 80, (1, PROMPT.get(size, 200)), generator=generator)
     prompt[:, -1] = own.audio_bos_token_id
@@ -88,7 +88,7 @@ def generate(model: Any, size: str, seed: int) -> dict[str, Tensor]:
 def amount(size: str) -> float:
     """Seconds of audio of a run."""
     hop = 4 if size == "tiny" else 3200
-    return TOKENS.get(size, 8) * hop / RATE
+    return TOKENS.get(size, 16) * hop / RATE
 
 
 def methods(model: Any) -> list[tuple[str, Any, str]]:
