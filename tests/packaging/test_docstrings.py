@@ -21,6 +21,7 @@ MAIN = {
     "ardiff.heads.fused": ("FusedHead",),
     "ardiff.heads.loading": ("load_head",),
     "ardiff.heads.token": ("denoise_token",),
+    "ardiff.integrations.systems.entry": ("accelerate",),
     "ardiff.loop.run": ("run",),
     "ardiff.models.checkpoint": ("load_model",),
     "ardiff.planning.calibrate": ("calibrate",),

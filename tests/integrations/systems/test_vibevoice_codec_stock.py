@@ -39,6 +39,7 @@ CHANGES = {
     "stem": lambda t: t.stem.conv.conv.weight.mul_(-1),
     "head-bias": lambda t: t.head.conv.bias.add_(1),
     "block": lambda t: setattr(t.conv_layers[1], "stage", nn.ModuleList([_block(twin(t))])),
+    "through .data": lambda t: _block(t).ffn.linear1.weight.data.mul_(-1),
     "stride": lambda t: next(next(t.conv_layers[2].children()).children()).weight.mul_(-1),
 }
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as modules_of_torch
 
+from ....heads.packing import bit_sums, hooked_everywhere
 from ..swaps import why_not
 from .layers import ConvNext, Convolution, Transposed
 
@@ -104,7 +104,8 @@ class Tower:
 
     All else goes to the stock forward: calls without a cache, of many tokens or of steps that are
     no whole tokens, with gradients, in training, under autocast; and a tower that was changed so
-    that its layers cannot be computed here.
+    that its layers cannot be computed here. Writes to the parameters are followed at each chunk,
+    those through ``.data`` where a stream begins.
 
     Args:
         stock: the tower, for which :func:`reason_against` gave no reason.
@@ -123,6 +124,7 @@ class Tower:
         self._layers: list = []
         self._stamps: list = []
         self._stamp: list | None = None
+        self._sums: Tensor | None = None
         self._reason = ""
 
     @property
@@ -132,20 +134,27 @@ class Tower:
 
     def prepare(self) -> None:
         """Makes what a chunk of one token needs, so that the first one does not wait for it."""
-        self._follow()
+        self._follow(read=True)
         first = next(self.stock.parameters())
         x = first.new_zeros(1, self._inputs, self._token)
         with torch.no_grad():
             self._run(x, None)
 
-    def _follow(self) -> bool:
-        """Makes the layers anew whose parameters changed; whether all can be computed here."""
+    def _follow(self, read: bool) -> bool:
+        """Makes the layers anew whose parameters changed; whether all can be computed here.
+
+        Args:
+            read: compare the bits of the parameters too, in which alone a write through ``.data``
+                leaves a trace.
+        """
         found = stamp(self.stock.children())
-        everywhere = modules_of_torch._global_forward_hooks or (
-            modules_of_torch._global_forward_pre_hooks
-        )
-        if found is None or everywhere:
+        if found is None or hooked_everywhere():
             return False
+        if read:
+            sums = bit_sums([p.detach() for p in self.stock.parameters()])
+            if self._sums is not None and not torch.equal(sums, self._sums):
+                self._stamp, self._stamps = None, []
+            self._sums = sums
         if found != self._stamp:
             replaced = vars(self.stock).pop("forward", None)
             try:
@@ -203,7 +212,9 @@ class Tower:
 
         The cache is the stock one and is continued in place; stock may go on with it.
         """
-        if not self._fits(hidden_states, padding_cache, use_cache) or not self._follow():
+        begins = padding_cache is None or not padding_cache.layers
+        fits = self._fits(hidden_states, padding_cache, use_cache)
+        if not fits or not self._follow(read=begins):
             return type(self.stock).forward(
                 self.stock, hidden_states, padding_cache, use_cache, **kwargs
             )
