@@ -9,6 +9,7 @@ few rows run through the layer's own `forward`.
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -75,6 +76,8 @@ class FewRows:
             groups = (self._qkv, self._o, self._up, self._down)
             self.linears = [PackedLinears(group, choices.weights) for group in groups]
         self._norms = {name: Floats() for name in (0, 2, "q_norm", "k_norm")}
+        self._read = False
+        self._prompt: weakref.ref | None = None
         self._hooks = [
             held
             for m in layer.modules()
@@ -106,11 +109,11 @@ class FewRows:
         held = None
         if self.attends and past_key_values is not None:
             held = GrowingLayer.take_over(past_key_values, self.attn.layer_idx)
-        start = held is not None and not held.held
+        if past_key_values is not None and not past_key_values.get_seq_length():
+            self._begin(past_key_values, hidden_states.shape[1])
         if not self._serves(hidden_states, position_embeddings):
             return stock(self.layer, hidden_states, *given, **kwargs)
-        for linear in self.linears:
-            linear.refresh(read=start)
+        self.refresh()
         batch, tokens, width = hidden_states.shape
         x = hidden_states.reshape(batch * tokens, width)
         q, k, v = (t.unflatten(0, (batch, tokens)) for t in self.project(x))
@@ -136,6 +139,19 @@ class FewRows:
                 q, k, v, attention_mask, past_key_values, position_embeddings, kwargs
             )
         return self.close(x, found.reshape(batch * tokens, -1)).view(batch, tokens, width)
+
+    def _begin(self, cache: Cache, tokens: int) -> None:
+        """A cache is filled from its begin: has the weights' bits read at the next few rows. Not
+        for the one token of a stream beside a prompt, for which they were read."""
+        beside = self._prompt is not None and self._prompt() is not None
+        if tokens > 1 or not beside:
+            self._read, self._prompt = True, weakref.ref(cache)
+
+    def refresh(self) -> None:
+        """Packs anew what was replaced or written to."""
+        for linear in self.linears:
+            linear.refresh(read=self._read)
+        self._read = False
 
     def _serves(self, x: Tensor, position_embeddings: Any) -> bool:
         few = x.dim() == 3 and 0 < x.shape[0] * x.shape[1] <= self.most

@@ -246,8 +246,7 @@ class Streams:
         tables = self.model.rotary_emb(x[:, None], position)
         rotary = Rotary.of(*tables, len(x))
         for layer in self.layers:
-            for linear in layer.linears:
-                linear.refresh()
+            layer.refresh()
             x = layer.step(x, streams, rotary)
         hidden = self.model.norm(x)[:, None]
         return list(hidden.split([len(call.x) for call in calls]))
