@@ -174,9 +174,11 @@ def test_a_cache_grows_ahead_and_not_at_each_token():
     assert held.memory_bytes == 2 * 2 * 32 * 4 * held._keys.shape[2]
 
 
-@pytest.mark.parametrize("prompt", [5, 80])
+@pytest.mark.parametrize("place", ["mlp.up_proj", "self_attn.o_proj", "input_layernorm"])
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("prompt", [1, 5, 80])
 @pytest.mark.parametrize("how", ["in place", "through .data", "replaced"])
-def test_changed_parameters_are_followed(how, prompt):
+def test_changed_parameters_are_followed(how, prompt, layer, place):
     model, other = language_model(), language_model()
     ardiff.accelerate(model)
 
@@ -190,14 +192,14 @@ def test_changed_parameters_are_followed(how, prompt):
 
     before = say(model)
     for m in (model, other):
-        layer = m.model.layers[1].mlp.up_proj
-        fresh = layer.weight * 1.5 + 0.01
+        own = m.model.layers[layer].get_submodule(place)
+        fresh = own.weight * 1.5 + 0.01
         if how == "in place":
-            layer.weight.copy_(fresh)
+            own.weight.copy_(fresh)
         elif how == "through .data":
-            layer.weight.data.copy_(fresh)
+            own.weight.data.copy_(fresh)
         else:
-            layer.weight = nn.Parameter(fresh, requires_grad=False)
+            own.weight = nn.Parameter(fresh, requires_grad=False)
     found, expected = say(model), say(other)
     assert worst(found, expected) < 1e-5
     assert worst(before, expected) > 1e-3
@@ -321,3 +323,145 @@ def test_a_hook_or_a_layer_that_comes_later_is_heard():
     expected = say(other, tokens=4)[1]
     assert worst(say(model, tokens=4)[1], expected) < 1e-5
     assert worst(plain, expected) > 1e-3
+
+
+def test_a_copy_of_an_accelerated_model_is_one():
+    model = language_model()
+    expected = say(model)[1]
+    ardiff.accelerate(model)
+    other = copy.deepcopy(model)
+    assert worst(say(other)[1], expected) < 1e-5
+    ardiff.restore(other)
+    assert torch.equal(say(other)[1], expected)
+    assert "forward" in vars(model.model.layers[0]) and worst(say(model)[1], expected) < 1e-5
+
+
+def test_a_buffer_that_is_used_again_for_another_stream():
+    """The embeddings of both streams lie in the same memory, one after the other."""
+
+    def run(model):
+        caches, found = [transformers.DynamicCache(), transformers.DynamicCache()], []
+        model.model(torch.tensor([[3, 4, 5]]), past_key_values=caches[0])
+        model.model(torch.tensor([[3]]), past_key_values=caches[1])
+        x, generator = torch.empty(1, 1, 128), torch.Generator().manual_seed(2)
+        for _ in range(4):
+            for cache in caches:
+                x.copy_(torch.randn(1, 1, 128, generator=generator))
+                step = model.model(inputs_embeds=x, past_key_values=cache)
+                found.append(step.last_hidden_state)
+        return torch.cat(found)
+
+    model = language_model()
+    expected = run(model)
+    ardiff.accelerate(model)
+    assert worst(run(model), expected) < 1e-5
+
+
+def test_a_cache_that_is_changed_before_its_stream_is_asked_for():
+    def run(model):
+        caches = [transformers.DynamicCache() for _ in range(2)]
+        x = torch.randn(3, 2, 1, 128, generator=torch.Generator().manual_seed(2))
+        model.model(torch.tensor([[3, 4, 5]] * 2), past_key_values=caches[0])
+        model.model(torch.tensor([[3], [9]]), past_key_values=caches[1])
+        found = []
+        for own in x:
+            for cache in caches:
+                found.append(model.model(inputs_embeds=own, past_key_values=cache))
+                caches[1].reorder_cache(torch.tensor([1, 0]))
+        return torch.cat([f.last_hidden_state for f in found])
+
+    model = language_model()
+    expected = run(model)
+    ardiff.accelerate(model)
+    assert worst(run(model), expected) < 1e-5
+
+
+@pytest.mark.parametrize("mask", [-1e9, -2.0])
+def test_a_bias_on_attention_is_not_taken_for_a_mask(mask):
+    model = language_model()
+
+    def run(m):
+        cache = transformers.DynamicCache()
+        m(torch.tensor([[3, 4, 5]]), past_key_values=cache)
+        bias = torch.zeros(1, 1, 1, 4)
+        bias[..., 1] = mask
+        full = {"full_attention": bias}
+        return m(torch.tensor([[6]]), past_key_values=cache, attention_mask=full).logits
+
+    expected = run(model)
+    ardiff.accelerate(model)
+    assert worst(run(model), expected) < 1e-5
+
+
+def test_an_attention_of_someone_else_is_called():
+    from transformers import AttentionInterface
+
+    def other(module, q, k, v, mask, **options):
+        return q.transpose(1, 2) * 0.5, None
+
+    AttentionInterface.register("halves", other)
+    model = language_model()
+    model.set_attn_implementation("halves")
+    expected = say(model, tokens=4)[1]
+    ardiff.accelerate(model)
+    assert worst(say(model, tokens=4)[1], expected) < 1e-5
+
+
+def test_a_lora_around_the_logits_that_comes_later():
+    model = language_model()
+    ardiff.accelerate(model)
+    head = model.lm_head
+
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base = head
+
+        def forward(self, x):
+            return 2 * self.base(x)
+
+    plain = model(torch.arange(70)[None] % 47).logits
+    model.lm_head = Around()
+    assert worst(model(torch.arange(70)[None] % 47).logits, 2 * plain) < 1e-5
+
+
+def test_gradients_of_a_learned_prefix():
+    def run(model):
+        generator = torch.Generator().manual_seed(1)
+        shape = (1, 2, 4, 32)
+        own = [torch.randn(shape, generator=generator).requires_grad_(True) for _ in range(6)]
+        cache = transformers.DynamicCache()
+        for layer in range(3):
+            cache.update(own[2 * layer], own[2 * layer + 1], layer)
+        first = model(torch.tensor([[5]]), past_key_values=cache).logits
+        second = model(torch.tensor([[6]]), past_key_values=cache).logits
+        (first.sum() + second.square().sum()).backward()
+        return torch.stack([t.grad for t in own])
+
+    model = language_model()
+    expected = run(model)
+    ardiff.accelerate(model)
+    assert worst(run(model), expected) < 1e-5
+    assert expected.abs().max() > 0
+
+
+def test_a_mask_that_is_given_by_position():
+    model = language_model()
+    ids = torch.tensor([[3, 4, 5]])
+    expected = model.model(ids, torch.ones_like(ids)).last_hidden_state
+    ardiff.accelerate(model)
+    assert worst(model.model(ids, torch.ones_like(ids)).last_hidden_state, expected) < 1e-5
+
+
+def test_what_fails_halfway_leaves_nothing(monkeypatch):
+    from ardiff.integrations.systems.language import swap
+
+    model = language_model()
+
+    def fail(*args):
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(swap, "Streams", fail)
+    with pytest.raises(MemoryError, match="no more"):
+        ardiff.accelerate(model)
+    assert not any("forward" in vars(module) for module in model.modules())

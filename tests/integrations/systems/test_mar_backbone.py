@@ -43,7 +43,9 @@ def seen_contexts(model, monkeypatch, samples: int, cfg: float, label: int | Non
 
 @pytest.mark.parametrize("cfg", [1.0, 2.9])
 @pytest.mark.parametrize("label", [None, 7])
-@pytest.mark.parametrize("parts", [{"linears"}, {"attention"}, BOTH], ids=lambda p: "+".join(p))
+@pytest.mark.parametrize(
+    "parts", [{"linears"}, {"attention"}, BOTH], ids=lambda p: "+".join(sorted(p))
+)
 def test_the_head_is_asked_for_the_same(made, parts, cfg, label, monkeypatch):
     model = copy.deepcopy(made)
     stock, expected = seen_contexts(model, monkeypatch, 2, cfg, label, SETS)

@@ -6,6 +6,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -226,7 +227,7 @@ def _swap_head(
     packed = handle.head()
     swap = Swap("head", before, f"head_step, {packed.weights} weights", methods=methods)
     swap.memory_bytes = packed.memory_bytes
-    swap.undo_with(lambda: integration.restore(owner))
+    swap.undo_with(partial(integration.restore, owner))
     return swap, handle
 
 

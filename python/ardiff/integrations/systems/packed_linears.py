@@ -106,6 +106,10 @@ class Floats:
         self._seen: tuple[int, int] | None = None
         self._held: Tensor | None = None
 
+    def forget(self) -> None:
+        """Reads it anew at the next use."""
+        self._seen = None
+
     def of(self, t: Tensor) -> Tensor:
         seen = version(t)
         if seen != self._seen:

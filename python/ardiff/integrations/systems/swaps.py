@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from torch import Tensor, nn
 from ...heads.packing import hooked
 
 PARTS = ("head", "linears", "attention", "codec")
-_ABSENT = object()
+
+
+class _ABSENT:
+    """Stands for an attribute that an owner did not have; a class, so that copies are the same."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,12 @@ class Swap:
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Sets an attribute of `owner` itself until :meth:`restore`."""
-        own = vars(owner)
-        had = own.get(name, _ABSENT)
-        self.undo_with(lambda: own.pop(name, None) if had is _ABSENT else own.update({name: had}))
-        own[name] = value
+        self.undo_with(partial(_put_back, owner, name, vars(owner).get(name, _ABSENT)))
+        vars(owner)[name] = value
 
     def undo_with(self, undo: Callable[[], Any]) -> None:
-        """Has :meth:`restore` call `undo`."""
+        """Has :meth:`restore` call `undo`: a function or a partial of one, which a deep copy of the
+        model follows to the copy."""
         self._undo.append(undo)
 
     def restore(self) -> None:
@@ -75,6 +78,13 @@ class Swap:
         while self._undo:
             self._undo.pop()()
         self.methods = ()
+
+
+def _put_back(owner: Any, name: str, had: Any) -> None:
+    if had is _ABSENT:
+        vars(owner).pop(name, None)
+    else:
+        vars(owner)[name] = had
 
 
 def left(part: str, before: str, reason: str, modules: Sequence[nn.Module] = ()) -> Swap:

@@ -77,7 +77,16 @@ class FewRows:
             self.linears = [PackedLinears(group, choices.weights) for group in groups]
         self._norms = {name: Floats() for name in (0, 2, "q_norm", "k_norm")}
         self._read = False
-        self._prompt: weakref.ref | None = None
+        self._seen: weakref.WeakSet[Cache] = weakref.WeakSet()
+        own = {
+            place.name for group in (self._qkv, self._o, self._up, self._down) for place in group
+        }
+        self._children = [
+            (m._modules, name, child)
+            for m in layer.modules()
+            for name, child in m._modules.items()
+            if name not in own
+        ]
         self._hooks = [
             held
             for m in layer.modules()
@@ -91,7 +100,9 @@ class FewRows:
 
     def ready(self) -> bool:
         """Whether nothing within the layer asks for its own `forward`, such as a later hook."""
-        return not (any(self._hooks) or any(linear.unfit() for linear in self.linears))
+        if any(self._hooks) or any(linear.unfit() for linear in self.linears):
+            return False
+        return all(held.get(name) is child for held, name, child in self._children)
 
     def forward(
         self,
@@ -105,14 +116,17 @@ class FewRows:
     ) -> Tensor:
         """As the layer's own, `[B, T, width]` to the same."""
         stock = type(self.layer).forward
-        given = (attention_mask, position_ids, past_key_values, use_cache, position_embeddings)
+        given = {
+            "attention_mask": attention_mask, "position_ids": position_ids,
+            "past_key_values": past_key_values, "use_cache": use_cache,
+            "position_embeddings": position_embeddings,
+        }  # fmt: skip
         held = None
-        if self.attends and past_key_values is not None:
+        if self.attends and past_key_values is not None and self.plain_attention():
             held = GrowingLayer.take_over(past_key_values, self.attn.layer_idx)
-        if past_key_values is not None and not past_key_values.get_seq_length():
-            self._begin(past_key_values, hidden_states.shape[1])
-        if not self._serves(hidden_states, position_embeddings):
-            return stock(self.layer, hidden_states, *given, **kwargs)
+        self._begin(past_key_values)
+        if not self._serves(hidden_states, position_embeddings, past_key_values):
+            return stock(self.layer, hidden_states, **given, **kwargs)
         self.refresh()
         batch, tokens, width = hidden_states.shape
         x = hidden_states.reshape(batch * tokens, width)
@@ -140,25 +154,47 @@ class FewRows:
             )
         return self.close(x, found.reshape(batch * tokens, -1)).view(batch, tokens, width)
 
-    def _begin(self, cache: Cache, tokens: int) -> None:
-        """A cache is filled from its begin: has the weights' bits read at the next few rows. Not
-        for the one token of a stream beside a prompt, for which they were read."""
-        beside = self._prompt is not None and self._prompt() is not None
-        if tokens > 1 or not beside:
-            self._read, self._prompt = True, weakref.ref(cache)
+    def _begin(self, cache: Cache | None) -> None:
+        """Has the weights' bits read at the next few rows, for a cache that was not seen before or
+        is empty, and for none."""
+        if (
+            cache is None
+            or cache not in self._seen
+            or not cache.get_seq_length(self.attn.layer_idx)
+        ):
+            self._read = True
+        if cache is not None:
+            self._seen.add(cache)
+
+    def plain_attention(self) -> bool:
+        """Whether the model is set to an attention of transformers that is softmax(q k) v."""
+        kind = str(self.attn.config._attn_implementation)
+        return kind in ("eager", "sdpa") or kind.startswith("flash_attention")
 
     def refresh(self) -> None:
         """Packs anew what was replaced or written to."""
         for linear in self.linears:
             linear.refresh(read=self._read)
+        if self._read:
+            for kept in self._norms.values():
+                kept.forget()
         self._read = False
 
-    def _serves(self, x: Tensor, position_embeddings: Any) -> bool:
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which has seen no cache."""
+        return {**vars(self), "_seen": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _seen=weakref.WeakSet())
+
+    def _serves(self, x: Tensor, position_embeddings: Any, cache: Cache | None) -> bool:
         few = x.dim() == 3 and 0 < x.shape[0] * x.shape[1] <= self.most
         known = x.dtype in (torch.float32, torch.bfloat16) and position_embeddings is not None
         if not (few and known and self.ready()):
             return False
-        if torch.is_grad_enabled() and (x.requires_grad or _wants_gradients(self.layer)):
+        if torch.is_grad_enabled() and (
+            x.requires_grad or _wants_gradients(self.layer) or learns(cache, self.attn.layer_idx)
+        ):
             return False
         busy = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
         return not (busy or (self.layer.training and self.attn.attention_dropout))
@@ -283,6 +319,14 @@ def _wants_gradients(layer: nn.Module) -> bool:
     return any(p.requires_grad for p in layer.parameters())
 
 
+def learns(cache: Cache | None, index: int) -> bool:
+    """Whether a layer of a cache holds keys or values that gradients are wanted of."""
+    layers = getattr(cache, "layers", None) or []
+    held = layers[index] if index < len(layers) else None
+    own = (getattr(held, "keys", None), getattr(held, "values", None))
+    return any(isinstance(t, Tensor) and t.requires_grad for t in own)
+
+
 _last: tuple[Any, Any, int, Any] = (None, None, 0, None)  # one entry: of the step that runs
 
 
@@ -296,7 +340,7 @@ def rotary_of(tables: tuple[Tensor, Tensor], batch: int) -> Rotary:
     return made
 
 
-_mask: tuple[Any, Any] = (None, None)
+_mask: tuple[Any, int, Any] = (None, 0, None)
 
 
 def first_keys(mask: Tensor | None) -> tuple[int, ...] | None:
@@ -305,13 +349,21 @@ def first_keys(mask: Tensor | None) -> tuple[int, ...] | None:
     global _mask
     if mask is None:
         return None
-    last, found = _mask
-    if last is mask:
+    if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[1] != 1:
+        return ()
+    last, version, found = _mask
+    if last is mask and version == _version(mask):
         return found
-    sees = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
-    found = runs(sees[:, 0, -1]) if mask.dim() == 4 else ()
-    _mask = (mask, found)
+    sees = mask if mask.dtype == torch.bool else mask == 0
+    lowest = None if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    hard = lowest is None or bool((sees | (mask <= lowest)).all())  # no bias in between
+    found = runs(sees[:, 0, -1]) if hard else ()
+    _mask = (mask, _version(mask), found)
     return found
+
+
+def _version(t: Tensor) -> int:
+    return 0 if t.is_inference() else t._version
 
 
 def runs(sees: Tensor) -> tuple[int, ...] | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 from ardiff_kernels import ops
 
@@ -35,7 +35,8 @@ class GrowingLayer(DynamicLayer):
         """Layer `index` of a cache as one of these, which takes a stock layer's place; None for a
         cache of another kind."""
         layers = getattr(cache, "layers", None)
-        if layers is None or getattr(cache, "offloading", False):
+        own_update = "update" in vars(cache) or type(cache).update is not Cache.update
+        if layers is None or getattr(cache, "offloading", False) or own_update:
             return None
         if index >= len(layers):
             grow = getattr(cache, "layer_class_to_replicate", None)
@@ -45,7 +46,7 @@ class GrowingLayer(DynamicLayer):
         layer = layers[index]
         if type(layer) is DynamicLayer:
             fresh = cls()
-            if layer.is_initialized:
+            if layer.is_initialized and layer.keys.numel():
                 fresh.lazy_initialization(layer.keys, layer.values)
                 fresh.keys, fresh.values = layer.keys, layer.values
             layers[index] = layer = fresh
@@ -114,6 +115,16 @@ class GrowingLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         """New keys and values `[B, Hkv, T, D]`; returns all."""
         tokens = key_states.shape[2]
+        if torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad
+            for t in (key_states, value_states, self._keys, self._values)
+        ):  # what autograd has saved must not be written to
+            old = (self.keys, self.values) if self.held else (key_states[:, :, :0],) * 2
+            self.values = torch.cat([old[1], value_states], 2)
+            self.keys = torch.cat([old[0], key_states], 2)
+            self.is_initialized, self.dtype = True, key_states.dtype
+            self.device = key_states.device
+            return self.keys, self.values
         keys, values = self.room(key_states.transpose(1, 2), tokens)
         keys[:, :, self.held : self.held + tokens] = key_states
         values[:, :, self.held : self.held + tokens] = value_states

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ....heads.packing import hooked
 from ..packed_linears import PackedLinears
-from .decoder_layers import FEW, FewRows, Stream, runs
+from .decoder_layers import FEW, FewRows, Stream, learns, runs
 from .growing_cache import GrowingLayer, Rotary
 
 _KNOWN = {
@@ -42,12 +42,14 @@ class _Call:
         x: embeddings `[B, 1, width]`.
         mask: `[B, n + 1]` or None, as it was given.
         position: int64 `[B or 1, 1]`.
+        held: tokens of the cache before it.
     """
 
     cache_ref: weakref.ref
     x: Tensor
     mask: Tensor | None
     position: Tensor
+    held: int
 
     @property
     def cache(self) -> Cache | None:
@@ -65,7 +67,7 @@ class _Call:
         mask = self.mask
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        return _Call(self.cache_ref, x, mask, self.position + 1)
+        return _Call(self.cache_ref, x, mask, self.position + 1, self.held + 1)
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
@@ -81,17 +83,26 @@ class _Follower:
         last: its last call.
         as_first: whether its embeddings were those of the first stream's call.
         foreseen: whether its last call was what would have been expected.
-        ready: the call that was computed ahead, and its hidden states `[B, 1, width]`.
+        ready: the call that was computed ahead, its hidden states `[B, 1, width]`, and the state of
+            the cache for which they hold.
     """
 
     def __init__(self, call: _Call, as_first: bool) -> None:
         self.last, self.as_first, self.foreseen = call, as_first, True
-        self.ready: tuple[_Call, Tensor] | None = None
+        self.ready: tuple[_Call, Tensor, list] | None = None
 
     def expected(self, first: _Call) -> _Call | None:
         x = first.x if self.as_first else self.last.x
-        gone = self.last.cache is None
-        return None if gone or x.shape != self.last.x.shape else self.last.next(x)
+        cache = self.last.cache
+        if cache is None or x.shape != self.last.x.shape:
+            return None
+        whole = all(
+            isinstance(layer, GrowingLayer)
+            and layer.held == self.last.held + 1
+            and len(layer.keys) == len(x)
+            for layer in cache.layers
+        )
+        return self.last.next(x) if whole else None
 
 
 class _State(threading.local):
@@ -129,34 +140,54 @@ class Streams:
         self, model: nn.Module, layers: Sequence[FewRows], logits: PackedLinears | None = None
     ) -> None:
         self.model, self.layers, self._to_logits = model, list(layers), logits
+        self._head = None if logits is None else logits.layers[0]
+        self._read = False
+        self._seen: weakref.WeakSet[Cache] = weakref.WeakSet()
+        kind = str(getattr(model.rotary_emb, "rope_type", "default"))
+        self._joins = "dynamic" not in kind and kind != "longrope"  # tables of each call's length
         self.together = 0
         self._run_state = _State()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which has seen no call."""
+        return {**vars(self), "_run_state": None, "_seen": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _run_state=_State(), _seen=weakref.WeakSet())
 
     def logits(self, x: Tensor) -> Tensor:
         """In place of the `forward` of the model's `lm_head`: `[B, T, width]` to `[B, T, V]`. Those
         of hidden states that were computed ahead are computed with the first ones."""
-        layer, state = self._to_logits.places[0].get(), self._run_state
-        if len(x) * x.shape[1] > FEW or not self._plain(x, layer):
-            return type(layer).forward(layer, x)
+        layer, state = self._head, self._run_state
+        few = x.dim() == 3 and 0 < len(x) * x.shape[1] <= FEW
+        if not few or self._to_logits.unfit() or not self._plain(x, layer):
+            return nn.Linear.forward(layer, x)
         for hidden, found in state.logits:
             if _equal(hidden, x):
                 return found
         ahead = [f.ready[1] for f in state.followers if f.ready is not None]
         ahead = [hidden for hidden in ahead if hidden.shape[1:] == x.shape[1:]]
-        self._to_logits.refresh(read=not ahead and state.called is None)
+        self._to_logits.refresh(read=self._read)
+        self._read = False
         rows = torch.cat([x, *ahead]).flatten(0, 1)
         found = self._to_logits(rows).unflatten(0, (-1, x.shape[1]))
         found = found.split([len(hidden) for hidden in (x, *ahead)])
         state.logits = list(zip(ahead, found[1:], strict=True))
         return found[0]
 
-    def forward(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(self, input_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the model's own."""
         stock, state = type(self.model).forward, self._run_state
+        if args:
+            return stock(self.model, input_ids, *args, **kwargs)
         cache, x = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
         if x is None and input_ids is not None:
             x = self.model.embed_tokens(input_ids)
             kwargs, input_ids = kwargs | {"inputs_embeds": x}, None
+        if cache is None or cache not in self._seen:
+            self._read = True  # the logits' weights too, where a generation begins
+            if isinstance(cache, Cache):
+                self._seen.add(cache)
         found = self._of_few(x, cache, kwargs)
         if found is not None:
             return found
@@ -180,7 +211,8 @@ class Streams:
         position = kwargs.get("position_ids")
         if position is None:
             position = torch.full((1, 1), held, device=x.device)
-        call = _Call(weakref.ref(cache), x, mask, position)
+        own = [None if t is None else t.clone() for t in (x, mask, position)]
+        call = _Call(weakref.ref(cache), *own, held)
         hidden = self._hidden(call)
         return None if hidden is None else BaseModelOutputWithPast(hidden, cache)
 
@@ -195,7 +227,7 @@ class Streams:
             follow = [
                 (f, wanted)
                 for f in state.followers
-                if f.foreseen and (wanted := f.expected(call)) is not None
+                if self._joins and f.foreseen and (wanted := f.expected(call)) is not None
             ]
             found = self._run([call, *(wanted for _, wanted in follow)])
             if found is None:
@@ -204,7 +236,7 @@ class Streams:
             for f in state.followers:
                 f.ready = None
             for (f, wanted), hidden in zip(follow, found[1:], strict=True):
-                f.ready = (wanted, hidden)
+                f.ready = (wanted, hidden, _state_of(wanted.cache))
             state.called = call
             return found[0]
         known = next((f for f in state.followers if f.last.cache is call.cache), None)
@@ -219,7 +251,7 @@ class Streams:
         if first is not None:
             known.as_first = _equal(call.x, first.x)
         known.last = call
-        if ready is not None and ready[0].same(call) and _held(ready[0]) == _held(call):
+        if ready is not None and ready[0].same(call) and _still(ready[2], call.cache):
             for layer in call.cache.layers:
                 layer.held += 1
             self.together += 1
@@ -227,13 +259,16 @@ class Streams:
         found = self._run([call])
         return None if found is None else found[0]
 
-    @torch.no_grad()
     def _run(self, calls: Sequence[_Call]) -> list[Tensor] | None:
         """One pass for all calls. The tokens of all but the first are written but do not count yet;
         None where a layer or a cache is not ours to run."""
         x = torch.cat([call.x for call in calls])[:, 0]
         if not self._serves(x, calls):
             return None
+        with torch.no_grad():
+            return self._pass(x, calls)
+
+    def _pass(self, x: Tensor, calls: Sequence[_Call]) -> list[Tensor] | None:
         streams, at = [], 0
         for number, call in enumerate(calls):
             first = None if call.mask is None else runs(call.mask.bool())
@@ -261,9 +296,11 @@ class Streams:
         for index, layer in enumerate(self.layers):
             set_now = vars(layer.layer).get("forward")
             ours = getattr(set_now, "__wrapped__", set_now) == layer.forward  # a profile wraps it
-            if not (ours and layer.ready()) or hooked(layer.layer):
+            if not (ours and layer.ready() and layer.plain_attention()) or hooked(layer.layer):
                 return False
             if any(GrowingLayer.take_over(call.cache, index) is None for call in calls):
+                return False
+            if torch.is_grad_enabled() and any(learns(call.cache, index) for call in calls):
                 return False
         return True
 
@@ -279,5 +316,22 @@ class Streams:
         return not (torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type))
 
 
-def _held(call: _Call) -> int:
-    return call.cache.get_seq_length()
+def _state_of(cache: Cache) -> list:
+    """What of a cache tells that it has not changed: its buffers, how many tokens they hold, and
+    the last of these."""
+    return [
+        (layer._keys, layer._values, layer.held, layer.keys[:, :, -1].clone())
+        for layer in cache.layers
+    ]
+
+
+def _still(state: list, cache: Cache) -> bool:
+    now = cache.layers
+    return len(now) == len(state) and all(
+        isinstance(layer, GrowingLayer)
+        and layer._keys is keys
+        and layer._values is values
+        and layer.held == held
+        and torch.equal(layer.keys[:, :, -1], last)
+        for layer, (keys, values, held, last) in zip(now, state, strict=True)
+    )

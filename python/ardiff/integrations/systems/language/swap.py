@@ -19,13 +19,18 @@ def swap_language_models(model: nn.Module, choices: Choices) -> list[Swap]:
     """Replaces the decoder layers of transformers within `model`; where all layers of a language
     model are ours, its streams and their logits are computed together."""
     swaps: list[Swap] = []
-    for name, layers in _lists(model).items():
-        new, made = _swap_layers(layers, choices)
-        swaps += new
-        parent = model.get_submodule(name.rpartition(".")[0])
-        whole = made and all(own.packs and own.attends for own in made)
-        if whole and type(parent).__name__ in _MODELS and "forward" not in vars(parent):
-            _swap_streams(model, parent, made, new[0], choices)
+    try:
+        for name, layers in _lists(model).items():
+            new, made = _swap_layers(layers, choices)
+            swaps += new
+            parent = model.get_submodule(name.rpartition(".")[0])
+            whole = made and all(own.packs and own.attends for own in made)
+            if whole and type(parent).__name__ in _MODELS and "forward" not in vars(parent):
+                _swap_streams(model, parent, made, new[0], choices)
+    except BaseException:
+        for swap in reversed(swaps):
+            swap.restore()
+        raise
     return swaps
 
 
@@ -41,6 +46,13 @@ def _lists(model: nn.Module) -> dict[str, list[nn.Module]]:
 def _swap_layers(layers: Sequence[nn.Module], choices: Choices) -> tuple[list[Swap], list[FewRows]]:
     """The swaps of ``linears`` and ``attention``, as they were asked for, and what stands in."""
     attn = layers[0].self_attn
+    other = next(
+        (a for a in (layer.self_attn for layer in layers) if not hasattr(a, "q_proj")), None
+    )
+    if other is not None:
+        reason = f"a {type(other).__name__} stands where attention of the model is expected"
+        found = [p for p in ("linears", "attention") if p in choices.parts]
+        return [left(p, f"{len(layers)} {type(layers[0]).__name__}", reason) for p in found], []
     before = {
         "linears": f"{len(layers)} {type(layers[0]).__name__}, {_dtype(attn.q_proj)}",
         "attention": f"{attn.config._attn_implementation}, dynamic cache",
