@@ -465,3 +465,44 @@ def test_what_fails_halfway_leaves_nothing(monkeypatch):
     with pytest.raises(MemoryError, match="no more"):
         ardiff.accelerate(model)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_module_of_a_layer_that_is_replaced_later_is_used():
+    model, other = language_model(), language_model()
+    ardiff.accelerate(model)
+    plain = say(model, tokens=4)[1]
+    for m in (model, other):
+        m.model.layers[1].mlp = copy.deepcopy(other.model.layers[2].mlp)
+        m.model.layers[0].input_layernorm = nn.Identity()
+    expected = say(other, tokens=4)[1]
+    assert worst(say(model, tokens=4)[1], expected) < 1e-5
+    assert worst(plain, expected) > 1e-3
+
+
+def test_a_cache_with_an_update_of_its_own_is_asked():
+    class Halved(transformers.DynamicCache):
+        def update(self, k, v, layer, *args, **kwargs):
+            return super().update(k, 0.5 * v, layer, *args, **kwargs)
+
+    model = language_model()
+    expected = say(model, past_key_values=Halved())[1]
+    ardiff.accelerate(model)
+    assert worst(say(model, past_key_values=Halved())[1], expected) < 1e-5
+
+
+def test_streams_with_frequencies_of_their_own_lengths():
+    """Dynamic rotary frequencies depend on the longest position of a call."""
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    model = language_model("Llama", rope_parameters=rope, max_position_embeddings=8)
+
+    def run():
+        caches = [transformers.DynamicCache() for _ in range(2)]
+        model.model(torch.arange(20)[None] + 3, past_key_values=caches[0])
+        model.model(torch.tensor([[3]]), past_key_values=caches[1])
+        x = torch.randn(4, 1, 1, 128, generator=torch.Generator().manual_seed(2))
+        found = [model.model(inputs_embeds=own, past_key_values=c) for own in x for c in caches]
+        return torch.cat([f.last_hidden_state for f in found])
+
+    expected = run()
+    ardiff.accelerate(model)
+    assert worst(run(), expected) < 1e-5
