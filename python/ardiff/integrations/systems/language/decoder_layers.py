@@ -2,8 +2,8 @@
 
 A layer of a language model that makes one token for each of a few samples reads its weights once
 and does little else. Here such a step is four packed products, with the norms, SwiGLU and residuals
-within them, and attention over a cache with room ahead. Prompts, training and all else that is not
-few rows run through the layer's own `forward`.
+within them, and attention over a cache with room ahead. Longer prompts, and whatever gradients are
+wanted of, run through the layer's own `forward`.
 """
 
 from __future__ import annotations
